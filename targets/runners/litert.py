@@ -1,0 +1,108 @@
+"""Runs a .tflite with whatever interpreter the board has; numpy only, so it is copied to boards as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.errors import DeviceError, InputError
+
+
+def _interpreter_class() -> Any:
+    """LiteRT, else the older runtimes that old boards still have."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            try:
+                from tensorflow.lite import Interpreter
+            except ImportError:
+                raise DeviceError(
+                    "no TFLite interpreter is installed", hint="pip install ai-edge-litert"
+                ) from None
+    return Interpreter
+
+
+class Runner:
+    """A loaded .tflite of one input; NCHW outside, the file's own NHWC inside.
+
+    Args:
+        data: the file's bytes.
+        threads: of the XNNPACK delegate.
+        where: named in errors.
+
+    Raises:
+        InputError: the bytes are not a model that this interpreter loads.
+    """
+
+    def __init__(self, data: bytes, threads: int = 1, where: object = ".tflite") -> None:
+        """Loads the model and allocates its tensors."""
+        # The interpreter reads offsets unchecked: a file that does not even begin as one can crash it.
+        if len(data) < 16 or data[4:8] != b"TFL3":
+            raise InputError("not a TFLite model (truncated or damaged?)", where=where)
+        with quiet():
+            try:
+                self.interpreter = _interpreter_class()(model_content=data, num_threads=threads)
+                self.interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as error:
+                raise InputError(
+                    "not a TFLite model that this interpreter loads (truncated or damaged?)", where=where,
+                    hint="make it again with `paredown run`",
+                ) from error  # fmt: skip
+        self._input = self.interpreter.get_input_details()[0]
+        self._outputs = self.interpreter.get_output_details()
+
+    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Runs one input, (1, channels, height, width), in the model's own dtype; outputs NCHW."""
+        self._set(x)
+        self.interpreter.invoke()
+        outputs = (self.interpreter.get_tensor(o["index"]) for o in self._outputs)
+        return tuple(np.ascontiguousarray(o.transpose(0, 3, 1, 2)) if o.ndim == 4 else o for o in outputs)
+
+    def bound(self, x: NDArray[Any]) -> Callable[[], object]:
+        """A call with its input in place, for timing."""
+        self._set(x)
+        return self.interpreter.invoke
+
+    def _set(self, x: NDArray[Any]) -> None:
+        nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
+        self.interpreter.set_tensor(self._input["index"], nhwc)
+
+    def undelegated(self) -> tuple[int, tuple[str, ...]]:
+        """How many delegate calls an inference makes, and the names of operations outside them."""
+        ops = self.interpreter._get_ops_details()
+        delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
+        rest = {op["index"]: op for op in ops if op["op_name"] != "DELEGATE"}
+        maker = {int(t): i for i, op in rest.items() for t in op["outputs"]}
+        # The API lists the original operations, delegated or not: those on the way from a delegate's outputs
+        # back to its inputs are the delegate's.
+        for delegate in delegates:
+            stop = {int(t) for t in delegate["inputs"]}
+            todo = [int(t) for t in delegate["outputs"]]
+            while todo:
+                tensor = todo.pop()
+                op = rest.pop(maker.get(tensor, -1), None)
+                if op is not None:
+                    todo += [int(t) for t in op["inputs"] if int(t) not in stop]
+        return len(delegates), tuple(op["op_name"] for op in rest.values())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps a native library's chatter off the user's standard error."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
