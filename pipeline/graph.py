@@ -7,6 +7,7 @@ the user's code that calls it, rather than guess.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from targets.errors import InputError
@@ -110,12 +112,46 @@ class Graph:
             values[node.name] = x if node.kind == "input" else apply(node, *(values[i] for i in node.inputs))
         return values
 
+    def dump(self) -> tuple[bytes, dict[str, NDArray[Any]]]:
+        """Structure as canonical JSON, arrays by name; `load` reads both back."""
+        nodes, arrays = [], {}
+        for node in self.nodes:
+            item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
+            nodes.append(item | {"attrs": dict(node.attrs)})
+            for role, tensor in (("weight", node.weight), ("bias", node.bias)):
+                if tensor is not None:
+                    arrays[f"{node.name}:{role}"] = tensor.numpy()
+        text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
+        return text.encode(), arrays
+
+    @staticmethod
+    def load(structure: bytes, arrays: Mapping[str, NDArray[Any]]) -> Graph:
+        """Inverse of `dump`, but for the source lines, which are not kept."""
+        data = json.loads(structure)
+
+        def tensor(key: str) -> Tensor | None:
+            return torch.from_numpy(arrays[key]) if key in arrays else None
+
+        nodes = []
+        for item in data["nodes"]:
+            name, shape = item["name"], tuple(item["shape"])
+            weight, bias = tensor(f"{name}:weight"), tensor(f"{name}:bias")
+            attrs = tuples(item["attrs"])
+            nodes.append(Node(name, item["kind"], tuple(item["inputs"]), shape, attrs, weight, bias))
+        return Graph(tuple(nodes), tuple(data["outputs"]))
+
+
+def tuples(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as JSON gives them back, lists made tuples again."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
+
 
 def apply(node: Node, *inputs: Tensor) -> Tensor:
     """Computes one node in floating point; a batch of any size."""
     x, attrs = inputs[0], node.attrs
     match node.kind:
         case "conv2d":
+            assert node.weight is not None
             x, padding = _symmetric(x, attrs["padding"], 0.0)
             return F.conv2d(x, node.weight, node.bias, attrs["stride"], padding, 1, attrs["groups"])
         case "linear":
@@ -201,7 +237,10 @@ class _Builder:
         for source in (signature.inputs_to_parameters, signature.inputs_to_buffers):
             self.constants |= {name: exported.state_dict[path].detach() for name, path in source.items()
                                if path in exported.state_dict}  # fmt: skip
-        for name, path in {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}.items():
+        for name, path in {
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }.items():
             if name not in self.constants:
                 self.constants[name] = exported.constants[path].detach()
         self.user_inputs = set(signature.user_inputs)
@@ -287,7 +326,7 @@ class _Builder:
         feed = self._feed(node)
         producer = self.nodes[feed]
         if producer.kind == "pad" and self._sole_use(node):  # an explicit zero pad costs nothing in the conv
-            pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))  # type: ignore[assignment]
+            pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
         attrs = {"stride": _pair(stride), "padding": pads, "groups": int(groups)}
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
@@ -335,9 +374,7 @@ class _Builder:
         self._add(node, "relu6", (self._feed(node),))
 
     def _op_leaky_relu(self, node: Any) -> None:
-        self._add(
-            node, "leaky_relu", (self._feed(node),), attrs={"slope": float(_fill(node, None, 0.01)[1])}
-        )
+        self._add(node, "leaky_relu", (self._feed(node),), attrs={"slope": float(_fill(node, None, 0.01)[1])})
 
     def _op_max_pool2d(self, node: Any) -> None:
         _, kernel, stride, padding, dilation, ceil = _fill(node, None, None, [], [0, 0], [1, 1], False)
@@ -350,7 +387,7 @@ class _Builder:
         feed = self._feed(node)
         producer = self.nodes[feed]
         if producer.kind == "pad" and producer.attrs["value"] != 0:
-            pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))  # type: ignore[assignment]
+            pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
         attrs = {"kernel": kernel, "stride": stride, "padding": pads}
         self._add(node, "max_pool2d", (feed,), attrs=attrs)

@@ -1,4 +1,4 @@
-"""ExecuTorch: the integer graph (or the float network) as a .pte whose compute is all XNNPACK's, and its runner.
+"""ExecuTorch: the integer graph (or the float network) as a .pte run by XNNPACK, and its runner.
 
 ExecuTorch is imported inside the functions: it takes seconds, and most commands never need it.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,8 @@ from torch import Tensor, nn
 from pipeline.graph import Graph
 from pipeline.graph import apply as apply_float
 from pipeline.lower.integer import Affine, IntegerGraph, IntegerNode
+from pipeline.lower.lowered import Lowered
 from targets.errors import InputError
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A lowered program.
-
-    Attributes:
-        data: the file's bytes.
-        subgraphs: how many delegate calls it makes; one is the aim.
-        undelegated: names of compute operations left outside the delegate; none is the aim.
-    """
-
-    data: bytes
-    subgraphs: int
-    undelegated: tuple[str, ...]
 
 
 def lower_integer(graph: IntegerGraph) -> Lowered:
@@ -62,7 +48,7 @@ def _lower(module: nn.Module, example: Tensor) -> Lowered:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        class Int8LeakyRelu(LeakyReLUConfig):  # type: ignore[misc]
+        class Int8LeakyRelu(LeakyReLUConfig):
             """XNNPACK has an int8 leaky ReLU; the stock partitioner runs it in float between two casts."""
 
             def supported_precision_types(self) -> list[Any]:
@@ -92,13 +78,16 @@ class QdqModule(nn.Module):
     """
 
     def __init__(self, graph: IntegerGraph) -> None:
+        """Registers weights, scales and biases as buffers."""
         super().__init__()
         _register_qdq()
         self.graph = graph
         for index, node in enumerate(graph):
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
-            unit = np.float64(np.float32(graph[node.inputs[0]].out.scale)) * node.weight_scale.astype(np.float64)
+            unit = np.float64(np.float32(graph[node.inputs[0]].out.scale)) * node.weight_scale.astype(
+                np.float64
+            )
             self.register_buffer(f"weight{index}", torch.from_numpy(node.weight))
             self.register_buffer(f"scale{index}", torch.from_numpy(node.weight_scale))
             self.register_buffer(f"zero{index}", torch.zeros(len(unit), dtype=torch.int64))
@@ -172,7 +161,10 @@ class QdqModule(nn.Module):
                     x = _requantize(torch.cat([x, edge], dim), node.out)
             vertical, horizontal, skip = top, left, (0, 0)
         x = F.max_pool2d(x, kernel, stride, (vertical, horizontal))
-        for dim, offset, size in ((2, skip[0] // stride[0], node.shape[2]), (3, skip[1] // stride[1], node.shape[3])):
+        for dim, offset, size in (
+            (2, skip[0] // stride[0], node.shape[2]),
+            (3, skip[1] // stride[1], node.shape[3]),
+        ):
             if x.shape[dim] != size:
                 x = _requantize(x, node.out).narrow(dim, offset, size)
         return _quantize(x, node.out)
@@ -218,9 +210,9 @@ class _FloatModule(nn.Module):
                 values[node.name] = x
                 continue
             if node.weight is not None:  # the buffers, so that export sees parameters and not constants
-                from dataclasses import replace
-
-                node = replace(node, weight=getattr(self, f"weight{index}"), bias=getattr(self, f"bias{index}"))
+                node = replace(
+                    node, weight=getattr(self, f"weight{index}"), bias=getattr(self, f"bias{index}")
+                )
             values[node.name] = apply_float(node, *(values[name] for name in node.inputs))
         return tuple(values[name] for name in self.graph.outputs)
 
@@ -236,12 +228,15 @@ class Runner:
     """
 
     def __init__(self, data: bytes, where: object = ".pte") -> None:
+        """Loads the program and its one method."""
         with _quiet():
             from executorch.runtime import Runtime, Verification
 
             self._data = data
             try:
-                self._program = Runtime.get().load_program(data, verification=Verification.InternalConsistency)
+                self._program = Runtime.get().load_program(
+                    data, verification=Verification.InternalConsistency
+                )
                 self._method = self._program.load_method("forward")
             except Exception as error:  # noqa: BLE001  the binding raises bare RuntimeError and others
                 raise InputError(
@@ -259,14 +254,13 @@ class Runner:
         return lambda: self._method.execute(tensors)
 
 
-def set_threads(count: int) -> None:
-    """Sets the size of ExecuTorch's thread pool for this process."""
+def load(data: bytes, threads: int = 1, where: object = ".pte") -> Runner:
+    """Loads a program and sets the size of ExecuTorch's thread pool, which is one for the whole process."""
     with _quiet():
         from executorch.extension.pybindings import portable_lib
 
-        reset = getattr(portable_lib, "_unsafe_reset_threadpool", None)
-        if reset is not None:
-            reset(count)
+        portable_lib._unsafe_reset_threadpool(threads)
+    return Runner(data, where)
 
 
 @contextlib.contextmanager

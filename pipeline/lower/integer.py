@@ -1,4 +1,4 @@
-"""The integer graph: int8 weights, int32 biases, one scale per tensor, and the one place that knows the rules.
+"""The integer graph: int8 weights, int32 biases, a scale per tensor, and the one place that knows the rules.
 
 Both runtimes are lowered from it and the reference interpreter executes it, so that what is checked here is
 what runs there. The rules, all forced by kernels that exist (TOOLCHAIN):
@@ -15,16 +15,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.observers import activation_qparams, weight_scales
-from pipeline.graph import Graph, Node
+from pipeline.graph import Graph, Node, tuples
 from targets.errors import InputError
 
 QMIN, QMAX = -128, 127
+WeightMethod = Literal["minmax", "mse"]
 #: Kinds whose output has the very codes of their input.
 SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
 #: Kinds that clamp their output and so can take a ReLU in.
@@ -135,8 +136,7 @@ class IntegerGraph:
         data = json.loads(structure)
         nodes = []
         for item in data["nodes"]:
-            attrs = {k: tuple(v) if isinstance(v, list) else v for k, v in item["attrs"].items()}
-            name = item["name"]
+            name, attrs = item["name"], tuples(item["attrs"])
             nodes.append(
                 IntegerNode(
                     name, item["kind"], tuple(item["inputs"]), tuple(item["shape"]),
@@ -153,7 +153,7 @@ def quantize(
     ranges: Mapping[str, tuple[float, float]],
     *,
     input_range: tuple[float, float],
-    weights: str = "minmax",
+    weights: WeightMethod = "minmax",
 ) -> IntegerGraph:
     """Turns the traced float graph into the integer graph.
 
@@ -225,7 +225,9 @@ def _scales(
     high: dict[str, float] = {}
     for node, _ in nodes:
         if node.name not in ranges:
-            raise InputError(f"no calibrated range for tensor {node.name}", hint="calibrate this very network")
+            raise InputError(
+                f"no calibrated range for tensor {node.name}", hint="calibrate this very network"
+            )
         bounds = input_range if node.kind == "input" else ranges[node.name]
         root = find(node.name)
         low[root] = min(low.get(root, 0.0), *bounds)
@@ -234,7 +236,7 @@ def _scales(
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
 
-def _quantize_weights(item: IntegerNode, node: Node, scale_in: float, method: str) -> IntegerNode:
+def _quantize_weights(item: IntegerNode, node: Node, scale_in: float, method: WeightMethod) -> IntegerNode:
     assert node.weight is not None and node.bias is not None
     weight = node.weight.numpy()
     if not np.isfinite(weight).all():

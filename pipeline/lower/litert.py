@@ -9,7 +9,6 @@ litert_torch's conversion of the same network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.graph import Graph, Node
 from pipeline.lower.integer import IntegerGraph, IntegerNode
+from pipeline.lower.lowered import Lowered
 from targets.runners.litert import Runner
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A written model.
-
-    Attributes:
-        data: the file's bytes.
-        subgraphs: how many delegate calls an inference makes; one is the aim.
-        undelegated: names of operations outside the delegate; none is the aim.
-    """
-
-    data: bytes
-    subgraphs: int
-    undelegated: tuple[str, ...]
 
 
 def lower_integer(graph: IntegerGraph) -> Lowered:
@@ -45,6 +30,11 @@ def lower_integer(graph: IntegerGraph) -> Lowered:
 def lower_float(graph: Graph) -> Lowered:
     """Writes the traced float network: float32 in and out, NHWC, batch of one."""
     return _lower(_Writer(graph))
+
+
+def load(data: bytes, threads: int = 1, where: object = ".tflite") -> Runner:
+    """Loads a model."""
+    return Runner(data, threads, where)
 
 
 def _lower(writer: _Writer) -> Lowered:
@@ -108,7 +98,12 @@ class _Writer:
         return index
 
     def _add_tensor(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quantization: Any = None, buffer: int = 0
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        quantization: Any = None,
+        buffer: int = 0,
     ) -> int:
         tensor = self.s.TensorT()
         tensor.name = name
@@ -335,10 +330,10 @@ def _native(node: Node | IntegerNode) -> str:
 
 
 def _aligned_builder() -> Any:
-    """A builder that aligns vectors to 16 bytes as TFLite's schema demands; the Python generator forgets it."""
+    """A builder that aligns vectors to 16 bytes, as TFLite's schema demands and its generator forgets."""
     import flatbuffers
 
-    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+    class Builder(flatbuffers.Builder):
         def StartVector(self, size: int, count: int, alignment: int) -> Any:  # noqa: N802  the base's name
             return super().StartVector(size, count, max(alignment, 16))
 

@@ -1,0 +1,16 @@
+"""The detector app: the YOLO-v2 family, from darknet files or by name, and the embedded digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apps.detector.task import DetectorTask
+    from pipeline.recipe import Recipe
+
+
+def task(recipe: Recipe) -> DetectorTask:
+    """What the pipeline asks of this app; see `pipeline.task.Task`."""
+    from apps.detector.task import DetectorTask
+
+    return DetectorTask(recipe)

@@ -1,0 +1,87 @@
+"""Detects on one image with an unpacked bundle: `python -m apps.detector.device.detect IMAGE [OUT.png]`.
+
+Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
+one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from apps.detector.device.decode import Detections, detect
+from apps.detector.device.draw import draw
+from calibration.preprocess import Preprocess
+from targets.errors import InputError, ParedownError, UsageError
+from targets.runners.litert import Runner
+
+
+class Detector:
+    """The detector of an unpacked bundle.
+
+    Args:
+        folder: of the bundle, with its manifest.json.
+        threads: of the runtime.
+
+    Raises:
+        InputError: the folder is no unpacked bundle with a LiteRT model.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        """Reads the bundle and loads the model."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            self.app = json.loads((folder / "app.json").read_text())
+            self.names = (folder / "labels.txt").read_text().splitlines()
+            entry = next(m for m in manifest["models"] if m["runtime"] == "litert")
+            model = (folder / entry["file"]).read_bytes()
+        except (OSError, ValueError, KeyError, StopIteration) as error:
+            raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
+        self.input, self.outputs = entry["input"], entry["outputs"]
+        self.preprocess = Preprocess.from_dict(manifest["preprocess"])
+        self.run = Runner(model, threads, folder / entry["file"])
+
+    def __call__(self, image: np.ndarray, threshold: float) -> Detections:
+        """What is in an image (H, W, 3 BGR uint8): boxes normalised to the image."""
+        codes = self.preprocess.quantized(image, self.input["scale"], self.input["zero_point"])[None]
+        reals = [
+            (codes[0].astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
+            for codes, output in zip(self.run(codes), self.outputs, strict=True)
+        ]
+        found = detect(reals, self.app["anchors"], threshold, self.app["nms_iou"])
+        boxes = self.preprocess.geometry(*image.shape[:2]).to_image(found.boxes)
+        return Detections(boxes, found.scores, found.classes)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        if not 1 <= len(arguments) <= 2:
+            raise UsageError("usage: python -m apps.detector.device.detect IMAGE [OUT.png]")
+        detector = Detector(Path.cwd())
+        image = cv2.imread(arguments[0])
+        if image is None:
+            raise InputError("cannot read this image", where=arguments[0])
+        start = time.perf_counter()
+        found = detector(image, detector.app["show_threshold"])
+        seconds = time.perf_counter() - start
+        if len(arguments) == 2:
+            cv2.imwrite(arguments[1], draw(image, found, detector.names))
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    listed = [
+        {"class": detector.names[c], "score": round(float(s), 4), "box": [round(float(v), 4) for v in b]}
+        for b, s, c in zip(found.boxes, found.scores, found.classes, strict=True)
+    ]
+    print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "detections": listed}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

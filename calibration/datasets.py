@@ -1,0 +1,240 @@
+"""Data sets of images, labelled or not: one protocol over YOLO, VOC and COCO files and plain folders."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from calibration.coco import read_coco
+from calibration.images import find_images, is_dir, is_file, read_image, read_text
+from calibration.records import Classes, Record
+from calibration.voc import read_voc
+from calibration.yolo import read_yolo
+from targets.errors import InputError, UsageError
+
+FORMATS = ("yolo", "voc", "coco", "folder")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with its labels.
+
+    Attributes:
+        name: of the sample within its data set: the same on every machine.
+        image: (H, W, 3) uint8, BGR, upright.
+        boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
+        classes: (N,) int64, indices into the data set's ``names``.
+        labelled: whether there are labels; True with no boxes is an image without objects.
+    """
+
+    name: str
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    labelled: bool
+
+
+class Dataset(Protocol):
+    """A sequence of samples. Labels are read and checked on opening, images when they are asked for."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Decodes one sample.
+
+        Raises:
+            InputError: the image is missing, truncated or damaged; its file is named.
+        """
+
+    def fingerprint(self) -> str:
+        """Sha256, in hex, over the bytes of images and labels, and the names. The second call is free."""
+
+
+class ImageSet:
+    """A data set of image files; ``open_dataset`` makes it."""
+
+    def __init__(self, records: Sequence[Record], classes: Classes) -> None:
+        """Takes the records in their order, already checked, and the classes that they were read with."""
+        self.names = classes.names
+        self.records = tuple(records)
+        self._classes = classes
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        image = read_image(record.image)
+        height, width = image.shape[:2]
+        if record.size is not None and record.size != (width, height):
+            turned = record.size == (height, width)
+            stated = f"{record.size[0]}x{record.size[1]}"
+            raise InputError(
+                f"the image is {width}x{height} pixels, its labels were made for {stated}",
+                where=record.image,
+                hint="its EXIF orientation turns it: label the upright image" if turned else None,
+            )
+        return Sample(record.name, image, record.boxes, record.classes, record.labelled)
+
+    def fingerprint(self) -> str:
+        """Sha256, in hex, over the bytes of images and labels, and the names; computed once.
+
+        Paths do not enter, the samples' names do: a copy of the set on another machine has the same.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        if self._fingerprint is None:
+            total = hashlib.sha256()
+            for part in self._digested():
+                # One JSON text a line: no two different sets give the same bytes.
+                total.update(json.dumps(part).encode() + b"\n")
+            self._fingerprint = total.hexdigest()
+        return self._fingerprint
+
+    def _digested(self) -> Iterator[list[object]]:
+        yield [self.names, self._classes.label_names]
+        for record in self.records:
+            try:
+                with record.image.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"cannot read the image: {error.strerror}", where=record.image) from error
+            yield [record.name, digest, record.labelled, record.digest]
+
+
+class First:
+    """The first images of a data set, as a data set of its own.
+
+    Args:
+        data: the whole set.
+        count: how many images; all where there are fewer.
+    """
+
+    def __init__(self, data: Dataset, count: int) -> None:
+        """Keeps a view; copies nothing."""
+        self._data, self._count = data, min(count, len(data))
+        self.names = data.names
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self._count:
+            raise IndexError(f"image {index} of {self._count}")
+        return self._data[index]
+
+    def fingerprint(self) -> str:
+        """Of the whole set and the count."""
+        return hashlib.sha256(f"{self._data.fingerprint()}:{self._count}".encode()).hexdigest()
+
+
+def open_dataset(
+    format: str,
+    path: str | Path,
+    *,
+    names: Sequence[str],
+    label_names: Sequence[str] | None = None,
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    require_labels: bool = False,
+) -> Dataset:
+    """Opens a data set and checks all of its labels; images are decoded when they are asked for.
+
+    Args:
+        format: ``yolo``, ``voc``, ``coco``, or ``folder`` (images only, of any use but scoring).
+        path: yolo: a folder of images or a ``.txt`` list of them. voc: a folder with ``JPEGImages`` and
+            ``Annotations``, an ``ImageSets/Main/NAME.txt`` in one, or a folder of images and XML files. coco:
+            the JSON file. folder: the folder. Folders are searched through, in the order of the paths.
+        names: the network's classes.
+        label_names: the label files' classes where they differ: matched by name, the rest dropped.
+        images: where the images are, if not where the format expects them.
+        labels: where the label files are, if not where the format expects them (yolo, voc).
+        require_labels: refuse a set without any box of the network's classes.
+
+    Raises:
+        UsageError: an unknown format, or an option that this format does not have.
+        InputError: no images, a missing or malformed file, a label out of range, a box outside the image;
+            or no labels where they are required.
+    """
+    if format not in FORMATS:
+        near = difflib.get_close_matches(format, FORMATS, n=1)
+        hint = (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(FORMATS)}"
+        raise UsageError(f"unknown data format {format!r}", where="data.format", hint=hint)
+    unused = {"coco": {"labels": labels}, "folder": {"labels": labels, "images": images}}.get(format, {})
+    for option, value in unused.items():
+        if value is not None:
+            raise UsageError(f"data of format {format!r} has no {option!r}", where=f"data.{option}")
+    if not names:
+        raise UsageError("no classes", where="data.names")
+    path = Path(path)
+    if not is_dir(path) and not is_file(path):
+        raise InputError("no such file or folder", where=path)
+    images, labels = (None if folder is None else Path(folder) for folder in (images, labels))
+    classes = Classes(tuple(names), None if label_names is None else tuple(label_names))
+
+    if format == "yolo":
+        records = read_yolo(path, classes, images, labels)
+    elif format == "voc":
+        records = read_voc(path, classes, images, labels)
+    elif format == "coco":
+        records = read_coco(path, classes, images)
+    else:
+        records = [Record(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+    if require_labels:
+        _check_labelled(format, path, records)
+    return ImageSet(records, classes)
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """Reads a list of class names: one a line, in the order of their indices.
+
+    Raises:
+        InputError: the file is missing, empty or not UTF-8, or has a blank line between names (which would
+            shift the indices) or a name twice.
+    """
+    path = Path(path)
+    text, _ = read_text(path, "list of class names")
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if names == [""]:
+        raise InputError("no class names in this file", where=path)
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise InputError("a blank line among the class names", where=f"{path}:{number}")
+        if name in names[: number - 1]:
+            raise InputError(f"class {name!r} for the second time", where=f"{path}:{number}")
+    return tuple(names)
+
+
+def _check_labelled(format: str, path: Path, records: Sequence[Record]) -> None:
+    if format == "folder":
+        what = "a plain folder of images has no labels, and they are needed here"
+        raise InputError(what, where=path, hint="set data.format")
+    if not any(record.labelled for record in records):
+        raise InputError(
+            f"no labels for any of the {len(records)} images, and they are needed here",
+            where=path,
+            hint=f"is data.format = {format!r} right? data.labels says where label files are"
+            if format != "coco"
+            else "the file has no 'annotations'",
+        )
+    if not any(len(record.boxes) for record in records):
+        raise InputError(
+            f"not one box of the network's classes on {len(records)} images, and some are needed here",
+            where=path,
+            hint="check data.names and data.label_names",
+        )

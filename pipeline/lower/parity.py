@@ -1,0 +1,189 @@
+"""Parity: does a runtime compute what the integer graph says, and if not, which operation differs first?
+
+The integer graph's reference interpreter is the judge. A runtime's outputs are compared code by code (one LSB
+is one code); every operation is also judged on its own, on the runtime's own inputs to it, so that one
+operation's difference is not blamed on those behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.lower import reference
+from pipeline.lower.integer import IntegerGraph
+from pipeline.lower.lowered import Runner
+
+Codes = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two sets of codes are apart.
+
+    Attributes:
+        values: how many codes were compared.
+        differing: how many of them are not equal.
+        max_lsb: the largest difference, in codes.
+    """
+
+    values: int = 0
+    differing: int = 0
+    max_lsb: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of codes that differ at all."""
+        return self.differing / self.values if self.values else 0.0
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(
+            self.values + other.values,
+            self.differing + other.differing,
+            max(self.max_lsb, other.max_lsb),
+        )
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found.
+
+    Attributes:
+        inputs: how many inputs were run.
+        outputs: over the network's outputs.
+        kinds: per kind of operation, each operation judged on the runtime's own inputs to it.
+        first: the first operation whose own output differs, and how; empty where none does.
+    """
+
+    inputs: int
+    outputs: Difference
+    kinds: Mapping[str, Difference] = field(default_factory=dict)
+    first: str = ""
+
+
+def difference(ours: Codes, theirs: Codes) -> Difference:
+    """Compares two arrays of codes of one shape."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"shapes differ: {ours.shape} and {theirs.shape}")
+    distance = np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
+    return Difference(distance.size, int((distance > 0).sum()), int(distance.max(initial=0)))
+
+
+def compare(
+    graph: IntegerGraph, runner: Runner, inputs: Codes, tick: Callable[[], None] | None = None
+) -> Difference:
+    """Compares a runtime's outputs with the reference interpreter's.
+
+    Args:
+        graph: what was lowered.
+        runner: the lowered program, loaded.
+        inputs: int8, (count, channels, height, width).
+        tick: told after each input.
+    """
+    total = Difference()
+    for index in range(len(inputs)):
+        x = inputs[index : index + 1]
+        expected, found = reference.predict(graph, x), runner(x)
+        for a, b in zip(expected, found, strict=True):
+            total += difference(a, b)
+        if tick:
+            tick()
+    return total
+
+
+def every_operation(
+    graph: IntegerGraph, load: Callable[[IntegerGraph], Runner], inputs: Codes
+) -> tuple[dict[str, Difference], str]:
+    """Judges each operation on the runtime's own inputs to it.
+
+    Args:
+        graph: the integer graph.
+        load: lowers a graph to the runtime and loads it.
+        inputs: int8, (count, channels, height, width).
+
+    Returns:
+        The differences per kind, and the first operation that differs ("" where none does).
+    """
+    names = [node.name for node in graph if node.kind != "input"]
+    exposed = graph.upto(names)
+    runner = load(exposed)
+    kinds: dict[str, Difference] = {}
+    first: dict[str, Difference] = {}
+    for index in range(len(inputs)):
+        x = inputs[index : index + 1]
+        found: dict[str, Codes] = dict(zip(names, runner(x), strict=True))
+        found[graph.input.name] = x
+        for name in names:
+            node = graph[name]
+            own = reference.apply(node, [graph[i] for i in node.inputs], [found[i] for i in node.inputs])
+            apart = difference(own.reshape(found[name].shape), found[name])
+            kinds[node.kind] = kinds.get(node.kind, Difference()) + apart
+            if apart.differing:
+                first[name] = first.get(name, Difference()) + apart
+    worst = next((name for name in names if name in first), "")
+    return kinds, _named(graph, worst, first[worst]) if worst else ""
+
+
+def first_divergence(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner], x: Codes) -> str:
+    """Bisects to the first operation whose output differs from the reference when the network stops there.
+
+    Used where exposing every tensor hides the difference (a runtime fuses less then).
+
+    Args:
+        graph: the integer graph, whose outputs are known to differ on `x`.
+        load: lowers a graph to the runtime and loads it.
+        x: int8, (1, channels, height, width).
+    """
+    names = [node.name for node in graph if node.kind != "input"]
+    truth = reference.run(graph, x)
+
+    def apart(position: int) -> Difference:
+        name = names[position]
+        return difference(truth[name], load(graph.upto([name]))(x)[0].reshape(truth[name].shape))
+
+    low, high = 0, len(names) - 1  # the first diverging operation is in low..high
+    while low < high:
+        middle = (low + high) // 2
+        if apart(middle).differing:
+            high = middle
+        else:
+            low = middle + 1
+    return _named(graph, names[low], apart(low))
+
+
+def check(
+    graph: IntegerGraph,
+    runner: Runner,
+    load: Callable[[IntegerGraph], Runner],
+    inputs: Codes,
+    probes: int = 2,
+    tick: Callable[[], None] | None = None,
+) -> Parity:
+    """The whole comparison: outputs, every kind of operation, and the culprit where there is one.
+
+    Args:
+        graph: what was lowered.
+        runner: the lowered program, loaded.
+        load: lowers a graph to the same runtime and loads it.
+        inputs: int8, (count, channels, height, width).
+        probes: on how many of the inputs every single operation is judged.
+        tick: told after each input.
+    """
+    outputs = compare(graph, runner, inputs, tick)
+    kinds, first = every_operation(graph, load, inputs[:probes])
+    if outputs.differing and not first:
+        for index in range(len(inputs)):
+            if compare(graph, runner, inputs[index : index + 1]).differing:
+                first = first_divergence(graph, load, inputs[index : index + 1])
+                break
+    return Parity(len(inputs), outputs, kinds, first)
+
+
+def _named(graph: IntegerGraph, name: str, apart: Difference) -> str:
+    node: Any = graph[name]
+    share = f"{apart.differing} of {apart.values} codes differ"
+    return f"{name} ({node.kind}): {share}, by up to {apart.max_lsb} LSB"

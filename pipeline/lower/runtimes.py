@@ -1,0 +1,91 @@
+"""The table of runtimes: how each is lowered to, loaded, and called.
+
+Adding a runtime is adding a row here and, beside this file, a module with `lower_integer`, `lower_float` and
+`load`. The module is imported when one of them is called and not before: some take seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.lower.lowered import Lowered, Runner
+from targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.graph import Graph
+    from pipeline.lower.integer import IntegerGraph
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the pipeline does with one runtime.
+
+    Attributes:
+        name: as in recipes, cards and figures.
+        suffix: of its files.
+        package: the distribution whose version decides the bytes.
+    """
+
+    name: str
+    suffix: str
+    package: str
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"pipeline.lower.{self.name}")
+
+    def lower_integer(self, graph: IntegerGraph) -> Lowered:
+        """The integer graph to a program, int8 in and out."""
+        return self._module.lower_integer(graph)
+
+    def lower_float(self, graph: Graph) -> Lowered:
+        """The traced float network to a program, float32 in and out."""
+        return self._module.lower_float(graph)
+
+    def load(self, data: bytes, threads: int = 1, where: object = "program") -> Runner:
+        """A program's bytes to something that runs; `where` names it in errors."""
+        return self._module.load(data, threads, where)
+
+
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("executorch", ".pte", "executorch"),
+        Runtime("litert", ".tflite", "ai-edge-litert"),
+    )
+}
+
+
+def runtime(name: str) -> Runtime:
+    """The row of a runtime.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"unknown runtime `{name}`", hint=f"known: {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def float_predict(
+    graph: IntegerGraph, run: Callable[[NDArray[np.int8]], tuple[NDArray[np.int8], ...]]
+) -> Any:
+    """Wraps an int8 program as float32 in, float32 out, as scores want it.
+
+    Args:
+        graph: tells the scales of input and outputs.
+        run: int8 codes to a tuple of int8 codes.
+    """
+    scales = [graph[name].out for name in graph.outputs]
+
+    def predict(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        codes = run(graph.input.out.quantize(x))
+        return tuple(scale.dequantize(code) for scale, code in zip(scales, codes, strict=True))
+
+    return predict

@@ -1,0 +1,54 @@
+"""The run's report in Markdown: the table, the budget, and what cannot be said in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.figures import Figure
+from targets.card import Target
+
+_COLUMNS = (
+    ("map50", "mAP@0.5", "{:.4f}"), ("map", "mAP", "{:.4f}"), ("top1", "top-1", "{:.4f}"),
+    ("parity_lsb", "parity, LSB", "{:.0f}"), ("file_bytes", "file bytes", "{:,.0f}"),
+    ("bundle_bytes", "bundle bytes", "{:,.0f}"), ("latency_p50", "median ms", "{:.2f}"),
+    ("latency_p90", "p90 ms", "{:.2f}"), ("memory_peak", "peak MiB", "{:.0f}"),
+)  # fmt: skip
+
+
+def markdown(
+    name: str, target: Target, figures: Sequence[Figure], violations: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Writes the report.
+
+    Args:
+        name: of the recipe.
+        target: the card.
+        figures: of the run; their order is kept.
+        violations: one line each.
+        notes: one sentence each.
+    """
+    cells = {(f.variant, f.metric): f for f in figures}
+    variants = list(dict.fromkeys(f.variant for f in figures))
+    columns = [c for c in _COLUMNS if any((v, c[0]) in cells for v in variants)]
+    lines = [f"# {name} for {target.name}", "", target.summary, ""]
+    lines.append("| variant | " + " | ".join(head for _, head, _ in columns) + " |")
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for variant in variants:
+        row = [variant]
+        for metric, _, form in columns:
+            figure = cells.get((variant, metric))
+            mark = "" if figure is None or figure.tag == "measured" else f" ({figure.tag})"
+            row.append("" if figure is None else form.format(figure.value) + mark)
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "Figures without a mark were measured."]
+    lines += [f"- {where}" for where in sorted({f.where.line() for f in figures})]
+    if violations:
+        lines += ["", "## Over budget", "", *(f"- {line}" for line in violations)]
+    lines += ["", "## What zeros and fewer bits buy on this target", ""]
+    for runtime, facts in target.runtimes.items():
+        for what, pay in (("zeros", facts.pays.zeros), ("low bits", facts.pays.low_bits)):
+            lines.append(f"- {runtime}, {what}: {pay.buys} ({pay.note})")
+    if notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
+    lines += ["", "![Detections on test images](preview.png)", ""]
+    return "\n".join(lines)

@@ -1,0 +1,327 @@
+"""A whole run: recipe and target in, validated bundle, figures, preview and report out.
+
+Everything expensive is a stage in the store; what is written into `runs/RECIPE/TARGET/` is put together from
+the stages' artefacts each time, so a run in which nothing changed takes a second or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.budget import Violation, check_budget
+from pipeline.figures import Figure, Tag, write_figures
+from pipeline.lower.runtimes import runtime
+from pipeline.recipe import Recipe, check_files, resolved_toml
+from pipeline.report import markdown
+from pipeline.stage import Ledger, Stage, run_stage
+from pipeline.stages import SMOKE_RUNS, Stages, read_json, write_json
+from pipeline.store import Store, file_hash, write_atomic
+from pipeline.task import Task, load_task
+from targets.card import Target
+from targets.errors import UsageError
+from targets.host import package_versions, this_machine
+
+BUNDLE, FIGURES, PREVIEW, REPORT, RECIPE = (
+    "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml",
+)  # fmt: skip
+STORE = ".store"
+
+
+@dataclass(frozen=True)
+class BenchParams:
+    """How latency is measured, and on what."""
+
+    runs: int
+    threads: int
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BundleParams:
+    """What goes into a bundle beside the models."""
+
+    name: str
+    target: str
+    recipe: Mapping[str, Any]
+    tag: str
+    app: Mapping[str, str]
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PreviewParams:
+    """What draws the preview."""
+
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made."""
+
+    folder: Path
+    figures: tuple[Figure, ...]
+    violations: tuple[Violation, ...]
+    notes: tuple[str, ...]
+
+
+class Run:
+    """One recipe for one target.
+
+    Args:
+        name: of the recipe, the folder below `root`.
+        recipe: resolved.
+        target: the card.
+        root: folder of all runs.
+        smoke: handfuls of samples everywhere; every figure says so.
+        log: told one line per stage.
+        tick: progress within a stage.
+
+    Raises:
+        UsageError: the target lacks a runtime that the recipe wants.
+        InputError: a file of the recipe is missing or broken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        target: Target,
+        root: Path,
+        *,
+        smoke: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Checks recipe and card against each other, and opens the data; nothing is run."""
+        for wanted in recipe.lower.runtimes:
+            target.runtime(wanted)
+        check_files(recipe)
+        self.name, self.recipe, self.target, self.smoke = name, recipe, target, smoke
+        self.log, self.tick = log, tick
+        self.folder = root / name / target.name
+        self.store = Store(root / STORE)
+        self.machine = this_machine()
+        self.task: Task = load_task(recipe)
+        self.stages = Stages(recipe, self.task, target, self.store, smoke, tick)
+        self.bench = self._bench() if target.reach.kind == "local" else None
+        self.bundle = self._bundle()
+        self.preview = self._preview()
+
+    def plan(self) -> tuple[Stage, ...]:
+        """Every stage, in running order."""
+        bench = (self.bench,) if self.bench else ()
+        return (*self.stages.all(), *bench, self.bundle, self.preview)
+
+    def execute(self) -> Result:
+        """Runs what has to run, writes the run's folder, and checks the budget."""
+        ledger = Ledger.start(self.folder)
+        write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
+        for stage in self.plan():
+            run_stage(self.store, stage, self.log, ledger)
+        figures = self.figures()
+        violations = check_budget(self.recipe.budget.over(self.target.budget), figures, self.task.metric)
+        notes = self._notes()
+        for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
+            write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
+        write_figures(self.folder / FIGURES, figures)
+        text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes)
+        write_atomic(self.folder / REPORT, text.encode())
+        return Result(self.folder, figures, violations, notes)
+
+    # -- the last stages -----------------------------------------------------------------------------------
+
+    def _bench(self) -> Stage:
+        runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
+        threads = self.recipe.bench.threads
+        machine = {
+            "cpu": self.machine.cpu,
+            "cores": self.machine.cores,
+            "versions": dict(self.machine.versions),
+        }
+        stages = {name: self.stages.lower[name] for name in self.stages.runtimes}
+        stages |= {f"{name}-fp32": self.stages.baseline[name] for name in self.stages.runtimes}
+
+        def build(out: Path) -> None:
+            import numpy as np
+
+            from pipeline.bench import interleaved, peak_memory
+
+            integer = self.stages.integer_graph()
+            image = self.stages.preprocess(self.stages.calibration[0].image)[None]
+            codes = integer.input.out.quantize(image)
+            runners: dict[str, Any] = {}
+            programs: dict[str, Any] = {}
+            for variant, stage in stages.items():
+                name = variant.removesuffix("-fp32")
+                x = image if variant.endswith("-fp32") else codes
+                runners[variant] = (runtime(name).load(self.stages.program(stage), threads, variant), x)
+                programs[variant] = (name, self.stages.path(stage) / "program", x)
+            memory = peak_memory(programs)
+            times = interleaved(runners, runs, self.tick)
+            figures = {
+                name: {
+                    "latency_p50": float(np.percentile(values, 50)),
+                    "latency_p90": float(np.percentile(values, 90)),
+                    "memory_peak": memory[name],
+                }
+                for name, values in times.items()
+            }
+            write_json(out / "bench.json", figures)
+
+        return Stage(
+            "bench", 1, BenchParams(runs, threads, machine), {n: s.key for n, s in stages.items()}, build
+        )
+
+    def _bundle(self) -> Stage:
+        device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
+        recipe = self.recipe.model_dump(mode="json", exclude_none=True)
+        packages = dict(package_versions(("zstandard", "numpy", "paredown")))
+        params = BundleParams(self.name, self.target.name, recipe, self._tag(), device, packages)
+        inputs = {"integer": self.stages.integer.key}
+        for group in (self.stages.lower, self.stages.baseline, self.stages.parity, self.stages.scores):
+            inputs |= {stage.name: stage.key for stage in group.values()}
+
+        def build(out: Path) -> None:
+            from pipeline.bundle import pack
+
+            (out / BUNDLE).write_bytes(pack(*self._contents()))
+
+        return Stage("bundle", 1, params, inputs, build)
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Manifest and members of the bundle."""
+        from pipeline.vectors import expected
+
+        integer = self.stages.integer_graph()
+        members = dict(self.task.bundle_members())
+        members |= {name: path.read_bytes() for name, path in self._device_files().items()}
+        members["vectors.json"], members["vectors.bin"] = expected(integer)
+        models = []
+        for name in self.stages.runtimes:
+            file = f"model{runtime(name).suffix}"
+            members[file] = self.stages.program(self.stages.lower[name])
+            models.append(
+                {
+                    "runtime": name, "file": file, "dtype": "int8", "layout": "nchw",
+                    "input": _affine(integer.input),
+                    "outputs": [_affine(integer[name]) for name in integer.outputs],
+                }
+            )  # fmt: skip
+        manifest = {
+            "name": self.name, "target": self.target.name, "app": self.recipe.app, "models": models,
+            "preprocess": self.stages.preprocess.to_dict(), "preprocess_hash": self.stages.preprocess.hash,
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "figures": [figure.to_dict() for figure in self._stage_figures()],
+            "versions": dict(self.machine.versions),
+            "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
+        }  # fmt: skip
+        return manifest, members
+
+    def _device_files(self) -> dict[str, Path]:
+        """The app's device code, and the rooms below that it imports."""
+        from pipeline import bundle
+
+        root = Path(bundle.__file__).parents[1]
+        shared = (
+            "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
+            "targets/errors.py", "targets/vectors.py", "targets/runners/__init__.py",
+            "targets/runners/litert.py",
+        )  # fmt: skip
+        files = {name: root / name for name in shared}
+        return files | self.task.device_files()
+
+    def _preview(self) -> Stage:
+        name = self.stages.runtimes[-1]
+        inputs = {"program": self.stages.lower[name].key, "data": self.stages.test.fingerprint()}
+
+        def build(out: Path) -> None:
+            self.task.preview(self.stages.predictor(name), self.stages.test, out / PREVIEW)
+
+        return Stage("preview", 1, PreviewParams(name), inputs, build)
+
+    # -- figures -------------------------------------------------------------------------------------------
+
+    def _tag(self) -> Tag:
+        return "smoke" if self.smoke else "measured"
+
+    def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
+        return Figure(stage, variant, metric, value, unit, self._tag(), self.machine)
+
+    def _stage_figures(self) -> list[Figure]:
+        """Every figure that is the same on each run: scores, parity, sizes."""
+        stages, figures = self.stages, []
+        graph = stages.graph()
+        figures.append(self._figure("trace", "fp32", "macs", graph.macs, "1"))
+        figures.append(self._figure("trace", "fp32", "parameters", graph.parameters, "1"))
+        for variant, stage in stages.scores.items():
+            for metric, value in read_json(stages.path(stage) / "score.json").items():
+                figures.append(self._figure("score", variant, metric, value, "1"))
+        for name in stages.runtimes:
+            parity = read_json(stages.path(stages.parity[name]) / "parity.json")
+            outputs = parity["outputs"]
+            figures.append(self._figure("parity", name, "parity_lsb", outputs["max_lsb"], "LSB"))
+            share = outputs["differing"] / outputs["values"]
+            figures.append(self._figure("parity", name, "parity_share", share, "1"))
+            figures.append(self._figure("parity", name, "parity_inputs", parity["inputs"], "1"))
+            for variant, stage in ((name, stages.lower[name]), (f"{name}-fp32", stages.baseline[name])):
+                size = (stages.path(stage) / "program").stat().st_size
+                facts = read_json(stages.path(stage) / "lowered.json")
+                figures.append(self._figure("lower", variant, "file_bytes", size, "B"))
+                figures.append(self._figure("lower", variant, "subgraphs", facts["subgraphs"], "1"))
+                undelegated = len(facts["undelegated"])
+                figures.append(self._figure("lower", variant, "undelegated_ops", undelegated, "1"))
+        return figures
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Every figure of the run, timings and bundle sizes included."""
+        figures = self._stage_figures()
+        bundle = (self.stages.path(self.bundle) / BUNDLE).stat().st_size
+        figures += [
+            self._figure("bundle", name, "bundle_bytes", bundle, "B") for name in self.stages.runtimes
+        ]
+        if self.bench:
+            for variant, values in read_json(self.stages.path(self.bench) / "bench.json").items():
+                for metric, value in values.items():
+                    unit = "MiB" if metric == "memory_peak" else "ms"
+                    figures.append(self._figure("bench", variant, metric, value, unit))
+        return tuple(figures)
+
+    def _notes(self) -> tuple[str, ...]:
+        """Plain sentences that belong beside the table."""
+        notes = []
+        for name in self.stages.runtimes:
+            parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
+            if parity["first"]:
+                notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
+            facts = read_json(self.stages.path(self.stages.lower[name]) / "lowered.json")
+            if facts["undelegated"]:
+                notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
+        if self.bench is None:
+            notes.append(
+                f"not validated on a device: scores and parity are from this machine, no latency for "
+                f"{self.target.name} is known"
+            )
+        return tuple(notes)
+
+
+def recipe_name(name_or_path: str) -> str:
+    """The folder of a recipe's runs: its file's stem.
+
+    Raises:
+        UsageError: nothing is left of the name.
+    """
+    stem = Path(name_or_path).stem
+    if not stem or stem.startswith("."):
+        raise UsageError(f"`{name_or_path}` names no recipe")
+    return stem
+
+
+def _affine(node: Any) -> dict[str, Any]:
+    return {
+        "name": node.name, "shape": list(node.shape),
+        "scale": node.out.scale, "zero_point": node.out.zero_point,
+    }  # fmt: skip

@@ -1,0 +1,112 @@
+"""Facts about the machine that a figure was made on: the `where` of every figure.
+
+Versions are read from the installed packages' metadata, so nothing heavy is imported to learn them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RUNTIME_PACKAGES = (
+    "torch", "executorch", "torchao", "litert-torch", "ai-edge-litert", "tflite-runtime", "numpy",
+    "opencv-python-headless", "opencv-python",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a figure comes from: one machine and the versions of what ran on it.
+
+    `versions` is sorted by package; packages that are not installed are left out. `memory_mib` is 0 where
+    the system does not tell.
+    """
+
+    name: str
+    cpu: str
+    cores: int
+    arch: str
+    system: str
+    memory_mib: int
+    python: str
+    versions: tuple[tuple[str, str], ...] = ()
+
+    def line(self) -> str:
+        """One line for a footnote or a report."""
+        versions = ", ".join(f"{package} {version}" for package, version in self.versions)
+        cores = f"{self.cores} core{'' if self.cores == 1 else 's'}"
+        return f"{self.name}: {self.cpu}, {cores}, {self.arch}, {self.system}" + (
+            f"; {versions}" if versions else ""
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON has them."""
+        return {**asdict(self), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Machine:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a fact is missing, unknown or of the wrong type.
+        """
+        expected: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
+        expected |= {"cores": int, "memory_mib": int, "versions": dict}
+        if set(facts) != set(expected):
+            raise ValueError(f"a machine needs exactly {', '.join(expected)}")
+        for name, kind in expected.items():
+            if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+                raise ValueError(f"a machine's `{name}` is {facts[name]!r}, not {kind.__name__}")
+        versions = facts["versions"]
+        if not all(isinstance(version, str) for version in versions.values()):
+            raise ValueError("a machine's `versions` maps packages to version strings")
+        return cls(**{**facts, "versions": tuple(sorted(versions.items()))})
+
+
+def package_versions(packages: tuple[str, ...] = RUNTIME_PACKAGES) -> tuple[tuple[str, str], ...]:
+    """The installed versions of these distributions, sorted by name; absent ones are left out."""
+    found = []
+    for package in sorted(packages):
+        try:
+            found.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def cpu_name(cpuinfo: str, fallback: str) -> str:
+    """The CPU's name from the text of /proc/cpuinfo (x86: "model name", a Pi: "Model"), or the fallback."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    return fields.get("model name") or fields.get("Model") or fallback or "unknown CPU"
+
+
+def this_machine(name: str = "host") -> Machine:
+    """The facts of the machine this runs on. `cores` counts those this process may use."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        cpuinfo = ""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    try:
+        memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (AttributeError, OSError, ValueError):
+        memory_mib = 0
+    return Machine(
+        name=name,
+        cpu=cpu_name(cpuinfo, platform.processor()),
+        cores=cores,
+        arch=platform.machine() or "unknown",
+        system=platform.system() or "unknown",
+        memory_mib=max(memory_mib, 0),
+        python=platform.python_version(),
+        versions=package_versions(),
+    )
