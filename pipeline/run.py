@@ -254,9 +254,8 @@ class Run:
     def _stage_figures(self) -> list[Figure]:
         """Every figure that is the same on each run: scores, parity, sizes."""
         stages, figures = self.stages, []
-        graph = stages.graph()
-        figures.append(self._figure("trace", "fp32", "macs", graph.macs, "1"))
-        figures.append(self._figure("trace", "fp32", "parameters", graph.parameters, "1"))
+        for metric, value in read_json(stages.path(stages.trace) / "size.json").items():
+            figures.append(self._figure("trace", "fp32", metric, value, "1"))
         for variant, stage in stages.scores.items():
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))

@@ -163,7 +163,9 @@ class Stages:
         def build(out: Path) -> None:
             from pipeline.graph import trace
 
-            write_graph(out, *trace(self.task.network(), shape).dump())
+            graph = trace(self.task.network(), shape)
+            write_graph(out, *graph.dump())
+            write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
 
         params = TraceParams(dict(self.task.network_id), shape, _version("torch"))
         return Stage("trace", 1, params, {"weights": self.task.weights_hash()}, build)

@@ -14,8 +14,11 @@ stream of which numpy guarantees (the distributions' it does not): the same byte
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
+import importlib.util
 import itertools
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import cv2
@@ -72,24 +75,29 @@ class Sources(NamedTuple):
 
 @functools.cache
 def sources() -> Sources:
-    """Reads the scans and the photographs out of scikit-learn, once per process.
+    """Reads the scans and the photographs out of scikit-learn's files, once per process.
+
+    scikit-learn itself is not imported: that takes two seconds, and its reader of photographs needs a package
+    more.
 
     Raises:
-        UsageError: scikit-learn or the image reader it uses is not installed.
+        UsageError: scikit-learn is not installed, or does not have these files any more.
     """
+    spec = importlib.util.find_spec("sklearn")
+    folder = Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "")
     try:
-        from sklearn.datasets import load_digits, load_sample_images
-
-        digits, photographs = load_digits(), load_sample_images().images
-    except ImportError as error:
+        with gzip.open(folder / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+        pictures = [folder / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
+        images = tuple(cv2.imdecode(np.frombuffer(p.read_bytes(), np.uint8), 1) for p in pictures)
+        scans = np.ascontiguousarray(table[:, :64].astype(np.uint8).reshape(-1, 8, 8))
+        labels = np.ascontiguousarray(table[:, 64])
+    except (OSError, ValueError, IndexError, cv2.error) as error:
         raise UsageError(
             f"the embedded digits come inside scikit-learn, which cannot be used here ({error})",
             where="apps.detector.digits",
-            hint="pip install scikit-learn pillow",
+            hint="pip install scikit-learn",
         ) from error
-    scans = np.ascontiguousarray(digits.images.astype(np.uint8))
-    labels = np.ascontiguousarray(digits.target.astype(np.int64))
-    images = tuple(np.ascontiguousarray(photograph[..., ::-1]) for photograph in photographs)
     digest = hashlib.sha256()
     for array in (scans, labels, *images):
         digest.update(array.tobytes())

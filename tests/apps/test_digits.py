@@ -149,8 +149,17 @@ def test_wrong_requests():
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sources.cache_clear()
     with pytest.raises(UsageError, match="pip install scikit-learn"):
         sources()
     sources.cache_clear()
+
+
+def test_the_sources_are_what_scikit_learn_reads():
+    from sklearn.datasets import load_digits, load_sample_images
+
+    oracle = load_digits()
+    assert np.array_equal(sources().scans, oracle.images) and np.array_equal(sources().labels, oracle.target)
+    for ours, theirs in zip(sources().photographs, load_sample_images().images, strict=True):
+        assert np.abs(ours[..., ::-1].astype(int) - theirs).max() <= 2  # JPEG decoders may differ a little
