@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -55,7 +56,7 @@ def run(
 
         resolved = load_recipe(recipe, set_ or (), _recipe_folders())
         card = load_card(target)
-        with _screen(as_json) as (log, tick):
+        with _screen() as (log, tick):
             work = Run(recipe_name(recipe), resolved, card, runs, smoke=smoke, log=log, tick=tick)
             if dry_run:
                 _print_plan(work, resolved_toml(resolved), as_json)
@@ -79,7 +80,7 @@ def validate(
     with _handled(as_json):
         from pipeline.validate import validate as prove
 
-        with _screen(as_json) as (log, tick):
+        with _screen() as (log, tick):
             result = prove(bundle, device, limit=limit, score=score, runs=times, log=log, tick=tick)
         _print_validation(result, as_json)
         if not result.passed:
@@ -187,9 +188,9 @@ def _print_run(result: Any, as_json: bool) -> None:
     console = _console()
     console.print(figures_table(result.figures))
     for note in result.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     for violation in result.violations:
-        console.print(f"over budget: {violation.line()}")
+        console.print(f"over budget: {violation.line()}", markup=False)
     for name, file in files.items():
         print(f"{name:<8} {result.folder / file}")
 
@@ -216,39 +217,42 @@ def _print_validation(result: Any, as_json: bool) -> None:
     print("passed" if result.passed else "FAILED")
 
 
+def _own_stderr() -> TextIO:
+    """Standard error through a descriptor of its own: to silence a runtime, descriptor 2 is turned away."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except OSError:  # not a real file, as under a test
+        return sys.stderr
+
+
 @contextlib.contextmanager
-def _screen(as_json: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def _screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """One line per finished stage and a bar for the one at work, on standard error."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=_own_stderr(), highlight=False)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=None, visible=False)
 
         def log(line: str) -> None:
             name, _, rest = line.partition(": ")
-            working = rest.startswith("running") or not rest.startswith(("done", "reused"))
-            progress.reset(bar, total=None, description=name, visible=working)
-            if not rest.startswith("running"):
+            for bar in progress.task_ids:
+                progress.remove_task(bar)
+            if rest.startswith(("done", "reused")):
                 console.print(line, markup=False)
+            else:
+                progress.add_task(line.removesuffix(": running"), total=None, count="")
 
         def tick(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
+            for bar in progress.task_ids:
+                progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
 
         yield log, tick
 
@@ -258,6 +262,7 @@ def _handled(as_json: bool) -> Iterator[None]:
     """Turns an error of ours into its one line and its exit code."""
     try:
         yield
+        sys.stdout.flush()  # a full disk or a closed pipe behind it shows here, not at the interpreter's end
     except ParedownError as error:
         if as_json:
             _print_json({"error": str(error), "exit_code": error.exit_code})
@@ -268,9 +273,13 @@ def _handled(as_json: bool) -> Iterator[None]:
             "paredown: interrupted; run the same command again to go on from the last stage", file=sys.stderr
         )
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None
+    except OSError as error:
+        if error.filename is None:  # standard output: what is left in its buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `paredown ... | head`: the reader has what it wanted
+            raise typer.Exit(1) from None
+        print(f"paredown: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(4) from None
 
 
 def main() -> None:

@@ -71,12 +71,17 @@ def peak_memory(programs: Mapping[str, tuple[str, Path, NDArray[np.generic]]]) -
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     peaks = {}
-    for variant, process in started.items():
-        out, errors = process.communicate()
-        if process.returncode != 0:
-            last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise DeviceError(f"the {variant} program fails in a process of its own: {last}")
-        peaks[variant] = float(json.loads(out.splitlines()[-1])["memory_mib"])
+    try:
+        for variant, process in started.items():
+            out, errors = process.communicate()
+            if process.returncode != 0:
+                last = (errors.strip().splitlines() or ["no message"])[-1]
+                raise DeviceError(f"the {variant} program fails in a process of its own: {last}")
+            peaks[variant] = float(json.loads(out.splitlines()[-1])["memory_mib"])
+    finally:
+        for process in started.values():  # nothing to do unless we were interrupted or one failed
+            process.kill()
+            process.wait()
     return peaks
 
 

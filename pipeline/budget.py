@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ def check_budget(budget: Budget, figures: Sequence[Figure], metric: str) -> tupl
     found: list[Violation] = []
 
     def judge(variant: str, limit: str, allowed: float | None, value: float | None) -> None:
-        if allowed is not None and value is not None and value > allowed:
+        if allowed is None or value is None or value <= allowed:
+            return
+        if not math.isclose(value, allowed, rel_tol=1e-9, abs_tol=1e-9):  # 0.5 - 0.49 is a little over 0.01
             found.append(Violation(variant, limit, allowed, value))
 
     original = cells.get(("fp32", metric))

@@ -103,10 +103,19 @@ def read_figures(path: Path) -> tuple[Figure, ...]:
         raise InputError(f"the figures are not JSON: {error}", where=path) from error
     if not isinstance(document, list):
         raise InputError("the figures are not a list", where=path)
-    return tuple(_figure(fields, path, number) for number, fields in enumerate(document, start=1))
+    return parse_figures(document, path)
 
 
-def _figure(fields: Any, path: Path, number: int) -> Figure:
+def parse_figures(document: Sequence[Any], where: object) -> tuple[Figure, ...]:
+    """Figures from what `Figure.to_dict` gave; `where` names their file in errors.
+
+    Raises:
+        InputError: the line names the first that is no figure.
+    """
+    return tuple(_figure(fields, where, number) for number, fields in enumerate(document, start=1))
+
+
+def _figure(fields: Any, path: object, number: int) -> Figure:
     names = tuple(Figure.__dataclass_fields__)
     if not isinstance(fields, dict) or set(fields) != set(names):
         raise InputError(f"figure {number} does not have exactly the keys {', '.join(names)}", where=path)
@@ -146,7 +155,8 @@ def _cell(figure: Figure) -> str:
     if figure.metric in SCORES:
         number = f"{figure.value:.2f}" if figure.metric == "perplexity" else f"{figure.value:.4f}"
     elif figure.unit == "B":
-        number = f"{figure.value / 1024:,.1f}"
+        kib = figure.value / 1024
+        number = f"{kib:,.1f}" if kib < 10_000 else f"{kib:,.0f}"
     elif figure.unit == "ms":
         number = f"{figure.value:.2f}" if figure.value < 100 else f"{figure.value:.0f}"
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -164,7 +165,8 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
         case "leaky_relu":
             return F.leaky_relu(x, attrs["slope"])
         case "max_pool2d":
-            x, padding = _symmetric(x, attrs["padding"], float("-inf"))
+            limit = min(attrs["kernel"]) // 2  # of the padding that torch's pooling takes
+            x, padding = _symmetric(x, attrs["padding"], float("-inf"), limit)
             return F.max_pool2d(x, attrs["kernel"], attrs["stride"], padding)
         case "add":
             return inputs[0] + inputs[1]
@@ -181,10 +183,12 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
     raise AssertionError(node.kind)
 
 
-def _symmetric(x: Tensor, padding: tuple[int, ...], value: float) -> tuple[Tensor, tuple[int, int]]:
+def _symmetric(
+    x: Tensor, padding: tuple[int, ...], value: float, limit: float = float("inf")
+) -> tuple[Tensor, tuple[int, int]]:
     """Splits (left, right, top, bottom) into what a torch operation can pad itself and an explicit pad."""
     left, right, top, bottom = padding
-    if left == right and top == bottom:
+    if left == right <= limit and top == bottom <= limit:
         return x, (top, left)
     return F.pad(x, padding, value=value), (0, 0)
 
@@ -204,7 +208,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Graph:
         InputError: torch cannot export it, or it has an operation that is not in `KINDS`; the line of the
             user's code is named.
     """
-    was_training = network.training
+    training = [module for module in network.modules() if module.training]  # some may be frozen
     network.eval()
     try:
         exported = torch.export.export(network, (torch.zeros(shape),))
@@ -212,11 +216,12 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Graph:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(
             f"the network cannot be traced: {lines[0] if lines else type(error).__name__}",
-            where=_user_line(str(error)) or type(network).__name__,
+            where=_user_line(str(error)) or _raised_at(error) or type(network).__name__,
             hint="torch.export must accept it: no data-dependent control flow, no printing or numpy inside",
         ) from error
     finally:
-        network.train(was_training)
+        for module in training:
+            module.training = True
     return _Builder(exported).build()
 
 
@@ -225,6 +230,13 @@ def _user_line(text: str) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
     own = [f"{path}:{line}" for path, line in frames if "/torch/" not in path]
     return own[-1] if own else ""
+
+
+def _raised_at(error: Exception) -> str:
+    """The last line of an exception's traceback that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 class _Builder:
@@ -257,6 +269,8 @@ class _Builder:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
+                if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
+                    raise InputError("the network returns something that is not computed from its input")
                 outputs = tuple(self.alias[a.name] for a in node.args[0])
         if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
             raise InputError("the network must take exactly one tensor")
@@ -281,14 +295,18 @@ class _Builder:
         self.nodes[name] = replace(self.nodes[name], **changes)
         self.alias[node.name] = name
 
-    def _const(self, argument: Any) -> Tensor | None:
+    def _const(self, node: Any, argument: Any) -> Tensor | None:
         if argument is None:
             return None
+        if getattr(argument, "name", "") not in self.constants:
+            raise self._unknown(node, "has weights that the network computes; make them parameters")
         return self.constants[argument.name]
 
     def _feed(self, node: Any, index: int = 0) -> str:
-        argument = node.args[index]
-        if not hasattr(argument, "name") or argument.name not in self.alias:
+        return self._tensor(node, node.args[index])
+
+    def _tensor(self, node: Any, argument: Any) -> str:
+        if getattr(argument, "name", "") not in self.alias:
             raise self._unknown(node, "reads a constant or a value that is not a tensor")
         return self.alias[argument.name]
 
@@ -309,14 +327,21 @@ class _Builder:
         handler = getattr(self, f"_op_{target}", None)
         if handler is None:
             raise self._unknown(node)
+        if str(getattr(node.target, "_opname", "")).endswith("_") and _is_view(node.args[0]):
+            raise self._unknown(node, "changes a view in place; what else that changes is not followed")
         handler(node)
+        shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
+        if not shape or shape[0] != 1:
+            raise self._unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 
     def _op_conv2d(self, node: Any) -> None:
         x, w, b, stride, padding, dilation, groups = _fill(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
         if tuple(dilation) not in {(1,), (1, 1)}:
             raise self._unknown(node, f"has dilation {tuple(dilation)}, which no integer kernel here runs")
-        weight, bias = self._const(w), self._const(b)
+        weight, bias = self._const(node, w), self._const(node, b)
         assert weight is not None
+        if len(node.meta["val"].shape) != 4:
+            raise self._unknown(node, "must read (batch, channels, height, width)")
         if isinstance(padding, str):
             total = [k - 1 if padding == "same" else 0 for k in weight.shape[2:]]
             pads = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
@@ -332,25 +357,27 @@ class _Builder:
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
         self._add(node, "conv2d", (feed,), attrs=attrs, weight=weight, bias=bias)
 
-    _op_convolution = _op_conv2d
-
     def _op_linear(self, node: Any) -> None:
         _, w, b = _fill(node, None, None, None)
-        weight, bias = self._const(w), self._const(b)
+        weight, bias = self._const(node, w), self._const(node, b)
         assert weight is not None
+        if len(node.meta["val"].shape) != 2:
+            raise self._unknown(node, "must read (batch, features); flatten before it")
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
         self._add(node, "linear", (self._feed(node),), weight=weight, bias=bias)
 
     def _op_batch_norm(self, node: Any) -> None:
-        _, gamma, beta, mean, var, _, _, eps, _ = _fill(
+        _, gamma, beta, mean, var, training, _, eps, _ = _fill(
             node, None, None, None, None, None, False, 0.1, 1e-5, True
         )
         feed = self.nodes[self._feed(node)]
         if feed.kind not in {"conv2d", "linear"} or not self._sole_use(node):
             raise self._unknown(node, "does not directly follow a convolution of its own")
-        mean_t, var_t = self._const(mean), self._const(var)
-        assert mean_t is not None and var_t is not None and feed.weight is not None and feed.bias is not None
-        gamma_t, beta_t = self._const(gamma), self._const(beta)
+        mean_t, var_t = self._const(node, mean), self._const(node, var)
+        if training or mean_t is None or var_t is None:
+            raise self._unknown(node, "has no running statistics and so normalizes by the batch")
+        assert feed.weight is not None and feed.bias is not None
+        gamma_t, beta_t = self._const(node, gamma), self._const(node, beta)
         # Fold in double: the folded network then differs from the original only by float32 rounding.
         scale = (var_t.double() + eps).rsqrt()
         scale = scale if gamma_t is None else gamma_t.double() * scale
@@ -358,8 +385,6 @@ class _Builder:
         weight = feed.weight.double() * scale.reshape(-1, *[1] * (feed.weight.dim() - 1))
         bias = shift + (feed.bias.double() - mean_t.double()) * scale
         self._replace_input(node, weight=weight.float(), bias=bias.float())
-
-    _op__native_batch_norm_legit_no_training = _op_batch_norm
 
     def _op_relu(self, node: Any) -> None:
         self._add(node, "relu", (self._feed(node),))
@@ -389,6 +414,8 @@ class _Builder:
         if producer.kind == "pad" and producer.attrs["value"] != 0:
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
+        if max(pads[:2]) >= kernel[1] or max(pads[2:]) >= kernel[0]:
+            raise self._unknown(node, f"of {kernel} is padded by {pads}: a window would see only padding")
         attrs = {"kernel": kernel, "stride": stride, "padding": pads}
         self._add(node, "max_pool2d", (feed,), attrs=attrs)
 
@@ -399,14 +426,18 @@ class _Builder:
         mode = rest[0] if rest and isinstance(rest[0], str) else "constant"
         lowest = value == float("-inf")
         pooled = all(_target(user) == "max_pool2d" for user in node.users)
-        if mode != "constant" or (value != 0 and not (lowest and pooled)) or len(padding) not in {2, 4}:
+        if mode != "constant" or (value != 0 and not (lowest and pooled)):
             raise self._unknown(node, f"({mode}, {value}) is known with zeros, or -inf before max_pool2d")
+        if len(padding) not in {2, 4} or min(padding) < 0 or len(node.meta["val"].shape) != 4:
+            raise self._unknown(node, f"by {tuple(padding)} is known outwards, over height and width only")
         padding = tuple(padding) + (0,) * (4 - len(padding))
         self._add(node, "pad", (self._feed(node),), attrs={"padding": padding, "value": value})
 
     _op_constant_pad_nd = _op_pad
 
     def _op_add(self, node: Any) -> None:
+        if node.kwargs.get("alpha", 1) != 1:
+            raise self._unknown(node, "scales its second input (alpha)")
         feeds = (self._feed(node, 0), self._feed(node, 1))
         if self.nodes[feeds[0]].shape != self.nodes[feeds[1]].shape:
             raise self._unknown(node, "broadcasts; both sides must have one shape")
@@ -414,13 +445,13 @@ class _Builder:
 
     def _op_cat(self, node: Any) -> None:
         tensors, dim = _fill(node, None, 0)
-        feeds = tuple(self.alias[t.name] for t in tensors)
+        feeds = tuple(self._tensor(node, t) for t in tensors)
         self._add(node, "concat", feeds, attrs={"dim": dim % len(node.meta["val"].shape)})
 
     def _op_mean(self, node: Any) -> None:
         _, dims, keep = _fill(node, None, None, False)
         rank = len(node.args[0].meta["val"].shape)
-        if rank != 4 or sorted(d % rank for d in dims) != [2, 3]:
+        if rank != 4 or not isinstance(dims, (list, tuple)) or sorted(d % rank for d in dims) != [2, 3]:
             raise self._unknown(node, "is known over height and width only")
         self._global_mean(node, keep)
 
@@ -430,8 +461,10 @@ class _Builder:
         self._global_mean(node, keep=True)
 
     def _op_avg_pool2d(self, node: Any) -> None:
-        if _pair(node.args[1]) != tuple(node.args[0].meta["val"].shape[2:]):
-            raise self._unknown(node, "is known over the whole map only")
+        _, kernel, _, padding, _, _, divisor = _fill(node, None, None, [], [0, 0], False, True, None)
+        whole = tuple(node.args[0].meta["val"].shape[2:])
+        if _pair(kernel) != whole or any(_pair(padding)) or divisor is not None:
+            raise self._unknown(node, "is known over the whole map only, without padding or divisor")
         self._global_mean(node, keep=True)
 
     def _global_mean(self, node: Any, keep: bool) -> None:
@@ -453,20 +486,39 @@ class _Builder:
     _op_reshape = _op__unsafe_view = _op_flatten = _op_squeeze = _op_unsqueeze = _op_view
 
     def _op_permute(self, node: Any) -> None:
-        dims = tuple(d % len(node.args[1]) for d in node.args[1])
-        self._add(node, "permute", (self._feed(node),), attrs={"dims": dims})
+        self._permuted(node, [d % len(node.args[1]) for d in node.args[1]])
 
     def _op_transpose(self, node: Any) -> None:
         rank = len(node.meta["val"].shape)
         dims = list(range(rank))
         a, b = (d % rank for d in node.args[1:3])
         dims[a], dims[b] = dims[b], dims[a]
+        self._permuted(node, dims)
+
+    def _permuted(self, node: Any, dims: list[int]) -> None:
+        if dims[0] != 0:
+            raise self._unknown(node, f"moves the batch ({dims})")
         self._add(node, "permute", (self._feed(node),), attrs={"dims": tuple(dims)})
 
     def _same(self, node: Any) -> None:
         self.alias[node.name] = self._feed(node)
 
-    _op_dropout = _op_feature_dropout = _op_clone = _op_contiguous = _op_alias = _op_detach = _same
+    def _op_dropout(self, node: Any) -> None:
+        if _fill(node, None, 0.5, True)[2]:
+            raise self._unknown(node, "is told to drop values in evaluation too (training=True)")
+        self._same(node)
+
+    _op_feature_dropout = _op_dropout
+
+    _op_clone = _op_contiguous = _op_alias = _op_detach = _same
+
+
+def _is_view(node: Any) -> bool:
+    """Whether a value shares its memory with another that is used elsewhere too."""
+    if _target(node) not in {"view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose",
+                             "alias", "detach", "contiguous", "dropout"}:  # fmt: skip
+        return False
+    return len(node.args[0].users) > 1 or _is_view(node.args[0])
 
 
 def _target(node: Any) -> str:

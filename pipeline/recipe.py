@@ -215,8 +215,12 @@ def load_recipe(
     return recipe
 
 
-def check_files(recipe: Recipe) -> None:
+def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:
     """Checks that every file the recipe names exists, before any work.
+
+    Args:
+        recipe: resolved.
+        unneeded: keys to leave out, as "data.train".
 
     Raises:
         InputError: one does not; the line names its key.
@@ -226,7 +230,7 @@ def check_files(recipe: Recipe) -> None:
     named["network"] = recipe.network if recipe.network.endswith(".cfg") else None
     for key, value in named.items():
         try:
-            if value is None or Path(value).exists():
+            if value is None or key in unneeded or Path(value).exists():
                 continue
         except OSError as error:  # such as a name longer than the file system takes
             raise InputError(f"{error.strerror} (`{key}` of the recipe)", where=value) from error

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.budget import Violation, check_budget
 from pipeline.figures import Figure, Tag, write_figures
 from pipeline.lower.runtimes import runtime
@@ -44,11 +46,12 @@ class BundleParams:
     """What goes into a bundle beside the models."""
 
     name: str
-    target: str
+    card: Mapping[str, Any]
     recipe: Mapping[str, Any]
     tag: str
     app: Mapping[str, str]
     packages: Mapping[str, str]
+    machine: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,6 @@ class Run:
     def execute(self) -> Result:
         """Runs what has to run, writes the run's folder, and checks the budget."""
         ledger = Ledger.start(self.folder)
-        write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
         for stage in self.plan():
             run_stage(self.store, stage, self.log, ledger)
         figures = self.figures()
@@ -127,6 +129,7 @@ class Run:
         notes = self._notes()
         for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
             write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
+        write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
         text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes)
         write_atomic(self.folder / REPORT, text.encode())
@@ -178,9 +181,11 @@ class Run:
 
     def _bundle(self) -> Stage:
         device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
-        recipe = self.recipe.model_dump(mode="json", exclude_none=True)
         packages = dict(package_versions(("zstandard", "numpy", "paredown")))
-        params = BundleParams(self.name, self.target.name, recipe, self._tag(), device, packages)
+        params = BundleParams(
+            self.name, _plain(self.target), _plain(self.recipe), self._tag(), device, packages,
+            self.machine.to_dict(),
+        )  # fmt: skip
         inputs = {"integer": self.stages.integer.key}
         for group in (self.stages.lower, self.stages.baseline, self.stages.parity, self.stages.scores):
             inputs |= {stage.name: stage.key for stage in group.values()}
@@ -190,7 +195,7 @@ class Run:
 
             (out / BUNDLE).write_bytes(pack(*self._contents()))
 
-        return Stage("bundle", 1, params, inputs, build)
+        return Stage("bundle", 2, params, inputs, build)
 
     def _contents(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Manifest and members of the bundle."""
@@ -212,9 +217,11 @@ class Run:
                 }
             )  # fmt: skip
         manifest = {
-            "name": self.name, "target": self.target.name, "app": self.recipe.app, "models": models,
+            "name": self.name, "target": self.target.name, "card": _plain(self.target),
+            "app": self.recipe.app, "network": dict(self.task.network_id), "models": models,
             "preprocess": self.stages.preprocess.to_dict(), "preprocess_hash": self.stages.preprocess.hash,
-            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "recipe": _plain(self.recipe),
+            "test": {"images": self.stages.images, "fingerprint": self.stages.test.fingerprint()},
             "figures": [figure.to_dict() for figure in self._stage_figures()],
             "versions": dict(self.machine.versions),
             "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
@@ -317,6 +324,10 @@ def recipe_name(name_or_path: str) -> str:
     if not stem or stem.startswith("."):
         raise UsageError(f"`{name_or_path}` names no recipe")
     return stem
+
+
+def _plain(schema: BaseModel) -> dict[str, Any]:
+    return schema.model_dump(mode="json", exclude_none=True)
 
 
 def _affine(node: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A stage's heavy imports happen in its build, so that a run in which everything i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Predict, Task
 from targets.card import Target
+from targets.errors import InputError
 from targets.host import package_versions
 
 #: Told how far a stage is: done, of how many.
@@ -30,6 +32,7 @@ Tick = Callable[[int, int], None]
 
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
+PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
 
 
 @dataclass(frozen=True)
@@ -124,20 +127,34 @@ class Stages:
     def path(self, stage: Stage) -> Path:
         """The folder of a stage's artefact, which must have run."""
         path = self.store.get(stage.key)
-        assert path is not None, stage.name
+        if path is None:
+            raise InputError(
+                f"the artefact of stage {stage.name} was removed or damaged meanwhile",
+                where=self.store.root,
+                hint="run the same command again",
+            )
         return path
 
     def graph(self) -> Any:
         """The traced float network."""
         from pipeline.graph import Graph
 
+        self._set_threads()
         return Graph.load(*read_graph(self.path(self.trace)))
 
     def integer_graph(self) -> Any:
         """The integer graph."""
         from pipeline.lower.integer import IntegerGraph
 
+        self._set_threads()
         return IntegerGraph.load(*read_graph(self.path(self.integer)))
+
+    def _set_threads(self) -> None:
+        """One thread for a small network: on a shared machine, waiting for each other costs far more."""
+        import torch
+
+        small = read_json(self.path(self.trace) / "size.json")["macs"] < PARALLEL_MACS
+        torch.set_num_threads(1 if small else len(os.sched_getaffinity(0)))
 
     def program(self, stage: Stage) -> bytes:
         """The file that a lowering stage made."""

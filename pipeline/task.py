@@ -69,7 +69,7 @@ def load_task(recipe: Recipe) -> Task:
     """Imports the recipe's app and asks it for its task.
 
     Raises:
-        InputError: there is no such app, or it has no `task(recipe)`.
+        InputError: there is no such app, or it has no `make_task(recipe)`.
     """
     try:
         app = importlib.import_module(recipe.app)
@@ -79,7 +79,7 @@ def load_task(recipe: Recipe) -> Task:
                 f"no app `{recipe.app}`", where="recipe, key app", hint="try apps.detector"
             ) from error
         raise
-    make: Callable[[Recipe], Task] | None = getattr(app, "task", None)
+    make: Callable[[Recipe], Task] | None = getattr(app, "make_task", None)
     if make is None:
-        raise InputError(f"app `{recipe.app}` has no function task(recipe)", where="recipe, key app")
+        raise InputError(f"app `{recipe.app}` has no function make_task(recipe)", where="recipe, key app")
     return make(recipe)

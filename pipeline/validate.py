@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from calibration.datasets import First
 from pipeline.budget import Violation, check_budget
-from pipeline.bundle import Bundle, unpack
-from pipeline.figures import Figure
-from pipeline.recipe import Recipe, check_files
+from pipeline.bundle import Bundle, Model, unpack
+from pipeline.figures import SCORES, Figure, parse_figures
+from pipeline.lower.runtimes import runtime
+from pipeline.recipe import check_files
 from pipeline.task import Task, load_task
-from targets.card import load_card
 from targets.errors import DeviceError, InputError
 from targets.host import this_machine
 
 #: Scores are computed from integer outputs: the same device code gives the same score, to float rounding.
 SCORE_TOLERANCE = 1e-6
+#: Keys of a recipe whose files scoring does not need.
+UNNEEDED = ("weights", "data.train", "data.calibration")
 
 
 @dataclass(frozen=True)
@@ -77,81 +80,85 @@ def validate(
     """
     if device not in {"local", "local:"}:
         raise DeviceError(
-            f"cannot reach `{device}`: this version validates on the machine it runs on",
+            f"cannot reach `{device}`: this version validates on the machine it runs on, device transports "
+            "come later",
             hint="leave --device out, or give local:",
         )
     bundle = unpack(path)
+    manifest, machine = bundle.manifest, this_machine()
     members = f"{len(bundle.members)} members"
     log(f"hashes: {members} are what the manifest says")
     checks = [Check("hashes", True, members)]
-    recipe = Recipe.model_validate(bundle.manifest["recipe"])
-    target = load_card(bundle.manifest["target"])
+    recorded = parse_figures(manifest.figures, bundle.path)
     figures: list[Figure] = []
-    from pipeline.lower.runtimes import runtime
-
-    runners = {
-        entry["runtime"]: runtime(entry["runtime"]).load(
-            bundle.members[entry["file"]], recipe.bench.threads, f"{bundle.path}:{entry['file']}"
-        )
-        for entry in bundle.manifest["models"]
-    }
-    machine = this_machine()
 
     def measured(stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         figures.append(Figure(stage, variant, metric, value, unit, "measured", machine))
 
-    for name, runner in runners.items():
+    runners: dict[str, Any] = {}
+    for model in manifest.models:
+        name, program = model.runtime, bundle.read(model.file)
+        runners[name] = runtime(name).load(program, manifest.recipe.bench.threads, f"{path}:{model.file}")
+        measured("lower", name, "file_bytes", len(program), "B")
+        measured("bundle", name, "bundle_bytes", bundle.path.stat().st_size, "B")
+        checks.append(_size(recorded, name, len(program)))
         log(f"{name}: test vectors")
-        apart = _vectors(bundle, runner)
+        apart = _vectors(bundle, model, runners[name])
         measured("parity", name, "parity_lsb", apart.max_lsb, "LSB")
         detail = f"{apart.differing} of {apart.values} codes differ, by up to {apart.max_lsb} LSB"
-        checks.append(
-            Check(f"{name} vectors", apart.max_lsb <= _recorded(bundle, name, "parity_lsb", 0), detail)
-        )
+        allowed = _recorded(recorded, name, "parity_lsb") or 0
+        checks.append(Check(f"{name} vectors", apart.max_lsb <= allowed, detail))
     if score:
-        task = _task(recipe)
+        task = _task(bundle)
         if isinstance(task, str):
-            checks.append(Check("score", False, task))
+            checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
         else:
-            for name, runner in runners.items():
-                log(f"{name}: score")
-                scores, count, whole = _score(bundle, task, runner, name, limit, tick)
+            for model in manifest.models:
+                log(f"{model.runtime}: score")
+                found, scores = _score(bundle, recorded, task, model, runners[model.runtime], limit, tick)
+                checks.append(found)
                 for metric, value in scores.items():
-                    measured("score", name, metric, value, "1")
-                checks.append(_compare(bundle, name, task.metric, scores[task.metric], count, whole))
-    if target.reach.kind == "local":
+                    measured("score", model.runtime, metric, value, "1")
+    if manifest.card.reach.kind == "local":
         log("latency")
-        for name, times in _latency(bundle, runners, runs, tick).items():
-            measured("bench", name, "latency_p50", float(np.percentile(times, 50)), "ms")
-            measured("bench", name, "latency_p90", float(np.percentile(times, 90)), "ms")
+        for variant, times in _latency(bundle, runners, runs, tick).items():
+            measured("bench", variant, "latency_p50", float(np.percentile(times, 50)), "ms")
+            measured("bench", variant, "latency_p90", float(np.percentile(times, 90)), "ms")
     else:
-        checks.append(Check("latency", True, f"not measured: this machine is no {target.name}"))
-    for entry in bundle.manifest["models"]:
-        measured("lower", entry["runtime"], "file_bytes", len(bundle.members[entry["file"]]), "B")
-        measured("bundle", entry["runtime"], "bundle_bytes", Path(path).stat().st_size, "B")
-    original = _recorded(bundle, "fp32", "map50", None)
-    known = [_as_figure(f, machine) for f in bundle.manifest["figures"] if f["variant"] == "fp32"]
-    metric = "map50" if original is not None else "top1"
-    violations = check_budget(recipe.budget.over(target.budget), [*known, *figures], metric)
-    return Validation(tuple(checks), tuple(figures), violations)
+        detail = f"not measured: this machine is no {manifest.target}, and {manifest.card.reach.text}"
+        checks.append(Check("latency", True, detail))
+    original = [figure for figure in recorded if figure.variant == "fp32"]
+    metric = next((f.metric for f in original if f.metric in SCORES), SCORES[0])
+    budget = manifest.recipe.budget.over(manifest.card.budget)
+    return Validation(tuple(checks), tuple(figures), check_budget(budget, [*original, *figures], metric))
 
 
-def _as_figure(fields: Mapping[str, Any], machine: Any) -> Figure:
-    return Figure(**{**fields, "where": machine})
+def _recorded(figures: Sequence[Figure], variant: str, metric: str) -> float | None:
+    """What the bundle says; nothing where it was made by a smoke run, which says nothing of a whole one."""
+    for figure in figures:
+        if (figure.variant, figure.metric) == (variant, metric) and figure.tag != "smoke":
+            return figure.value
+    return None
 
 
-def _recorded(bundle: Bundle, variant: str, metric: str, default: Any) -> Any:
-    for figure in bundle.manifest["figures"]:
-        if (figure["variant"], figure["metric"]) == (variant, metric):
-            return figure["value"]
-    return default
+def _size(recorded: Sequence[Figure], name: str, size: int) -> Check:
+    value = _recorded(recorded, name, "file_bytes")
+    said = "nothing to compare with" if value is None else f"recorded {value:,.0f}"
+    return Check(f"{name} size", value is None or value == size, f"{size:,} bytes, {said}")
 
 
-def _vectors(bundle: Bundle, runner: Any) -> Any:
+def _vectors(bundle: Bundle, model: Model, runner: Any) -> Any:
     from pipeline.lower.parity import Difference, difference
     from pipeline.vectors import unpacked
 
-    inputs, expected = unpacked(bundle.json("vectors.json"), bundle.members["vectors.bin"])
+    try:
+        inputs, expected = unpacked(bundle.json("vectors.json"), bundle.read("vectors.bin"))
+        if inputs.shape[1:] != model.input.shape[1:]:
+            raise ValueError(f"inputs of shape {inputs.shape[1:]}")
+        if [e.shape[1:] for e in expected] != [o.shape[1:] for o in model.outputs]:
+            raise ValueError("outputs of other shapes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the test vectors do not fit {model.file}: {error}", where=bundle.path) from error
     total = Difference()
     for index in range(len(inputs)):
         outputs = runner(inputs[index : index + 1])
@@ -160,33 +167,44 @@ def _vectors(bundle: Bundle, runner: Any) -> Any:
     return total
 
 
-def _task(recipe: Recipe) -> Task | str:
+def _task(bundle: Bundle) -> Task | str:
     """The recipe's task, or why there is nothing to score here."""
+    manifest = bundle.manifest
     try:
-        check_files(recipe)
-        return load_task(recipe)
+        check_files(manifest.recipe, UNNEEDED)
+        task = load_task(manifest.recipe)
     except InputError as error:
-        return f"the recipe's files are not here ({error}); --no-score leaves it out"
+        return f"the recipe's files are not here ({error})"
+    if task.preprocess.hash != manifest.preprocess_hash or dict(task.network_id) != dict(manifest.network):
+        return "the recipe's network is not the one that this bundle was made from"
+    return task
 
 
 def _score(
-    bundle: Bundle, task: Task, runner: Any, name: str, limit: int | None, tick: Callable[[int, int], None]
-) -> tuple[dict[str, float], int, bool]:
-    from calibration.datasets import First
-
-    entry = next(e for e in bundle.manifest["models"] if e["runtime"] == name)
+    bundle: Bundle, recorded: Sequence[Figure], task: Task, model: Model, runner: Any, limit: int | None,
+    tick: Callable[[int, int], None],
+) -> tuple[Check, dict[str, float]]:  # fmt: skip
+    """Scores a runtime, and compares where the very same images were scored when the bundle was made."""
     data = task.data("test")
-    recorded_smoke = any(f["tag"] == "smoke" for f in bundle.manifest["figures"])
     count = len(data) if limit is None else min(limit, len(data))
-    scores = task.score(_predict(entry, runner), First(data, count), tick)
-    return scores, count, count == len(data) and not recorded_smoke
+    scores = task.score(_predict(model, runner), First(data, count), tick)
+    name, said = f"{model.runtime} score", f"{task.metric} {scores[task.metric]:.4f} on {count} images"
+    if data.fingerprint() != bundle.manifest.test.fingerprint:
+        return Check(name, False, f"{said}; the test data have changed since this bundle was made"), scores
+    values = {metric: _recorded(recorded, model.runtime, metric) for metric in scores}
+    if count != bundle.manifest.test.images or None in values.values():
+        return Check(name, True, f"{said}; nothing to compare with"), scores
+    apart = [m for m, value in values.items() if value is None or abs(scores[m] - value) > SCORE_TOLERANCE]
+    told = [f"recorded {values[task.metric]:.4f}"]
+    told += [f"{m} {scores[m]:.4f}, recorded {values[m]:.4f}" for m in apart if m != task.metric]
+    return Check(name, not apart, ", ".join([said, *told])), scores
 
 
-def _predict(entry: Mapping[str, Any], runner: Any) -> Any:
+def _predict(model: Model, runner: Any) -> Any:
     from pipeline.lower.integer import Affine
 
-    source = Affine(entry["input"]["scale"], entry["input"]["zero_point"])
-    outputs = [Affine(o["scale"], o["zero_point"]) for o in entry["outputs"]]
+    source = Affine(model.input.scale, model.input.zero_point)
+    outputs = [Affine(output.scale, output.zero_point) for output in model.outputs]
 
     def predict(x: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(
@@ -196,22 +214,11 @@ def _predict(entry: Mapping[str, Any], runner: Any) -> Any:
     return predict
 
 
-def _compare(bundle: Bundle, name: str, metric: str, value: float, count: int, whole: bool) -> Check:
-    recorded = _recorded(bundle, name, metric, None)
-    if not whole or recorded is None:
-        return Check(
-            f"{name} score", True, f"{metric} {value:.4f} on {count} images; nothing to compare with"
-        )
-    apart = abs(value - recorded)
-    detail = f"{metric} {value:.4f} on {count} images, recorded {recorded:.4f}"
-    return Check(f"{name} score", apart <= SCORE_TOLERANCE, detail)
-
-
 def _latency(
     bundle: Bundle, runners: Mapping[str, Any], runs: int, tick: Callable[[int, int], None]
 ) -> dict[str, Sequence[float]]:
     from pipeline.bench import interleaved
     from targets.vectors import test_inputs
 
-    x = test_inputs(tuple(bundle.manifest["models"][0]["input"]["shape"]), 1)
+    x = test_inputs(bundle.manifest.models[0].input.shape, 1)
     return dict(interleaved({name: (runner, x) for name, runner in runners.items()}, runs, tick))

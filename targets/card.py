@@ -185,8 +185,8 @@ def load_card(name_or_path: str | Path, folder: Path = CARDS) -> Target:
     """Reads one card, by name (`raspberry-pi-5`) or by path (anything ending in .toml or holding a slash).
 
     Raises:
-        UsageError: no card of that name; the line lists all of them and the nearest.
-        InputError: the file is missing or broken; the line names file and key.
+        InputError: no card of that name (the line lists all of them and the nearest); or the file is missing
+            or broken (the line names file and key).
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
@@ -195,7 +195,7 @@ def load_card(name_or_path: str | Path, folder: Path = CARDS) -> Target:
     if text in known:
         return _read_card(known[text])
     guess = nearest(text, known)
-    raise UsageError(
+    raise InputError(
         f"unknown target `{text}`" + (f", did you mean `{guess}`?" if guess else ""),
         hint=f"known targets: {', '.join(known) or 'none'}; or give the path of a card, ./my-board.toml",
     )

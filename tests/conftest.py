@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_project import Tiny, call, make_project
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -23,3 +24,13 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A small network of a user's own with one finished run; copy what you change."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made = Tiny(folder, tmp_path_factory.mktemp("runs"))
+    done = call("run", make_project(folder), "--runs", made.runs)
+    assert done.code == 0, done.err
+    return made

@@ -5,6 +5,8 @@ One run of it takes seconds; the fixture `tiny` of conftest.py makes it once per
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
 from apps.detector.network import YoloV2
@@ -54,7 +57,7 @@ pad=1
 activation=linear
 
 [region]
-anchors=2.0,2.0, 5.0,4.0
+anchors=3.3,4.4, 2.8,3.8
 classes=2
 coords=4
 num=2
@@ -105,8 +108,9 @@ def make_project(folder: Path, seed: int = 7) -> Path:
     with torch.no_grad():
         for name, values in network.named_parameters():
             if name.startswith("head") and values.ndim == 4:
-                values.copy_(torch.randn_like(values))
-        network.head.obj.bias.fill_(1.0)  # enough boxes over .5 that drawing and scoring have work
+                values.copy_(3 * torch.randn_like(values))
+        network.head.wh.weight.mul_(0.03)  # boxes about as large as the anchors
+        network.head.obj.bias.fill_(2.0)  # enough boxes over .5 that drawing and scoring have work
     write_weights(folder / "tiny.weights", network)
     (folder / "tiny.names").write_text("square\ndisc\n")
     generator = np.random.default_rng(seed)
@@ -143,15 +147,56 @@ def copy_runs(tiny: Tiny, folder: Path) -> Path:
     return folder
 
 
-def paredown(*arguments: object, cwd: Path | None = None, **more: object) -> subprocess.CompletedProcess:
+@dataclass(frozen=True)
+class Done:
+    """How a command went."""
+
+    code: int
+    out: str
+    err: str
+
+    def line(self) -> str:
+        """The one line of an error; there must be nothing else."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("paredown: "), self.err
+        assert self.out == "", self.out
+        return lines[0]
+
+
+def call(*arguments: object) -> Done:
+    """Runs the command in this process, where torch and the runtimes are imported already."""
+    from apps.cli import app
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        app([str(argument) for argument in arguments])
+    return Done(end.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Starts the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "apps.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def paredown(*arguments: object) -> Done:
     """Runs the command in a process of its own."""
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, **environment(more))
+    process = start(*arguments)
+    out, err = process.communicate()
+    return Done(process.returncode, out, err)
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "apps.cli", *map(str, arguments)]
-
-
-def environment(more: dict) -> dict:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "NO_COLOR": "1"}
-    return {"env": variables, **more}
+def python(code: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs Python code in a process of its own, our packages at hand."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )

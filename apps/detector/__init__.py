@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 
-def task(recipe: Recipe) -> DetectorTask:
+def make_task(recipe: Recipe) -> DetectorTask:
     """What the pipeline asks of this app; see `pipeline.task.Task`."""
     from apps.detector.task import DetectorTask
 

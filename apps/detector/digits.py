@@ -89,7 +89,7 @@ def sources() -> Sources:
         with gzip.open(folder / "datasets" / "data" / "digits.csv.gz", "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
         pictures = [folder / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
-        images = tuple(cv2.imdecode(np.frombuffer(p.read_bytes(), np.uint8), 1) for p in pictures)
+        images = tuple(np.asarray(cv2.imdecode(np.frombuffer(p.read_bytes(), np.uint8), 1)) for p in pictures)
         scans = np.ascontiguousarray(table[:, :64].astype(np.uint8).reshape(-1, 8, 8))
         labels = np.ascontiguousarray(table[:, 64])
     except (OSError, ValueError, IndexError, cv2.error) as error:

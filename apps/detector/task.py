@@ -76,9 +76,10 @@ class DetectorTask:
         try:
             self._module = importlib.import_module(module_name)
             network = getattr(self._module, factory_name)()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # the user's own code: whatever it raises is about it, not about us
+            reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"cannot import {self.recipe.network}: {error}", where="recipe, key network"
+                f"cannot make {self.recipe.network}: {reason}", where="recipe, key network"
             ) from error
         if not isinstance(network, YoloV2):
             raise InputError(
@@ -189,7 +190,7 @@ class DetectorTask:
         for index in range(min(4, len(data))):
             image = data[index].image
             scale = PREVIEW_SIDE / max(image.shape[:2])
-            size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
             large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
             tile = np.full((PREVIEW_SIDE, PREVIEW_SIDE, 3), 32, np.uint8)
             drawn = draw(large, self.detections(predict, image, SHOW_THRESHOLD), self.names)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.graph import Graph
 from pipeline.graph import apply as apply_float
-from pipeline.lower.integer import Affine, IntegerGraph, IntegerNode
+from pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
 from pipeline.lower.lowered import Lowered
 from targets.errors import InputError
 
@@ -85,13 +85,11 @@ class QdqModule(nn.Module):
         for index, node in enumerate(graph):
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
-            unit = np.float64(np.float32(graph[node.inputs[0]].out.scale)) * node.weight_scale.astype(
-                np.float64
-            )
+            unit = np.float32(graph[node.inputs[0]].out.scale) * node.weight_scale
             self.register_buffer(f"weight{index}", torch.from_numpy(node.weight))
             self.register_buffer(f"scale{index}", torch.from_numpy(node.weight_scale))
             self.register_buffer(f"zero{index}", torch.zeros(len(unit), dtype=torch.int64))
-            self.register_buffer(f"bias{index}", torch.from_numpy((node.bias * unit).astype(np.float32)))
+            self.register_buffer(f"bias{index}", torch.from_numpy(float_bias(node.bias, unit)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """int8 (1, channels, height, width) in, a tuple of int8 tensors out."""
@@ -109,11 +107,7 @@ class QdqModule(nn.Module):
         if node.kind == "max_pool2d":
             return self._max_pool(node, x)
         if node.kind in {"conv2d", "linear"}:
-            ops = torch.ops.quantized_decomposed
-            weight = ops.dequantize_per_channel.default(
-                getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
-                getattr(self, f"zero{index}"), 0, -127, 127, torch.int8,
-            )  # fmt: skip
+            weight = self._weight(index)
             bias = getattr(self, f"bias{index}")
             if node.kind == "linear":
                 x = F.linear(x, weight, bias)
@@ -146,20 +140,29 @@ class QdqModule(nn.Module):
             raise AssertionError(node.kind)
         return _quantize(x, node.out)
 
+    def _weight(self, index: int) -> Tensor:
+        """Weights of a node as real values, from their codes."""
+        return torch.ops.quantized_decomposed.dequantize_per_channel.default(
+            getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
+            getattr(self, f"zero{index}"), 0, -127, 127, torch.int8,
+        )  # fmt: skip
+
     def _max_pool(self, node: IntegerNode, x: Tensor) -> Tensor:
         """Padding on one side only becomes padding on both sides and a slice: exact, and delegated."""
         left, right, top, bottom = node.attrs["padding"]
         stride, kernel = node.attrs["stride"], node.attrs["kernel"]
         vertical, horizontal = max(top, bottom), max(left, right)
         skip = (vertical - top, horizontal - left)
-        if skip[0] % stride[0] or skip[1] % stride[1]:
+        torch_takes = vertical <= kernel[0] // 2 and horizontal <= kernel[1] // 2
+        if skip[0] % stride[0] or skip[1] % stride[1] or not torch_takes:
             # The extra rows would shift the windows: repeat the border instead, which no maximum notices.
-            for dim, count in ((3, right), (2, bottom)):
-                for _ in range(count):
-                    edge = x.narrow(dim, x.shape[dim] - 1, 1)
-                    edge = _requantize(edge, node.out)
-                    x = _requantize(torch.cat([x, edge], dim), node.out)
-            vertical, horizontal, skip = top, left, (0, 0)
+            for dim, before, after in ((3, left, right), (2, top, bottom)):
+                if before or after:
+                    first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+                    edges = [_requantize(edge, node.out) for edge in (first, last)]
+                    parts = [edges[0]] * before + [x] + [edges[1]] * after
+                    x = _requantize(torch.cat(parts, dim), node.out)
+            vertical, horizontal, skip = 0, 0, (0, 0)
         x = F.max_pool2d(x, kernel, stride, (vertical, horizontal))
         for dim, offset, size in (
             (2, skip[0] // stride[0], node.shape[2]),
@@ -274,7 +277,8 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         os.dup2(null.fileno(), 2)
         try:
-            yield
+            with contextlib.redirect_stderr(null):  # ExecuTorch's binding writes to it too
+                yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)

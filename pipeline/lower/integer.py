@@ -7,13 +7,14 @@ what runs there. The rules, all forced by kernels that exist (TOOLCHAIN):
 * an operation that only moves or selects values keeps its input's scale; the inputs of a concatenation share
   one scale with its output, so that concatenating is a copy;
 * ReLU and ReLU6 become the output clamp of the operation that feeds them;
-* a bias is an integer multiple of input scale x weight scale, and survives a trip through float32.
+* a bias is an integer multiple of input scale x weight scale, and survives a trip through float32;
+* scales that a kernel cannot bring together are widened until it can: `_within_limits`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +31,11 @@ WeightMethod = Literal["minmax", "mse"]
 SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
 #: Kinds that clamp their output and so can take a ReLU in.
 CLAMPS = frozenset({"conv2d", "linear", "add"})
+#: XNNPACK's limits: the largest factor from an input's unit to the output's (it must stay under 256), the
+#: smallest in an addition, the largest in a leaky ReLU and its 8.8 fixed point's smallest step.
+LARGEST_FACTOR, SMALLEST_IN_ADD, LARGEST_IN_LEAKY, LEAKY_STEP = 255.0, 2.0**-9.9, 127.0, 2.0**-8
+#: A bias beyond this would leave the accumulator no room.
+LARGEST_BIAS = 2**30
 
 
 @dataclass(frozen=True)
@@ -165,10 +171,11 @@ def quantize(
         weights: how a channel's weight scale is chosen, "minmax" or "mse".
 
     Raises:
-        InputError: a tensor without a range, NaN weights, or a scale that no kernel takes.
+        InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
     """
     nodes = _fuse_relu(graph)
-    affine = _scales(nodes, ranges, input_range)
+    weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
+    affine = _scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
     for node, clamp in nodes:
         out = affine[node.name]
@@ -180,9 +187,7 @@ def quantize(
         item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
-            item = _quantize_weights(item, node, scale_in, weights)
-        if node.kind == "leaky_relu":
-            _check_leaky(node, result[node.inputs[0]].out, out)
+            item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
         result[node.name] = item
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
@@ -206,7 +211,10 @@ def _fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
 
 
 def _scales(
-    nodes: list[tuple[Node, str]], ranges: Mapping[str, tuple[float, float]], input_range: tuple[float, float]
+    nodes: list[tuple[Node, str]],
+    ranges: Mapping[str, tuple[float, float]],
+    input_range: tuple[float, float],
+    weight_scale: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Affine]:
     """One scale per set of tensors that must share it, from the union of their ranges."""
     leader: dict[str, str] = {node.name: node.name for node, _ in nodes}
@@ -233,30 +241,91 @@ def _scales(
         low[root] = min(low.get(root, 0.0), *bounds)
         high[root] = max(high.get(root, 0.0), *bounds)
     roots = {root: Affine(*activation_qparams(low[root], high[root])) for root in low}
+    _within_limits([node for node, _ in nodes], roots, find, weight_scale)
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
 
-def _quantize_weights(item: IntegerNode, node: Node, scale_in: float, method: WeightMethod) -> IntegerNode:
+def _within_limits(
+    nodes: list[Node],
+    roots: dict[str, Affine],
+    find: Callable[[str], str],
+    weight_scale: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Widens, in place, the scales that are too small for the kernels beside them.
+
+    It meets tensors next to which they are nothing: the output of a layer that a ReLU keeps at zero, one side
+    of an addition that is not yet trained. Widening one costs no accuracy that the larger one has.
+    """
+
+    def widen(name: str, least: float) -> bool:
+        old = roots[find(name)]
+        if old.scale >= least:
+            return False
+        roots[find(name)] = Affine(float(np.nextafter(np.float32(least), np.float32(np.inf))), old.zero_point)
+        return True
+
+    for _ in range(len(nodes) + 1):
+        changed = False
+        for node in nodes:
+            before = [roots[find(name)].scale for name in node.inputs]
+            if node.name in weight_scale:
+                changed |= widen(node.name, before[0] * float(weight_scale[node.name].max()) / LARGEST_FACTOR)
+            elif node.kind == "add":
+                changed |= widen(node.name, max(before) / LARGEST_FACTOR)
+                for name in node.inputs:
+                    changed |= widen(name, roots[find(node.name)].scale * SMALLEST_IN_ADD)
+            elif node.kind == "leaky_relu":
+                slope = node.attrs["slope"]
+                if not LEAKY_STEP <= slope <= 1:
+                    raise InputError(
+                        f"leaky ReLU {node.name}: its slope {slope} is outside the int8 kernel's 1/256 to 1",
+                        hint="plain ReLU is the alternative",
+                    )
+                changed |= widen(node.name, before[0] / LARGEST_IN_LEAKY)
+                changed |= widen(node.inputs[0], roots[find(node.name)].scale * LEAKY_STEP / slope)
+        if not changed:
+            return
+    raise InputError("no scales fit this network's ranges and weights", hint="are the weights sane?")
+
+
+def _weight_scale(node: Node, method: WeightMethod) -> NDArray[np.float32]:
     assert node.weight is not None and node.bias is not None
+    for what, tensor in (("weights", node.weight), ("biases", node.bias)):
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"layer {node.name} has NaN or infinite {what}", hint="check the weights file")
+    return weight_scales(node.weight.numpy(), method).astype(np.float32)
+
+
+def _quantize_weights(
+    item: IntegerNode, node: Node, scale_in: float, scale: NDArray[np.float32]
+) -> IntegerNode:
+    assert node.weight is not None and node.bias is not None
+    # Where the weights are nothing beside the bias, a coarser scale keeps the bias within the accumulator.
+    least = np.abs(node.bias.numpy().astype(np.float64)) / (LARGEST_BIAS * np.float64(np.float32(scale_in)))
+    scale = np.maximum(scale, least.astype(np.float32))
     weight = node.weight.numpy()
-    if not np.isfinite(weight).all():
-        raise InputError(f"layer {node.name} has NaN or infinite weights", hint="check the weights file")
-    scale = weight_scales(weight, method).astype(np.float32)
-    shape = (-1, *[1] * (weight.ndim - 1))
-    codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
-    unit = (np.float32(scale_in) * scale).astype(np.float64)
-    bias = np.clip(np.rint(node.bias.numpy().astype(np.float64) / unit), -(2**30), 2**30)
-    # ExecuTorch stores the bias as float32 and rounds it back: keep the integer that survives the trip.
-    bias = np.rint((bias * unit).astype(np.float32).astype(np.float64) / unit)
-    return replace(item, weight=codes, weight_scale=scale, bias=bias.astype(np.int32))
+    codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    codes = np.clip(codes, -127, 127).astype(np.int8)
+    bias = integer_bias(node.bias.numpy(), np.float32(scale_in) * scale)
+    return replace(item, weight=codes, weight_scale=scale, bias=bias)
 
 
-def _check_leaky(node: Node, before: Affine, after: Affine) -> None:
-    """XNNPACK's int8 kernel holds both slopes in 8.8 fixed point."""
-    ratio = before.scale / after.scale
-    if not 2**-8 <= ratio * node.attrs["slope"] <= ratio <= 2**7:
-        raise InputError(
-            f"leaky ReLU {node.name}: slope {node.attrs['slope']} at scales {before.scale:.3g} -> "
-            f"{after.scale:.3g} is outside the int8 kernel's range",
-            hint="a slope of 1/256 or more is needed; plain ReLU is the alternative",
-        )
+def integer_bias(bias: NDArray[np.float32], unit: NDArray[np.float32]) -> NDArray[np.int32]:
+    """A float bias in units of input scale x weight scale, exactly as ExecuTorch rounds it when it lowers.
+
+    It takes biases as float32 only; in its float32 arithmetic not every integer beyond 2**21 can be reached.
+    """
+    return np.rint(bias.astype(np.float32) * (np.float32(1) / unit)).astype(np.int32)
+
+
+def float_bias(bias: NDArray[np.int32], unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A float32 bias that `integer_bias` rounds to these integers; the nearest where there is none."""
+    best = (bias * unit.astype(np.float64)).astype(np.float32)
+    low = high = best
+    for _ in range(2):
+        low, high = np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
+        for candidate in (low, high):
+            apart = np.abs(integer_bias(best, unit).astype(np.int64) - bias)
+            closer = np.abs(integer_bias(candidate, unit).astype(np.int64) - bias) < apart
+            best = np.where(closer, candidate, best)
+    return best

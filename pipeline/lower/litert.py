@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pipeline.graph import Graph, Node
 from pipeline.lower.integer import IntegerGraph, IntegerNode
 from pipeline.lower.lowered import Lowered
-from targets.runners.litert import Runner
+from targets.runners.litert import Runner, load
+
+__all__ = ["load", "lower_float", "lower_integer"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -30,11 +32,6 @@ def lower_integer(graph: IntegerGraph) -> Lowered:
 def lower_float(graph: Graph) -> Lowered:
     """Writes the traced float network: float32 in and out, NHWC, batch of one."""
     return _lower(_Writer(graph))
-
-
-def load(data: bytes, threads: int = 1, where: object = ".tflite") -> Runner:
-    """Loads a model."""
-    return Runner(data, threads, where)
 
 
 def _lower(writer: _Writer) -> Lowered:
@@ -204,7 +201,7 @@ class _Writer:
             options.alpha = node.attrs["slope"]
             self._op("LEAKY_RELU", 2, inputs, self._tensor(node, layout), options)
         elif kind in {"relu", "relu6"}:
-            self._op(kind.upper(), 2, inputs, self._tensor(node, layout))
+            self._relu(node, inputs[0])
         elif kind == "add":
             options = self.s.AddOptionsT()
             options.fusedActivationFunction = self._activation(node)
@@ -255,9 +252,24 @@ class _Writer:
         weight_index = self._constant(f"{node.name}/w", weight, weight_q)
         return weight_index, self._constant(f"{node.name}/b", bias, self._quantization(units, zeros))
 
+    def _relu(self, node: Any, source: int) -> None:
+        """A ReLU of its own: XNNPACK takes no int8 RELU, but the clamp of a pool over one pixel."""
+        layout = _native(node)
+        if layout != "nhwc" or not isinstance(node, IntegerNode):
+            self._op(node.kind.upper(), 2, [source], self._tensor(node, layout))
+            return
+        options = self.s.Pool2DOptionsT()
+        options.padding = self.s.Padding.VALID
+        options.strideH = options.strideW = options.filterHeight = options.filterWidth = 1
+        kinds = self.s.ActivationFunctionType
+        options.fusedActivationFunction = kinds.RELU if node.kind == "relu" else kinds.RELU6
+        self._op("MAX_POOL_2D", 2, [source], self._tensor(node, layout), options)
+
     def _pool(self, node: Any, feed: Any, source: int) -> None:
         kernel, (stride_h, stride_w) = node.attrs["kernel"], node.attrs["stride"]
-        lowest = -128 if isinstance(node, IntegerNode) else float(np.finfo(np.float32).min)
+        lowest: float | None = -128 if isinstance(node, IntegerNode) else float(np.finfo(np.float32).min)
+        if _never_negative(feed):  # after a ReLU zero is as good as minus infinity, and PAD is delegated
+            lowest = None
         source, padding = self._padding(node, feed, source, kernel, lowest)
         options = self.s.Pool2DOptionsT()
         options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
@@ -327,6 +339,12 @@ class _Writer:
 def _native(node: Node | IntegerNode) -> str:
     """The layout in which the file names a tensor and takes or returns it."""
     return "nhwc" if len(node.shape) == 4 else "plain"
+
+
+def _never_negative(node: Node | IntegerNode) -> bool:
+    if isinstance(node, IntegerNode):
+        return node.low >= node.out.zero_point
+    return node.kind in {"relu", "relu6"}
 
 
 def _aligned_builder() -> Any:

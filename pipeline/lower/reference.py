@@ -6,7 +6,8 @@ each requantization is the kernel's own: XNNPACK's, which serves both runtimes o
 * convolution, linear: float32(accumulator) * (input scale * weight scale / output scale), half to even.
 * leaky ReLU: 8.8 fixed point multipliers, `(x * 2**7 * m + 2**14) >> 15`.
 * add: 20-bit fixed point multipliers with one shared shift, rounding half up.
-* mean: float32(sum) * (input scale / (output scale * count)), half to even.
+* mean: float32(sum of codes) * scale + bias, each step in float32, half to even; both zero points are in the
+  bias. A kernel that fuses the two steps (FMA; none does on x86-64) may differ by one code at exact ties.
 
 Source of the formulas: XNNPACK's microkernel parameters, read and then confirmed value by value against
 both runtimes (`tests/pipeline/lower/test_reference.py`).
@@ -80,10 +81,7 @@ def apply(node: IntegerNode, feeds: list[IntegerNode], inputs: list[Codes]) -> C
         case "concat":
             return np.concatenate(inputs, attrs["dim"])
         case "mean":
-            total = (x.astype(np.int64) - feeds[0].out.zero_point).sum((2, 3), keepdims=True)
-            count = np.float32(x.shape[2] * x.shape[3])
-            scale = np.float32(feeds[0].out.scale) / (np.float32(node.out.scale) * count)
-            return _clamp(np.rint(total.astype(np.float32) * scale), node)
+            return _mean(node, feeds[0], x)
         case "relu" | "relu6":
             return np.clip(x, node.low, node.high).astype(np.int8)
         case "pad":
@@ -133,6 +131,14 @@ def _leaky(node: IntegerNode, feed: IntegerNode, x: Codes) -> Codes:
     real = np.arange(-128, 128, dtype=np.int64) - feed.out.zero_point
     table = _clamp(((real << 7) * np.where(real >= 0, positive, negative) + (1 << 14)) >> 15, node)
     return table[x.astype(np.int16) + 128]
+
+
+def _mean(node: IntegerNode, feed: IntegerNode, x: Codes) -> Codes:
+    count = x.shape[2] * x.shape[3]
+    scale = np.float32(feed.out.scale) / np.float32(node.out.scale) * (np.float32(1) / np.float32(count))
+    bias = np.float32(node.out.zero_point) - np.float32(feed.out.zero_point * count) * scale
+    total = x.sum((2, 3), keepdims=True, dtype=np.int64).astype(np.float32)
+    return np.clip(np.rint(total * scale + bias), node.low, node.high).astype(np.int8)
 
 
 def _add(node: IntegerNode, feeds: list[IntegerNode], inputs: list[Codes]) -> Codes:

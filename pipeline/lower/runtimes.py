@@ -1,7 +1,7 @@
 """The table of runtimes: how each is lowered to, loaded, and called.
 
 Adding a runtime is adding a row here and, beside this file, a module with `lower_integer`, `lower_float` and
-`load`. The module is imported when one of them is called and not before: some take seconds.
+`load`. Modules are imported when one of these is called and not before: some take seconds.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Runtime:
         name: as in recipes, cards and figures.
         suffix: of its files.
         package: the distribution whose version decides the bytes.
+        loader: the module whose `load` is used, where running needs less than lowering (torch, above all).
     """
 
     name: str
     suffix: str
     package: str
+    loader: str = ""
 
     @property
     def _module(self) -> Any:
@@ -50,14 +52,14 @@ class Runtime:
 
     def load(self, data: bytes, threads: int = 1, where: object = "program") -> Runner:
         """A program's bytes to something that runs; `where` names it in errors."""
-        return self._module.load(data, threads, where)
+        return importlib.import_module(self.loader or self._module.__name__).load(data, threads, where)
 
 
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
         Runtime("executorch", ".pte", "executorch"),
-        Runtime("litert", ".tflite", "ai-edge-litert"),
+        Runtime("litert", ".tflite", "ai-edge-litert", "targets.runners.litert"),
     )
 }
 

@@ -45,6 +45,7 @@ class Runner:
 
     def __init__(self, data: bytes, threads: int = 1, where: object = ".tflite") -> None:
         """Loads the model and allocates its tensors."""
+        self._where = where
         # The interpreter reads offsets unchecked: a file that does not even begin as one can crash it.
         if len(data) < 16 or data[4:8] != b"TFL3":
             raise InputError("not a TFLite model (truncated or damaged?)", where=where)
@@ -61,9 +62,16 @@ class Runner:
         self._outputs = self.interpreter.get_output_details()
 
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Runs one input, (1, channels, height, width), in the model's own dtype; outputs NCHW."""
+        """Runs one input, (1, channels, height, width), in the model's own dtype; outputs NCHW.
+
+        Raises:
+            InputError: the model does not take this input, or the interpreter stops on the way.
+        """
         self._set(x)
-        self.interpreter.invoke()
+        try:
+            self.interpreter.invoke()
+        except RuntimeError as error:  # some damage shows only here
+            raise InputError(f"the model does not run: {error}", where=self._where) from error
         outputs = (self.interpreter.get_tensor(o["index"]) for o in self._outputs)
         return tuple(np.ascontiguousarray(o.transpose(0, 3, 1, 2)) if o.ndim == 4 else o for o in outputs)
 
@@ -74,7 +82,13 @@ class Runner:
 
     def _set(self, x: NDArray[Any]) -> None:
         nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
-        self.interpreter.set_tensor(self._input["index"], nhwc)
+        try:
+            self.interpreter.set_tensor(self._input["index"], nhwc)
+        except ValueError as error:
+            shape = tuple(int(size) for size in self._input["shape"])
+            wanted = f"{np.dtype(self._input['dtype'])} {shape} (NHWC)"
+            given = f"{nhwc.dtype} {nhwc.shape}"
+            raise InputError(f"the model takes {wanted}, not {given}", where=self._where) from error
 
     def undelegated(self) -> tuple[int, tuple[str, ...]]:
         """How many delegate calls an inference makes, and the names of operations outside them."""
@@ -93,6 +107,11 @@ class Runner:
                 if op is not None:
                     todo += [int(t) for t in op["inputs"] if int(t) not in stop]
         return len(delegates), tuple(op["op_name"] for op in rest.values())
+
+
+def load(data: bytes, threads: int = 1, where: object = ".tflite") -> Runner:
+    """Loads a model; see `Runner`."""
+    return Runner(data, threads, where)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The three real YOLO-v2 networks through the whole pipeline, scored on 192 COCO images that none of them saw.
+"""The three real YOLO-v2 networks through the whole pipeline, scored on 192 COCO images new to them.
 
     python tests/bench/accuracy.py            # about 10 minutes on 2 cores
 

@@ -48,7 +48,8 @@ def main() -> None:
     recipe = folder / "large.toml"
     coco = SHARED / "yololite-yolov2" / "coco.names"
     recipe.write_text(
-        f'network = "{arguments.network}"\nweights = "{weights}"\n[data]\nformat = "yolo"\nnames = "{names}"\n'
+        f'network = "{arguments.network}"\nweights = "{weights}"\n[data]\nformat = "yolo"\n'
+        f'names = "{names}"\n'
         f'label_names = "{coco}"\ncalibration = "{SHARED}/imagenet"\ntest = "{SHARED}/coco/images/val"\n'
         f"limit = {arguments.images}\n[bench]\nruns = 5\n"
     )

@@ -95,21 +95,26 @@ def test_missing_figures_and_an_unwritable_folder(tmp_path):
         write_figures(tmp_path / "file" / "figures.json", [figure()])
 
 
-def test_the_table_fits_100_columns_at_its_widest():
+@pytest.mark.parametrize("megabytes", [63, 203])  # float32 tiny-yolov2-voc, yolov2-voc
+def test_the_table_fits_80_columns_at_its_widest(megabytes):
+    size = megabytes * 1_000_000 + 4_260
     figures = []
     for variant in VARIANTS:
         for metric in SCORES[:2]:
             figures.append(figure(variant, metric, 0.8312, tag="smoke"))
         figures.append(figure(variant, "parity_lsb", 127, "LSB", "smoke"))
         for metric in ("file_bytes", "bundle_bytes"):
-            figures.append(figure(variant, metric, 202_704_260, "B", "smoke"))
+            figures.append(figure(variant, metric, size, "B", "smoke"))
         for metric in ("latency_p50", "latency_p90"):
             figures.append(figure(variant, metric, 98765.4321, "ms", "smoke"))
-    text = rendered(figures)
-    assert max(map(len, text.splitlines())) <= 100
-    assert "…" not in text
-    assert text.count("202,704,260 !") == 2 * len(VARIANTS)
-    assert [line.split()[0] for line in text.splitlines() if "202,704" in line] == list(VARIANTS)
+    text = rendered(figures, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text and "..." not in text
+    shown = f"{size / 1024:,.0f}!"
+    assert text.count(f" {shown} ") == 2 * len(VARIANTS)
+    rows = [line.split() for line in text.splitlines() if shown in line]
+    assert [row[0] for row in rows] == list(VARIANTS)
+    assert rows[0][1:] == ["0.8312!", "0.8312!", "127!", shown, shown, "98765!", "98765!"]
 
 
 def test_every_tag_shows_and_the_machine_is_named():
@@ -121,7 +126,7 @@ def test_every_tag_shows_and_the_machine_is_named():
             figure("litert", "file_bytes", 2048, "B", "simulated"),
         ]
     )
-    assert "0.7500 " in text and "0.7400 !" in text and "5.70 p" in text and "2,048 s" in text
+    assert "0.7500 " in text and "0.7400!" in text and "5.70p" in text and "2.0s" in text
     words = " ".join(text.split())
     assert "no mark: measured" in words and "p: predicted" in words and "!: smoke run" in words
     assert "AMD EPYC" in words and "torch 2.13.0" in words and "raspberry-pi-5: Cortex-A76, 4 cores" in words

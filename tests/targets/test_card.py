@@ -47,12 +47,12 @@ def test_the_host_is_reachable_and_native():
 
 
 def test_an_unknown_target_lists_all_and_the_nearest():
-    with pytest.raises(UsageError) as raised:
+    with pytest.raises(InputError) as raised:
         load_card("rasberry-pi-5")
     line = str(raised.value)
-    assert "did you mean `raspberry-pi-5`?" in line and raised.value.exit_code == 2
+    assert "did you mean `raspberry-pi-5`?" in line and raised.value.exit_code == 4
     assert all(name in line for name in ("host", *BOARDS))
-    with pytest.raises(UsageError) as raised:
+    with pytest.raises(InputError) as raised:
         load_card("")
     assert "did you mean" not in str(raised.value)
 

@@ -6,6 +6,7 @@ one JSON document.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -29,22 +30,26 @@ class Detector:
         threads: of the runtime.
 
     Raises:
-        InputError: the folder is no unpacked bundle with a LiteRT model.
+        InputError: the folder is no unpacked bundle with a LiteRT model, or a file of it is damaged.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         """Reads the bundle and loads the model."""
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            self.app = json.loads((folder / "app.json").read_text())
-            self.names = (folder / "labels.txt").read_text().splitlines()
+            manifest = json.loads((folder / "manifest.json").read_bytes())
             entry = next(m for m in manifest["models"] if m["runtime"] == "litert")
-            model = (folder / entry["file"]).read_bytes()
-        except (OSError, ValueError, KeyError, StopIteration) as error:
+            files = {name: (folder / name).read_bytes() for name in ("app.json", "labels.txt", entry["file"])}
+            hashes = {name: manifest["members"][name]["sha256"] for name in files}
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != hashes[name]:
+                raise InputError("damaged: not what the manifest says", where=folder / name)
+        self.app = json.loads(files["app.json"])
+        self.names = files["labels.txt"].decode().rstrip("\n").split("\n")
         self.input, self.outputs = entry["input"], entry["outputs"]
         self.preprocess = Preprocess.from_dict(manifest["preprocess"])
-        self.run = Runner(model, threads, folder / entry["file"])
+        self.run = Runner(files[entry["file"]], threads, folder / entry["file"])
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:
         """What is in an image (H, W, 3 BGR uint8): boxes normalised to the image."""
@@ -71,7 +76,7 @@ def main(arguments: list[str]) -> int:
         found = detector(image, detector.app["show_threshold"])
         seconds = time.perf_counter() - start
         if len(arguments) == 2:
-            cv2.imwrite(arguments[1], draw(image, found, detector.names))
+            _write(arguments[1], draw(image, found, detector.names))
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -81,6 +86,15 @@ def main(arguments: list[str]) -> int:
     ]
     print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "detections": listed}))
     return 0
+
+
+def _write(path: str, picture: np.ndarray) -> None:
+    try:
+        written = cv2.imwrite(path, picture)
+    except cv2.error:  # no such image format
+        written = False
+    if not written:
+        raise InputError("cannot write this image", where=path, hint="name it .png or .jpg")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""Every snippet of the README does what it says: commands run, recipes load, Python executes, figures hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def paredown(arguments: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "apps.cli", *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's commands have run."""
+    folder = tmp_path_factory.mktemp("readme")
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "paredown"
+            assert paredown(arguments, folder).strip()
+    return folder
+
+
+def test_the_main_job_leaves_what_the_readme_lists(folder: Path) -> None:
+    listed = re.findall(r"`([\w.]+\.(?:paredown|json|md|png|toml))`", README)
+    run = folder / "runs" / "digits" / "host"
+    for name in {"bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json"}:
+        assert name in listed and (run / name).stat().st_size > 0
+
+
+def test_the_table_of_the_main_job_is_what_it_prints(folder: Path) -> None:
+    figures = json.loads((folder / "runs" / "digits" / "host" / "figures.json").read_text())
+    cells = {(f["variant"], f["metric"]): f["value"] for f in figures}
+    (printed,) = (block for block in blocks("text") if "mAP@50" in block)
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if re.match(r" ?\w+.* \d", line)}
+    for variant in ("fp32", "integer", "executorch", "litert"):
+        assert float(rows[variant][0]) == pytest.approx(cells[variant, "map50"], abs=0.003)
+    for runtime in ("executorch", "litert"):
+        assert cells[runtime, "parity_lsb"] == 0 and cells[runtime, "undelegated_ops"] == 0
+        assert cells["fp32", "map50"] - cells[runtime, "map50"] <= 0.005
+
+
+def test_the_recipe_is_one(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    (tmp_path / "voc.toml").write_text(block)
+    recipe = load_recipe(tmp_path / "voc.toml")
+    assert recipe.data.test == str(tmp_path / "images" / "val") and recipe.budget.accuracy_drop == 0.01
+
+
+def test_the_python_runs(folder: Path) -> None:
+    for block in blocks("python"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, check=True)
+    assert (folder / "board" / "apps" / "detector" / "device" / "detect.py").is_file()
+
+
+def test_the_training_command_is_there() -> None:
+    assert "python -m apps.detector.train IMAGES" in README
+    command = [sys.executable, "-m", "apps.detector.train", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--out" in result.stdout
+
+
+def test_the_set_up_commands_are_those_of_ci() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    test_command = blocks("bash")[1]
+    assert "'.[test]'" in test_command and "pip install --quiet --editable '.[test]'" in ci
+    assert "python -m pytest -m 'not slow'" in test_command and "python -m pytest -m 'not slow'" in ci
