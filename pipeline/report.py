@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.figures import Figure
 from targets.card import Target
@@ -42,6 +42,7 @@ def markdown(
         lines.append("| " + " | ".join(row) + " |")
     lines += ["", "Figures without a mark were measured."]
     lines += [f"- {where}" for where in sorted({f.where.line() for f in figures})]
+    lines += _parity(cells, variants)
     if violations:
         lines += ["", "## Over budget", "", *(f"- {line}" for line in violations)]
     lines += ["", "## What zeros and fewer bits buy on this target", ""]
@@ -52,3 +53,23 @@ def markdown(
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
     lines += ["", "![Detections on test images](preview.png)", ""]
     return "\n".join(lines)
+
+
+def _parity(cells: Mapping[tuple[str, str], Figure], variants: Sequence[str]) -> list[str]:
+    """A table of the operations' parity, one row per kind; empty where none was measured."""
+    prefix = "parity_share_"
+    kinds = sorted({metric.removeprefix(prefix) for _, metric in cells if metric.startswith(prefix)})
+    runtimes = [v for v in variants if any((v, prefix + kind) in cells for kind in kinds)]
+    if not runtimes:
+        return []
+    lines = ["", "## Parity, per kind of operation", ""]
+    lines += ["Each operation on the runtime's own inputs, against the reference interpreter.", ""]
+    lines.append("| kind | " + " | ".join(f"{name}: codes that differ, by up to" for name in runtimes) + " |")
+    lines.append("|---" * (len(runtimes) + 1) + "|")
+    for kind in kinds:
+        row = [kind]
+        for name in runtimes:
+            share, most = cells[name, prefix + kind].value, cells[name, f"parity_lsb_{kind}"].value
+            row.append(f"{100 * share:.4g} %, {most:.0f} LSB")
+        lines.append("| " + " | ".join(row) + " |")
+    return lines

@@ -235,7 +235,7 @@ class Run:
         root = Path(bundle.__file__).parents[1]
         shared = (
             "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
-            "targets/errors.py", "targets/vectors.py", "targets/runners/__init__.py",
+            "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",
             "targets/runners/litert.py",
         )  # fmt: skip
         files = {name: root / name for name in shared}
@@ -273,6 +273,10 @@ class Run:
             share = outputs["differing"] / outputs["values"]
             figures.append(self._figure("parity", name, "parity_share", share, "1"))
             figures.append(self._figure("parity", name, "parity_inputs", parity["inputs"], "1"))
+            for kind, apart in parity["kinds"].items():
+                share = apart["differing"] / apart["values"]
+                figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
+                figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
             for variant, stage in ((name, stages.lower[name]), (f"{name}-fp32", stages.baseline[name])):
                 size = (stages.path(stage) / "program").stat().st_size
                 facts = read_json(stages.path(stage) / "lowered.json")

@@ -1,4 +1,4 @@
-"""Every snippet of the README does what it says: commands run, recipes load, Python executes, figures hold."""
+"""Every snippet of the README does what it says: commands run, recipes load, Python runs, figures hold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_main_job_leaves_what_the_readme_lists(folder: Path) -> None:
     listed = re.findall(r"`([\w.]+\.(?:paredown|json|md|png|toml))`", README)
     run = folder / "runs" / "digits" / "host"
-    for name in {"bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json"}:
+    expected = {"bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json"}
+    for name in expected:
         assert name in listed and (run / name).stat().st_size > 0
 
 
@@ -53,7 +54,8 @@ def test_the_table_of_the_main_job_is_what_it_prints(folder: Path) -> None:
     figures = json.loads((folder / "runs" / "digits" / "host" / "figures.json").read_text())
     cells = {(f["variant"], f["metric"]): f["value"] for f in figures}
     (printed,) = (block for block in blocks("text") if "mAP@50" in block)
-    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if re.match(r" ?\w+.* \d", line)}
+    lines = [line.split() for line in printed.splitlines() if re.match(r" ?\w+.* \d", line)]
+    rows = {line[0]: line[1:] for line in lines}
     for variant in ("fp32", "integer", "executorch", "litert"):
         assert float(rows[variant][0]) == pytest.approx(cells[variant, "map50"], abs=0.003)
     for runtime in ("executorch", "litert"):

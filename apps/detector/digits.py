@@ -73,6 +73,13 @@ class Sources(NamedTuple):
     digest: str
 
 
+def _photograph(path: Path) -> np.ndarray:
+    decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise ValueError(f"{path.name} is no picture")
+    return np.asarray(decoded)
+
+
 @functools.cache
 def sources() -> Sources:
     """Reads the scans and the photographs out of scikit-learn's files, once per process.
@@ -89,7 +96,7 @@ def sources() -> Sources:
         with gzip.open(folder / "datasets" / "data" / "digits.csv.gz", "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
         pictures = [folder / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
-        images = tuple(np.asarray(cv2.imdecode(np.frombuffer(p.read_bytes(), np.uint8), 1)) for p in pictures)
+        images = tuple(_photograph(path) for path in pictures)
         scans = np.ascontiguousarray(table[:, :64].astype(np.uint8).reshape(-1, 8, 8))
         labels = np.ascontiguousarray(table[:, 64])
     except (OSError, ValueError, IndexError, cv2.error) as error:

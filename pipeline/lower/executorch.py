@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +23,7 @@ from pipeline.graph import apply as apply_float
 from pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
 from pipeline.lower.lowered import Lowered
 from targets.errors import InputError
+from targets.quiet import quiet
 
 
 def lower_integer(graph: IntegerGraph) -> Lowered:
@@ -271,15 +269,9 @@ def _quiet() -> Iterator[None]:
     """Keeps the toolchain's chatter (missing GPU kernels, CPU probing) off the user's screen."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with Path(os.devnull).open("w") as null, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        os.dup2(null.fileno(), 2)
-        try:
-            with contextlib.redirect_stderr(null):  # ExecuTorch's binding writes to it too
-                yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            logging.disable(level)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

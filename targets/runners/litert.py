@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from targets.errors import DeviceError, InputError
+from targets.quiet import quiet
 
 
 def _interpreter_class() -> Any:
@@ -112,16 +110,3 @@ class Runner:
 def load(data: bytes, threads: int = 1, where: object = ".tflite") -> Runner:
     """Loads a model; see `Runner`."""
     return Runner(data, threads, where)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps a native library's chatter off the user's standard error."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("w") as null:
-        os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

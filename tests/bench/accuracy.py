@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
     arguments = parser.parse_args()
     root = arguments.runs or Path(tempfile.mkdtemp())
-    print(
-        "| network | images | fp32 | integer | ExecuTorch | LiteRT | drop | parity LSB, 32 inputs | undelegated |"
-    )
+    print("| network | images | fp32 | integer | ExecuTorch | LiteRT | drop | parity LSB | undelegated |")
     print("|---|---|---|---|---|---|---|---|---|")
     for title, (stem, names) in NETS.items():
         for split, test in SPLITS.items():

@@ -43,7 +43,7 @@ def main() -> None:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line.lower())
     has = [flag for flag in INT8_FLAGS if flag in flags.split()]
     print(
-        f"{arguments.network} at {network.height}, 1 thread, {arguments.runs} runs; CPU has {', '.join(has)}\n"
+        f"{arguments.network} at {network.height}, 1 thread, {arguments.runs} runs; CPU: {', '.join(has)}\n"
     )
     print("| variant | median ms | p10 | p90 | faster than its fp32 |")
     print("|---|---|---|---|---|")

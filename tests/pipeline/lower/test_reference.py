@@ -22,7 +22,7 @@ from lowering_networks import (
 from pipeline.lower import executorch, litert, reference
 from pipeline.lower.integer import IntegerGraph
 from pipeline.lower.parity import compare, every_operation
-from targets.runners.litert import quiet
+from targets.quiet import quiet
 
 
 def assert_exact(graph: IntegerGraph, runtime, count: int = 6, delegated: bool = True) -> None:
