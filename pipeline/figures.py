@@ -1,6 +1,6 @@
 """Figures: every number of a run with where it comes from and whether it was measured at all.
 
-`figures.json` is the one list that the table, the report and other people's scripts read (DESIGN, "Figure").
+`figures.json` is the one list that the table, the report and other people's scripts read.
 """
 
 from __future__ import annotations

@@ -184,11 +184,11 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
 
 
 def _symmetric(
-    x: Tensor, padding: tuple[int, ...], value: float, limit: float = float("inf")
+    x: Tensor, padding: tuple[int, ...], value: float, limit: int | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
     """Splits (left, right, top, bottom) into what a torch operation can pad itself and an explicit pad."""
     left, right, top, bottom = padding
-    if left == right <= limit and top == bottom <= limit:
+    if left == right and top == bottom and (limit is None or max(left, top) <= limit):
         return x, (top, left)
     return F.pad(x, padding, value=value), (0, 0)
 

@@ -1,6 +1,6 @@
 """Stages: pure functions from artefacts to artefacts, run once per distinct input, and the ledger of a run.
 
-A stage's key is the sha256 of its name, version, parameters and input keys (DESIGN, "Stage"). Equal keys mean
+A stage's key is the sha256 of its name, version, parameters and input keys. Equal keys mean
 equal artefacts, so a stage whose artefact is in the store is not run again, in this run or any other.
 """
 

@@ -1,4 +1,4 @@
-"""The laws of the house, kept by reading the imports of every module (DESIGN, "Laws").
+"""The laws of the house, kept by reading the imports of every module.
 
 1. No circles, no import upward between the rooms.
 2. `targets/`, `calibration/preprocess.py` and every app's `device/` reach no torch; device code runs on a

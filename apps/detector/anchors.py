@@ -1,4 +1,4 @@
-"""Anchors for YOLO-v2: k-means over box sizes with the distance 1 - IoU (METHODS section 3)."""
+"""Anchors for YOLO-v2: k-means over box sizes with the distance 1 - IoU (arXiv 1612.08242, section 2)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Darknet's .cfg files: text in, frozen dataclasses out, every mistake named with its line.
 
-Keys and defaults are those of darknet's parser (METHODS section 3 gives the networks). What darknet accepts
+Keys and defaults are those of darknet's parser. What darknet accepts
 but this detector cannot compute is refused with the line it stands on; keys that change nothing here are kept
 in `options`.
 """
@@ -91,7 +91,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Reorg:
-    """[reorg]: darknet's space-to-depth (METHODS section 3)."""
+    """[reorg]: darknet's space-to-depth."""
 
     stride: int
     line: int = 0
@@ -354,7 +354,7 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def builtin_cfg(name: str) -> Cfg:
-    """Parses a .cfg of the detector's own: yolov2-voc, yolov2-tiny-voc (METHODS section 3), our yolov2-nano.
+    """Parses a .cfg of the detector's own: yolov2-voc, yolov2-tiny-voc (darknet's), our yolov2-nano.
 
     Raises:
         UsageError: if there is none of that name.

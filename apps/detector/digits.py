@@ -106,8 +106,8 @@ def sources() -> Sources:
             hint="pip install scikit-learn",
         ) from error
     digest = hashlib.sha256()
-    for array in (scans, labels, *images):
-        digest.update(array.tobytes())
+    for part in (scans.tobytes(), labels.tobytes(), *(image.tobytes() for image in images)):
+        digest.update(part)
     return Sources(scans, labels, images, digest.hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""YOLO-v2's loss: darknet's region layer (METHODS section 3), for raw logits, vectorised over the batch."""
+"""YOLO-v2's loss: darknet's region layer (arXiv 1612.08242), for raw logits, vectorised over the batch."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def region_terms(
     seen: int = WARM_IMAGES,
     weights: RegionWeights | None = None,
 ) -> RegionTerms:
-    """Computes darknet's region loss in its parts (METHODS section 3).
+    """Computes darknet's region loss in its parts.
 
     The squares carry a factor 1/2, so the gradient with respect to the logits is exactly darknet's `delta`
     divided by the number of images. The best IoU and the objectness target are constants to the gradient.
@@ -222,5 +222,5 @@ def region_loss(
     seen: int = WARM_IMAGES,
     weights: RegionWeights | None = None,
 ) -> Tensor:
-    """Computes darknet's region loss (METHODS section 3), a scalar: the sum of `region_terms`."""
+    """Computes darknet's region loss, a scalar: the sum of `region_terms`."""
     return region_terms(outputs, targets, anchors, seen, weights).total

@@ -110,7 +110,7 @@ class RouteLayer(nn.Module):
 
 
 class ReorgLayer(nn.Module):
-    """[reorg]: darknet's loop, which is not pixel_unshuffle (METHODS section 3).
+    """[reorg]: darknet's loop, which is not pixel_unshuffle.
 
     The loop reinterprets memory. With stride 2, input channel m becomes output channels m, C + m, 2C + m and
     3C + m only where H is a multiple of 4. Elsewhere (26x26 in yolov2-voc at 416) values also move among the

@@ -1,6 +1,6 @@
 r"""Trains a detector: the command `python -m apps.detector.train DATA --out FILE` and the function `train`.
 
-Darknet's recipe (METHODS section 3: SGD with momentum 0.9 and weight decay 5e-4, optional multi-scale) with a
+Darknet's recipe (SGD with momentum 0.9 and weight decay 5e-4, optional multi-scale) with a
 warm-up, a cosine and an average of the weights (our design). A run is a pure function of its configuration,
 the data and the initial weights: what a step does depends on its number only, so a resumed run ends where an
 uninterrupted one would have (on the same machine with the same number of threads).

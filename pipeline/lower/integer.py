@@ -1,7 +1,7 @@
 """The integer graph: int8 weights, int32 biases, a scale per tensor, and the one place that knows the rules.
 
 Both runtimes are lowered from it and the reference interpreter executes it, so that what is checked here is
-what runs there. The rules, all forced by kernels that exist (TOOLCHAIN):
+what runs there. The rules, all forced by kernels that exist:
 
 * activations are int8, affine, one scale per tensor; weights int8, symmetric, one scale per output channel;
 * an operation that only moves or selects values keeps its input's scale; the inputs of a concatenation share

@@ -29,7 +29,7 @@ def sigmoid(x: float) -> float:
 
 
 def decode_loop(outputs, anchors, threshold):
-    """METHODS section 3, one number at a time, in double: {(anchor, row, column, class): (box, score)}."""
+    """Darknet's formulas, one number at a time, in double: {(anchor, row, column, class): (box, score)}."""
     xy, wh, obj, cls = (a.astype(np.float64) for a in outputs)
     rows, columns = obj.shape[1:]
     classes = len(cls) // len(anchors)

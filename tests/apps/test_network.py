@@ -42,7 +42,7 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-# METHODS section 3, at 416 x 416
+# darknet's published networks, at 416 x 416
 @pytest.mark.parametrize(
     ("name", "gmac", "count"),
     [("yolov2-voc", "14.680", 50_655_389), ("yolov2-tiny-voc", "3.4855", 15_861_773)],

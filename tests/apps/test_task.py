@@ -158,7 +158,7 @@ def test_a_perfect_network_scores_one_and_a_blind_one_nothing(recipe):
 
 
 def encode(task, sample):
-    """Logits of shape (1, ...) that decode to a sample's boxes: METHODS section 3, solved for the logits."""
+    """Logits of shape (1, ...) that decode to a sample's boxes: darknet's formulas, solved for the logits."""
     xy, wh = (np.zeros((1, 4, 16, 16), np.float32) for _ in range(2))
     obj, cls = np.full((1, 2, 16, 16), -20, np.float32), np.zeros((1, 4, 16, 16), np.float32)
     for (cx, cy, w, h), category in zip(sample.boxes.astype(float) * 16, sample.classes, strict=True):

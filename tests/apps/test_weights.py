@@ -76,7 +76,7 @@ def unchanged(net: YoloV2, before: dict[str, torch.Tensor]) -> bool:
 
 
 def test_every_float_lands_where_darknet_puts_it(tmp_path: Path):
-    """The layout of METHODS section 3, taken apart here by hand."""
+    """Darknet's layout, taken apart here by hand."""
     values = floats()
     net = network()
     read_weights(written(tmp_path / "x.weights", LONG, values), net)

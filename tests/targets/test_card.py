@@ -26,7 +26,7 @@ def test_the_four_cards_load_under_their_file_names():
         assert card == load_card(card.name) == load_card(CARDS / f"{card.name}.toml")
         for runtime in card.runtimes.values():
             assert "int8" in runtime.dtypes and "conv2d" in runtime.ops
-            # TOOLCHAIN, "Below 8 bits and sparse": neither pays in time on either runtime
+            # measured: neither pays in time on either runtime
             assert runtime.pays.zeros.buys == runtime.pays.low_bits.buys == "storage"
 
 
@@ -200,5 +200,5 @@ def test_reading_cards_and_facts_imports_nothing_heavy():
 def test_the_sources_of_every_card_are_given():
     for path in CARDS.glob("*.toml"):
         sources = tomllib.loads(path.read_text())["sources"]
-        assert any("TOOLCHAIN" in source for source in sources)
+        assert any("our measurements" in source for source in sources)
         assert any(source.startswith("channel_multiple") for source in sources)

@@ -1,6 +1,6 @@
 """From the region head's logits to boxes, in numpy only: this file is copied into the bundle, to the board.
 
-Decoding and suppression are darknet's (METHODS section 3): score = objectness * class probability, a box may
+Decoding and suppression are darknet's: score = objectness * class probability, a box may
 be reported once per class, and suppression happens within a class.
 """
 

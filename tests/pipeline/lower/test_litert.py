@@ -264,7 +264,7 @@ from targets.errors import InputError
 from targets.runners.litert import Runner
 data = Path(sys.argv[1]).read_bytes()
 ran = refused = 0
-for seed in range(60):
+for seed in range(25):
     rng = np.random.default_rng(seed)
     damaged = bytearray(data)
     for _ in range(3):
@@ -291,7 +291,7 @@ def test_flipped_bits_run_or_are_refused(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-500:]
     ran, refused = map(int, done.stdout.split())
-    assert ran + refused == 60 and refused > 10
+    assert ran + refused == 25 and refused > 5
 
 
 def test_the_wrong_input_is_an_input_error():
