@@ -140,11 +140,6 @@ class Run:
     def _bench(self) -> Stage:
         runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
         threads = self.recipe.bench.threads
-        machine = {
-            "cpu": self.machine.cpu,
-            "cores": self.machine.cores,
-            "versions": dict(self.machine.versions),
-        }
         stages = {name: self.stages.lower[name] for name in self.stages.runtimes}
         stages |= {f"{name}-fp32": self.stages.baseline[name] for name in self.stages.runtimes}
 
@@ -176,7 +171,11 @@ class Run:
             write_json(out / "bench.json", figures)
 
         return Stage(
-            "bench", 1, BenchParams(runs, threads, machine), {n: s.key for n, s in stages.items()}, build
+            "bench",
+            1,
+            BenchParams(runs, threads, self.stages.machine),
+            {n: s.key for n, s in stages.items()},
+            build,
         )
 
     def _bundle(self) -> Stage:

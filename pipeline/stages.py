@@ -25,7 +25,7 @@ from pipeline.store import Store
 from pipeline.task import Predict, Task
 from targets.card import Target
 from targets.errors import InputError
-from targets.host import package_versions
+from targets.host import package_versions, this_machine
 
 #: Told how far a stage is: done, of how many.
 Tick = Callable[[int, int], None]
@@ -72,20 +72,22 @@ class LowerParams:
 
 @dataclass(frozen=True)
 class ParityParams:
-    """How many inputs are compared."""
+    """How many inputs are compared, and on what."""
 
     inputs: int
     probes: int
+    machine: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ScoreParams:
-    """What is scored."""
+    """What is scored, and on what: a score belongs to the machine and the versions that computed it."""
 
     variant: str
     images: int
     preprocess: str
     app: Mapping[str, Any]
+    machine: Mapping[str, Any]
 
 
 class Stages:
@@ -106,6 +108,7 @@ class Stages:
         """Opens the data sets, which checks their labels."""
         self.recipe, self.task, self.target, self.store = recipe, task, target, store
         self.smoke, self.tick = smoke, tick
+        self.machine = this_machine().to_dict()
         self.preprocess = task.preprocess
         self.calibration, self.test = task.data("calibration"), task.data("test")
         self.trace = self._trace()
@@ -178,14 +181,14 @@ class Stages:
         shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
 
         def build(out: Path) -> None:
-            from pipeline.graph import trace
+            from pipeline.trace import trace
 
             graph = trace(self.task.network(), shape)
             write_graph(out, *graph.dump())
             write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
 
         params = TraceParams(dict(self.task.network_id), shape, _version("torch"))
-        return Stage("trace", 1, params, {"weights": self.task.weights_hash()}, build)
+        return Stage("trace", 2, params, {"weights": self.task.weights_hash()}, build)
 
     def _calibrate(self) -> Stage:
         limit = self.recipe.quantize.calibration_images
@@ -224,23 +227,23 @@ class Stages:
             write_graph(out, *integer.dump())
 
         inputs = {"trace": self.trace.key, "ranges": self.calibrate.key}
-        return Stage("integer", 1, params, inputs, build)
+        return Stage("integer", 2, params, inputs, build)
 
     def _lower(self, name: str) -> Stage:
         def build(out: Path) -> None:
             _write_program(out, runtime(name).lower_integer(self.integer_graph()))
 
-        return Stage(f"lower-{name}", 1, _lower_params(name), {"integer": self.integer.key}, build)
+        return Stage(f"lower-{name}", 2, _lower_params(name), {"integer": self.integer.key}, build)
 
     def _lower_float(self, name: str) -> Stage:
         def build(out: Path) -> None:
             _write_program(out, runtime(name).lower_float(self.graph()))
 
-        return Stage(f"lower-{name}-fp32", 1, _lower_params(name), {"trace": self.trace.key}, build)
+        return Stage(f"lower-{name}-fp32", 2, _lower_params(name), {"trace": self.trace.key}, build)
 
     def _parity(self, name: str) -> Stage:
         inputs = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
-        params = ParityParams(inputs, min(2, inputs))
+        params = ParityParams(inputs, min(2, inputs), self.machine)
 
         def build(out: Path) -> None:
             from dataclasses import asdict
@@ -281,7 +284,9 @@ class Stages:
         return np.concatenate([np.stack(images), test_inputs(integer.input.shape, count - real)])
 
     def _score(self, variant: str) -> Stage:
-        params = ScoreParams(variant, self.images, self.preprocess.hash, dict(self.task.network_id))
+        params = ScoreParams(
+            variant, self.images, self.preprocess.hash, dict(self.task.network_id), self.machine
+        )
         maker = {"fp32": self.trace, "integer": self.integer}.get(variant) or self.lower[variant]
 
         def build(out: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class DetectorTask:
 
         module_name, _, factory_name = self.recipe.network.partition(":")
         try:
+            if str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))  # the user's own package, beside the recipe's command
             self._module = importlib.import_module(module_name)
             network = getattr(self._module, factory_name)()
         except Exception as error:  # the user's own code: whatever it raises is about it, not about us

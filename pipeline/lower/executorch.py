@@ -223,22 +223,26 @@ class Runner:
 
     Args:
         data: the program's bytes; kept alive here, since the runtime does not own them.
+        threads: of ExecuTorch's pool, which is one for the whole process.
+        where: named in errors.
 
     Raises:
         InputError: the bytes are not a program that this runtime loads.
     """
 
-    def __init__(self, data: bytes, where: object = ".pte") -> None:
+    def __init__(self, data: bytes, threads: int = 1, where: object = ".pte") -> None:
         """Loads the program and its one method."""
         with _quiet():
-            from executorch.runtime import Runtime, Verification
+            # The binding itself: executorch.runtime wraps it, and imports the whole exporter to do so (6 s).
+            from executorch.extension.pybindings import _C as binding
 
+            binding._unsafe_reset_threadpool(threads)
             self._data = data
             try:
-                self._program = Runtime.get().load_program(
-                    data, verification=Verification.InternalConsistency
+                self._module = binding._load_for_executorch_from_buffer(
+                    data, program_verification=binding.Verification.InternalConsistency
                 )
-                self._method = self._program.load_method("forward")
+                self._module.method_meta("forward")
             except Exception as error:  # noqa: BLE001  the binding raises bare RuntimeError and others
                 raise InputError(
                     "not an ExecuTorch program that this runtime loads (truncated or damaged?)", where=where,
@@ -246,22 +250,24 @@ class Runner:
                 ) from error  # fmt: skip
 
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Runs one input, (1, channels, height, width), in the program's own dtype; outputs NCHW."""
-        return tuple(out.numpy().copy() for out in self._method.execute([torch.from_numpy(x)]))
+        """Runs one input, (1, channels, height, width), in the program's own dtype; outputs NCHW.
+
+        Raises:
+            InputError: the input does not fit, or the program fails.
+        """
+        try:
+            outputs = self._module.run_method("forward", (torch.from_numpy(x),))
+        except RuntimeError as error:
+            raise InputError(f"the program fails on an input of shape {x.shape}, {x.dtype}") from error
+        return tuple(out.numpy() for out in outputs)
 
     def bound(self, x: NDArray[Any]) -> Callable[[], object]:
         """A call with its input in place, for timing."""
-        tensors = [torch.from_numpy(x)]
-        return lambda: self._method.execute(tensors)
+        inputs = (torch.from_numpy(x),)
+        return lambda: self._module.run_method("forward", inputs)
 
 
-def load(data: bytes, threads: int = 1, where: object = ".pte") -> Runner:
-    """Loads a program and sets the size of ExecuTorch's thread pool, which is one for the whole process."""
-    with _quiet():
-        from executorch.extension.pybindings import portable_lib
-
-        portable_lib._unsafe_reset_threadpool(threads)
-    return Runner(data, where)
+load = Runner
 
 
 @contextlib.contextmanager

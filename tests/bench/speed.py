@@ -15,9 +15,9 @@ import torch
 
 from apps.detector.network import YoloV2
 from pipeline.bench import interleaved
-from pipeline.graph import trace
 from pipeline.lower.integer import quantize
 from pipeline.lower.runtimes import RUNTIMES
+from pipeline.trace import trace
 
 INT8_FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.graph import KINDS, Graph, trace
+from pipeline.graph import KINDS, Graph
+from pipeline.trace import trace
 from targets.errors import InputError
 
 SHAPE = (1, 3, 12, 10)

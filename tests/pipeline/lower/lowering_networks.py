@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.graph import Graph, trace
+from pipeline.graph import Graph
 from pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, quantize
+from pipeline.trace import trace
 from targets.vectors import test_inputs as make_inputs
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from lowering_networks import Passthrough, Residual, inputs_for, quantized, randomized
 
-from pipeline.graph import trace
 from pipeline.lower import executorch, reference
 from pipeline.lower.executorch import QdqModule
+from pipeline.trace import trace
 from targets.errors import InputError
 
 HERE = Path(__file__).parent

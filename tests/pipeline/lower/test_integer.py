@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from lowering_networks import Passthrough, Residual, quantized, random_graph, randomized, ranges_of
 from torch import nn
 
-from pipeline.graph import Graph, Node, trace
+from pipeline.graph import Graph, Node
 from pipeline.lower import reference
 from pipeline.lower.integer import (
     LARGEST_BIAS,
@@ -25,6 +25,7 @@ from pipeline.lower.integer import (
     integer_bias,
     quantize,
 )
+from pipeline.trace import trace
 from targets.errors import InputError
 
 

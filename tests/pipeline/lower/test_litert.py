@@ -11,10 +11,10 @@ import pytest
 import torch
 from lowering_networks import Builder, Passthrough, Residual, inputs_for, quantized, random_graph, randomized
 
-from pipeline.graph import trace
 from pipeline.lower import executorch, litert, reference
 from pipeline.lower.executorch import QdqModule, _dequantize, _quantize
 from pipeline.lower.integer import IntegerGraph
+from pipeline.trace import trace
 from targets.errors import InputError
 from targets.runners.litert import Runner
 
