@@ -309,12 +309,27 @@ class Run:
             facts = read_json(self.stages.path(self.stages.lower[name]) / "lowered.json")
             if facts["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
-        if self.bench is None:
+        if self.bench:
+            notes += slower_than_float(read_json(self.stages.path(self.bench) / "bench.json"))
+        else:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
                 f"{self.target.name} is known"
             )
         return tuple(notes)
+
+
+def slower_than_float(times: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A plain sentence for every runtime on which int8 takes longer than the original in float32."""
+    notes = []
+    for name, measured in times.items():
+        before = times.get(f"{name}-fp32", {}).get("latency_p50")
+        now = measured["latency_p50"]
+        if before is not None and now > before:
+            notes.append(
+                f"{name}: int8 is slower than float32 on this machine ({now:.2f} against {before:.2f} ms)"
+            )
+    return notes
 
 
 def recipe_name(name_or_path: str) -> str:
