@@ -66,6 +66,18 @@ def test_a_good_bundle_passes_and_measures(tiny):
     assert "{" not in done.err
 
 
+def test_the_score_of_a_part_breaks_no_budget(tiny, tmp_path):
+    def change(manifest, members):
+        falsified("fp32", "map50", 2.0)(manifest, members)
+        manifest["recipe"]["budget"] = {"accuracy_drop": 0.0}
+
+    path = repacked(tiny, tmp_path / "strict.paredown", change)
+    part = call("validate", path, "--json", "--times", 1, "--limit", 1)
+    whole = call("validate", path, "--json", "--times", 1)
+    assert part.code == 0 and json.loads(part.out)["over_budget"] == []
+    assert whole.code == 3 and "accuracy_drop" in json.loads(whole.out)["over_budget"][0]
+
+
 def test_without_json_the_words_say_passed(tiny):
     done = call("validate", tiny.bundle, "--times", 1, "--limit", 1)
     assert done.code == 0 and done.out.rstrip().endswith("passed")
