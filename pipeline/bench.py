@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,42 @@ def interleaved(
             times[name].append((time.perf_counter() - start) * 1e3)
         tick(done + 1, runs)
     return times
+
+
+class Eager:
+    """The original network as torch runs it, one operation after the other.
+
+    Args:
+        network: a `torch.nn.Module` in evaluation mode.
+        threads: of torch, which are those of the whole process.
+    """
+
+    def __init__(self, network: Any, threads: int) -> None:
+        """Sets torch's threads."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self.network = network
+
+    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Runs one float32 input, (1, channels, height, width)."""
+        outputs = self._run(x)()
+        return tuple(output.numpy() for output in outputs)
+
+    def bound(self, x: NDArray[Any]) -> Callable[[], object]:
+        """A call with its input in place, for timing."""
+        return self._run(x)
+
+    def _run(self, x: NDArray[Any]) -> Callable[[], Any]:
+        import torch
+
+        tensor = torch.from_numpy(x)
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return self.network(tensor)
+
+        return call
 
 
 def peak_memory(programs: Mapping[str, tuple[str, Path, NDArray[np.generic]]]) -> dict[str, float]:

@@ -146,12 +146,12 @@ class Run:
         def build(out: Path) -> None:
             import numpy as np
 
-            from pipeline.bench import interleaved, peak_memory
+            from pipeline.bench import Eager, interleaved, peak_memory
 
             integer = self.stages.integer_graph()
             image = self.stages.preprocess(self.stages.calibration[0].image)[None]
             codes = integer.input.out.quantize(image)
-            runners: dict[str, Any] = {}
+            runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
             programs: dict[str, Any] = {}
             for variant, stage in stages.items():
                 name = variant.removesuffix("-fp32")
@@ -164,19 +164,15 @@ class Run:
                 name: {
                     "latency_p50": float(np.percentile(values, 50)),
                     "latency_p90": float(np.percentile(values, 90)),
-                    "memory_peak": memory[name],
+                    **({"memory_peak": memory[name]} if name in memory else {}),
                 }
                 for name, values in times.items()
             }
             write_json(out / "bench.json", figures)
 
-        return Stage(
-            "bench",
-            1,
-            BenchParams(runs, threads, self.stages.machine),
-            {n: s.key for n, s in stages.items()},
-            build,
-        )
+        params = BenchParams(runs, threads, self.stages.machine)
+        inputs = {"trace": self.stages.trace.key} | {name: stage.key for name, stage in stages.items()}
+        return Stage("bench", 2, params, inputs, build)
 
     def _bundle(self) -> Stage:
         device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
