@@ -109,7 +109,7 @@ class Run:
         self.store = Store(root / STORE)
         self.machine = this_machine()
         self.task: Task = load_task(recipe)
-        self.stages = Stages(recipe, self.task, target, self.store, smoke, tick)
+        self.stages = Stages(recipe, self.task, self.store, smoke, tick)
         self.bench = self._bench() if target.reach.kind == "local" else None
         self.bundle = self._bundle()
         self.preview = self._preview()
@@ -225,9 +225,7 @@ class Run:
 
     def _device_files(self) -> dict[str, Path]:
         """The app's device code, and the rooms below that it imports."""
-        from pipeline import bundle
-
-        root = Path(bundle.__file__).parents[1]
+        root = Path(__file__).parents[1]
         shared = (
             "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
             "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",

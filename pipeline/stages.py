@@ -23,7 +23,6 @@ from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Predict, Task
-from targets.card import Target
 from targets.errors import InputError
 from targets.host import package_versions, this_machine
 
@@ -96,17 +95,14 @@ class Stages:
     Args:
         recipe: resolved.
         task: of the recipe's app.
-        target: the card.
         store: where inputs of a stage are found when it runs.
         smoke: handfuls of samples everywhere.
         tick: progress of the stage that is running.
     """
 
-    def __init__(
-        self, recipe: Recipe, task: Task, target: Target, store: Store, smoke: bool, tick: Tick
-    ) -> None:
+    def __init__(self, recipe: Recipe, task: Task, store: Store, smoke: bool, tick: Tick) -> None:
         """Opens the data sets, which checks their labels."""
-        self.recipe, self.task, self.target, self.store = recipe, task, target, store
+        self.recipe, self.task, self.store = recipe, task, store
         self.smoke, self.tick = smoke, tick
         self.machine = this_machine().to_dict()
         self.preprocess = task.preprocess
@@ -170,10 +166,11 @@ class Stages:
         from pipeline.lower import reference
 
         integer = self.integer_graph()
+        source, outputs = integer.input.out, [integer[name].out for name in integer.outputs]
         if variant == "integer":
-            return float_predict(integer, lambda codes: reference.predict(integer, codes))
+            return float_predict(source, outputs, lambda codes: reference.predict(integer, codes))
         program = self.program(self.lower[variant])
-        return float_predict(integer, runtime(variant).load(program, 1, variant))
+        return float_predict(source, outputs, runtime(variant).load(program, 1, variant))
 
     # -- the stages ----------------------------------------------------------------------------------------
 
@@ -294,7 +291,7 @@ class Stages:
             write_json(out / "score.json", self.task.score(self.predictor(variant), data, self.tick))
 
         inputs = {"program": maker.key, "data": self.test.fingerprint()}
-        return Stage(f"score-{variant}", 1, params, inputs, build)
+        return Stage(f"score-{variant}", 2, params, inputs, build)
 
     def all(self) -> tuple[Stage, ...]:
         """Every stage but bench, bundle and preview, in an order in which they can run."""

@@ -7,6 +7,7 @@ device transports.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from calibration.datasets import First
 from pipeline.budget import Violation, check_budget
 from pipeline.bundle import Bundle, Model, unpack
 from pipeline.figures import SCORES, Figure, parse_figures
-from pipeline.lower.runtimes import runtime
+from pipeline.lower.runtimes import float_predict, runtime
 from pipeline.recipe import check_files
-from pipeline.task import Task, load_task
+from pipeline.task import Predict, Task, load_task
 from targets.errors import DeviceError, InputError
 from targets.host import this_machine
 
@@ -119,18 +120,21 @@ def validate(
                 checks.append(found)
                 for metric, value in scores.items():
                     measured("score", model.runtime, metric, value, "1")
+    budget = manifest.recipe.budget.over(manifest.card.budget)
     if manifest.card.reach.kind == "local":
         log("latency")
         for variant, times in _latency(bundle, runners, runs, tick).items():
             measured("bench", variant, "latency_p50", float(np.percentile(times, 50)), "ms")
             measured("bench", variant, "latency_p90", float(np.percentile(times, 90)), "ms")
+        if budget.memory_mib is not None:
+            for variant, peak in _memory(bundle).items():
+                measured("bench", variant, "memory_peak", peak, "MiB")
     else:
         detail = f"not measured: this machine is no {manifest.target}, and {manifest.card.reach.text}"
         checks.append(Check("latency", True, detail))
     original = [figure for figure in recorded if figure.variant == "fp32"]
     scored = {figure.metric for figure in original}
     metric = next((name for name in SCORES if name in scored), SCORES[0])
-    budget = manifest.recipe.budget.over(manifest.card.budget)
     if limit is not None and limit < manifest.test.images:  # a part's score says nothing of the whole's drop
         original = []
     violations = check_budget(budget, [*original, *figures], metric)
@@ -204,18 +208,24 @@ def _score(
     return Check(name, not apart, ", ".join([said, *told])), scores
 
 
-def _predict(model: Model, runner: Any) -> Any:
+def _predict(model: Model, runner: Any) -> Predict:
     from pipeline.lower.integer import Affine
 
-    source = Affine(model.input.scale, model.input.zero_point)
     outputs = [Affine(output.scale, output.zero_point) for output in model.outputs]
+    return float_predict(Affine(model.input.scale, model.input.zero_point), outputs, runner)
 
-    def predict(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(
-            q.dequantize(codes) for q, codes in zip(outputs, runner(source.quantize(x)), strict=True)
-        )
 
-    return predict
+def _memory(bundle: Bundle) -> dict[str, float]:
+    """Peak memory of each program, in MiB, in a process of its own."""
+    from pipeline.bench import peak_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        programs: dict[str, Any] = {}
+        for model in bundle.manifest.models:
+            path = Path(folder) / Path(model.file).name
+            path.write_bytes(bundle.read(model.file))
+            programs[model.runtime] = (model.runtime, path, np.zeros(model.input.shape, np.int8))
+        return peak_memory(programs)
 
 
 def _latency(

@@ -46,8 +46,8 @@ class Affine:
     zero_point: int
 
     def quantize(self, real: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Rounds half to even and clamps, as every runtime's quantize kernel does."""
-        codes = np.rint(real.astype(np.float32) * (np.float32(1) / np.float32(self.scale))) + self.zero_point
+        """Rounds half to even and clamps: the very codes that `Preprocess.quantized` gives on the device."""
+        codes = np.rint(real.astype(np.float64) / self.scale) + self.zero_point
         return np.clip(codes, QMIN, QMAX).astype(np.int8)
 
     def dequantize(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ Adding a runtime is adding a row here and, beside this file, a module with `lowe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from targets.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
-    from pipeline.lower.integer import IntegerGraph
+    from pipeline.lower.integer import Affine, IntegerGraph
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,20 @@ def runtime(name: str) -> Runtime:
 
 
 def float_predict(
-    graph: IntegerGraph, run: Callable[[NDArray[np.int8]], tuple[NDArray[np.int8], ...]]
-) -> Any:
+    source: Affine,
+    outputs: Sequence[Affine],
+    run: Callable[[NDArray[np.int8]], tuple[NDArray[np.int8], ...]],
+) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]:
     """Wraps an int8 program as float32 in, float32 out, as scores want it.
 
     Args:
-        graph: tells the scales of input and outputs.
+        source: scale and zero point of the input.
+        outputs: those of each output.
         run: int8 codes to a tuple of int8 codes.
     """
-    scales = [graph[name].out for name in graph.outputs]
 
     def predict(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        codes = run(graph.input.out.quantize(x))
-        return tuple(scale.dequantize(code) for scale, code in zip(scales, codes, strict=True))
+        codes = run(source.quantize(x))
+        return tuple(scale.dequantize(code) for scale, code in zip(outputs, codes, strict=True))
 
     return predict

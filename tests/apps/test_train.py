@@ -319,7 +319,6 @@ def test_an_error_is_one_line_and_its_exit_code(tmp_path, monkeypatch, capsys, a
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="apps/detector/digits.safetensors is not trained yet")
 def test_the_shipped_weights_find_the_digits():
     network = nano()
     load_weights(SHIPPED, network)

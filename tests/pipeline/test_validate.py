@@ -78,6 +78,17 @@ def test_the_score_of_a_part_breaks_no_budget(tiny, tmp_path):
     assert whole.code == 3 and "accuracy_drop" in json.loads(whole.out)["over_budget"][0]
 
 
+def test_a_memory_budget_is_measured_and_held(tiny, tmp_path):
+    def change(manifest, members):
+        manifest["recipe"]["budget"] = {"memory_mib": 1.0}
+
+    path = repacked(tiny, tmp_path / "small.paredown", change)
+    done = call("validate", path, "--json", "--times", 1, "--no-score")
+    result = json.loads(done.out)
+    assert done.code == 3 and all("memory_mib" in line for line in result["over_budget"])
+    assert len(result["over_budget"]) == 2
+
+
 def test_without_json_the_words_say_passed(tiny):
     done = call("validate", tiny.bundle, "--times", 1, "--limit", 1)
     assert done.code == 0 and done.out.rstrip().endswith("passed")

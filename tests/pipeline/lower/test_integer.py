@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from lowering_networks import Passthrough, Residual, quantized, random_graph, randomized, ranges_of
 from torch import nn
 
+from calibration.preprocess import Preprocess
 from pipeline.graph import Graph, Node
 from pipeline.lower import reference
 from pipeline.lower.integer import (
@@ -289,3 +290,17 @@ def test_outputs_do_not_depend_on_unused_fields():
     x = np.full(graph.input.shape, 3, np.int8)
     a, b = reference.predict(graph, x), reference.predict(renamed, x)
     assert np.array_equal(a[0], b[1]) and np.array_equal(a[1], b[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    mean=st.floats(0.0, 1.0),
+    std=st.floats(0.05, 1.0),
+    scale=st.floats(1e-4, 0.2),
+    zero=st.integers(-128, 127),
+)
+def test_the_host_quantizes_images_as_the_device_does(mean, std, scale, zero):
+    preprocess = Preprocess(16, 16, mean=(mean,), std=(std,))
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    host = Affine(float(np.float32(scale)), zero).quantize(preprocess(image))
+    assert np.array_equal(host, preprocess.quantized(image, float(np.float32(scale)), zero))
