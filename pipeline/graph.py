@@ -7,7 +7,7 @@ makes a graph; `run` computes it in floating point.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ class Node:
         weight: (out, in / groups, kh, kw) or (out, in), BN folded in; None where the kind has none.
         bias: (out,), never None where there is a weight.
         source: the line of the user's code that made it.
+        parameters: role -> name in the network's state dict, of what weight and bias are made from: "weight",
+            "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var". Two nodes with one name share a parameter.
+            A role "computed weight 0" names one that the weight is only computed from ("": there is none).
+        compute: of an "opaque" node, which only `trace(..., opaque=True)` makes: what it does.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Node:
     weight: Tensor | None = None
     bias: Tensor | None = None
     source: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    compute: Callable[..., Any] | None = None
 
     @property
     def macs(self) -> int:
@@ -113,7 +119,7 @@ class Graph:
         nodes, arrays = [], {}
         for node in self.nodes:
             item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
-            nodes.append(item | {"attrs": dict(node.attrs)})
+            nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
             for role, tensor in (("weight", node.weight), ("bias", node.bias)):
                 if tensor is not None:
                     arrays[f"{node.name}:{role}"] = tensor.numpy()
@@ -133,7 +139,9 @@ class Graph:
             name, shape = item["name"], tuple(item["shape"])
             weight, bias = tensor(f"{name}:weight"), tensor(f"{name}:bias")
             attrs = tuples(item["attrs"])
-            nodes.append(Node(name, item["kind"], tuple(item["inputs"]), shape, attrs, weight, bias))
+            named = item.get("parameters", {})
+            inputs = tuple(item["inputs"])
+            nodes.append(Node(name, item["kind"], inputs, shape, attrs, weight, bias, parameters=named))
         return Graph(tuple(nodes), tuple(data["outputs"]))
 
 
@@ -175,6 +183,9 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
             return x.reshape(x.shape[0], *attrs["shape"][1:])
         case "permute":
             return x.permute(attrs["dims"])
+        case "opaque":
+            assert node.compute is not None
+            return node.compute(*inputs)
     raise AssertionError(node.kind)
 
 

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.graph import KINDS, Graph, Node
+from pipeline.opaque import Opaque, written
 from targets.errors import InputError
 
 
-def trace(network: nn.Module, shape: tuple[int, ...]) -> Graph:
+def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
     """Traces a network in evaluation mode.
 
     Args:
         network: takes one (1, channels, height, width) float tensor, returns a tensor or a tuple of them.
         shape: of that tensor, the batch of one included.
+        opaque: keep an operation that is not in `KINDS` as a node of kind "opaque", which can be run and
+            pruned around, but not lowered. What does not depend on the input is then a constant.
 
     Returns:
         The graph, BN and padding folded in, weights detached (they share the network's memory where
@@ -48,7 +51,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Graph:
     finally:
         for module in training:
             module.training = True
-    return _Builder(exported).build()
+    return _Builder(exported, opaque).build()
 
 
 def _user_line(text: str) -> str:
@@ -68,8 +71,8 @@ def _raised_at(error: Exception) -> str:
 class _Builder:
     """Turns an exported program into a `Graph`, one ATen node at a time."""
 
-    def __init__(self, exported: torch.export.ExportedProgram) -> None:
-        self.exported = exported
+    def __init__(self, exported: torch.export.ExportedProgram, opaque: bool) -> None:
+        self.exported, self.opaque = exported, opaque
         signature = exported.graph_signature
         self.constants: dict[str, Tensor] = {}
         for source in (signature.inputs_to_parameters, signature.inputs_to_buffers):
@@ -81,6 +84,13 @@ class _Builder:
         }.items():
             if name not in self.constants:
                 self.constants[name] = exported.constants[path].detach()
+        first: dict[object, str] = {}  # a tensor under two names is one parameter
+        paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.paths = {n: first.setdefault(_memory(self.constants[n]) or n, p) for n, p in paths.items()}
+        # constant -> the parameters that it is, or was computed from
+        self.origins: dict[str, tuple[str, ...]] = {
+            name: (self.paths[name],) if name in self.paths else () for name in self.constants
+        }
         self.user_inputs = set(signature.user_inputs)
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
@@ -105,14 +115,23 @@ class _Builder:
     # -- helpers -----------------------------------------------------------------------------------------
 
     def _add(self, node: Any, kind: str, inputs: tuple[str, ...], *, name: str = "", **fields: Any) -> None:
-        value = node.meta["val"]
+        self._keep(node, kind, inputs, tuple(node.meta["val"].shape), name=name, **fields)
+
+    def _keep(
+        self,
+        node: Any,
+        kind: str,
+        inputs: tuple[str, ...],
+        shape: tuple[int, ...],
+        name: str = "",
+        **fields: Any,
+    ) -> None:
         name = name or _module_path(node) or node.name
         if name in self.nodes:
             count = sum(1 for n in self.nodes if n == name or n.startswith(f"{name}#"))
             name = f"{name}#{count + 1}"
-        self.nodes[name] = Node(
-            name, kind, inputs, tuple(value.shape), fields.pop("attrs", {}), source=_source(node), **fields
-        )
+        attrs = fields.pop("attrs", {})
+        self.nodes[name] = Node(name, kind, inputs, shape, attrs, source=_source(node), **fields)
         self.alias[node.name] = name
 
     def _replace_input(self, node: Any, **changes: Any) -> None:
@@ -127,6 +146,16 @@ class _Builder:
         if getattr(argument, "name", "") not in self.constants:
             raise self._unknown(node, "has weights that the network computes; make them parameters")
         return self.constants[argument.name]
+
+    def _names(self, **arguments: Any) -> dict[str, str]:
+        """Role -> state-dict name of what these arguments are; see `Node.parameters`."""
+        names: dict[str, str] = {}
+        for role, name in ((role, getattr(a, "name", "")) for role, a in arguments.items()):
+            if name in self.paths:
+                names[role] = self.paths[name]
+            elif name:
+                names |= {f"computed {role} {i}": p for i, p in enumerate(self.origins[name] or ("",))}
+        return names
 
     def _feed(self, node: Any, index: int = 0) -> str:
         return self._tensor(node, node.args[index])
@@ -144,21 +173,74 @@ class _Builder:
         )
 
     def _sole_use(self, node: Any) -> bool:
-        return len(node.args[0].users) == 1
+        """Whether nothing else reads what this operation reads, under another name neither."""
+        feed = self.alias[node.args[0].name]
+        aliases = [n for n in self.exported.graph.nodes if self.alias.get(n.name) == feed]
+        return sum(len(alias.users) for alias in aliases) == len(aliases)
 
     # -- operations --------------------------------------------------------------------------------------
 
     def _call(self, node: Any) -> None:
-        target = _target(node)
-        handler = getattr(self, f"_op_{target}", None)
+        if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
+            raise self._unknown(node, "changes a view in place; what else that changes is not followed")
+        if self.opaque and not any(n.name in self.alias for n in node.all_input_nodes):
+            return self._constant(node)
+        before = len(self.nodes)
+        try:
+            self._known(node)
+        except InputError:
+            if not self.opaque:
+                raise
+            for name in list(self.nodes)[before:]:
+                del self.nodes[name]
+            self._opaque(node)
+
+    def _viewed(self, value: Any) -> bool:
+        """Whether what is done to a value in place is done to another too."""
+        if not isinstance(value, torch.fx.Node) or _is_view(value):
+            return True
+        return any(_views(n) and (n.name in self.alias or n.name in self.constants) for n in value.users)
+
+    def _known(self, node: Any) -> None:
+        handler = getattr(self, f"_op_{_target(node)}", None)
         if handler is None:
             raise self._unknown(node)
-        if str(getattr(node.target, "_opname", "")).endswith("_") and _is_view(node.args[0]):
-            raise self._unknown(node, "changes a view in place; what else that changes is not followed")
         handler(node)
         shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
         if not shape or shape[0] != 1:
             raise self._unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
+
+    def _opaque(self, node: Any) -> None:
+        """Keeps an operation as it is."""
+        feeds = {n.name: self._batched(n) for n in node.all_input_nodes if n.name in self.alias}
+        compute = self._computed(node, feeds)
+        inputs = [self.alias[name] for name in compute.names]
+        value = node.meta.get("val")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+        what = _target(node)
+        if what == "getitem":  # of several results: speak of the operation that made them
+            what = self.nodes[inputs[0]].attrs["op"]
+        attrs = {"op": what, "given": compute.text()}
+        names = self._names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
+        self._keep(node, "opaque", tuple(inputs), shape, attrs=attrs, parameters=names, compute=compute)
+
+    def _constant(self, node: Any) -> None:
+        """Computes what does not depend on the input."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise self._unknown(node, "is random")
+        self.constants[node.name] = self._computed(node, {})()
+        origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
+        self.origins[node.name] = (*dict.fromkeys(origins),)
+
+    def _computed(self, node: Any, feeds: dict[str, bool]) -> Opaque:
+        try:
+            return Opaque(node, feeds, self.constants)
+        except LookupError as error:
+            raise self._unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
+
+    def _batched(self, node: Any) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and tuple(value.shape[:1]) == (1,)
 
     def _op_conv2d(self, node: Any) -> None:
         x, w, b, stride, padding, dilation, groups = _fill(node, None, None, None, [1, 1], [0, 0], [1, 1], 1)
@@ -181,7 +263,8 @@ class _Builder:
             feed = producer.inputs[0]
         attrs = {"stride": _pair(stride), "padding": pads, "groups": int(groups)}
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
-        self._add(node, "conv2d", (feed,), attrs=attrs, weight=weight, bias=bias)
+        names = self._names(weight=w, bias=b)
+        self._add(node, "conv2d", (feed,), attrs=attrs, weight=weight, bias=bias, parameters=names)
 
     def _op_linear(self, node: Any) -> None:
         _, w, b = _fill(node, None, None, None)
@@ -190,7 +273,8 @@ class _Builder:
         if len(node.meta["val"].shape) != 2:
             raise self._unknown(node, "must read (batch, features); flatten before it")
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
-        self._add(node, "linear", (self._feed(node),), weight=weight, bias=bias)
+        names = self._names(weight=w, bias=b)
+        self._add(node, "linear", (self._feed(node),), weight=weight, bias=bias, parameters=names)
 
     def _op_batch_norm(self, node: Any) -> None:
         _, gamma, beta, mean, var, training, _, eps, _ = _fill(
@@ -210,7 +294,9 @@ class _Builder:
         shift = torch.zeros_like(mean_t).double() if beta_t is None else beta_t.double()
         weight = feed.weight.double() * scale.reshape(-1, *[1] * (feed.weight.dim() - 1))
         bias = shift + (feed.bias.double() - mean_t.double()) * scale
-        self._replace_input(node, weight=weight.float(), bias=bias.float())
+        names = self._names(bn_weight=gamma, bn_bias=beta, bn_mean=mean, bn_var=var)
+        names = {**feed.parameters, **names}
+        self._replace_input(node, weight=weight.float(), bias=bias.float(), parameters=names)
 
     def _op_relu(self, node: Any) -> None:
         self._add(node, "relu", (self._feed(node),))
@@ -311,6 +397,31 @@ class _Builder:
 
     _op_reshape = _op__unsafe_view = _op_flatten = _op_squeeze = _op_unsqueeze = _op_view
 
+    def _op_pixel_shuffle(self, node: Any) -> None:
+        _, c, h, w = node.args[0].meta["val"].shape
+        r = int(node.args[1])
+        self._rearranged(node, (1, c // r**2, r, r, h, w), (0, 1, 4, 2, 5, 3))
+
+    def _op_pixel_unshuffle(self, node: Any) -> None:
+        _, c, h, w = node.args[0].meta["val"].shape
+        r = int(node.args[1])
+        self._rearranged(node, (1, c, h // r, r, w // r, r), (0, 1, 3, 5, 2, 4))
+
+    def _op_channel_shuffle(self, node: Any) -> None:
+        _, c, *rest = node.args[0].meta["val"].shape
+        groups = int(node.args[1])
+        dims = (0, 2, 1, *range(3, 3 + len(rest)))
+        self._rearranged(node, (1, groups, c // groups, *rest), dims)
+
+    def _rearranged(self, node: Any, shape: tuple[int, ...], dims: tuple[int, ...]) -> None:
+        """An operation that is a reshape, a permute and a reshape."""
+        name = _module_path(node) or node.name
+        moved = tuple(shape[d] for d in dims)
+        self._keep(node, "reshape", (self._feed(node),), shape, f"{name}.split", attrs={"shape": shape})
+        self._keep(node, "permute", (self.alias[node.name],), moved, f"{name}.move", attrs={"dims": dims})
+        made = tuple(node.meta["val"].shape)
+        self._keep(node, "reshape", (self.alias[node.name],), made, name, attrs={"shape": made})
+
     def _op_permute(self, node: Any) -> None:
         self._permuted(node, [d % len(node.args[1]) for d in node.args[1]])
 
@@ -339,17 +450,27 @@ class _Builder:
     _op_clone = _op_contiguous = _op_alias = _op_detach = _same
 
 
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr() and (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
 def _is_view(node: Any) -> bool:
     """Whether a value shares its memory with another that is used elsewhere too."""
-    if _target(node) not in {"view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose",
-                             "alias", "detach", "contiguous", "dropout"}:  # fmt: skip
-        return False
-    return len(node.args[0].users) > 1 or _is_view(node.args[0])
+    return _views(node) and (len(node.args[0].users) > 1 or _is_view(node.args[0]))
+
+
+def _views(node: Any) -> bool:
+    """Whether an operation gives the memory that it reads under another shape or name."""
+    if _target(node) in {"getitem", "dropout", "feature_dropout"}:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return any(r.alias_info and not r.alias_info.is_write for r in (schema.returns if schema else []))
 
 
 def _target(node: Any) -> str:
     """`aten.leaky_relu_.default` -> `leaky_relu`."""
-    return getattr(node.target, "_opname", str(node.target)).rstrip("_")
+    name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "") or str(node.target)
+    return name.rstrip("_")
 
 
 def _fill(node: Any, *defaults: Any) -> list[Any]:
