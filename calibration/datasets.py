@@ -1,4 +1,4 @@
-"""Data sets of images, labelled or not: one protocol over YOLO, VOC and COCO files and plain folders."""
+"""Data sets of images, labelled or not: one protocol over all formats of files and folders."""
 
 from __future__ import annotations
 
@@ -6,39 +6,22 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from calibration.cifar import read_cifar
 from calibration.coco import read_coco
+from calibration.imagefolder import read_imagefolder
 from calibration.images import find_images, is_dir, is_file, read_image, read_text
-from calibration.records import Classes, Record
+from calibration.records import Classes, Record, Sample
 from calibration.voc import read_voc
 from calibration.yolo import read_yolo
 from targets.errors import InputError, UsageError
 
-FORMATS = ("yolo", "voc", "coco", "folder")
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image with its labels.
-
-    Attributes:
-        name: of the sample within its data set: the same on every machine.
-        image: (H, W, 3) uint8, BGR, upright.
-        boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
-        classes: (N,) int64, indices into the data set's ``names``.
-        labelled: whether there are labels; True with no boxes is an image without objects.
-    """
-
-    name: str
-    image: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    labelled: bool
+CLASS_FORMATS = ("imagefolder", "cifar")  # one class per image, no boxes
+FORMATS = ("yolo", "voc", "coco", "folder", *CLASS_FORMATS)
 
 
 class Dataset(Protocol):
@@ -90,6 +73,11 @@ class ImageSet:
             )
         return Sample(record.name, image, record.boxes, record.classes, record.labelled)
 
+    def classes_of(self, index: int) -> np.ndarray | None:
+        """(N,) int64, the sample's classes, without decoding its image; None where it is unlabelled."""
+        record = self.records[index]
+        return record.classes if record.labelled else None
+
     def fingerprint(self) -> str:
         """Sha256, in hex, over the bytes of images and labels, and the names; computed once.
 
@@ -138,9 +126,22 @@ class First:
             raise IndexError(f"image {index} of {self._count}")
         return self._data[index]
 
+    def classes_of(self, index: int) -> np.ndarray | None:
+        """Those of the whole set."""
+        return classes_of(self._data, index)
+
     def fingerprint(self) -> str:
         """Of the whole set and the count."""
         return hashlib.sha256(f"{self._data.fingerprint()}:{self._count}".encode()).hexdigest()
+
+
+def classes_of(data: Dataset, index: int) -> np.ndarray | None:
+    """A sample's classes, (N,) int64, None where it is unlabelled; decodes only if there is no other way."""
+    find = getattr(data, "classes_of", None)
+    if find is not None:
+        return find(index)
+    sample = data[index]
+    return sample.classes if sample.labelled else None
 
 
 def open_dataset(
@@ -152,19 +153,23 @@ def open_dataset(
     images: str | Path | None = None,
     labels: str | Path | None = None,
     require_labels: bool = False,
+    split: str | None = None,
 ) -> Dataset:
     """Opens a data set and checks all of its labels; images are decoded when they are asked for.
 
     Args:
-        format: ``yolo``, ``voc``, ``coco``, or ``folder`` (images only, of any use but scoring).
+        format: ``yolo``, ``voc``, ``coco``, ``folder`` (images only, of any use but scoring); with a
+            class per image instead of boxes: ``imagefolder`` (a sub-folder per class), ``cifar``.
         path: yolo: a folder of images or a ``.txt`` list of them. voc: a folder with ``JPEGImages`` and
             ``Annotations``, an ``ImageSets/Main/NAME.txt`` in one, or a folder of images and XML files. coco:
-            the JSON file. folder: the folder. Folders are searched through, in the order of the paths.
+            the JSON file. folder, imagefolder: the folder. cifar: the unpacked archive's folder, or one file.
+            Folders are searched through, in the order of the paths.
         names: the network's classes.
         label_names: the label files' classes where they differ: matched by name, the rest dropped.
         images: where the images are, if not where the format expects them.
         labels: where the label files are, if not where the format expects them (yolo, voc).
-        require_labels: refuse a set without any box of the network's classes.
+        require_labels: refuse a set without any box, or label, of the network's classes.
+        split: "train", "calibration" or "test": selects the files of a folder that holds all (cifar).
 
     Raises:
         UsageError: an unknown format, or an option that this format does not have.
@@ -175,9 +180,9 @@ def open_dataset(
         near = difflib.get_close_matches(format, FORMATS, n=1)
         hint = (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(FORMATS)}"
         raise UsageError(f"unknown data format {format!r}", where="data.format", hint=hint)
-    unused = {"coco": {"labels": labels}, "folder": {"labels": labels, "images": images}}.get(format, {})
-    for option, value in unused.items():
-        if value is not None:
+    unused = {"yolo": (), "voc": (), "coco": ("labels",)}.get(format, ("labels", "images"))
+    for option, value in (("labels", labels), ("images", images)):
+        if value is not None and option in unused:
             raise UsageError(f"data of format {format!r} has no {option!r}", where=f"data.{option}")
     if not names:
         raise UsageError("no classes", where="data.names")
@@ -187,12 +192,16 @@ def open_dataset(
     images, labels = (None if folder is None else Path(folder) for folder in (images, labels))
     classes = Classes(tuple(names), None if label_names is None else tuple(label_names))
 
+    if format == "cifar":
+        return read_cifar(path, classes, split)
     if format == "yolo":
         records = read_yolo(path, classes, images, labels)
     elif format == "voc":
         records = read_voc(path, classes, images, labels)
     elif format == "coco":
         records = read_coco(path, classes, images)
+    elif format == "imagefolder":
+        records = read_imagefolder(path, classes)
     else:
         records = [Record(file.relative_to(path).as_posix(), file) for file in find_images(path)]
     if require_labels:
@@ -225,14 +234,15 @@ def _check_labelled(format: str, path: Path, records: Sequence[Record]) -> None:
         what = "a plain folder of images has no labels, and they are needed here"
         raise InputError(what, where=path, hint="set data.format")
     if not any(record.labelled for record in records):
+        hints = {"coco": "the file has no 'annotations'", "imagefolder": "sort them into a folder per class"}
         raise InputError(
             f"no labels for any of the {len(records)} images, and they are needed here",
             where=path,
-            hint=f"is data.format = {format!r} right? data.labels says where label files are"
-            if format != "coco"
-            else "the file has no 'annotations'",
+            hint=hints.get(
+                format, f"is data.format = {format!r} right? data.labels says where label files are"
+            ),
         )
-    if not any(len(record.boxes) for record in records):
+    if format != "imagefolder" and not any(len(record.boxes) for record in records):
         raise InputError(
             f"not one box of the network's classes on {len(records)} images, and some are needed here",
             where=path,

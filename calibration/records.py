@@ -1,4 +1,4 @@
-"""What the readers of label formats share: the record of one image, matching of classes, checks of boxes."""
+"""What the readers of label formats share: records and samples, matching of classes, checks of boxes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,25 @@ class Record:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digest: str = ""
     size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with its labels.
+
+    Attributes:
+        name: of the sample within its data set: the same on every machine.
+        image: (H, W, 3) uint8, BGR, upright.
+        boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
+        classes: (N,) int64, indices into the data set's ``names``.
+        labelled: whether there are labels; True with no boxes is an image without objects.
+    """
+
+    name: str
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    labelled: bool
 
 
 def pack(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

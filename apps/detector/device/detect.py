@@ -6,7 +6,6 @@ one JSON document.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from apps.detector.device.decode import Detections, detect
 from apps.detector.device.draw import draw
 from calibration.preprocess import Preprocess
 from targets.errors import InputError, ParedownError, UsageError
-from targets.runners.litert import Runner
+from targets.runners.unpacked import Unpacked
 
 
 class Detector:
@@ -35,29 +34,15 @@ class Detector:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         """Reads the bundle and loads the model."""
-        try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-            entry = next(m for m in manifest["models"] if m["runtime"] == "litert")
-            files = {name: (folder / name).read_bytes() for name in ("app.json", "labels.txt", entry["file"])}
-            hashes = {name: manifest["members"][name]["sha256"] for name in files}
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-            raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
-        for name, data in files.items():
-            if hashlib.sha256(data).hexdigest() != hashes[name]:
-                raise InputError("damaged: not what the manifest says", where=folder / name)
-        self.app = json.loads(files["app.json"])
-        self.names = files["labels.txt"].decode().rstrip("\n").split("\n")
-        self.input, self.outputs = entry["input"], entry["outputs"]
-        self.preprocess = Preprocess.from_dict(manifest["preprocess"])
-        self.run = Runner(files[entry["file"]], threads, folder / entry["file"])
+        self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
+        self.app = json.loads(self._bundle.files["app.json"])
+        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:
         """What is in an image (H, W, 3 BGR uint8): boxes normalised to the image."""
-        codes = self.preprocess.quantized(image, self.input["scale"], self.input["zero_point"])[None]
-        reals = [
-            (codes[0].astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
-            for codes, output in zip(self.run(codes), self.outputs, strict=True)
-        ]
+        source = self._bundle.input
+        reals = self._bundle(self.preprocess.quantized(image, source["scale"], source["zero_point"]))
         found = detect(reals, self.app["anchors"], threshold, self.app["nms_iou"])
         boxes = self.preprocess.geometry(*image.shape[:2]).to_image(found.boxes)
         return Detections(boxes, found.scores, found.classes)

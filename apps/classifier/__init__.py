@@ -1,0 +1,16 @@
+"""The classifier app: CIFAR ResNets, ResNet-18/50 and MobileNetV2, or a network of the user's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apps.classifier.task import ClassifierTask
+    from pipeline.recipe import Recipe
+
+
+def make_task(recipe: Recipe) -> ClassifierTask:
+    """What the pipeline asks of this app; see `pipeline.task.Task`."""
+    from apps.classifier.task import ClassifierTask
+
+    return ClassifierTask(recipe)

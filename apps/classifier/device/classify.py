@@ -1,0 +1,75 @@
+"""Classifies one image with an unpacked bundle: `python -m apps.classifier.device.classify IMAGE`.
+
+Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
+one JSON document: the likeliest classes first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from calibration.preprocess import Preprocess
+from targets.errors import InputError, ParedownError, UsageError
+from targets.runners.unpacked import Unpacked
+
+
+class Classifier:
+    """The classifier of an unpacked bundle.
+
+    Args:
+        folder: of the bundle, with its manifest.json.
+        threads: of the runtime.
+
+    Raises:
+        InputError: the folder is no unpacked bundle with a LiteRT model, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        """Reads the bundle and loads the model."""
+        self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
+        self.show: int = json.loads(self._bundle.files["app.json"])["show"]
+        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self._preprocess = Preprocess.from_dict(self._bundle.preprocess)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR uint8."""
+        source = self._bundle.input
+        (logits,) = self._bundle(self._preprocess.quantized(image, source["scale"], source["zero_point"]))
+        return softmax(logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of (classes,) logits."""
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        if len(arguments) != 1:
+            raise UsageError("usage: python -m apps.classifier.device.classify IMAGE")
+        classifier = Classifier(Path.cwd())
+        image = cv2.imread(arguments[0])
+        if image is None:
+            raise InputError("cannot read this image", where=arguments[0])
+        start = time.perf_counter()
+        shares = classifier(image)
+        seconds = time.perf_counter() - start
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    best = np.argsort(-shares, kind="stable")[: classifier.show]
+    listed = [{"class": classifier.names[i], "probability": round(float(shares[i]), 4)} for i in best]
+    print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "classes": listed}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

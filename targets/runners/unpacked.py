@@ -1,0 +1,60 @@
+"""An unpacked bundle on the board: its files checked against the manifest, its LiteRT model ready to run.
+
+Copied to boards as it is: numpy and one runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.errors import InputError
+from targets.runners.litert import Runner
+
+
+class Unpacked:
+    """A bundle's folder.
+
+    Args:
+        folder: with its manifest.json.
+        members: files that the app's code reads.
+        threads: of the runtime.
+
+    Attributes:
+        files: member to bytes.
+        preprocess: the fields of the preprocessing.
+        input: scale and zero point of the model's input.
+
+    Raises:
+        InputError: the folder is no unpacked bundle with a LiteRT model, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: Path, members: Sequence[str], threads: int = 1) -> None:
+        """Reads the bundle and loads the model."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            entry = next(m for m in manifest["models"] if m["runtime"] == "litert")
+            self.files = {name: (folder / name).read_bytes() for name in (*members, entry["file"])}
+            hashes = {name: manifest["members"][name]["sha256"] for name in self.files}
+            self.preprocess: dict[str, Any] = manifest["preprocess"]
+            self.input: dict[str, Any] = entry["input"]
+            self._outputs = entry["outputs"]
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
+        for name, data in self.files.items():
+            if hashlib.sha256(data).hexdigest() != hashes[name]:
+                raise InputError("damaged: not what the manifest says", where=folder / name)
+        self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
+
+    def __call__(self, codes: NDArray[np.int8]) -> list[NDArray[np.float32]]:
+        """Runs one quantized input, without its batch of one; the outputs as real numbers, likewise."""
+        return [
+            (part[0].astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
+            for part, output in zip(self._run(codes[None]), self._outputs, strict=True)
+        ]
