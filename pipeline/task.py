@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,24 @@ from targets.errors import InputError
 Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 #: Told after each image: how many are done, of how many.
 Progress = Callable[[int, int], None]
+
+#: The network's float32 outputs for one image after the other, each with its batch of one.
+Outputs = Sequence[tuple[NDArray[np.float32], ...]]
+
+
+class Batches(Protocol):
+    """Makes training batches, each a pure function of its step's number.
+
+    Attributes:
+        per_epoch: steps after which every image has come once.
+    """
+
+    @property
+    def per_epoch(self) -> int:
+        """At least 1."""
+
+    def __call__(self, step: int, /) -> tuple[Any, Any]:
+        """The images (N, C, H, W), a float32 tensor, and what `Task.loss` takes as labels, None without."""
 
 
 class Task(Protocol):
@@ -52,8 +70,35 @@ class Task(Protocol):
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
         """Metric to value, fractions of one, for any way of predicting."""
 
+    def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
+        """The metrics of `score`, from outputs for the first len(outputs) images of the data."""
+
+    def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
+        """The 95 % confidence interval of `metric`, as far as the number of images decides it."""
+
+    def pseudo_labelled(self, outputs: Outputs, data: Dataset) -> Dataset:
+        """The first len(outputs) images; those without labels get what these outputs say.
+
+        Args:
+            outputs: of the original network.
+            data: may be unlabelled.
+        """
+
     def loss(self, outputs: Any, labels: Any) -> Any:
-        """The training loss of the network's outputs."""
+        """The training loss of the network's outputs, as the network returns them."""
+
+    def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
+        """Training batches with the task's augmentation.
+
+        Raises:
+            UsageError: fewer images than a batch.
+        """
+
+    def distillation(self, student: Any, teacher: Any) -> Any:
+        """A scalar tensor, 0 at its least, that pulls the student's outputs to the teacher's."""
+
+    def features(self) -> tuple[str, ...]:
+        """Paths of modules whose outputs a student should match too; none where outputs are enough."""
 
     def bundle_members(self) -> dict[str, bytes]:
         """Files that the device needs beside model and preprocessing (labels, anchors)."""

@@ -17,12 +17,27 @@ from targets.errors import InputError, UsageError
 class Batches:
     """Makes step's batch, a pure function of the step's number."""
 
-    def __init__(self, dataset: Dataset, preprocess: Preprocess, config: TrainConfig, stride: int) -> None:
-        """Takes what the batches are made of; `stride` is the input pixels per cell.
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        config: TrainConfig,
+        stride: int,
+        require_labels: bool = True,
+    ) -> None:
+        """Takes what the batches are made of.
+
+        Args:
+            dataset: the images.
+            preprocess: from an image to the network's input.
+            config: batch size, augmentation and seed.
+            stride: input pixels per cell.
+            require_labels: refuse images without labels; else a batch with one of them has no targets.
 
         Raises:
             UsageError: fewer images than a batch.
         """
+        self.require_labels = require_labels
         self.dataset, self.preprocess, self.config, self.stride = dataset, preprocess, config, stride
         self.per_epoch = len(dataset) // config.batch
         if self.per_epoch == 0:
@@ -35,8 +50,8 @@ class Batches:
         self._room = config.cache_mib * 2**20
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, list[Target]]:
-        """The images (N, C, H, W) float32 and their targets."""
+    def __call__(self, step: int) -> tuple[torch.Tensor, list[Target] | None]:
+        """The images (N, C, H, W) float32 and their targets, None where an image has no labels."""
         epoch, position = divmod(step, self.per_epoch)
         if self._order[0] != epoch:
             self._order = (
@@ -45,20 +60,21 @@ class Batches:
             )
         chosen = self._order[1][position * self.config.batch : (position + 1) * self.config.batch]
         preprocess = self._scaled(step)
-        images, targets = [], []
+        images, targets, labelled = [], [], True
         for index in chosen:
             sample = self._sample(int(index))
             chance = np.random.default_rng([self.config.seed, epoch, int(index), 1])
             image, boxes, classes = self.config.augment(sample.image, sample.boxes, sample.classes, chance)
             images.append(preprocess(image))
+            labelled &= sample.labelled
             targets.append(_target(preprocess, image, boxes, classes))
-        return torch.from_numpy(np.stack(images)), targets
+        return torch.from_numpy(np.stack(images)), targets if labelled else None
 
     def _sample(self, index: int) -> Sample:
         sample = self._cache.get(index)
         if sample is None:
             sample = self.dataset[index]
-            if not sample.labelled:
+            if self.require_labels and not sample.labelled:
                 raise InputError("an image without labels", where=sample.name, hint="training needs labels")
             if sample.image.nbytes <= self._room:
                 self._room -= sample.image.nbytes

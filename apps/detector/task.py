@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,18 @@ import numpy as np
 from apps.detector.darknet import Cfg, builtin_cfg, read_cfg
 from apps.detector.device.decode import Detections, detect
 from apps.detector.device.draw import draw
-from calibration.datasets import Dataset, First, open_dataset, read_names
+from apps.detector.truth import PseudoLabelled, Truth, Truths
+from calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
 from calibration.preprocess import Preprocess
+from pipeline.factory import from_factory
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.store import file_hash
-from pipeline.task import Predict, Progress
+from pipeline.task import Batches, Outputs, Predict, Progress
 from targets.errors import InputError
 
 SCORE_THRESHOLD = 0.005  # darknet's, to score mAP
 SHOW_THRESHOLD = 0.5  # darknet's, to show a box
+PSEUDO_THRESHOLD = 0.5  # for a box to count as a label
 PREVIEW_SIDE = 480  # pixels of one picture in the preview
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +51,9 @@ class DetectorTask:
     def __init__(self, recipe: Recipe) -> None:
         """Reads the .cfg; nothing heavier."""
         self.recipe = recipe
-        self._module: Any = None
+        self._factory_file: Path | None = None
+        self._known: dict[str, Truths] = {}
+        self._last: tuple[str, list[Detections]] | None = None
         self.cfg = self._read_cfg()
         region = self.cfg.region
         self.anchors, self.classes = region.anchors, region.classes
@@ -73,17 +76,7 @@ class DetectorTask:
         """A network of the user's own code, `package.module:factory`; it must be a YoloV2 at the end."""
         from apps.detector.network import YoloV2
 
-        module_name, _, factory_name = self.recipe.network.partition(":")
-        try:
-            if str(Path.cwd()) not in sys.path:
-                sys.path.append(str(Path.cwd()))  # the user's own package, beside the recipe's command
-            self._module = importlib.import_module(module_name)
-            network = getattr(self._module, factory_name)()
-        except Exception as error:  # the user's own code: whatever it raises is about it, not about us
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"cannot make {self.recipe.network}: {reason}", where="recipe, key network"
-            ) from error
+        network, self._factory_file = from_factory(self.recipe.network)
         if not isinstance(network, YoloV2):
             raise InputError(
                 f"{self.recipe.network} made a {type(network).__name__}, not a YoloV2",
@@ -96,8 +89,8 @@ class DetectorTask:
         """The .cfg's own text decides the network; a factory's source file counts too."""
         parsed = json.dumps(dataclasses.asdict(self.cfg) | {"where": ""}, sort_keys=True, default=str)
         identity = {"app": self.name, "cfg": hashlib.sha256(parsed.encode()).hexdigest()}
-        if self._module is not None and self._module.__file__:
-            identity["factory"] = file_hash(Path(self._module.__file__))
+        if self._factory_file is not None:
+            identity["factory"] = file_hash(self._factory_file)
         return identity
 
     @property
@@ -120,11 +113,35 @@ class DetectorTask:
         load_checkpoint(self.weights_path, network)
         return network.eval()
 
+    # -- training ------------------------------------------------------------------------------------------
+
     def loss(self, outputs: Any, labels: Any) -> Any:
         """The region loss; see `apps.detector.loss`."""
         from apps.detector.loss import region_loss
 
         return region_loss(outputs, labels, self.anchors)
+
+    def distillation(self, student: Any, teacher: Any) -> Any:
+        """The distance of two networks' logits; see `apps.detector.distil`."""
+        from apps.detector.distil import region_distillation
+
+        return region_distillation(student, teacher)
+
+    def features(self) -> tuple[str, ...]:
+        """The layer that the head reads."""
+        return (f"layers.{len(self.cfg.layers) - 2}",)
+
+    def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
+        """Zoomed, shifted, recoloured and (but for digits) mirrored images; see `apps.detector.augment`."""
+        from apps.detector.augment import Augment
+        from apps.detector.batches import Batches
+        from apps.detector.darknet import output_shapes
+        from apps.detector.train_config import TrainConfig
+
+        augment = Augment(flips=self.recipe.data.format != EMBEDDED)
+        config = TrainConfig(batch=batch, seed=seed, augment=augment)
+        stride = self.cfg.net.width // output_shapes(self.cfg)[-1][2]
+        return Batches(data, self._preprocess, config, stride, require_labels=False)
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -138,7 +155,11 @@ class DetectorTask:
         if data.format == EMBEDDED:
             names = tuple("0123456789")
         else:
-            assert data.names is not None  # the recipe's own check
+            if data.names is None or data.format in CLASS_FORMATS:
+                hint = "detection needs boxes: use yolo, voc or coco"
+                raise InputError(
+                    f'format = "{data.format}" has no boxes', where="recipe, data.format", hint=hint
+                )
             names = read_names(data.names)
         if len(names) != self.classes:
             raise InputError(
@@ -172,20 +193,63 @@ class DetectorTask:
     ) -> Detections:
         """What the network finds in an image, boxes normalised to the image."""
         outputs = predict(self._preprocess(image)[None])
+        height, width = image.shape[:2]
+        return self._located(outputs, (height, width), threshold, clip)
+
+    def _located(
+        self, outputs: Sequence[np.ndarray], size: tuple[int, int], threshold: float, clip: bool = False
+    ) -> Detections:
         found = detect([output[0] for output in outputs], self.anchors, threshold)
-        geometry = self._preprocess.geometry(*image.shape[:2])
-        return Detections(geometry.to_image(found.boxes, clip), found.scores, found.classes)
+        boxes = self._preprocess.geometry(*size).to_image(found.boxes, clip)
+        return Detections(boxes, found.scores, found.classes)
+
+    def _truths(self, data: Dataset) -> Truths:
+        """The labels of a data set, in memory once they were read: it is scored many times."""
+        return self._known.setdefault(data.fingerprint(), Truths(data))
+
+    def _found(self, outputs: Outputs, data: Dataset) -> tuple[list[Detections], list[Truth]]:
+        """What outputs show in the first images of the data, and the truth; the last answer is kept."""
+        truths = self._truths(data).first(len(outputs))
+        digest = hashlib.sha256(f"{data.fingerprint()}:{len(outputs)}".encode())
+        for one in outputs:
+            for part in one:
+                digest.update(np.ascontiguousarray(part).data)
+        key = digest.hexdigest()
+        if self._last is None or self._last[0] != key:
+            pairs = zip(outputs, truths, strict=True)
+            self._last = key, [self._located(one, truth.size, SCORE_THRESHOLD) for one, truth in pairs]
+        return self._last[1], truths
 
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
         """mAP@0.5 ("map50") and COCO's mAP ("map") over the images of a data set."""
         from apps.detector.score import score_detections
 
-        found = []
+        truths, found = self._truths(data), []
         for index in range(len(data)):
-            found.append(self.detections(predict, data[index].image, SCORE_THRESHOLD, clip=False))
+            sample = data[index]
+            size = truths.note(index, sample).size
+            # decoded at once: the outputs of a large set would fill the memory
+            found.append(self._located(predict(self._preprocess(sample.image)[None]), size, SCORE_THRESHOLD))
             if progress:
                 progress(index + 1, len(data))
-        return score_detections(found, data)
+        return score_detections(found, truths.first(len(data)))
+
+    def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
+        """`score` of outputs for the first images."""
+        from apps.detector.score import score_detections
+
+        return score_detections(*self._found(outputs, data))
+
+    def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
+        """The 95 % bootstrap interval of "map50" over images."""
+        from apps.detector.score import map50_interval
+
+        return map50_interval(*self._found(outputs, data))
+
+    def pseudo_labelled(self, outputs: Outputs, data: Dataset) -> Dataset:
+        """The first images; where there are no labels, the boxes with a score over `PSEUDO_THRESHOLD`."""
+        found, _ = self._found(outputs, data)
+        return PseudoLabelled(data, [one.above(PSEUDO_THRESHOLD) for one in found])
 
     def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
         """Four test images, two by two, with what is found in them."""

@@ -17,8 +17,6 @@ mAP 0.696 on the 200 validation scenes; 0.989 and 0.679 on the 300 test scenes, 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import sys
 import time
@@ -30,12 +28,13 @@ import torch
 from torch import nn
 
 from apps.detector.batches import Batches
-from apps.detector.checkpoint import load_checkpoint, save_checkpoint
 from apps.detector.loss import region_terms
 from apps.detector.network import YoloV2
-from apps.detector.train_config import TrainConfig, learning_rate
+from apps.detector.train_config import TrainConfig
 from calibration.datasets import Dataset
 from calibration.preprocess import Preprocess
+from pipeline.checkpoint import damaged, load_run, save_checkpoint
+from pipeline.training import decayed_groups, learning_rate, reorder, run_identity, update_average
 from targets.errors import InputError, UsageError
 
 
@@ -54,13 +53,6 @@ class TrainResult:
     seen: int
 
 
-def _reorder(network: nn.Module, order: torch.memory_format) -> None:
-    """Changes how the convolutions' weights lie in memory, not what they are."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=order)
-
-
 class _Run:
     """The state of a training: the live network, the average, the optimizer and how far it is."""
 
@@ -76,25 +68,13 @@ class _Run:
         self.batches = Batches(dataset, preprocess, config, network.stride)
         self.steps, self.step = config.epochs * self.batches.per_epoch, 0
         self.started_at = network.header.seen
-        identity = hashlib.sha256(
-            json.dumps([asdict(config), preprocess.hash, dataset.fingerprint(), self.started_at]).encode()
-        )
-        for name, tensor in network.state_dict().items():
-            identity.update(name.encode() + tensor.cpu().numpy().tobytes())
-        self.identity = identity.hexdigest()
-        # Channels last: nearly twice as fast on a CPU for convolutions this small.
+        facts = [asdict(config), preprocess.hash, dataset.fingerprint(), self.started_at]
+        self.identity = run_identity(facts, network)
         self.network = network.to(config.device).train()
-        _reorder(self.network, torch.channels_last)
+        reorder(self.network, torch.channels_last)
         self.average = copy.deepcopy(network).eval()
-        weights = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.SGD(
-            [
-                {"params": weights, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            momentum=config.momentum,
+            decayed_groups(network, config.weight_decay), lr=config.lr, momentum=config.momentum
         )
         self.history: list[dict[str, float]] = []
         self.sums = [0.0, 0.0]  # of loss and IoU since the epoch began
@@ -109,6 +89,7 @@ class _Run:
     def advance(self) -> float:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, targets = self.batches(self.step)
+        assert targets is not None  # the batches require labels
         terms = region_terms(
             self.network(images.to(self.config.device, memory_format=torch.channels_last)),
             targets,
@@ -126,21 +107,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.steps)
         self.optimizer.step()
-        self._average()
+        update_average(self.average, self.network, self.step, self.config.ema)
         self.step += 1
         self.sums[0] += loss
         self.sums[1] += float(terms.iou)
         return loss
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # young averages forget faster
-        live = self.network.state_dict()
-        for name, mean in self.average.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(live[name], 1 - decay)
-            else:
-                mean.copy_(live[name])
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
         """Starts the next epoch's sums and gives the row of this one, which the history keeps."""
@@ -164,20 +135,14 @@ class _Run:
         save_checkpoint(path, state)
 
     def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        if state.get("identity") != self.identity:
-            raise InputError(
-                "belongs to another run (other settings, data or initial weights)",
-                where=path,
-                hint="give what it was started with, or delete it to start anew",
-            )
+        state = load_run(path, self.identity)
         try:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"is damaged ({error})", where=path, hint="delete it to start anew") from error
+            raise damaged(path, error) from error
 
 
 def train(
@@ -241,7 +206,7 @@ def train(
             run.save(checkpoint)
     network.load_state_dict(run.average.state_dict())
     network.header = replace(network.header, seen=run.seen)
-    _reorder(network.cpu().eval(), torch.contiguous_format)
+    reorder(network.cpu().eval(), torch.contiguous_format)
     return TrainResult(network, tuple(run.history), run.seen)
 
 

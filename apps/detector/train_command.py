@@ -12,13 +12,13 @@ import cv2
 import torch
 
 from apps.detector.augment import Augment
-from apps.detector.checkpoint import save_weights
 from apps.detector.network import YoloV2
 from apps.detector.train import train
 from apps.detector.train_config import TrainConfig
 from apps.detector.weights import load_checkpoint, write_weights
 from calibration.datasets import Dataset, open_dataset, read_names
 from calibration.preprocess import Preprocess
+from pipeline.checkpoint import save_weights
 from targets.errors import ParedownError, UsageError
 
 

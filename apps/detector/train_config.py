@@ -1,14 +1,11 @@
-"""How a detector is trained: the settings, and the learning rate that follows from them."""
+"""How a detector is trained: the settings."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-import torch
-
 from apps.detector.augment import Augment
-from targets.errors import UsageError
+from pipeline.training import check_device, check_settings
 
 
 @dataclass(frozen=True)
@@ -54,34 +51,11 @@ class TrainConfig:
         Raises:
             UsageError: a value that cannot work, by its name.
         """
-        for name in ("epochs", "batch", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)}", where="TrainConfig", hint="at least 1")
-        for name in ("lr", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UsageError(f"{name} = {getattr(self, name)}", where="TrainConfig", hint="more than 0")
-        for name in ("momentum", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name} = {getattr(self, name)}", where="TrainConfig", hint="0 or more, below 1"
-                )
-        for name in ("weight_decay", "warmup", "last_lr", "cache_mib", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} = {getattr(self, name)}", where="TrainConfig", hint="0 or more")
-        try:
-            torch.empty(0, device=self.device)
-        except (
-            RuntimeError,
-            AssertionError,
-            NotImplementedError,
-        ) as error:  # torch raises each of them for this
-            raise UsageError(f"device {self.device!r} cannot be used here", hint="cpu always can") from error
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of a step, 0 <= step < steps: a straight rise over the warm-up, then half a cosine."""
-    warmup = min(config.warmup, steps // 2)
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    share = (step - warmup) / max(1, steps - warmup)
-    return config.lr * (config.last_lr + (1 - config.last_lr) * (1 + math.cos(math.pi * share)) / 2)
+        check_settings(
+            self,
+            whole=("epochs", "batch", "evaluate_every", "checkpoint_every"),
+            positive=("lr", "clip"),
+            shares=("momentum", "ema"),
+            floored=("weight_decay", "warmup", "last_lr", "cache_mib", "seed"),
+        )
+        check_device(self.device)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.detector.checkpoint import write_atomically
 from apps.detector.network import ConvLayer, Header, RegionHead, YoloV2
+from pipeline import weights
+from pipeline.store import write_atomic
+from pipeline.weights import cannot, check_values
 from targets.errors import InputError
 
 _VERSION = struct.Struct("<iii")
 _SEEN = {False: struct.Struct("<i"), True: struct.Struct("<Q")}
 _HEADER_BYTES = {False: 16, True: 20}
-TORCH_SUFFIXES = (".pt", ".pth", ".th")
 
 
 def head_rows(anchors: int, classes: int) -> np.ndarray:
@@ -65,14 +66,6 @@ def _tensors(network: YoloV2) -> Iterator[tuple[str, Tensor]]:
     yield f"{where} weights", torch.cat([conv.weight for conv in convs])[rows]
 
 
-def _check(name: str, values: np.ndarray, where: object) -> None:
-    broken = ~np.isfinite(values)
-    if broken.any():
-        raise InputError(f"{name} hold {int(broken.sum())} values that are NaN or infinite", where=where)
-    if name.endswith("variances") and (values < 0).any():
-        raise InputError(f"{name} hold {int((values < 0).sum())} negative values", where=where)
-
-
 def weights_bytes(network: YoloV2, wide: bool) -> int:
     """Returns the size of the network's .weights file with a 20-byte (wide) or a 16-byte header."""
     return _HEADER_BYTES[wide] + 4 * sum(tensor.numel() for _, tensor in _tensors(network))
@@ -106,10 +99,6 @@ def _header(start: bytes, size: int, network: YoloV2, path: Path) -> Header:
     return Header(major, minor, revision, seen, wide)
 
 
-def _cannot(do: str, path: Path, error: Exception) -> InputError:
-    return InputError(f"cannot {do}: {getattr(error, 'strerror', None) or error}", where=path)
-
-
 def read_weights(path: str | Path, network: YoloV2) -> None:
     """Reads a darknet .weights file into the network, and its header into `network.header`.
 
@@ -127,14 +116,14 @@ def read_weights(path: str | Path, network: YoloV2) -> None:
             file.seek(_HEADER_BYTES[header.wide])
             values = np.frombuffer(file.read(), dtype="<f4").astype(np.float32)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or the file shrank meanwhile
-        raise _cannot("read the weights", path, error) from None
+        raise cannot("read the weights", path, error) from None
     if 4 * values.size != size - _HEADER_BYTES[header.wide]:
         raise InputError("changed while it was read", where=path)
     read: list[np.ndarray] = []
     start = 0
     for name, tensor in _tensors(network):
         part = values[start : start + tensor.numel()].reshape(tuple(tensor.shape))
-        _check(name, part, path)
+        check_values(name, part, path)
         read.append(part)
         start += tensor.numel()
     with torch.no_grad():
@@ -167,65 +156,9 @@ def write_weights(path: str | Path, network: YoloV2) -> None:
     parts = [_VERSION.pack(header.major, header.minor, header.revision), _SEEN[wide].pack(header.seen)]
     for name, tensor in _tensors(network):
         values = tensor.detach().cpu().numpy().astype("<f4")
-        _check(name, values, path)
+        check_values(name, values, path)
         parts.append(values.tobytes())
-    write_atomically(path, lambda file: file.writelines(parts))
-
-
-def _torch_state(path: Path) -> Mapping[str, object]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise _cannot("read the checkpoint", path, error) from None
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(
-            f"not a torch checkpoint of tensors only ({reason})",
-            where=path,
-            hint="save network.state_dict(), or use .safetensors",
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"holds a {type(loaded).__name__}, not a dict of tensors", where=path)
-    return loaded
-
-
-def _safetensors_state(path: Path) -> Mapping[str, object]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, ValueError) as error:
-        raise _cannot("read the checkpoint", path, error) from None
-    except SafetensorError as error:
-        raise InputError(f"not a .safetensors file ({error})", where=path) from None
-
-
-def _load_state(state: Mapping[str, object], network: YoloV2, path: Path) -> None:
-    own = network.state_dict()
-    if state and all(isinstance(name, str) and name.startswith("module.") for name in state):
-        state = {
-            name.removeprefix("module."): value for name, value in state.items()
-        }  # saved by DataParallel
-    needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    missing, extra = sorted(needed - set(state)), sorted(str(name) for name in set(state) - set(own))
-    if missing or extra:
-        what, names = ("lacks", missing) if missing else ("has the unknown", extra)
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise InputError(f"{what} {names[0]}{more}: not a checkpoint of {network.cfg.where}", where=path)
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.shape != own[name].shape:
-            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise InputError(f"{name} is {got}, not {tuple(own[name].shape)}", where=path)
-        if own[name].is_floating_point():
-            if not value.is_floating_point():
-                raise InputError(f"{name} is {value.dtype}, not floating point", where=path)
-            kind = "variances" if name.endswith("running_var") else "values"
-            _check(f"{name} {kind}", value.float().numpy(), path)
-    network.load_state_dict(dict(state), strict=False)  # strict but for num_batches_tracked: checked above
+    write_atomic(path, b"".join(parts))
 
 
 def load_checkpoint(path: str | Path, network: YoloV2) -> None:
@@ -236,13 +169,7 @@ def load_checkpoint(path: str | Path, network: YoloV2) -> None:
             tensors that are missing, unknown, of another shape, NaN or infinite.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".weights":
+    if path.suffix.lower() == ".weights":
         read_weights(path, network)
-    elif suffix == ".safetensors":
-        _load_state(_safetensors_state(path), network, path)
-    elif suffix in TORCH_SUFFIXES:
-        _load_state(_torch_state(path), network, path)
     else:
-        known = ", ".join((".weights", ".safetensors", *TORCH_SUFFIXES))
-        raise InputError(f"unknown kind of weights {suffix or path.name!r}", where=path, hint=f"use {known}")
+        weights.load_checkpoint(path, network, network.cfg.where, known=(".weights",))

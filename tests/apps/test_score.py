@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from apps.detector.device.decode import Detections, detect
 from apps.detector.network import YoloV2
-from apps.detector.score import average_precision, class_average_precisions, coco_map, map50, score_detections
+from apps.detector.score import (
+    average_precision,
+    class_average_precisions,
+    coco_map,
+    map50,
+    map50_interval,
+    score_detections,
+)
 from apps.detector.weights import load_checkpoint
 from calibration.datasets import open_dataset, read_names
 from calibration.preprocess import Preprocess
@@ -249,3 +256,69 @@ def test_dog_jpg():
     assert [(names[c], round(float(s), 2)) for c, s in zip(shown.classes, shown.scores, strict=True)] == [
         ("bicycle", 0.97), ("dog", 0.79), ("car", 0.65),
     ]  # fmt: skip
+
+
+# -- the interval --------------------------------------------------------------------------------------------
+
+
+def random_scenes(seed: int, images: int, classes: int) -> tuple[list[Detections], list[Truth]]:
+    """Labelled boxes, and detections near some of them, with scores that never tie."""
+    chance = np.random.default_rng(seed)
+    scores = iter(chance.permutation(np.linspace(0.01, 0.99, 40 * images)))
+    detections, labels = [], []
+    for _ in range(images):
+        rows, seen = [], []
+        for _ in range(int(chance.integers(0, 6))):
+            category, (x, y), (w, h) = (
+                chance.integers(classes), chance.uniform(0, 0.7, 2), chance.uniform(0.1, 0.3, 2)
+            )  # fmt: skip
+            rows.append((int(category), x, y, x + w, y + h))
+            for _ in range(int(chance.integers(0, 4))):
+                dx, dy = chance.normal(0, 0.05, 2)
+                wrong = chance.integers(classes) if chance.random() < 0.2 else category
+                seen.append((int(wrong), next(scores), x + dx, y + dy, x + w + dx, y + h + dy))
+        detections.append(found(*seen))
+        labels.append(truth(*rows, labelled=bool(chance.random() < 0.9)))
+    return detections, labels
+
+
+def slow_bootstrap(detections, labels, resamples: int, seed: int) -> tuple[float, float]:
+    """Draws images and scores each draw with `map50` itself."""
+    known = [index for index, label in enumerate(labels) if label.labelled]
+    drawn = np.random.default_rng(seed).integers(0, len(known), (resamples, len(known)))
+    values = []
+    for row in drawn:
+        chosen = [known[index] for index in row]
+        if any(len(labels[index].classes) for index in chosen):
+            values.append(map50([detections[i] for i in chosen], [labels[i] for i in chosen]))
+    return tuple(np.percentile(values, (2.5, 97.5)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 9999), images=st.integers(2, 12), classes=st.integers(1, 5))
+def test_the_interval_is_that_of_a_straightforward_bootstrap(seed, images, classes):
+    detections, labels = random_scenes(seed, images, classes)
+    if not any(len(label.classes) for label in labels if label.labelled):
+        return
+    got = map50_interval(detections, labels, 40, seed)
+    assert got == pytest.approx(slow_bootstrap(detections, labels, 40, seed), abs=1e-9)
+
+
+def test_the_interval_shrinks_with_more_images_and_holds_the_score():
+    widths = []
+    for images in (10, 160):
+        detections, labels = random_scenes(3, images, 2)
+        low, high = map50_interval(detections, labels)
+        assert low <= map50(detections, labels) <= high
+        widths.append(high - low)
+    assert widths[1] < 0.5 * widths[0]
+
+
+def test_the_interval_is_the_same_every_time_and_a_sure_score_has_none():
+    detections, labels = random_scenes(1, 20, 3)
+    assert map50_interval(detections, labels) == map50_interval(detections, labels)
+    assert map50_interval(detections, labels) != map50_interval(detections, labels, seed=1)
+    perfect = [truth((0, *LEFT))] * 3
+    assert map50_interval([found((0, 0.9, *LEFT))] * 3, perfect) == (1.0, 1.0)
+    with pytest.raises(InputError, match="no labelled boxes"):
+        map50_interval([found()], [truth()])

@@ -209,3 +209,133 @@ def test_what_goes_to_the_device_exists(recipe):
 def test_apps_that_are_none(recipe, app, expected):
     with pytest.raises(InputError, match=expected):
         load_task(load_recipe(recipe, [f"app={app}"]))
+
+
+# -- outputs that were kept ----------------------------------------------------------------------------------
+
+
+class Counted:
+    """A data set that counts how often an image is decoded; without labels where told."""
+
+    def __init__(self, data, unlabelled=()) -> None:
+        self.data, self.unlabelled, self.names, self.decoded = data, unlabelled, data.names, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        self.decoded += 1
+        sample = self.data[index]
+        if index in self.unlabelled:
+            sample = dataclasses.replace(
+                sample, boxes=sample.boxes[:0], classes=sample.classes[:0], labelled=False
+            )
+        return sample
+
+    def fingerprint(self) -> str:
+        return f"{self.data.fingerprint()} {self.unlabelled}"
+
+
+@pytest.fixture
+def kept(recipe):
+    """The task, its test images, and the network's outputs for them."""
+    import torch
+
+    task = task_of(recipe)
+    data, network = Counted(task.data("test")), task.network()
+
+    def predict(x):
+        with torch.no_grad():
+            return tuple(part.numpy() for part in network(torch.from_numpy(x)))
+
+    return task, data, predict, [predict(task.preprocess(data[i].image)[None]) for i in range(len(data))]
+
+
+def test_kept_outputs_score_as_the_network_does_and_decode_no_image_again(kept):
+    task, data, predict, outputs = kept
+    assert task.score_outputs(outputs, data) == task.score(predict, data)
+    before = data.decoded
+    low, high = task.interval(outputs, data)
+    again = task.score_outputs(outputs, data)
+    assert data.decoded == before
+    assert 0 <= low <= high <= 1
+    assert again == task.score_outputs(outputs, data)
+
+
+def test_outputs_of_the_first_images_score_those(kept):
+    from calibration.datasets import First
+
+    task, data, predict, outputs = kept
+    assert task.score_outputs(outputs[:1], data) == task.score(predict, First(data, 1))
+
+
+def test_outputs_that_changed_in_place_are_scored_anew(kept):
+    task, data, _, outputs = kept
+    before = task.score_outputs(outputs, data)["map50"]
+    assert before > 0
+    for one in outputs:
+        one[2][:] = -50  # no objects any more
+    assert task.score_outputs(outputs, data)["map50"] == 0
+
+
+def test_images_without_labels_get_what_the_network_finds(kept):
+    task, data, predict, outputs = kept
+    half = Counted(data.data, unlabelled=(0,))
+    pseudo = task.pseudo_labelled(outputs, half)
+    assert len(pseudo) == len(outputs) == 2
+    expected = task.detections(predict, data[0].image, 0.5)
+    assert len(expected) > 0
+    sample = pseudo[0]
+    assert sample.labelled and sample.classes.tolist() == expected.classes.tolist()
+    corners = np.concatenate(
+        [sample.boxes[:, :2] - sample.boxes[:, 2:] / 2, sample.boxes[:, :2] + sample.boxes[:, 2:] / 2], axis=1
+    )
+    np.testing.assert_allclose(corners, expected.boxes, atol=1e-6)
+    np.testing.assert_array_equal(pseudo[1].boxes, data[1].boxes)  # somebody's labels stay
+    assert task.pseudo_labelled(outputs[:1], half).fingerprint() != pseudo.fingerprint()
+    # The network agrees with itself, but for labels end at the image's edge and detections do not.
+    assert task.score_outputs(outputs[:1], pseudo)["map50"] > 0.95
+    with pytest.raises(IndexError):
+        pseudo[2]
+
+
+def test_batches_serve_unlabelled_images_and_are_a_function_of_the_step(recipe):
+    import torch
+
+    task = task_of(recipe)
+    data = task.data("train")
+    labelled, bare = task.batches(data, 2, 3), task.batches(Counted(data, range(len(data))), 2, 3)
+    assert labelled.per_epoch == bare.per_epoch == 2
+    for step in (0, 3, 1):
+        images, targets = labelled(step)
+        others, none = bare(step)
+        assert torch.equal(images, others) and torch.equal(images, task.batches(data, 2, 3)(step)[0])
+        assert none is None and len(targets) == 2
+        assert float(task.loss(task.network()(images), targets)) > 0
+    assert not torch.equal(labelled(0)[0], task.batches(data, 2, 4)(0)[0])
+    with pytest.raises(UsageError, match="4 images for batches of 5"):
+        task.batches(data, 5, 0)
+
+
+def test_a_batch_with_one_unlabelled_image_has_no_targets(recipe):
+    task = task_of(recipe)
+    mixed = task.batches(Counted(task.data("train"), (1,)), 4, 0)
+    assert mixed(0)[1] is None
+
+
+def test_digits_are_never_mirrored_other_images_are(recipe):
+    assert task_of(recipe).batches(task_of(recipe).data("train"), 1, 0).config.augment.flips
+    from pipeline.recipe import Recipe
+
+    digits = DetectorTask(Recipe())
+    assert not digits.batches(digits.data("train"), 1, 0).config.augment.flips
+
+
+def test_the_distance_of_a_network_from_itself_is_zero(recipe):
+    import torch
+
+    task = task_of(recipe)
+    network = task.network()
+    outputs = network(torch.rand(2, 3, 64, 64))
+    assert float(task.distillation(outputs, outputs)) == pytest.approx(0, abs=1e-4)
+    assert dict(network.named_modules())[task.features()[0]] is network.layers[-1]

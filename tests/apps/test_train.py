@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from apps.detector import train_command
 from apps.detector.augment import Augment
 from apps.detector.batches import Batches
-from apps.detector.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_atomically
 from apps.detector.digits import Digits
 from apps.detector.network import YoloV2
 from apps.detector.train import evaluate, train
-from apps.detector.train_config import TrainConfig, learning_rate
+from apps.detector.train_config import TrainConfig
 from apps.detector.weights import load_checkpoint as load_weights
 from calibration.preprocess import Preprocess
+from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pipeline.training import learning_rate
 from targets.errors import InputError, UsageError
 
 SHIPPED = Path(train_command.__file__).with_name("digits.safetensors")
@@ -139,22 +140,6 @@ def test_a_checkpoint_that_lost_a_part_is_an_input_error(tmp_path):
     save_checkpoint(path, state)
     with pytest.raises(InputError, match="ck: "):
         train(nano(), Digits("train", 4), QUICK, preprocess=SMALL, checkpoint=path)
-
-
-def test_writing_is_all_or_nothing(tmp_path):
-    path = tmp_path / "sub" / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def half(file):
-        file.write(b"ne")
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        write_atomically(path, half)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
-    with pytest.raises(InputError, match="cannot be written"):
-        write_atomically(path / "below-a-file", half)
 
 
 def test_saved_weights_come_back_and_the_same_weights_are_the_same_bytes(tmp_path):

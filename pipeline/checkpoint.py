@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
+from pipeline.store import write_atomic
 from targets.errors import InputError
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it there: a reader finds the old or the new one.
-
-    Raises:
-        InputError: the folder cannot be written to.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror or error})", where=path) from error
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Writes a network's state_dict as .safetensors: the same weights give the same bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = save(state)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomic(path, save(state))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors, numbers, text, lists and dicts so that `load_checkpoint` gives them back."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -65,3 +46,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"is no checkpoint but a {type(state).__name__}", where=path, hint="delete it to start anew"
         )
     return state
+
+
+def load_run(path: Path, identity: str) -> dict[str, Any]:
+    """Reads the checkpoint of one certain run.
+
+    Args:
+        path: of the file.
+        identity: what the checkpoint must carry under "identity".
+
+    Raises:
+        InputError: not a checkpoint, or that of another run.
+    """
+    state = load_checkpoint(path)
+    if state.get("identity") != identity:
+        raise InputError(
+            "belongs to another run (other settings, data or initial weights)",
+            where=path,
+            hint="give what it was started with, or delete it to start anew",
+        )
+    return state
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error of a checkpoint that has lost a part."""
+    return InputError(f"is damaged ({error})", where=path, hint="delete it to start anew")

@@ -1,0 +1,123 @@
+"""The data of a recovery: a validation part, and metrics of any network on it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_project import make_project
+
+from calibration.datasets import Sample
+from calibration.preprocess import Preprocess
+from pipeline.recipe import load_recipe
+from pipeline.recover_data import Part, agreement, evaluator, image_batches, preprocessed, run_network, split
+from pipeline.task import load_task
+from targets.errors import InputError
+
+
+class Numbered:
+    """Images that say their number; labelled as empty."""
+
+    names = ("a",)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.full((4, 4, 3), index, np.uint8)
+        return Sample(str(index), image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), True)
+
+    def fingerprint(self) -> str:
+        return f"numbered {self.count}"
+
+
+def numbers(part: Part) -> list[int]:
+    return [int(part[index].name) for index in range(len(part))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(2, 60), share=st.floats(0, 1), seed=st.integers(0, 99), most=st.integers(1, 20))
+def test_the_parts_share_no_image_and_leave_none_out(count, share, seed, most):
+    train, validation = split(Numbered(count), share, seed, most)
+    assert sorted(numbers(train) + numbers(validation)) == list(range(count))
+    assert len(validation) == min(max(1, round(share * count)), most, count - 1)
+    again = split(Numbered(count), share, seed, most)
+    assert [numbers(part) for part in again] == [numbers(train), numbers(validation)]
+    assert train.fingerprint() != validation.fingerprint()
+    assert again[0].fingerprint() == train.fingerprint()
+
+
+def test_another_seed_is_another_validation_part_and_one_image_cannot_be_split():
+    assert numbers(split(Numbered(50), 0.2, 0)[1]) != numbers(split(Numbered(50), 0.2, 1)[1])
+    with pytest.raises(InputError, match="1 training images cannot be split"):
+        split(Numbered(1), 0.5, 0)
+    with pytest.raises(IndexError):
+        split(Numbered(3), 0.5, 0)[0][5]
+
+
+def test_image_batches_take_each_image_once_and_never_one_alone():
+    preprocess = Preprocess(4, 4, mean=(0.0,), std=(1 / 255,))
+    for count, sizes in ((9, [4, 4]), (10, [4, 4, 2]), (3, [3]), (1, [1])):
+        batches = list(image_batches(Numbered(20), preprocess, count, 4))
+        assert [len(batch) for batch in batches] == sizes
+        seen = torch.cat(batches)[:, 0, 0, 0].round().int().tolist()
+        assert seen == list(range(sum(sizes)))
+    assert len(list(image_batches(Numbered(5), preprocess, 99, 4))) == 1
+
+
+@pytest.fixture
+def task(tmp_path):
+    return load_task(load_recipe(make_project(tmp_path)))
+
+
+def test_a_network_is_run_in_batches_and_answers_one_by_one(task):
+    network, inputs = task.network(), torch.rand(5, 3, 64, 64)
+    outputs = run_network(network, inputs, batch=2)
+    assert len(outputs) == 5
+    with torch.no_grad():
+        for x, got in zip(inputs, outputs, strict=True):
+            for part, expected in zip(got, network(x[None]), strict=True):
+                assert part.shape == expected.shape
+                np.testing.assert_allclose(part, expected.numpy(), atol=1e-5)
+
+
+def test_the_evaluator_is_the_tasks_score(task):
+    network, data = task.network(), task.data("test")
+
+    def predict(x):
+        with torch.no_grad():
+            return tuple(part.numpy() for part in network(torch.from_numpy(x)))
+
+    assert evaluator(task, data)(network) == pytest.approx(task.score(predict, data)["map50"], abs=1e-3)
+    assert preprocessed(data, task.preprocess).shape == (2, 3, 64, 64)
+
+
+def test_without_labels_the_original_is_the_truth(task):
+    from dataclasses import replace
+
+    class Bare(Part):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return replace(sample, boxes=sample.boxes[:0], classes=sample.classes[:0], labelled=False)
+
+    data, original = Bare(task.data("train"), (0, 1, 2)), task.network()
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    metric, nearness = evaluator(task, data, original), agreement(task, data, original, batch=2)
+    assert metric(original) > 0.95  # labels end at the image's edge, detections do not
+    assert metric(other) < 0.9
+    assert nearness(original) == pytest.approx(0, abs=1e-4)
+    assert nearness(other) < nearness(original)
+    inputs = preprocessed(data, task.preprocess)
+    with torch.no_grad():
+        whole = -float(task.distillation(other(inputs), original(inputs)))
+    assert nearness(other) == pytest.approx(whole, rel=1e-4)
