@@ -1,0 +1,191 @@
+"""paredown against torch-pruning 1.6.1 at equal MACs: accuracy before and after an equal recovery.
+
+    python tests/bench/versus_torch_pruning.py resnet56 --cifar CIFAR   # CIFAR: tests/bench/cifar.py makes it
+    python tests/bench/versus_torch_pruning.py yolo
+
+torch-pruning runs as its documentation has it: magnitude importance (L2), uniform or global ratios, the ratio
+found by bisection so that its network has at most our MACs. It gets the same recovery: the same batches,
+steps, seed, learning rate, teacher and losses; and, in the rows that say so, its batch norm re-estimated on
+the images that ours is reconstructed on. Widths are unaligned for all (multiple 1), which suits torch-pruning
+best. Prints Markdown, a row per method, mean and standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibration.datasets import First
+from pipeline.prune.stages import PruneStages
+from pipeline.recipe import Recipe
+from pipeline.recover import recover
+from pipeline.recover_config import RecoverConfig
+from pipeline.recover_data import preprocessed, run_network
+from pipeline.recover_norm import recalibrate
+from pipeline.run import Run
+from pipeline.stage import run_stage
+from pipeline.task import Task
+from pipeline.trace import trace
+from targets.card import load_card
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def resnet56(cifar: Path, seed: int) -> Recipe:
+    """Half the MACs of ResNet-56 on CIFAR-10: 4,000 training images, 500 test images, all lossless."""
+    return Recipe.model_validate(
+        {
+            "app": "apps.classifier", "network": "resnet56",
+            "weights": str(next((SHARED / "cifar10-resnets").glob("resnet56-*.th"))),
+            "data": {"format": "cifar", "train": str(cifar / "lossless"), "test": str(cifar / "test")},
+            "prune": {"macs": 0.5, "multiple": 1, "images": 512},
+            "recover": {"seed": seed, "batch": 64, "lr": 0.01},
+        }
+    )  # fmt: skip
+
+
+def yolo(_: Path, seed: int) -> Recipe:
+    """60 % of the MACs of YOLO-LITE VOC (BN): unlabelled ImageNet images; scored on 192 of COCO."""
+    folder = SHARED / "yololite-yolov2"
+    return Recipe.model_validate(
+        {
+            "network": str(folder / "voc-trial3-bn.cfg"),
+            "weights": str(next(folder.glob("voc-trial3-bn*.weights"))),
+            "data": {
+                "format": "yolo", "names": str(folder / "voc.names"),
+                "label_names": str(folder / "coco.names"), "train": str(SHARED / "imagenet"),
+                "test": str(SHARED / "coco" / "images"),
+            },
+            "prune": {"macs": 0.6, "multiple": 1, "images": 125},
+            "recover": {"seed": seed, "batch": 16, "lr": 0.002},
+        }
+    )  # fmt: skip
+
+
+def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: bool) -> nn.Module:
+    """torch-pruning's network of at most these MACs, the largest that bisection of its ratio finds."""
+    import torch_pruning
+
+    outputs = {node for node in trace(network, shape).outputs}
+    best: tuple[int, nn.Module] | None = None
+    low, high = 0.0, 0.95
+    for _ in range(12):
+        ratio = (low + high) / 2
+        candidate = copy.deepcopy(network)
+        for parameter in candidate.parameters():
+            parameter.requires_grad_(True)
+        ignored = [m for name, m in candidate.named_modules() if name in outputs or name.startswith("head")]
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            candidate, torch.zeros(shape), torch_pruning.importance.MagnitudeImportance(p=2),
+            global_pruning=whole, pruning_ratio=ratio, ignored_layers=ignored,
+        )  # fmt: skip
+        pruner.step()
+        have = trace(candidate.eval(), shape).macs
+        if have <= macs:
+            high = ratio
+            best = (have, candidate) if best is None or have > best[0] else best
+        else:
+            low = ratio
+    assert best is not None
+    return best[1]
+
+
+def after(task: Task, student: nn.Module, pruning: PruneStages, steps: int) -> nn.Module:
+    """The same recovery for whoever asks."""
+    recipe = pruning.recipe
+    training, held_out = pruning.held_out()
+    inputs = preprocessed(held_out, task.preprocess)
+    truth = pruning.truth(held_out, run_network(task.network(), inputs))
+    batches = task.batches(training, recipe.recover.batch, recipe.recover.seed)
+    labelled = batches(0)[1] is not None
+    config = RecoverConfig(
+        method="both" if labelled else "distil", epochs=steps / batches.per_epoch, lr=recipe.recover.lr,
+        warmup=10, weight_decay=recipe.recover.weight_decay, ema=0.95, evaluate_every=max(1, steps // 4),
+        patience=10, seed=recipe.recover.seed,
+    )  # fmt: skip
+
+    def evaluate(network: nn.Module) -> float:
+        return task.score_outputs(run_network(network, inputs), truth)[task.metric]
+
+    return recover(
+        student, batches, config, label_loss=task.loss, teacher=task.network(), distil=task.distillation,
+        evaluate=evaluate,
+    ).network  # fmt: skip
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=("resnet56", "yolo"))
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    root = arguments.runs or Path(tempfile.mkdtemp())
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    original = 0.0
+    for seed in range(arguments.seeds):
+        recipe = {"resnet56": resnet56, "yolo": yolo}[arguments.case](arguments.cifar, seed)
+        work = Run(f"{arguments.case}-{seed}", recipe, load_card("host"), root)
+        task, pruning = work.task, work.stages.pruning
+        for stage in (work.stages.original, pruning.sense, pruning.prune):
+            run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+        test = task.data("test")
+        inputs = preprocessed(test, task.preprocess)
+        shape = (1, *inputs.shape[1:])
+
+        def score(network: nn.Module, test: Any = test, inputs: Tensor = inputs, task: Task = task) -> float:
+            return task.score_outputs(run_network(network, inputs), test)[task.metric]
+
+        original = score(task.network())
+        whole, ours = trace(task.network(), shape).macs, pruning.pruned()
+        macs = trace(ours, shape).macs
+        calibration = list(preprocessed(First(pruning.held_out()[0], 256), task.preprocess).split(32))
+
+        def normed(make: Callable[[], nn.Module], images: list[Tensor] = calibration) -> nn.Module:
+            network = make().eval()
+            recalibrate(network, images)
+            return network
+
+        def uniform(task: Task = task, shape: Any = shape, macs: int = macs) -> nn.Module:
+            return torch_pruned(task.network(), shape, macs, whole=False).eval()
+
+        def overall(task: Task = task, shape: Any = shape, macs: int = macs) -> nn.Module:
+            return torch_pruned(task.network(), shape, macs, whole=True).eval()
+
+        methods = {
+            "paredown": lambda ours=ours: ours,
+            "torch-pruning, uniform": uniform,
+            "torch-pruning, uniform, BN re-estimated": lambda make=uniform: normed(make),
+            "torch-pruning, global": overall,
+            "torch-pruning, global, BN re-estimated": lambda make=overall: normed(make),
+        }
+        for name, make in methods.items():
+            student = make()
+            before, share = score(student), trace(student, shape).macs / whole
+            row = (share, before, score(after(task, student, pruning, arguments.steps)))
+            rows.setdefault(name, []).append(row)
+            print(f"seed {seed}, {name}: MACs {share:.3f}, {row[1]:.4f} -> {row[2]:.4f}", file=sys.stderr)
+    print(f"original {original:.4f}; {arguments.steps} steps of recovery, {arguments.seeds} seeds\n")
+    print("| method | MACs | before recovery | after |\n|---|---|---|---|")
+    for name, found in rows.items():
+        shares, befores, afters = zip(*found, strict=True)
+        cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in (befores, afters)]
+        print(f"| {name} | {statistics.mean(shares):.3f} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()
