@@ -7,6 +7,7 @@ error; standard output is for the result alone, with `--json` one JSON document.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -30,6 +31,9 @@ app = typer.Typer(
 RECIPES = Path(__file__).parent
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key, as bench.runs=20.")
+]
 Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs and of the artefact store.")]
 
 
@@ -37,10 +41,7 @@ Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs and of th
 def run(
     recipe: Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")],
     target: Annotated[str, typer.Option(help="A target card, see `paredown targets`.")] = "host",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key, as bench.runs=20."),
-    ] = None,
+    set_: Settings = None,
     runs: Root = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan.")
@@ -48,7 +49,7 @@ def run(
     smoke: Annotated[bool, typer.Option("--smoke", help="Every stage on a handful of samples.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a bundle: trains nothing, quantizes, lowers, checks, scores, times and packs."""
+    """Makes a bundle: prunes where the recipe says so, quantizes, lowers, checks, scores, times, packs."""
     with _handled(as_json):
         from pipeline.recipe import load_recipe, resolved_toml
         from pipeline.run import Run, recipe_name
@@ -65,6 +66,65 @@ def run(
         _print_run(result, as_json)
         if result.violations:
             raise typer.Exit(3)
+
+
+@app.command()
+def sense(
+    recipe: Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")],
+    target: Annotated[
+        str, typer.Option(help="A target card: its channel multiples decide the widths.")
+    ] = "host",
+    set_: Settings = None,
+    runs: Root = Path("runs"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="On a handful of samples.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measures how much every group of channels matters: a table, a plot, a JSON."""
+    with _handled(as_json):
+        from pipeline.prune.stages import PLOT, SENSE
+        from pipeline.recipe import load_recipe
+        from pipeline.run import Run, recipe_name
+        from targets.card import load_card
+
+        resolved = load_recipe(recipe, set_ or (), _recipe_folders())
+        with _screen() as (log, tick):
+            work = Run(
+                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, log=log, tick=tick
+            )
+            found = work.sense()
+        files = {"table": work.folder / SENSE, "plot": work.folder / PLOT}
+        if as_json:
+            _print_json({**{n: str(p) for n, p in files.items()}, "sensitivity": found.to_dict()})
+            return
+        from pipeline.prune.chart import table
+
+        _console().print(table(found, *work.stages.pruning.groups()))
+        for name, path in files.items():
+            print(f"{name:<8} {path}")
+
+
+@app.command()
+def groups(
+    recipe: Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")],
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows which channels must be pruned together, and why."""
+    with _handled(as_json):
+        from pipeline.prune.coupling import couple
+        from pipeline.recipe import load_recipe
+        from pipeline.task import load_task
+        from pipeline.trace import trace
+
+        task = load_task(load_recipe(recipe, set_ or (), _recipe_folders()))
+        size = task.preprocess
+        graph = trace(task.network(), (1, size.channels, size.height, size.width), opaque=True)
+        found = couple(graph)
+        if as_json:
+            _print_json([dataclasses.asdict(group) | {"units": group.units} for group in found])
+            return
+        for group in found:
+            print(group.describe())
 
 
 @app.command()

@@ -23,7 +23,8 @@ from targets.host import Machine
 Tag = Literal["measured", "simulated", "predicted", "smoke"]
 TAGS: tuple[str, ...] = get_args(Tag)
 VARIANTS = (
-    "fp32", "pruned", "squantized", "integer", "executorch-fp32", "executorch", "litert-fp32", "litert",
+    "fp32", "pruned", "squantized", "integer", "executorch-fp32", "executorch-unpruned", "executorch",
+    "litert-fp32", "litert-unpruned", "litert",
 )  # fmt: skip
 """The rows of a table, in order; other names follow, sorted."""
 SCORES = ("map50", "map", "top1", "top5", "perplexity")
@@ -31,7 +32,7 @@ COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "latency_p50", "latency_p90
 HEADS = {
     "map50": "mAP@50", "map": "mAP", "top1": "top-1", "top5": "top-5", "perplexity": "perplexity",
     "parity_lsb": "parity\nLSB", "file_bytes": "file\nKiB", "bundle_bytes": "bundle\nKiB",
-    "latency_p50": "median\nms", "latency_p90": "p90\nms",
+    "latency_p50": "median\nms", "latency_p90": "p90\nms", "macs": "MACs\nM",
 }  # fmt: skip
 MARKS = {"measured": "", "simulated": "s", "predicted": "p", "smoke": "!"}
 
@@ -135,7 +136,9 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     the marks and names the machines. Of figures for the same cell the last one shows.
     """
     present = {figure.metric for figure in figures}
-    metrics = [metric for metric in (*SCORES, *COSTS) if metric in present]
+    thinner = len({figure.value for figure in figures if figure.metric == "macs"}) > 1
+    costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
+    metrics = [metric for metric in (*SCORES, *costs) if metric in present]
     cells = {(figure.variant, figure.metric): figure for figure in figures}
     table = Table(
         title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left"
@@ -157,6 +160,8 @@ def _cell(figure: Figure) -> str:
     elif figure.unit == "B":
         kib = figure.value / 1024
         number = f"{kib:,.1f}" if kib < 10_000 else f"{kib:,.0f}"
+    elif figure.metric == "macs":
+        number = f"{figure.value / 1e6:,.1f}"
     elif figure.unit == "ms":
         number = f"{figure.value:.2f}" if figure.value < 100 else f"{figure.value:.0f}"
     else:

@@ -21,7 +21,7 @@ from targets.errors import InputError, UsageError
 from targets.tomlfile import first_problem, nearest, place, read_toml, written
 
 EMBEDDED = "digits"  # data and weights that an app brings along
-LATER_SECTIONS = ("prune", "squantize")  # stages of the design that this version does not have
+LATER_SECTIONS = ("squantize",)  # stages of the design that this version does not have
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights")
 DATA_PATHS = ("names", "label_names", "train", "calibration", "test", "images", "labels")
 
@@ -55,10 +55,10 @@ class PreprocessOverride(Schema):
 class Data(Schema):
     """The images: what they are trained, calibrated and scored with."""
 
-    format: Literal["digits", "yolo", "voc", "coco", "folder"] = "digits"
+    format: Literal["digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar"] = "digits"
     """The layout of the files; `digits` is the app's own embedded set and needs no other key."""
     names: PathText | None = None
-    """File with the network's classes, one a line."""
+    """File with the network's classes, one a line; unset = the list that lies beside the data (cifar)."""
     label_names: PathText | None = None
     """File with the classes of the label files where they differ: matched by name, the rest dropped."""
     train: PathText | None = None
@@ -83,11 +83,93 @@ class Data(Schema):
                     f'format = "{EMBEDDED}" brings its own images: '
                     f"remove {', '.join(extra)}, or set the format"
                 )
-        elif missing := [key for key in ("names", "test") if getattr(self, key) is None]:
+        elif missing := [key for key in self._needed if getattr(self, key) is None]:
             raise ValueError(f'format = "{self.format}" also needs: {", ".join(missing)}')
         elif self.train is None and self.calibration is None:
             raise ValueError(f'format = "{self.format}" also needs: calibration (or train)')
         return self
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return ("test",) if self.format == "cifar" else ("names", "test")
+
+
+class Prune(Schema):
+    """Channel pruning under one budget, weight pruning after it; without any key nothing is pruned."""
+
+    macs: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Multiply-accumulates to keep, as a share of the network's."""
+    latency: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Time of an int8 inference to keep, as a share, by the latency table of the target."""
+    bytes: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Bytes of int8 weights and biases to keep, as a share."""
+    accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Instead of a cost: the largest predicted loss of the metric before recovery (0.01 = one point)."""
+    weight_sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the remaining weights that become zero during recovery; not of the first and last layers."""
+    multiple: int | None = Field(default=None, ge=1)
+    """Multiple of channels for every layer; unset = the target card's, per kind of layer."""
+    criterion: Literal["activation", "taylor", "norm"] = "activation"
+    """What ranks the channels of a group."""
+    widths: int = Field(default=8, ge=2)
+    """At most this many widths are measured per group."""
+    images: int = Field(default=256, ge=2)
+    """Images held out of the training split: widths are chosen, and recovery is stopped, by them alone."""
+    hopeless: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A sensitivity curve ends where the metric has lost this much."""
+    runtime: RuntimeName | None = None
+    """Whose latency table a latency budget counts on; unset = the first of `lower.runtimes`."""
+    latency_table: PathText | None = None
+    """A table measured on the target, where this version cannot reach it."""
+    reconstruct: bool = True
+    """Solve the layers of the thinner network for the outputs of the original before recovery."""
+
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """The one budget that is set, by name; none where channels stay."""
+        named = {name: getattr(self, name) for name in ("macs", "latency", "bytes", "accuracy_drop")}
+        return next(((name, value) for name, value in named.items() if value is not None), None)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is pruned at all."""
+        return self.budget is not None or self.weight_sparsity > 0
+
+    @model_validator(mode="after")
+    def _one(self) -> Prune:
+        found = [n for n in ("macs", "latency", "bytes", "accuracy_drop") if getattr(self, n) is not None]
+        if len(found) > 1:
+            raise ValueError(f"takes one budget, not {' and '.join(found)}")
+        return self
+
+
+class Recover(Schema):
+    """How accuracy is won back after pruning."""
+
+    method: Literal["auto", "labels", "distil", "both"] = "auto"
+    """auto = both where the training images have labels, else distillation from the original network."""
+    epochs: Annotated[float, Field(ge=0)] = Field(default=3.0, strict=False)
+    """Times through the training images; parts of one are fine, 0 recovers nothing."""
+    batch: int = Field(default=32, ge=2)
+    """Images per step."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Highest learning rate; it rises over `warmup` steps, then falls along a cosine."""
+    warmup: int = Field(default=50, ge=0)
+    """Steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """On weights, not on batch norm and biases."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the weights' average, which is what comes back."""
+    distil_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the distance from the original network's outputs."""
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the distance from its features."""
+    evaluations: int = Field(default=10, ge=1)
+    """How often the average is evaluated on the held-out images, evenly spread."""
+    patience: int = Field(default=5, ge=1)
+    """Evaluations without a gain after which it stops."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything that is random."""
 
 
 class Quantize(Schema):
@@ -136,6 +218,10 @@ class Recipe(Schema):
     """Changes to the network's own preprocessing."""
     data: Data = Data()
     """The images."""
+    prune: Prune = Prune()
+    """Channel and weight pruning."""
+    recover: Recover = Recover()
+    """Training after pruning."""
     quantize: Quantize = Quantize()
     """Post-training quantization."""
     lower: Lower = Lower()

@@ -8,7 +8,9 @@ from pipeline.figures import Figure
 from targets.card import Target
 
 _COLUMNS = (
+    ("macs", "MACs", "{:,.0f}"),
     ("map50", "mAP@0.5", "{:.4f}"), ("map", "mAP", "{:.4f}"), ("top1", "top-1", "{:.4f}"),
+    ("top5", "top-5", "{:.4f}"),
     ("parity_lsb", "parity, LSB", "{:.0f}"), ("file_bytes", "file bytes", "{:,.0f}"),
     ("bundle_bytes", "bundle bytes", "{:,.0f}"), ("latency_p50", "median ms", "{:.2f}"),
     ("latency_p90", "p90 ms", "{:.2f}"), ("memory_peak", "peak MiB", "{:.0f}"),
@@ -16,7 +18,12 @@ _COLUMNS = (
 
 
 def markdown(
-    name: str, target: Target, figures: Sequence[Figure], violations: Sequence[str], notes: Sequence[str]
+    name: str,
+    target: Target,
+    figures: Sequence[Figure],
+    violations: Sequence[str],
+    notes: Sequence[str],
+    pruning: Sequence[str] = (),
 ) -> str:
     """Writes the report.
 
@@ -26,6 +33,7 @@ def markdown(
         figures: of the run; their order is kept.
         violations: one line each.
         notes: one sentence each.
+        pruning: lines of a section on what was pruned.
     """
     cells = {(f.variant, f.metric): f for f in figures}
     variants = list(dict.fromkeys(f.variant for f in figures))
@@ -45,13 +53,15 @@ def markdown(
     lines += _parity(cells, variants)
     if violations:
         lines += ["", "## Over budget", "", *(f"- {line}" for line in violations)]
+    if pruning:
+        lines += ["", "## Pruning", "", *pruning]
     lines += ["", "## What zeros and fewer bits buy on this target", ""]
     for runtime, facts in target.runtimes.items():
         for what, pay in (("zeros", facts.pays.zeros), ("low bits", facts.pays.low_bits)):
             lines.append(f"- {runtime}, {what}: {pay.buys} ({pay.note})")
     if notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    lines += ["", "![Detections on test images](preview.png)", ""]
+    lines += ["", "![What the model finds on test images](preview.png)", ""]
     return "\n".join(lines)
 
 

@@ -9,26 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from pipeline.artefacts import read_json, write_json
 from pipeline.budget import Violation, check_budget
 from pipeline.figures import Figure, Tag, write_figures
 from pipeline.lower.runtimes import runtime
+from pipeline.prune.stages import PLAN, PLOT, SENSE
+from pipeline.prune.summary import prune_figures, prune_notes, prune_report
 from pipeline.recipe import Recipe, check_files, resolved_toml
 from pipeline.report import markdown
 from pipeline.stage import Ledger, Stage, run_stage
-from pipeline.stages import SMOKE_RUNS, Stages, read_json, write_json
+from pipeline.stages import SMOKE_RUNS, UNPRUNED, Stages
 from pipeline.store import Store, file_hash, write_atomic
 from pipeline.task import Task, load_task
 from targets.card import Target
 from targets.errors import UsageError
 from targets.host import package_versions, this_machine
 
+if TYPE_CHECKING:
+    from pipeline.prune.sensitivity import Sensitivity
+
 BUNDLE, FIGURES, PREVIEW, REPORT, RECIPE = (
     "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml",
 )  # fmt: skip
+PRUNED = "pruned.safetensors"
 STORE = ".store"
 
 
@@ -109,7 +116,7 @@ class Run:
         self.store = Store(root / STORE)
         self.machine = this_machine()
         self.task: Task = load_task(recipe)
-        self.stages = Stages(recipe, self.task, self.store, smoke, tick)
+        self.stages = Stages(recipe, self.task, self.store, target, smoke, tick)
         self.bench = self._bench() if target.reach.kind == "local" else None
         self.bundle = self._bundle()
         self.preview = self._preview()
@@ -129,11 +136,35 @@ class Run:
         notes = self._notes()
         for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
             write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
+        if self.recipe.prune.active:
+            self._write_pruning()
         write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
-        text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes)
+        pruning = prune_report(self.stages.pruning) if self.recipe.prune.active else []
+        text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes, pruning)
         write_atomic(self.folder / REPORT, text.encode())
         return Result(self.folder, figures, violations, notes)
+
+    def sense(self) -> Sensitivity:
+        """Runs the sensitivity test alone, and writes its table's JSON and its plot."""
+        ledger = Ledger.start(self.folder)
+        for stage in (self.stages.original, self.stages.pruning.sense):
+            run_stage(self.store, stage, self.log, ledger)
+        self._write_sensitivity()
+        return self.stages.pruning.sensitivity()
+
+    def _write_sensitivity(self) -> None:
+        found = self.stages.path(self.stages.pruning.sense)
+        for name in (SENSE, PLOT):
+            write_atomic(self.folder / name, (found / name).read_bytes())
+
+    def _write_pruning(self) -> None:
+        """The thinner network for the user's own use, and how it came about."""
+        pruning = self.stages.pruning
+        if self.recipe.prune.budget:
+            self._write_sensitivity()
+        write_atomic(self.folder / PLAN, (self.stages.path(pruning.prune) / PLAN).read_bytes())
+        write_atomic(self.folder / PRUNED, pruning.network_file().read_bytes())
 
     # -- the last stages -----------------------------------------------------------------------------------
 
@@ -142,19 +173,21 @@ class Run:
         threads = self.recipe.bench.threads
         stages = {name: self.stages.lower[name] for name in self.stages.runtimes}
         stages |= {f"{name}-fp32": self.stages.baseline[name] for name in self.stages.runtimes}
+        stages |= {f"{name}{UNPRUNED}": stage for name, stage in self.stages.unpruned.items()}
 
         def build(out: Path) -> None:
             import numpy as np
 
             from pipeline.bench import Eager, interleaved, peak_memory
 
-            integer = self.stages.integer_graph()
             image = self.stages.preprocess(self.stages.calibration[0].image)[None]
-            codes = integer.input.out.quantize(image)
+            codes = self.stages.integer_graph().input.out.quantize(image)
             runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
+            if self.stages.unpruned:
+                runners["pruned"] = (Eager(self.stages.pruning.network(), threads), image)
             programs: dict[str, Any] = {}
             for variant, stage in stages.items():
-                name = variant.removesuffix("-fp32")
+                name = variant.removesuffix("-fp32").removesuffix(UNPRUNED)
                 x = image if variant.endswith("-fp32") else codes
                 runners[variant] = (runtime(name).load(self.stages.program(stage), threads, variant), x)
                 programs[variant] = (name, self.stages.path(stage) / "program", x)
@@ -171,8 +204,8 @@ class Run:
             write_json(out / "bench.json", figures)
 
         params = BenchParams(runs, threads, self.stages.machine)
-        inputs = {"trace": self.stages.trace.key} | {name: stage.key for name, stage in stages.items()}
-        return Stage("bench", 2, params, inputs, build)
+        inputs = {"trace": self.stages.original.key} | {name: stage.key for name, stage in stages.items()}
+        return Stage("bench", 3, params, inputs, build)
 
     def _bundle(self) -> Stage:
         device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
@@ -229,7 +262,7 @@ class Run:
         shared = (
             "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
             "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",
-            "targets/runners/litert.py",
+            "targets/runners/litert.py", "targets/runners/unpacked.py",
         )  # fmt: skip
         files = {name: root / name for name in shared}
         return files | self.task.device_files()
@@ -254,8 +287,10 @@ class Run:
     def _stage_figures(self) -> list[Figure]:
         """Every figure that is the same on each run: scores, parity, sizes."""
         stages, figures = self.stages, []
-        for metric, value in read_json(stages.path(stages.trace) / "size.json").items():
+        for metric, value in read_json(stages.path(stages.original) / "size.json").items():
             figures.append(self._figure("trace", "fp32", metric, value, "1"))
+        if self.recipe.prune.active:
+            figures += [self._figure(*row) for row in prune_figures(stages.pruning)]
         for variant, stage in stages.scores.items():
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
@@ -270,7 +305,10 @@ class Run:
                 share = apart["differing"] / apart["values"]
                 figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
                 figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
-            for variant, stage in ((name, stages.lower[name]), (f"{name}-fp32", stages.baseline[name])):
+            programs = {name: stages.lower[name], f"{name}-fp32": stages.baseline[name]}
+            if name in stages.unpruned:
+                programs[f"{name}{UNPRUNED}"] = stages.unpruned[name]
+            for variant, stage in programs.items():
                 size = (stages.path(stage) / "program").stat().st_size
                 facts = read_json(stages.path(stage) / "lowered.json")
                 figures.append(self._figure("lower", variant, "file_bytes", size, "B"))
@@ -295,7 +333,7 @@ class Run:
 
     def _notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = []
+        notes = prune_notes(self.stages.pruning, self.task.metric) if self.recipe.prune.active else []
         for name in self.stages.runtimes:
             parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
             if parity["first"]:
@@ -304,7 +342,9 @@ class Run:
             if facts["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
         if self.bench:
-            notes += slower_than_float(read_json(self.stages.path(self.bench) / "bench.json"))
+            times = read_json(self.stages.path(self.bench) / "bench.json")
+            notes += slower_than(times, "-fp32", "float32")
+            notes += slower_than(times, UNPRUNED, "the unpruned network in int8")
         else:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
@@ -313,15 +353,21 @@ class Run:
         return tuple(notes)
 
 
-def slower_than_float(times: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A plain sentence for every runtime on which int8 takes longer than the original in float32."""
+def slower_than(times: Mapping[str, Mapping[str, float]], suffix: str, what: str) -> list[str]:
+    """A plain sentence for every runtime on which the shipped program takes longer than another of its kind.
+
+    Args:
+        times: variant -> what was measured of it.
+        suffix: of the variants to compare with, as "-fp32" in "litert-fp32".
+        what: they are, in words.
+    """
     notes = []
     for name, measured in times.items():
-        before = times.get(f"{name}-fp32", {}).get("latency_p50")
+        before = times.get(f"{name}{suffix}", {}).get("latency_p50")
         now = measured["latency_p50"]
         if before is not None and now > before:
             notes.append(
-                f"{name}: int8 is slower than float32 on this machine ({now:.2f} against {before:.2f} ms)"
+                f"{name}: int8 is slower than {what} on this machine ({now:.2f} against {before:.2f} ms)"
             )
     return notes
 

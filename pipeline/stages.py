@@ -1,13 +1,15 @@
 """The stages of a run: what each makes, from what, with which parameters.
 
-    trace -> calibrate -> integer -> lower-RUNTIME -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
+    trace -> (sense -> prune -> recover -> trace-pruned ->) calibrate -> integer -> lower-RUNTIME
+    -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
 
-A stage's heavy imports happen in its build, so that a run in which everything is reused imports none of them.
+Where the network is pruned, the whole one is quantized and lowered too, to be timed beside it. A stage's
+heavy imports happen in its build, so that a run in which everything is reused imports none of them.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,19 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import First
+from pipeline.artefacts import read_graph, read_json, stored, write_graph, write_json
 from pipeline.lower.runtimes import float_predict, runtime
+from pipeline.prune.stages import PruneStages
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Predict, Task
-from targets.errors import InputError
-from targets.host import package_versions, this_machine
+from targets.card import Target
+from targets.host import package_version, this_machine
 
 #: Told how far a stage is: done, of how many.
 Tick = Callable[[int, int], None]
 
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
+UNPRUNED = "-unpruned"
 PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
 
 
@@ -96,25 +101,52 @@ class Stages:
         recipe: resolved.
         task: of the recipe's app.
         store: where inputs of a stage are found when it runs.
+        target: for which channels are pruned.
         smoke: handfuls of samples everywhere.
         tick: progress of the stage that is running.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, store: Store, smoke: bool, tick: Tick) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, store: Store, target: Target, smoke: bool, tick: Tick
+    ) -> None:
         """Opens the data sets, which checks their labels."""
         self.recipe, self.task, self.store = recipe, task, store
         self.smoke, self.tick = smoke, tick
         self.machine = this_machine().to_dict()
         self.preprocess = task.preprocess
         self.calibration, self.test = task.data("calibration"), task.data("test")
-        self.trace = self._trace()
-        self.calibrate = self._calibrate()
-        self.integer = self._integer()
+        self.original = self._trace()
+        self.target = target
+        self.trace = self.pruning.trace if recipe.prune.active else self.original
         self.runtimes: tuple[str, ...] = tuple(recipe.lower.runtimes)
-        self.lower = {str(name): self._lower(name) for name in self.runtimes}
         self.baseline = {str(name): self._lower_float(name) for name in self.runtimes}
+        self.calibrate = self._calibrate(self.trace)
+        self.integer = self._integer(self.trace, self.calibrate)
+        self.lower = {str(name): self._lower(name, self.integer) for name in self.runtimes}
+        self.unpruned: dict[str, Stage] = {}  # of the whole network, int8, where there is a thinner one
+        self._whole: tuple[Stage, ...] = ()
+        if recipe.prune.active:
+            calibrate = self._calibrate(self.original, UNPRUNED)
+            integer = self._integer(self.original, calibrate, UNPRUNED)
+            self.unpruned = {str(name): self._lower(name, integer, UNPRUNED) for name in self.runtimes}
+            self._whole = (calibrate, integer, *self.unpruned.values())
         self.parity = {str(name): self._parity(name) for name in self.runtimes}
-        self.scores = {name: self._score(name) for name in ("fp32", "integer", *self.runtimes)}
+        pruned = ("pruned",) if recipe.prune.active else ()
+        self.scores = {name: self._score(name) for name in ("fp32", *pruned, "integer", *self.runtimes)}
+
+    @functools.cached_property
+    def pruning(self) -> PruneStages:
+        """The stages of pruning, which open the training split."""
+        return PruneStages(
+            self.recipe,
+            self.task,
+            self.store,
+            self.target,
+            self.original,
+            self.machine,
+            self.smoke,
+            self.tick,
+        )
 
     @property
     def images(self) -> int:
@@ -125,34 +157,27 @@ class Stages:
 
     def path(self, stage: Stage) -> Path:
         """The folder of a stage's artefact, which must have run."""
-        path = self.store.get(stage.key)
-        if path is None:
-            raise InputError(
-                f"the artefact of stage {stage.name} was removed or damaged meanwhile",
-                where=self.store.root,
-                hint="run the same command again",
-            )
-        return path
+        return stored(self.store, stage)
 
-    def graph(self) -> Any:
-        """The traced float network."""
+    def graph(self, stage: Stage | None = None) -> Any:
+        """The traced float network: that which is shipped, or that of another tracing stage."""
         from pipeline.graph import Graph
 
         self._set_threads()
-        return Graph.load(*read_graph(self.path(self.trace)))
+        return Graph.load(*read_graph(self.path(stage or self.trace)))
 
-    def integer_graph(self) -> Any:
-        """The integer graph."""
+    def integer_graph(self, stage: Stage | None = None) -> Any:
+        """The integer graph: that which is shipped, or that of another stage."""
         from pipeline.lower.integer import IntegerGraph
 
         self._set_threads()
-        return IntegerGraph.load(*read_graph(self.path(self.integer)))
+        return IntegerGraph.load(*read_graph(self.path(stage or self.integer)))
 
     def _set_threads(self) -> None:
         """One thread for a small network: on a shared machine, waiting for each other costs far more."""
         import torch
 
-        small = read_json(self.path(self.trace) / "size.json")["macs"] < PARALLEL_MACS
+        small = read_json(self.path(self.original) / "size.json")["macs"] < PARALLEL_MACS
         torch.set_num_threads(1 if small else len(os.sched_getaffinity(0)))
 
     def program(self, stage: Stage) -> bytes:
@@ -160,9 +185,9 @@ class Stages:
         return (self.path(stage) / "program").read_bytes()
 
     def predictor(self, variant: str) -> Predict:
-        """A way of predicting: "fp32", "integer", or a runtime's name for its int8 program."""
-        if variant == "fp32":
-            return _torch_predict(self.graph())
+        """A way of predicting: "fp32", "pruned", "integer", or a runtime's name for its int8 program."""
+        if variant in {"fp32", "pruned"}:
+            return _torch_predict(self.graph(self.original if variant == "fp32" else self.trace))
         from pipeline.lower import reference
 
         integer = self.integer_graph()
@@ -184,17 +209,17 @@ class Stages:
             write_graph(out, *graph.dump())
             write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
 
-        params = TraceParams(dict(self.task.network_id), shape, _version("torch"))
-        return Stage("trace", 2, params, {"weights": self.task.weights_hash()}, build)
+        params = TraceParams(dict(self.task.network_id), shape, package_version("torch"))
+        return Stage("trace", 3, params, {"weights": self.task.weights_hash()}, build)
 
-    def _calibrate(self) -> Stage:
+    def _calibrate(self, source: Stage, suffix: str = "") -> Stage:
         limit = self.recipe.quantize.calibration_images
         images = min(len(self.calibration), SMOKE_IMAGES if self.smoke else limit)
 
         def build(out: Path) -> None:
             from calibration.run import calibrate
 
-            graph = self.graph()
+            graph = self.graph(source)
 
             def forward(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
                 import torch
@@ -206,37 +231,37 @@ class Stages:
             (out / "ranges.json").write_text(ranges.to_json())
 
         params = CalibrateParams(self.recipe.quantize.observer, images, self.preprocess.hash)
-        inputs = {"trace": self.trace.key, "data": self.calibration.fingerprint()}
-        return Stage("calibrate", 1, params, inputs, build)
+        inputs = {"trace": source.key, "data": self.calibration.fingerprint()}
+        return Stage(f"calibrate{suffix}", 1, params, inputs, build)
 
-    def _integer(self) -> Stage:
+    def _integer(self, source: Stage, calibrated: Stage, suffix: str = "") -> Stage:
         params = IntegerParams(self.recipe.quantize.weights, self.preprocess.value_range)
 
         def build(out: Path) -> None:
             from calibration.run import Ranges
             from pipeline.lower.integer import quantize
 
-            ranges = Ranges.from_json((self.path(self.calibrate) / "ranges.json").read_text())
+            ranges = Ranges.from_json((self.path(calibrated) / "ranges.json").read_text())
             ranges.check(self.preprocess)
             integer = quantize(
-                self.graph(), ranges.ranges, input_range=params.input_range, weights=params.weights
+                self.graph(source), ranges.ranges, input_range=params.input_range, weights=params.weights
             )
             write_graph(out, *integer.dump())
 
-        inputs = {"trace": self.trace.key, "ranges": self.calibrate.key}
-        return Stage("integer", 2, params, inputs, build)
+        inputs = {"trace": source.key, "ranges": calibrated.key}
+        return Stage(f"integer{suffix}", 2, params, inputs, build)
 
-    def _lower(self, name: str) -> Stage:
+    def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
         def build(out: Path) -> None:
-            _write_program(out, runtime(name).lower_integer(self.integer_graph()))
+            _write_program(out, runtime(name).lower_integer(self.integer_graph(integer)))
 
-        return Stage(f"lower-{name}", 2, _lower_params(name), {"integer": self.integer.key}, build)
+        return Stage(f"lower-{name}{suffix}", 2, _lower_params(name), {"integer": integer.key}, build)
 
     def _lower_float(self, name: str) -> Stage:
         def build(out: Path) -> None:
-            _write_program(out, runtime(name).lower_float(self.graph()))
+            _write_program(out, runtime(name).lower_float(self.graph(self.original)))
 
-        return Stage(f"lower-{name}-fp32", 2, _lower_params(name), {"trace": self.trace.key}, build)
+        return Stage(f"lower-{name}-fp32", 2, _lower_params(name), {"trace": self.original.key}, build)
 
     def _parity(self, name: str) -> Stage:
         inputs = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
@@ -284,7 +309,8 @@ class Stages:
         params = ScoreParams(
             variant, self.images, self.preprocess.hash, dict(self.task.network_id), self.machine
         )
-        maker = {"fp32": self.trace, "integer": self.integer}.get(variant) or self.lower[variant]
+        makers = {"fp32": self.original, "pruned": self.trace, "integer": self.integer}
+        maker = makers.get(variant) or self.lower[variant]
 
         def build(out: Path) -> None:
             data = First(self.test, self.images)
@@ -295,40 +321,16 @@ class Stages:
 
     def all(self) -> tuple[Stage, ...]:
         """Every stage but bench, bundle and preview, in an order in which they can run."""
-        lowering = [*self.lower.values(), *self.baseline.values()]
+        lowering = [*self._whole, *self.lower.values(), *self.baseline.values()]
         return (
-            self.trace,
+            self.original,
+            *(self.pruning.all() if self.recipe.prune.active else ()),
             self.calibrate,
             self.integer,
             *lowering,
             *self.parity.values(),
             *self.scores.values(),
         )
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes canonical, readable JSON."""
-    path.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote."""
-    return json.loads(path.read_text())
-
-
-def write_graph(out: Path, structure: bytes, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes a dumped graph."""
-    from safetensors.numpy import save_file
-
-    (out / "graph.json").write_bytes(structure)
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, out / "arrays.safetensors")
-
-
-def read_graph(folder: Path) -> tuple[bytes, dict[str, NDArray[Any]]]:
-    """Reads a dumped graph."""
-    from safetensors.numpy import load_file
-
-    return (folder / "graph.json").read_bytes(), load_file(folder / "arrays.safetensors")
 
 
 def _write_program(out: Path, lowered: Any) -> None:
@@ -339,11 +341,7 @@ def _write_program(out: Path, lowered: Any) -> None:
 
 def _lower_params(name: str) -> LowerParams:
     package = runtime(name).package
-    return LowerParams(name, package, _version(package))
-
-
-def _version(package: str) -> str:
-    return dict(package_versions((package,))).get(package, "not installed")
+    return LowerParams(name, package, package_version(package))
 
 
 def _torch_predict(graph: Any) -> Predict:

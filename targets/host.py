@@ -79,6 +79,11 @@ def package_versions(packages: tuple[str, ...] = RUNTIME_PACKAGES) -> tuple[tupl
     return tuple(found)
 
 
+def package_version(package: str) -> str:
+    """The installed version of a distribution, or "not installed"."""
+    return dict(package_versions((package,))).get(package, "not installed")
+
+
 def cpu_name(cpuinfo: str, fallback: str) -> str:
     """The CPU's name from the text of /proc/cpuinfo (x86: "model name", a Pi: "Model"), or the fallback."""
     lines = (line.partition(":") for line in cpuinfo.splitlines())

@@ -173,7 +173,7 @@ def quantize(
     Raises:
         InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
     """
-    nodes = _fuse_relu(graph)
+    nodes = fuse_relu(graph)
     weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
     affine = _scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
@@ -192,7 +192,7 @@ def quantize(
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
 
-def _fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
+def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
     """Pairs every node with the clamp it takes in; the ReLU's name wins, since consumers refer to it."""
     fused: list[tuple[Node, str]] = []
     renamed: dict[str, int] = {}

@@ -43,4 +43,4 @@ def test_budget_notes_and_what_pays_are_said():
         assert f"- {name}, zeros: {runtime.pays.zeros.buys} ({runtime.pays.zeros.note})" in text
     quiet = markdown("tiny", card, FIGURES, (), ())
     assert "Over budget" not in quiet and "## Notes" not in quiet
-    assert quiet.endswith("![Detections on test images](preview.png)\n")
+    assert quiet.endswith("![What the model finds on test images](preview.png)\n")
