@@ -14,7 +14,8 @@ from pipeline.prune.flow import Group
 from pipeline.prune.sensitivity import Point, Sensitivity
 
 COLUMNS = 5  # of small plots in a row
-INCHES = (2.3, 1.5)  # of one
+INCHES = (2.3, 1.5)  # of one, with what is around it
+MARGINS = (0.55, 0.1, 0.5, 0.5)  # inches left, right, below and above all of them
 
 
 def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
@@ -42,15 +43,27 @@ def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
         thinner += [Text("")] * (most - 1 - len(thinner))
         share = f"{macs[curve.group] / graph.macs:.1%}"
         made.add_row(f"{curve.group} ({curve.units * each[curve.group]})", share, *thinner)
-    skipped = sum(bool(point.skipped) for curve in found.curves for point in curve.points)
-    made.caption = Text(f"-: skipped, the curve was hopeless before ({skipped} points)") if skipped else None
+    skipped = [is_flat(point) for curve in found.curves for point in curve.points if point.skipped]
+    notes = {
+        f"-: skipped, the curve was hopeless by then ({skipped.count(False)} points)": skipped.count(False),
+        f"=: skipped, lies between two that are all but equal ({skipped.count(True)} points)": skipped.count(
+            True
+        ),
+    }
+    words = "\n".join(note for note, count in notes.items() if count)
+    made.caption, made.caption_justify = Text(words) if words else None, "left"
     return made
+
+
+def is_flat(point: Point) -> bool:
+    """Whether it was skipped because its neighbours are all but equal, not because they are hopeless."""
+    return point.skipped.startswith("flat")
 
 
 def _cell(point: Point, each: int) -> Text:
     channels = point.width * each
     if point.metric is None:
-        return Text(f"{channels}: -", style="dim")
+        return Text(f"{channels}: {'=' if is_flat(point) else '-'}", style="dim")
     return Text(f"{channels}: {_short(point.metric)}")
 
 
@@ -78,11 +91,15 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, 
 
     columns = min(COLUMNS, max(1, len(found.curves)))
     rows = max(1, -(-len(found.curves) // columns))
-    figure = Figure((columns * INCHES[0] + 0.6, rows * INCHES[1] + 0.9), dpi=110, layout="constrained")
+    left, right, below, above = MARGINS
+    width, height = columns * INCHES[0] + left + right, rows * INCHES[1] + below + above
+    figure = Figure((width, height), dpi=110)
+    figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - above / height, 0.12, 0.3)
     canvas = FigureCanvasAgg(figure)
     base = found.baseline
     assert base.metric is not None and base.low is not None and base.high is not None
     known = [p.metric for curve in found.curves for p in curve.points if p.metric is not None]
+    hopeless = min(hopeless, 1.0)  # also where none is
     low = min([base.metric - hopeless, *known])
     panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     macs = {group.name: sum(graph[maker.node].macs for maker in group.makers) for group in groups}
@@ -94,17 +111,19 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, 
         measured = [p for p in curve.points if p.metric is not None]
         share = [p.width / curve.units for p in measured]
         pane.plot(share, [p.metric for p in measured], color="tab:blue", marker="o", ms=3, lw=1)
-        skipped = [p.width / curve.units for p in curve.points if p.metric is None]
+        skipped = [p.width / curve.units for p in curve.points if p.skipped and not is_flat(p)]
         pane.plot(skipped, [low] * len(skipped), color="tab:red", marker="x", ms=4, lw=0, clip_on=False)
         pane.set_title(f"{curve.group} ({macs[curve.group] / graph.macs:.1%} of MACs)", fontsize=6.5)
         pane.tick_params(labelsize=6)
+        pane.grid(lw=0.3, color="0.9")
         pane.set_xlim(0, 1.03)
         pane.set_ylim(low - 0.02, max(1.0, base.high, *known) + 0.02 if base.high <= 1 else None)
-    figure.supxlabel("share of the group's channels that stay", fontsize=8)
-    figure.supylabel(found.metric, fontsize=8)
-    figure.suptitle(
-        f"Sensitivity, {found.images} images. Grey: 95 % interval of the whole network's {found.metric}; "
-        "dotted: hopeless; red cross: skipped",
-        fontsize=7.5,
-    )
+    figure.text(0.5, 0.12 / height, "share of the group's channels that stay", ha="center", fontsize=8)
+    figure.text(0.12 / width, 0.5, found.metric, va="center", rotation=90, fontsize=8)
+    words = (
+        f"Sensitivity of {found.metric}, {found.images} images. Grey: 95 % interval of the unpruned network",
+        "dotted: hopeless", "red cross: skipped as hopeless",
+    )  # fmt: skip
+    lines = "; ".join(words) if columns > 3 else "\n".join(words)
+    figure.text(0.5, 1 - 0.06 / height, lines, ha="center", va="top", fontsize=7.5 if columns > 3 else 5)
     canvas.print_png(str(path))

@@ -123,7 +123,8 @@ def test_calibration_defaults_to_the_training_images(write, tmp_path):
         ("[budjet]", ":1: unknown key `budjet`; did you mean [budget]?"),
         ("[bench]\nzzzz = 1", ":2: unknown key `bench.zzzz`; the keys here are: runs, threads"),
         ("[qqqq]\nrunz.a = 1", "unknown key `qqqq.runz.a`; the sections are: preprocess, data"),
-        ("[prune]\nmacs = 0.5", ":1: this version has no `prune` stage yet; remove [prune]"),
+        ("[prune]\nmac = 0.5", ":2: unknown key `prune.mac`; did you mean `macs` in [prune]?"),
+        ("[squantize]\nbits = 4", ":1: this version has no `squantize` stage yet; remove [squantize]"),
         ("squantize.weight_bits = 4", ":1: this version has no `squantize` stage yet"),
     ],
 )
@@ -210,8 +211,8 @@ def test_a_bad_override_is_named_as_it_was_typed(write):
     path = write("network = 'a'")
     assert error_of(path, "bench.runs=many").startswith('--set bench.runs=many: `bench.runs = "many"`')
     assert "did you mean `observer` in [quantize]?" in error_of(path, "quantize.obsever=mse")
-    assert error_of(path, "prune.macs=0.4").startswith(
-        "--set prune.macs=0.4: this version has no `prune` stage"
+    assert error_of(path, "squantize.bits=4").startswith(
+        "--set squantize.bits=4: this version has no `squantize` stage"
     )
     assert "no table to set a key in" in error_of(path, "network.x=1")
     assert "--set network" in error_of(path, "network={a=1}")
