@@ -77,6 +77,23 @@ def test_the_python_runs(folder: Path) -> None:
     assert (folder / "board" / "apps" / "detector" / "device" / "detect.py").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_pruning_commands_run(tmp_path: Path) -> None:
+    (block,) = blocks("shell")
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "paredown"
+        smoke = [] if arguments[0] == "groups" else ["--smoke"]
+        assert paredown([*arguments, *smoke], tmp_path).strip()
+    run = tmp_path / "runs" / "digits" / "host"
+    for name in ("sensitivity.json", "sensitivity.png", "plan.json", "pruned.safetensors"):
+        assert name in README and (run / name).stat().st_size > 0
+    (code,) = blocks("py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
 def test_the_training_command_is_there() -> None:
     assert "python -m apps.detector.train IMAGES" in README
     command = [sys.executable, "-m", "apps.detector.train", "--help"]

@@ -29,7 +29,7 @@ from targets.errors import InputError
 
 SCORE_THRESHOLD = 0.005  # darknet's, to score mAP
 SHOW_THRESHOLD = 0.5  # darknet's, to show a box
-PSEUDO_THRESHOLD = 0.5  # for a box to count as a label: what darknet would show
+PSEUDO_THRESHOLD = 0.5  # for a box to count as a label; YOLO-LITE VOC's F1 on COCO peaks at .4 to .5
 PREVIEW_SIDE = 480  # pixels of one picture in the preview
 ROOT = Path(__file__).parents[2]
 

@@ -33,7 +33,7 @@ def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
     title = (
         f"{found.metric} on {found.images} images, {_words(base)} with all channels; channels: {found.metric}"
     )
-    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=0, title_justify="left")
     made.add_column("group", no_wrap=True)
     made.add_column("MACs", justify="right", no_wrap=True)
     for _ in range(1, most):

@@ -1,0 +1,93 @@
+"""Prunes and recovers real networks, and scores them before, after the cut and after recovery.
+
+    python tests/bench/cifar.py ../shared/data/cifar10 CIFAR
+    python tests/bench/pruning.py resnet56 --cifar CIFAR                # half the MACs; about half an hour
+    python tests/bench/pruning.py yolo                                  # 60 % of the MACs, no labels
+    python tests/bench/pruning.py digits                                # 40 % of the MACs
+
+More settings follow as KEY=VALUE (prune.weight_sparsity=0.6). With --runs the stages are kept, and a killed
+run goes on where it was. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pipeline.artefacts import read_json, stored
+from pipeline.recipe import load_recipe
+from pipeline.recover_data import preprocessed, run_network
+from pipeline.run import Run
+from pipeline.stage import run_stage
+from targets.card import load_card
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+YOLO = SHARED / "yololite-yolov2"
+
+
+def settings(case: str, cifar: Path) -> list[str]:
+    """The recipe of a case, as overrides of the embedded one."""
+    if case == "digits":
+        return ["prune.macs=0.4", "prune.multiple=8", "recover.epochs=2", "recover.lr=0.005"]
+    if case == "yolo":
+        return [
+            f"network={YOLO / 'voc-trial3-bn.cfg'}", f"weights={YOLO / 'voc-trial3-bn.weights'}",
+            "data.format=yolo", f"data.names={YOLO / 'voc.names'}", f"data.label_names={YOLO / 'coco.names'}",
+            f"data.train={SHARED / 'imagenet'}", f"data.test={SHARED / 'coco' / 'images'}",
+            "prune.macs=0.6", "prune.multiple=8", "prune.images=125", "prune.hopeless=0.8",
+            "recover.epochs=16", "recover.batch=16", "recover.lr=0.001",
+        ]  # fmt: skip
+    return [
+        "app=apps.classifier", "network=resnet56",
+        f"weights={next((SHARED / 'cifar10-resnets').glob('resnet56-*.th'))}",
+        "data.format=cifar", f"data.train={cifar / 'mixed'}", f"data.test={cifar / 'test'}",
+        "prune.macs=0.5", "prune.multiple=8", "prune.images=512",
+        "recover.epochs=6", "recover.batch=64", "recover.lr=0.01",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Prints one row."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=("digits", "yolo", "resnet56"))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--runs", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = load_recipe(
+        ROOT / "apps" / "detector" / "recipes" / "digits.toml",
+        [*settings(arguments.case, arguments.cifar.absolute()), *arguments.more],
+    )
+    work = Run(arguments.case, recipe, load_card("host"), arguments.runs or Path(tempfile.mkdtemp()))
+    pruning = work.stages.pruning
+    for stage in (work.stages.original, *pruning.all()):
+        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+    test = work.task.data("test")
+    inputs = preprocessed(test, work.task.preprocess)
+    scores = [
+        work.task.score_outputs(run_network(network, inputs), test)[work.task.metric]
+        for network in (work.task.network(), pruning.pruned(), pruning.network())
+    ]
+    whole, thin = (
+        read_json(stored(work.store, s) / "size.json")["macs"] for s in (work.stages.original, pruning.trace)
+    )
+    history = pruning.history()
+    zeros, count = (sum(layer[key] for layer in history["sparsity"]) for key in ("zeros", "count"))
+    heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
+    cells = [f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores)]
+    cells += [f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"])]
+    print(f"| {arguments.case} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
