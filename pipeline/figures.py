@@ -31,9 +31,10 @@ SCORES = ("map50", "map", "top1", "top5", "perplexity")
 COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "latency_p50", "latency_p90")
 HEADS = {
     "map50": "mAP@50", "map": "mAP", "top1": "top-1", "top5": "top-5", "perplexity": "perplexity",
-    "parity_lsb": "parity\nLSB", "file_bytes": "file\nKiB", "bundle_bytes": "bundle\nKiB",
+    "parity_lsb": "parity\nLSB", "file_bytes": "file\n{}", "bundle_bytes": "bundle\n{}",
     "latency_p50": "median\nms", "latency_p90": "p90\nms", "macs": "MACs\nM",
 }  # fmt: skip
+SIZES = {"KiB": 1024, "MiB": 1024**2}
 MARKS = {"measured": "", "simulated": "s", "predicted": "p", "smoke": "!"}
 
 
@@ -140,26 +141,29 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
     metrics = [metric for metric in (*SCORES, *costs) if metric in present]
     cells = {(figure.variant, figure.metric): figure for figure in figures}
+    sizes = [figure.value for figure in figures if figure.unit == "B"]
+    size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
     table = Table(
         title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left"
     )
     table.add_column("variant", no_wrap=True)
     for metric in metrics:
-        table.add_column(HEADS[metric], justify="right", no_wrap=True)
+        table.add_column(HEADS[metric].format(size), justify="right", no_wrap=True)
     for variant in sorted({variant for variant, metric in cells if metric in metrics}, key=_rank):
         row = [cells.get((variant, metric)) for metric in metrics]
-        table.add_row(variant, *(Text(_cell(figure)) if figure else Text("-", style="dim") for figure in row))
+        table.add_row(
+            variant, *(Text(_cell(figure, size)) if figure else Text("-", style="dim") for figure in row)
+        )
     shown = [figure for (_, metric), figure in cells.items() if metric in metrics]
     table.caption = Text("\n".join(_caption(shown)))
     return table
 
 
-def _cell(figure: Figure) -> str:
+def _cell(figure: Figure, size: str) -> str:
     if figure.metric in SCORES:
         number = f"{figure.value:.2f}" if figure.metric == "perplexity" else f"{figure.value:.4f}"
     elif figure.unit == "B":
-        kib = figure.value / 1024
-        number = f"{kib:,.1f}" if kib < 10_000 else f"{kib:,.0f}"
+        number = f"{figure.value / SIZES[size]:,.1f}"
     elif figure.metric == "macs":
         number = f"{figure.value / 1e6:,.1f}"
     elif figure.unit == "ms":

@@ -178,7 +178,7 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
         case "mean":
             return x.mean((2, 3), keepdim=True)
         case "pad":
-            return F.pad(x, attrs["padding"])
+            return F.pad(x, attrs["padding"], value=attrs.get("value", 0.0))
         case "reshape":
             return x.reshape(x.shape[0], *attrs["shape"][1:])
         case "permute":

@@ -244,7 +244,7 @@ class Flow:
         reason = f"passes through {what}, which is not known" + (f" ({node.source})" if node.source else "")
         for name in node.inputs:
             self._lock(self.labels[name].ravel(), reason)
-        for parameter in node.parameters.values():
+        for parameter in filter(None, node.parameters.values()):
             layer = self._users.setdefault(parameter, node).name
             for side in ("out", "in"):
                 if (layer, side) in self.sides:

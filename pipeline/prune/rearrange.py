@@ -125,7 +125,8 @@ def _dims(channels: Values, pixels: Shape) -> tuple[int, ...]:
     """The dims of an array of channel numbers that a number of channels is in: not height, not width.
 
     Those along which the channel never changes are not. Of the others, one that is as long as height or width
-    is taken for it, unless another dim is that already.
+    is taken for it, unless another dim is that already. Of those that are left the longest: the shorter ones
+    are what forward() divides the channels by. Where it does otherwise, the cut is refused.
     """
     varies = [d for d in range(1, channels.ndim) if not (channels == channels.take([0], d)).all()]
     spatial, found = list(pixels), set(varies)
@@ -137,7 +138,8 @@ def _dims(channels: Values, pixels: Shape) -> tuple[int, ...]:
         else:
             continue
         found.discard(dim)
-    return tuple(sorted(found))
+    longest = max((channels.shape[dim] for dim in found), default=0)
+    return tuple(sorted((dim for dim in found if channels.shape[dim] == longest), reverse=True))
 
 
 def legal_step(count: int, legal: Callable[[Sequence[int]], bool]) -> int | None:

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     recipe = load_recipe(
         ROOT / "apps" / "detector" / "recipes" / "digits.toml",

@@ -110,7 +110,7 @@ def test_the_table_fits_80_columns_at_its_widest(megabytes):
     text = rendered(figures, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text and "..." not in text
-    shown = f"{size / 1024:,.0f}!"
+    shown = f"{size / 1024**2:,.1f}!"
     assert text.count(f" {shown} ") == 2 * len(VARIANTS)
     rows = [line.split() for line in text.splitlines() if shown in line]
     assert [row[0] for row in rows] == list(VARIANTS)

@@ -127,6 +127,15 @@ NETWORKS = {
         "reshape permute reshape",
     ),
     "transpose": (Lambda(lambda m, x: x.transpose(1, -1)), "permute"),
+    "pixel shuffle": (
+        block(conv(3, 8), nn.PixelShuffle(2), nn.ReLU()), "conv2d reshape permute reshape relu",
+    ),
+    "pixel unshuffle": (block(nn.PixelUnshuffle(2), conv(12, 2)), "reshape permute reshape conv2d"),
+    "channel shuffle": (block(conv(3, 6), nn.ChannelShuffle(3)), "conv2d reshape permute reshape"),
+    "two shuffles of one tensor": (
+        Lambda(lambda m, x: F.channel_shuffle(m.c(x), 3) + F.channel_shuffle(m.c(x), 2), c=conv(3, 6)),
+        "conv2d conv2d reshape permute reshape reshape permute reshape add",
+    ),
     "dropout is nothing": (block(conv(), nn.Dropout(0.3), nn.ReLU()), "conv2d relu"),
     "the input is returned too": (Lambda(lambda m, x: (F.relu(x), x)), "relu"),
 }  # fmt: skip
@@ -280,6 +289,18 @@ def changed_view(m: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def early_view(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.c(x)
+    flat = y.view(x.shape[0], -1)
+    return F.relu_(y), flat
+
+
+def changed_part(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.c(x)
+    y[:, 0].zero_()
+    return y
+
+
 REFUSED = {
     "softmax": (Lambda(lambda m, x: F.softmax(x, 1)), "softmax"),
     "sigmoid": (Lambda(lambda m, x: torch.sigmoid(x)), "sigmoid"),
@@ -317,6 +338,12 @@ REFUSED = {
     "linear on a map": (Lambda(lambda m, x: m.f(x), f=nn.Linear(10, 3)), "flatten"),
     "dropout that stays on": (Lambda(training_dropout), "training=True"),
     "a view changed in place": (Lambda(changed_view, c=conv()), "view in place"),
+    "a view taken before a change in place": (Lambda(early_view, c=conv()), "view in place"),
+    "a part changed in place": (Lambda(changed_part, c=conv()), "select"),
+    "BN under another name of a shared tensor": (
+        Lambda(lambda m, x: (lambda y: m.b(m.d(y)) + y)(m.c(x)), c=conv(), b=norm(4), d=nn.Dropout()),
+        "does not directly follow",
+    ),
     "a shape that does not fit": (Lambda(lambda m, x: m.c(F.relu(x)), c=conv(5)), "cannot be traced"),
     "slices": (Lambda(lambda m, x: x[:, :1]), "slice"),
     "two parts": (Lambda(lambda m, x: torch.cat(x.chunk(3, 1)[::-1], 1)), "chunk"),
@@ -362,3 +389,147 @@ def test_upper_and_lower_order_of_nodes_is_a_running_order():
         for node in trace(network.eval(), SHAPE):
             assert set(node.inputs) <= seen
             seen.add(node.name)
+
+
+# -- operations that are kept without knowing them -----------------------------------------------------------
+
+
+def doubled(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.c(x)
+    z = F.relu(y)
+    y.mul_(2)
+    return y.sigmoid_(), z
+
+
+def weighed(m: nn.Module, x: Tensor) -> Tensor:
+    """Weights of a mean of one, a norm over everything: nothing of one image may reach another."""
+    weight = m.c.weight / m.c.weight.norm()
+    y = F.conv2d(x, weight)
+    return y * y.norm() + y.mean() + y.flatten().view(4, -1).mean(1).reshape(1, 4, 1, 1)
+
+
+OPAQUE = {
+    name: network
+    for name, (network, _) in REFUSED.items()
+    if not any(word in name for word in ("in place", "does not fit", "stays on"))
+} | {
+    "changed in place": Lambda(doubled, c=conv()),
+    "of one image only": Lambda(weighed, c=conv()),
+    "the batch as a number": Lambda(lambda m, x: torch.sigmoid(m.c(x).view(1, 4, 2, 5, 8)), c=conv()),
+    "parts": Lambda(lambda m, x: torch.cat([p * i for i, p in enumerate(x.split([2, 1], 1))], 1)),
+    "minimum and its place": Lambda(lambda m, x: x.min(1)),
+    "a mask": Lambda(lambda m, x: torch.where(x > 0, x, m.c.bias.sum()), c=conv()),
+    "known after unknown": Lambda(lambda m, x: F.relu(m.c(torch.sigmoid(x))), c=conv()),
+    "the batch moved there and back": Lambda(
+        lambda m, x: m.c(x).permute(1, 0, 2, 3).flip(2).permute(1, 0, 2, 3), c=conv()
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_unknown_operations_run_as_in_the_network_for_each_image(name):
+    torch.manual_seed(0)
+    network = OPAQUE[name].eval()
+    graph = trace(network, SHAPE, opaque=True)
+    unknown = [node for node in graph if node.kind == "opaque"]
+    assert all("test_graph.py:" in node.source and node.attrs["op"] for node in unknown)
+    assert {node.kind for node in graph} <= {*KINDS, "opaque"}
+    x = torch.randn(3, *SHAPE[1:])
+
+    def expected(image: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            found = network(image.clone())
+        return tuple(found) if isinstance(found, tuple) else (found,)
+
+    for _ in range(2):  # the second run finds nothing changed by the first
+        values = graph.run(x)
+        for index in range(3):
+            image = x[index : index + 1]
+            alone = graph.run(image)
+            for output, want in zip(graph.outputs, expected(image), strict=True):
+                torch.testing.assert_close(alone[output], want, rtol=1e-5, atol=1e-5)
+                row = values[output][index]
+                torch.testing.assert_close(row.reshape(want.shape), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(values["input"], x)
+
+
+def test_of_what_is_known_an_opaque_trace_is_the_same():
+    for network, _ in itertools.islice(NETWORKS.values(), 0, None, 4):
+        network.eval()
+        plain, opaque = trace(network, SHAPE), trace(network, SHAPE, opaque=True)
+        assert plain.dump()[0] == opaque.dump()[0]
+
+
+def test_changes_in_place_of_parts_are_refused_even_where_unknown_operations_are_kept():
+    def half(m, x):
+        y = m.c(x)
+        return torch.cat([y[:, 2:].relu_(), y], 1)
+
+    for function in (changed_view, early_view, changed_part, half):
+        with pytest.raises(InputError, match=r"test_graph\.py:\d+: operation \w+ changes a view in place"):
+            trace(Lambda(function, c=conv()), SHAPE, opaque=True)
+
+
+def test_chance_is_refused_where_it_would_become_a_constant():
+    with pytest.raises(InputError, match=r"test_graph\.py:\d+: operation randn? is random"):
+        trace(Lambda(lambda m, x: x + torch.randn(1, 3, 12, 10)), SHAPE, opaque=True)
+
+
+def test_constants_of_unknown_operations_tell_them_apart():
+    given = [
+        trace(Lambda(lambda m, x, n=n: (x * n) + torch.full((1, 3, 12, 10), n)), SHAPE, opaque=True)
+        for n in (2.0, 2.0, 3.0)
+    ]
+    seen = [[node.attrs for node in graph] for graph in given]
+    assert seen[0] == seen[1] != seen[2]
+    assert [a != b for a, b in zip(seen[0], seen[2], strict=True)] == [False, True, True]
+
+
+# -- parameters: what weight and bias are made of ------------------------------------------------------------
+
+
+def test_nodes_name_the_parameters_that_they_are_made_of():
+    network = block(conv(bias=False), norm(4), nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4, affine=False),
+                    nn.Flatten(), nn.Linear(192, 3))  # fmt: skip
+    graph = trace(network.eval(), SHAPE)
+    assert [dict(node.parameters) for node in graph if node.weight is not None] == [
+        {"weight": "0.weight", "bn_weight": "1.weight", "bn_bias": "1.bias", "bn_mean": "1.running_mean",
+         "bn_var": "1.running_var"},
+        {"weight": "3.weight", "bias": "3.bias", "bn_mean": "4.running_mean", "bn_var": "4.running_var"},
+        {"weight": "6.weight", "bias": "6.bias"},
+    ]  # fmt: skip
+    assert all(not node.parameters for node in graph if node.weight is None)
+    state = network.state_dict()
+    names = [name for node in graph for name in node.parameters.values()]
+    assert sorted(names) == sorted(name for name in state if not name.endswith("num_batches_tracked"))
+    again = Graph.load(*graph.dump())
+    assert [dict(node.parameters) for node in again] == [dict(node.parameters) for node in graph]
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["one tensor", "two tensors of one memory"])
+def test_a_parameter_under_two_names_has_one(one: bool):
+    network = Lambda(lambda m, x: m.a(x) + m.b(x), a=conv(bias=False), b=conv(bias=False))
+    network.b.weight = network.a.weight if one else nn.Parameter(network.a.weight.data)
+    graph = trace(network, SHAPE)
+    assert [dict(n.parameters) for n in graph if n.weight is not None] == [{"weight": "a.weight"}] * 2
+
+
+def test_tensors_that_are_only_alike_are_two_parameters():
+    network = Lambda(lambda m, x: m.a(x) + m.b(x), a=conv(), b=conv())
+    network.b.load_state_dict(network.a.state_dict())
+    network.b.bias = nn.Parameter(network.a.bias.data[:4].clone())
+    names = [n.parameters["weight"] for n in trace(network, SHAPE) if n.weight is not None]
+    assert names == ["a.weight", "b.weight"]
+
+
+def test_weights_that_are_computed_name_what_they_come_from():
+    def forward(m, x):
+        y = F.conv2d(x, m.c.weight * m.s.weight[0, 0, 0, 0], torch.ones(4))
+        return torch.sigmoid(y * m.c.bias.reshape(1, 4, 1, 1))
+
+    graph = trace(Lambda(forward, c=conv(), s=conv()), SHAPE, opaque=True)
+    layer = next(node for node in graph if node.kind == "conv2d")
+    roles = {"computed weight 0": "c.weight", "computed weight 1": "s.weight", "computed bias 0": ""}
+    assert dict(layer.parameters) == roles
+    times = next(node for node in graph if node.attrs.get("op") == "mul")
+    assert set(times.parameters.values()) == {"c.bias"}

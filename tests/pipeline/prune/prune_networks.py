@@ -215,16 +215,18 @@ def programs(draw: st.DrawFn, unknown: bool = False) -> Program:
         what = draw(st.sampled_from(("relu", "relu6", "leaky", "")))
         return step(what, [y], shapes[y]) if what else y
 
-    widths = st.sampled_from((4, 6, 8, 12))
+    widths = st.sampled_from((4, 6, 8, 12, 16))
     last = new(0, draw(widths))
     for _ in range(draw(st.integers(1, 5))):
         c, h, w = shapes[last]
         kinds = ["conv", "residual", "project", "concat", "grouped", "depthwise", "twice", "same norm",
                  "padded", "same pool", "skip"]  # fmt: skip
         kinds += ["pool"] if min(h, w) >= 4 and h % 2 == w % 2 == 0 else []
-        kinds += ["reorg", "pixel_unshuffle"] if h % 2 == w % 2 == 0 and c % 4 == 0 and c <= 12 else []
-        kinds += ["pixel_shuffle", "unroll"] if c % 4 == 0 and h <= 8 else []
-        kinds += ["shuffle", "channel_shuffle"] if c % 2 == 0 else []
+        # Of fewer channels it is not to be seen which dim of a reshape is their number divided by a constant.
+        kinds += ["pixel_unshuffle"] if h % 2 == w % 2 == 0 and c <= 16 else []
+        kinds += ["reorg"] if h % 2 == w % 2 == 0 and min(h, w) >= 4 and c in {12, 16} else []
+        kinds += ["pixel_shuffle", "unroll"] if c % 4 == 0 and c >= 12 and h <= 8 else []
+        kinds += ["shuffle", "channel_shuffle"] if c % 2 == 0 and c >= 6 else []
         kinds += ["wide"] if w <= 8 else []
         kinds += ["sigmoid", "times"] + ["swapped"] * (c % 2 == 0) if unknown else []
         what = draw(st.sampled_from(kinds))

@@ -389,7 +389,7 @@ def test_a_graph_without_parameter_names_is_left_whole():
 # -- properties ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(net=programs(unknown=True), seed=st.integers(0, 1000))
 def test_groups_part_the_channels_and_what_goes_is_zero_where_it_is_read(net: nn.Module, seed: int):
     graph = trace(net, SHAPE, opaque=True)

@@ -80,7 +80,7 @@ def check_random_surgery(net: nn.Module, seed: int) -> None:
     assert_near(outputs(cut(net, graph, groups, kept), x), expected)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(net=st.one_of(programs(), programs(unknown=True)), seed=st.integers(0, 1000))
 def test_random_networks_lose_random_channels_and_compute_the_same(net: nn.Module, seed: int):
     check_random_surgery(net, seed)
@@ -137,7 +137,7 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str):
     make, side = NETWORKS[name]
-    assert_surgery(randomized(make()).eval(), (1, 3, side, side))
+    assert_surgery(randomized(make()).eval(), (1, 3, side, side), 3 if name == "everything" else 1)
 
 
 @pytest.mark.slow
