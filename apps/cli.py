@@ -51,7 +51,7 @@ def run(
 ) -> None:
     """Makes a bundle: prunes where the recipe says so, quantizes, lowers, checks, scores, times, packs."""
     with _handled(as_json):
-        from pipeline.recipe import load_recipe, resolved_toml
+        from pipeline.recipe_file import load_recipe, resolved_toml
         from pipeline.run import Run, recipe_name
         from targets.card import load_card
 
@@ -82,7 +82,7 @@ def sense(
     """Measures how much every group of channels matters: a table, a plot, a JSON."""
     with _handled(as_json):
         from pipeline.prune.stages import PLOT, SENSE
-        from pipeline.recipe import load_recipe
+        from pipeline.recipe_file import load_recipe
         from pipeline.run import Run, recipe_name
         from targets.card import load_card
 
@@ -112,7 +112,7 @@ def groups(
     """Shows which channels must be pruned together, and why."""
     with _handled(as_json):
         from pipeline.prune.coupling import couple
-        from pipeline.recipe import load_recipe
+        from pipeline.recipe_file import load_recipe
         from pipeline.task import load_task
         from pipeline.trace import trace
 

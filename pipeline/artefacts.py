@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from pipeline.stage import Stage
 from pipeline.store import Store
 from targets.errors import InputError
+
+PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
 
 
 def stored(store: Store, stage: Stage) -> Path:
@@ -54,3 +57,17 @@ def read_graph(folder: Path) -> tuple[bytes, dict[str, NDArray[Any]]]:
     from safetensors.numpy import load_file
 
     return (folder / "graph.json").read_bytes(), load_file(folder / "arrays.safetensors")
+
+
+def set_threads(original: Path) -> None:
+    """One thread of torch for a small network: on a shared machine, waiting for each other costs far more.
+
+    Float sums hang on the number of threads, so every stage that computes with torch has the same.
+
+    Args:
+        original: the folder of the original network's traced graph.
+    """
+    import torch
+
+    small = read_json(original / "size.json")["macs"] < PARALLEL_MACS
+    torch.set_num_threads(1 if small else len(os.sched_getaffinity(0)))

@@ -19,7 +19,8 @@ from pipeline.figures import Figure, Tag, write_figures
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.stages import PLAN, PLOT, SENSE
 from pipeline.prune.summary import prune_figures, prune_notes, prune_report
-from pipeline.recipe import Recipe, check_files, resolved_toml
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import check_files, resolved_toml
 from pipeline.report import markdown
 from pipeline.stage import Ledger, Stage, run_stage
 from pipeline.stages import SMOKE_RUNS, UNPRUNED, Stages
@@ -333,7 +334,7 @@ class Run:
 
     def _notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = prune_notes(self.stages.pruning, self.task.metric) if self.recipe.prune.active else []
+        notes = prune_notes(self.stages.pruning) if self.recipe.prune.active else []
         for name in self.stages.runtimes:
             parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
             if parity["first"]:

@@ -10,7 +10,6 @@ heavy imports happen in its build, so that a run in which everything is reused i
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import First
-from pipeline.artefacts import read_graph, read_json, stored, write_graph, write_json
+from pipeline.artefacts import read_graph, set_threads, stored, write_graph, write_json
 from pipeline.lower.runtimes import float_predict, runtime
 from pipeline.prune.stages import PruneStages
 from pipeline.recipe import Recipe
@@ -36,7 +35,6 @@ Tick = Callable[[int, int], None]
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
 UNPRUNED = "-unpruned"
-PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
 
 
 @dataclass(frozen=True)
@@ -163,22 +161,15 @@ class Stages:
         """The traced float network: that which is shipped, or that of another tracing stage."""
         from pipeline.graph import Graph
 
-        self._set_threads()
+        set_threads(self.path(self.original))
         return Graph.load(*read_graph(self.path(stage or self.trace)))
 
     def integer_graph(self, stage: Stage | None = None) -> Any:
         """The integer graph: that which is shipped, or that of another stage."""
         from pipeline.lower.integer import IntegerGraph
 
-        self._set_threads()
+        set_threads(self.path(self.original))
         return IntegerGraph.load(*read_graph(self.path(stage or self.integer)))
-
-    def _set_threads(self) -> None:
-        """One thread for a small network: on a shared machine, waiting for each other costs far more."""
-        import torch
-
-        small = read_json(self.path(self.original) / "size.json")["macs"] < PARALLEL_MACS
-        torch.set_num_threads(1 if small else len(os.sched_getaffinity(0)))
 
     def program(self, stage: Stage) -> bytes:
         """The file that a lowering stage made."""

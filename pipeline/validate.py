@@ -20,7 +20,7 @@ from pipeline.budget import Violation, check_budget
 from pipeline.bundle import Bundle, Model, unpack
 from pipeline.figures import SCORES, Figure, parse_figures
 from pipeline.lower.runtimes import float_predict, runtime
-from pipeline.recipe import check_files
+from pipeline.recipe_file import check_files
 from pipeline.task import Predict, Task, load_task
 from targets.errors import DeviceError, InputError
 from targets.host import this_machine

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from calibration.datasets import Dataset, First
-from pipeline.artefacts import read_graph, read_json, stored, write_graph, write_json
+from pipeline.artefacts import read_graph, read_json, set_threads, stored, write_graph, write_json
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.stage import Stage
 from pipeline.store import Store, file_hash
@@ -131,7 +131,9 @@ class PruneStages:
         """The traced original, with the names of its parameters."""
         from pipeline.graph import Graph
 
-        return Graph.load(*read_graph(stored(self.store, self.original)))
+        folder = stored(self.store, self.original)
+        set_threads(folder)
+        return Graph.load(*read_graph(folder))
 
     def groups(self) -> tuple[tuple[Group, ...], Graph]:
         """The original's groups, and its graph."""
@@ -355,7 +357,7 @@ class PruneStages:
             training, held_out = self.held_out()
             student = self.pruned()
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
-            result = recovered(
+            result, measure = recovered(
                 self.recipe, self.task, self.graph(), student, self.plan()["kept"], training, held_out,
                 self.truth, checkpoint, self.smoke, self.tick,
             )  # fmt: skip
@@ -363,7 +365,8 @@ class PruneStages:
             write_json(
                 out / HISTORY,
                 {
-                    "baseline": result.baseline, "best": result.best, "best_step": result.best_step,
+                    "measure": measure, "baseline": result.baseline,
+                    "best": result.best, "best_step": result.best_step,
                     "steps": result.steps, "stopped_early": result.stopped_early,
                     "history": [dict(row) for row in result.history],
                     "sparsity": [asdict(layer) for layer in result.sparsity],
@@ -372,7 +375,7 @@ class PruneStages:
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": self.prune.key, "data": self.data.fingerprint()}
-        stage = Stage("recover", 1, params, inputs, build)
+        stage = Stage("recover", 2, params, inputs, build)
         return stage
 
     def _trace(self) -> Stage:

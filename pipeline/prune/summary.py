@@ -27,7 +27,7 @@ def prune_figures(pruning: PruneStages) -> list[Row]:
     return rows
 
 
-def prune_notes(pruning: PruneStages, metric: str) -> list[str]:
+def prune_notes(pruning: PruneStages) -> list[str]:
     """Plain sentences: what was asked, what was reached, how recovery went."""
     notes = []
     sizes = [read_json(stored(pruning.store, s) / "size.json") for s in (pruning.original, pruning.trace)]
@@ -45,7 +45,7 @@ def prune_notes(pruning: PruneStages, metric: str) -> list[str]:
     if history["baseline"] is not None:
         stopped = ", stopped early" if history["stopped_early"] else ""
         notes.append(
-            f"recovery: {metric} on held-out training images {history['baseline']:.4f} -> "
+            f"recovery: {history['measure']} on held-out training images {history['baseline']:.4f} -> "
             f"{history['best']:.4f}, best after {history['best_step']} of {history['steps']} steps{stopped}"
         )
     if sparsity := history["sparsity"]:

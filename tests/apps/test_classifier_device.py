@@ -17,7 +17,7 @@ from tiny_project import call
 from apps.classifier.device.classify import Classifier, softmax
 from apps.classifier.sheet import RIGHT, UNKNOWN, WRONG, Entry, contact_sheet
 from pipeline.bundle import extract, unpack
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.task import load_task
 from pipeline.validate import _predict
 from targets.errors import InputError

@@ -17,7 +17,7 @@ from tiny_project import call, python
 from apps.classifier.labels import ranks, wilson
 from apps.classifier.task import ClassifierTask
 from calibration.datasets import First
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.task import load_task
 from targets.errors import InputError, ParedownError, UsageError
 
@@ -243,7 +243,7 @@ def test_a_reused_run_needs_no_torch(recipe, tmp_path):
     """A task of a built-in network answers all that a finished run asks for without importing torch."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from pipeline.recipe import load_recipe; from pipeline.task import load_task\n"
+        "from pipeline.recipe_file import load_recipe; from pipeline.task import load_task\n"
         "t = load_task(load_recipe(sys.argv[1], ['network=resnet20']))\n"
         "print(len(t.data('test')), t.preprocess.width, t.network_id['classes'], len(t.bundle_members()))\n"
     )

@@ -13,7 +13,7 @@ import pytest
 
 from apps.detector.task import DetectorTask
 from pipeline.bundle import extract, unpack
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.validate import _predict
 from targets.runners.litert import Runner
 

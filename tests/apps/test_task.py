@@ -11,7 +11,7 @@ from tiny_project import CFG, copy_project
 from apps.detector.device.decode import detect
 from apps.detector.network import YoloV2
 from apps.detector.task import DetectorTask
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.task import load_task
 from targets.errors import InputError, UsageError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from pipeline.artefacts import read_json, stored
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.run import Run
 from pipeline.stage import run_stage

@@ -66,7 +66,7 @@ def yolo(_: Path, seed: int) -> Recipe:
                 "test": str(SHARED / "coco" / "images"),
             },
             "prune": {"macs": 0.6, "multiple": 1, "images": 125},
-            "recover": {"seed": seed, "batch": 16, "lr": 0.002},
+            "recover": {"seed": seed, "batch": 16, "lr": 0.001},
         }
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.recipe import Recipe, check_files, known_recipes, load_recipe, recipe_keys, resolved_toml
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import check_files, known_recipes, load_recipe, recipe_keys, resolved_toml
 from targets.errors import InputError, ParedownError, UsageError
 
 FULL = """

@@ -13,7 +13,7 @@ from tiny_project import make_project
 
 from calibration.datasets import Sample
 from calibration.preprocess import Preprocess
-from pipeline.recipe import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.recover_data import Part, agreement, evaluator, image_batches, preprocessed, run_network, split
 from pipeline.task import load_task
 from targets.errors import InputError
