@@ -345,7 +345,7 @@ class Run:
         if self.bench:
             times = read_json(self.stages.path(self.bench) / "bench.json")
             notes += slower_than(times, "-fp32", "float32")
-            notes += slower_than(times, UNPRUNED, "the unpruned network in int8")
+            notes += against_unpruned(times)
         else:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
@@ -369,6 +369,20 @@ def slower_than(times: Mapping[str, Mapping[str, float]], suffix: str, what: str
         if before is not None and now > before:
             notes.append(
                 f"{name}: int8 is slower than {what} on this machine ({now:.2f} against {before:.2f} ms)"
+            )
+    return notes
+
+
+def against_unpruned(times: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A plain sentence per runtime: the time of the shipped program as a share of the unpruned network's."""
+    notes = []
+    for name, measured in times.items():
+        if whole := times.get(f"{name}{UNPRUNED}"):
+            now, before = measured["latency_p50"], whole["latency_p50"]
+            slower = ": slower" if now > before else ""
+            notes.append(
+                f"{name}: takes {now / before:.2f} of the unpruned network's time in int8, measured "
+                f"({now:.2f} against {before:.2f} ms){slower}"
             )
     return notes
 

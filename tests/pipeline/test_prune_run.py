@@ -16,6 +16,7 @@ from tiny_project import Tiny, call, copy_project, scene, start
 from apps.detector.network import YoloV2
 from apps.detector.weights import load_checkpoint
 from pipeline.prune.surgery import load_pruned
+from pipeline.run import against_unpruned
 from pipeline.trace import trace
 
 FAST = ("--set", "bench.runs=2", "--set", "prune.multiple=2", "--set", "recover.batch=2")
@@ -47,6 +48,29 @@ def test_a_pruned_run_reports_what_it_reached(pruned: Path) -> None:
     assert found["executorch", "parity_lsb"] == found["litert", "parity_lsb"] == 0
     assert {("executorch-unpruned", "latency_p50"), ("litert-unpruned", "latency_p50")} <= found.keys()
     assert found["integer", "map50"] == found["executorch", "map50"] == found["litert", "map50"]
+    share = found["litert", "latency_p50"] / found["litert-unpruned", "latency_p50"]
+    words = " ".join((pruned / "report.md").read_text().split())
+    assert f"litert: takes {share:.2f} of the unpruned network's time in int8, measured" in words
+
+
+def test_a_pruned_network_that_is_slower_is_called_so() -> None:
+    times = {"litert": {"latency_p50": 3.0}, "litert-unpruned": {"latency_p50": 2.0}}
+    assert against_unpruned(times) == [
+        "litert: takes 1.50 of the unpruned network's time in int8, measured (3.00 against 2.00 ms): slower"
+    ]
+
+
+def test_without_labels_it_learns_from_the_original_and_is_judged_by_it(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = copy_project(tiny, tmp_path)
+    for file in (tmp_path / "labels" / "train").iterdir():
+        file.unlink()
+    asked = ("--set", "prune.macs=0.6", "--set", "recover.epochs=4")
+    done = call("run", recipe, "--runs", tmp_path / "runs", *FAST, *asked)
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny" / "host"
+    found = figures(run)
+    assert found["pruned", "held_out_before_recovery"] <= found["pruned", "held_out_recovered"] < 0
+    assert "agreement on held-out training images" in " ".join((run / "report.md").read_text().split())
 
 
 def test_the_thinner_network_is_the_users_to_keep(tiny: Tiny, pruned: Path) -> None:
