@@ -1,6 +1,8 @@
 """The bundle: one file with everything that a device needs, and a sha256 for every byte of it.
 
-A zip file whose members are stored (those that shrink as zstd streams inside), so that any tool lists it. The
+A zip file whose members are stored (those that shrink as zstd streams inside), so that any tool lists it.
+Where that is smaller, the models lie in one packed stream that holds the weight codes they share once
+(`pipeline/packing.py`); a device expands it with `python -m targets.runners.expand`, which is a member. The
 archive's comment holds the sha256 of all bytes before it: no byte of the file can change unnoticed. The
 manifest names each member's own sha256, for a device that has only the members. Equal contents give equal
 bytes: no times, a fixed order. Latency is no part of it: a time is never the same twice, and belongs to the
@@ -13,21 +15,26 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from pipeline.packing import pack_programs
 from pipeline.recipe import Recipe
 from targets.card import RuntimeName, Schema, Target
 from targets.errors import InputError
+from targets.runners.expand import expand_programs, leads_out
 from targets.tomlfile import first_problem
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+PACKED = "models.packed"
 LEVEL = 19  # zstd: made once, shipped often
 _COMMENT = b"paredown sha256 "
 _DIGEST = 64  # hex digits
@@ -65,7 +72,10 @@ class ScoredOn(Schema):
 
 
 class Member(Schema):
-    """One file: its own size and sha256, and under which name and size it is stored."""
+    """One file: its own size and sha256, and under which name and size it is stored.
+
+    Models that are packed together name the same stored file, `PACKED`, and the size of all of it.
+    """
 
     bytes: Annotated[int, Field(ge=0, le=_MEMBER_LIMIT)]
     sha256: str
@@ -131,12 +141,29 @@ class Bundle:
             raise InputError(f"member {name} is not JSON: {error}", where=self.path) from error
 
 
-def pack(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
+def wire_bytes(manifest: Manifest) -> dict[str, int]:
+    """What the models take of a bundle.
+
+    Returns:
+        Runtime -> bytes; those that are packed with others are under "shared", as one number.
+    """
+    packed = [m for m in manifest.models if manifest.members[m.file].stored == PACKED]
+    sizes: dict[str, int] = {m.runtime: manifest.members[m.file].stored_bytes for m in manifest.models}
+    if len(packed) < 2:
+        return sizes
+    shared = [sizes.pop(model.runtime) for model in packed]
+    return {"shared": shared[0], **sizes}
+
+
+def pack(
+    manifest: Mapping[str, Any], members: Mapping[str, bytes], weights: Sequence[NDArray[np.int8]] = ()
+) -> bytes:
     """Packs a bundle.
 
     Args:
         manifest: the fields of `Manifest` as JSON has them; `format` and `members` are added here.
         members: name -> bytes; the names are relative paths.
+        weights: int8 codes of the models' layers, as in the integer graph; they pack the models.
 
     Returns:
         The file's bytes; equal for equal arguments.
@@ -145,15 +172,22 @@ def pack(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
         ValueError: two members would be stored under one name.
     """
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+    contents: dict[str, tuple[str, bytes]] = {}  # name -> what it is stored as
+    for name, data in members.items():
+        smaller = compressor.compress(data)
+        contents[name] = (f"{name}.zst", smaller) if len(smaller) < len(data) else (name, data)
+    if weights:
+        files = {model["file"] for model in manifest["models"]}
+        programs = {name: data for name, data in members.items() if name in files}
+        packed = pack_programs(programs, weights)
+        if len(packed) < sum(len(contents[name][1]) for name in programs):
+            contents |= dict.fromkeys(programs, (PACKED, packed))
     stored: dict[str, bytes] = {}
     listed: dict[str, dict[str, Any]] = {}
-    for name in sorted(members):
-        data = members[name]
-        packed = compressor.compress(data)
-        file, content = (f"{name}.zst", packed) if len(packed) < len(data) else (name, data)
-        if file in stored or file == MANIFEST or name == MANIFEST:
+    for name, (file, content) in sorted(contents.items()):
+        if MANIFEST in {file, name} or stored.setdefault(file, content) is not content:
             raise ValueError(f"two members of a bundle would be stored as {file}")
-        stored[file] = content
+        data = members[name]
         listed[name] = {
             "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
             "stored": file, "stored_bytes": len(content),
@@ -211,17 +245,22 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
         manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{MANIFEST}: {first_problem(error)[1]}", where=path) from error
-    members = {name: _member(path, archive, name, entry) for name, entry in manifest.members.items()}
+    together = any(entry.stored == PACKED != name for name, entry in manifest.members.items())
+    programs = expand_programs(archive.read(PACKED), f"{path}:{PACKED}") if together else {}
+    members = {n: _member(path, archive, n, entry, programs) for n, entry in manifest.members.items()}
     bundle = Bundle(path, manifest, text, members)
     for model in manifest.models:
         bundle.read(model.file)
     return bundle
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str, entry: Member) -> bytes:
+def _member(
+    path: Path, archive: zipfile.ZipFile, name: str, entry: Member, programs: Mapping[str, bytes]
+) -> bytes:
     damaged = InputError(f"{name} is not what the manifest says", where=path, hint=_AGAIN)
-    data = archive.read(entry.stored)
-    if entry.stored != name:
+    packed = entry.stored == PACKED != name
+    data = programs.get(name, b"") if packed else archive.read(entry.stored)
+    if entry.stored != name and not packed:
         try:
             if zstandard.get_frame_parameters(data).content_size != entry.bytes:
                 raise damaged
@@ -248,8 +287,7 @@ def extract(bundle: Bundle, folder: Path) -> None:
             written.
     """
     for name in bundle.members:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        if leads_out(name):
             raise InputError(f"member {name!r} leads out of the folder", where=bundle.path)
     for name, data in {**bundle.members, MANIFEST: bundle.text}.items():
         target = folder / name

@@ -32,7 +32,9 @@ class Node:
         kind: one of `KINDS`.
         inputs: names of the nodes whose tensors it reads, in order.
         shape: shape of its output for a batch of one.
-        attrs: what the kind needs. conv2d: stride (h, w), padding (left, right, top, bottom), groups;
+        attrs: what the kind needs. conv2d: stride (h, w), padding (left, right, top, bottom), groups; with a
+            folded batch norm also its bn_eps; relu, relu6: step and levels where low-bit: multiples 0..levels
+            of step;
             max_pool2d: kernel, stride, padding (of minus infinity); leaky_relu: slope; concat: dim; pad:
             padding (of zero); reshape: shape; permute: dims.
         weight: (out, in / groups, kh, kw) or (out, in), BN folded in; None where the kind has none.
@@ -41,6 +43,8 @@ class Node:
         parameters: role -> name in the network's state dict, of what weight and bias are made from: "weight",
             "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var". Two nodes with one name share a parameter.
             A role "computed weight 0" names one that the weight is only computed from ("": there is none).
+        scale: (out,), where the weights are whole numbers -127..127 times this: they were trained so, and the
+            integer graph takes these numbers over.
         compute: of an "opaque" node, which only `trace(..., opaque=True)` makes: what it does.
     """
 
@@ -53,6 +57,7 @@ class Node:
     bias: Tensor | None = None
     source: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    scale: Tensor | None = None
     compute: Callable[..., Any] | None = None
 
     @property
@@ -120,7 +125,7 @@ class Graph:
         for node in self.nodes:
             item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
             nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
-            for role, tensor in (("weight", node.weight), ("bias", node.bias)):
+            for role, tensor in (("weight", node.weight), ("bias", node.bias), ("scale", node.scale)):
                 if tensor is not None:
                     arrays[f"{node.name}:{role}"] = tensor.numpy()
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
@@ -140,8 +145,9 @@ class Graph:
             weight, bias = tensor(f"{name}:weight"), tensor(f"{name}:bias")
             attrs = tuples(item["attrs"])
             named = item.get("parameters", {})
-            inputs = tuple(item["inputs"])
-            nodes.append(Node(name, item["kind"], inputs, shape, attrs, weight, bias, parameters=named))
+            inputs, scale = tuple(item["inputs"]), tensor(f"{name}:scale")
+            node = Node(name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale)
+            nodes.append(node)
         return Graph(tuple(nodes), tuple(data["outputs"]))
 
 
@@ -161,6 +167,9 @@ def apply(node: Node, *inputs: Tensor) -> Tensor:
         case "linear":
             assert node.weight is not None
             return F.linear(x, node.weight, node.bias)
+        case "relu" | "relu6" if "levels" in attrs:
+            most = attrs["levels"] if node.kind == "relu" else min(attrs["levels"], 6 / attrs["step"])
+            return (x / attrs["step"]).clamp(0, most).round() * attrs["step"]
         case "relu":
             return F.relu(x)
         case "relu6":

@@ -158,7 +158,8 @@ class Operations:
         bias = shift + (feed.bias.double() - mean_t.double()) * scale
         names = self._names(bn_weight=gamma, bn_bias=beta, bn_mean=mean, bn_var=var)
         names = {**feed.parameters, **names}
-        self._replace_input(node, weight=weight.float(), bias=bias.float(), parameters=names)
+        attrs = {**feed.attrs, "bn_eps": float(eps)}
+        self._replace_input(node, weight=weight.float(), bias=bias.float(), parameters=names, attrs=attrs)
 
     def _op_relu(self, node: Any) -> None:
         self._add(node, "relu", (self._feed(node),))

@@ -133,13 +133,13 @@ class Prune(Schema):
         return self
 
 
-class Recover(Schema):
-    """How accuracy is won back after pruning."""
+class Training(Schema):
+    """How a network is trained, from labels or from the original network."""
 
     method: Literal["auto", "labels", "distil", "both"] = "auto"
     """auto = both where the training images have labels, else distillation from the original network."""
     epochs: Annotated[float, Field(ge=0)] = Field(default=3.0, strict=False)
-    """Times through the training images; parts of one are fine, 0 recovers nothing."""
+    """Times through the training images; parts of one are fine, 0 trains nothing."""
     batch: int = Field(default=32, ge=2)
     """Images per step."""
     lr: Annotated[float, Field(gt=0)] = 0.01
@@ -152,14 +152,73 @@ class Recover(Schema):
     """Decay of the weights' average, which is what comes back."""
     distil_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the distance from the original network's outputs."""
-    feature_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the distance from its features."""
     evaluations: int = Field(default=10, ge=1)
     """How often the average is evaluated on the held-out images, evenly spread."""
     patience: int = Field(default=5, ge=1)
     """Evaluations without a gain after which it stops."""
     seed: int = Field(default=0, ge=0)
     """Of everything that is random."""
+
+
+class Recover(Training):
+    """How accuracy is won back after pruning."""
+
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the distance from the original network's features."""
+
+
+class Squantize(Training):
+    """SQuantizer: sparse and low-bit weights in one training pass; without `weight_bits` none."""
+
+    weight_bits: int | None = Field(default=None, ge=2, le=8)
+    """Bits of a weight that is not zero."""
+    activation_bits: Literal[8, 4, 2] = 8
+    """Bits of an activation behind ReLU; below 8 their clips are learned too."""
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Wanted share of zeros in every layer; unset, and without sigma, 0.6."""
+    sigma: Annotated[float, Field(ge=-30, le=30)] | None = None
+    """Instead of it SQuantizer's own knob: zero below mean + sigma * standard deviation of |weight|."""
+    grid: Literal["threshold", "uniform", "ternary"] = "threshold"
+    """SQuantizer's levels; whole multiples of one step, as native int4 has them; or -1, 0, 1."""
+    order: Literal["sparsify-first", "quantize-first"] = "sparsify-first"
+    """The reverse is there to reproduce the paper's ablation."""
+    masked_gradient: bool = False
+    """Whether a weight that is zero now gets no gradient, and so stays zero."""
+    bytes: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Mixed precision: codes, biases and scales to keep, as a share of their size in int8; weight_bits is the
+    most that a layer gets."""
+    accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Instead of it: the largest predicted loss of the metric before training, with the fewest bytes."""
+    layers: dict[str, Annotated[int, Field(ge=2, le=8)]] = Field(default_factory=dict)
+    """Bits of single layers by name, over weight_bits and ends; 8 takes a layer out, zeros included."""
+    ends: bool = False
+    """Whether the first and the last layer are made sparse and low-bit too; without, they keep int8."""
+    delay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the steps before sparsity and bits set in, together."""
+    ramp: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Part of the steps over which a wanted sparsity then rises to its value."""
+    epochs: Annotated[float, Field(ge=0)] = Field(default=6.0, strict=False)
+    """Times through the training images; parts of one are fine, 0 trains nothing."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs at all."""
+        return self.weight_bits is not None
+
+    @property
+    def zeros(self) -> float | None:
+        """The wanted sparsity; None where sigma is given."""
+        return self.sparsity if self.sparsity is not None or self.sigma is not None else 0.6
+
+    @model_validator(mode="after")
+    def _one(self) -> Squantize:
+        if self.sparsity is not None and self.sigma is not None:
+            raise ValueError("takes sparsity or sigma, not both")
+        if self.bytes is not None and self.accuracy_drop is not None:
+            raise ValueError("takes one budget, not bytes and accuracy_drop")
+        if self.layers and not self.active:
+            raise ValueError("layers without weight_bits")
+        return self
 
 
 class Quantize(Schema):
@@ -212,6 +271,8 @@ class Recipe(Schema):
     """Channel and weight pruning."""
     recover: Recover = Recover()
     """Training after pruning."""
+    squantize: Squantize = Squantize()
+    """Sparse low-bit weights, learned in one pass."""
     quantize: Quantize = Quantize()
     """Post-training quantization."""
     lower: Lower = Lower()

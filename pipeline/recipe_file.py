@@ -16,7 +16,6 @@ from pipeline.recipe import DATA_PATHS, Recipe
 from targets.errors import InputError, UsageError
 from targets.tomlfile import first_problem, nearest, place, read_toml, written
 
-LATER_SECTIONS = ("squantize",)  # stages of the design that this version does not have
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights")
 
 
@@ -131,13 +130,6 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _check_keys(tables: Mapping[str, Any], source: object, text: str) -> None:
     """Refuses the first key that is no key of a recipe, naming the nearest that is."""
-    for section in LATER_SECTIONS:
-        if section in tables:
-            raise InputError(
-                f"this version has no `{section}` stage yet",
-                where=place(source, text, (section,)),
-                hint=f"remove [{section}]",
-            )
     known = tuple(recipe_keys())
     sections = tuple(dict.fromkeys(key[0] for key in known if len(key) > 1))
     for leaf in _leaves(tables):

@@ -23,7 +23,7 @@ def markdown(
     figures: Sequence[Figure],
     violations: Sequence[str],
     notes: Sequence[str],
-    pruning: Sequence[str] = (),
+    sections: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Writes the report.
 
@@ -33,7 +33,7 @@ def markdown(
         figures: of the run; their order is kept.
         violations: one line each.
         notes: one sentence each.
-        pruning: lines of a section on what was pruned.
+        sections: head -> lines of a section of its own; empty ones are left out.
     """
     cells = {(f.variant, f.metric): f for f in figures}
     variants = list(dict.fromkeys(f.variant for f in figures))
@@ -53,8 +53,8 @@ def markdown(
     lines += _parity(cells, variants)
     if violations:
         lines += ["", "## Over budget", "", *(f"- {line}" for line in violations)]
-    if pruning:
-        lines += ["", "## Pruning", "", *pruning]
+    for head, section in (sections or {}).items():
+        lines += ["", f"## {head}", "", *section] if section else []
     lines += ["", "## What zeros and fewer bits buy on this target", ""]
     for runtime, facts in target.runtimes.items():
         for what, pay in (("zeros", facts.pays.zeros), ("low bits", facts.pays.low_bits)):

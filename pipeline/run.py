@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from pipeline.artefacts import read_json, write_json
+from pipeline.artefacts import write_json
 from pipeline.budget import Violation, check_budget
-from pipeline.figures import Figure, Tag, write_figures
+from pipeline.figures import Figure, write_figures
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.stages import PLAN, PLOT, SENSE
-from pipeline.prune.summary import prune_figures, prune_notes, prune_report
+from pipeline.prune.summary import prune_report
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import check_files, resolved_toml
 from pipeline.report import markdown
+from pipeline.results import BUNDLE, LEDGER, Results
+from pipeline.squantize.stages import LATENT
 from pipeline.stage import Ledger, Stage, run_stage
 from pipeline.stages import SMOKE_RUNS, UNPRUNED, Stages
 from pipeline.store import Store, file_hash, write_atomic
@@ -32,10 +34,9 @@ from targets.host import package_versions, this_machine
 
 if TYPE_CHECKING:
     from pipeline.prune.sensitivity import Sensitivity
+    from pipeline.squantize.summary import Facts
 
-BUNDLE, FIGURES, PREVIEW, REPORT, RECIPE = (
-    "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml",
-)  # fmt: skip
+FIGURES, PREVIEW, REPORT, RECIPE = "figures.json", "preview.png", "report.md", "recipe.toml"
 PRUNED = "pruned.safetensors"
 STORE = ".store"
 
@@ -118,8 +119,10 @@ class Run:
         self.machine = this_machine()
         self.task: Task = load_task(recipe)
         self.stages = Stages(recipe, self.task, self.store, target, smoke, tick)
+        self.results = Results(recipe, self.stages, target, smoke)
         self.bench = self._bench() if target.reach.kind == "local" else None
         self.bundle = self._bundle()
+        self.results.bench, self.results.bundle = self.bench, self.bundle
         self.preview = self._preview()
 
     def plan(self) -> tuple[Stage, ...]:
@@ -132,17 +135,21 @@ class Run:
         ledger = Ledger.start(self.folder)
         for stage in self.plan():
             run_stage(self.store, stage, self.log, ledger)
-        figures = self.figures()
+        figures = self.results.figures()
         violations = check_budget(self.recipe.budget.over(self.target.budget), figures, self.task.metric)
-        notes = self._notes()
+        notes = self.results.notes()
         for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
             write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
         if self.recipe.prune.active:
             self._write_pruning()
+        if self.recipe.squantize.active:
+            write_atomic(self.folder / LATENT, self.stages.squantizing.latent_file().read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
-        pruning = prune_report(self.stages.pruning) if self.recipe.prune.active else []
-        text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes, pruning)
+        sections = {"Pruning": prune_report(self.stages.pruning) if self.recipe.prune.active else []}
+        if self.recipe.squantize.active:
+            sections["Sparse and low-bit weights"] = self.results.squantized.report()
+        text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes, sections)
         write_atomic(self.folder / REPORT, text.encode())
         return Result(self.folder, figures, violations, notes)
 
@@ -184,7 +191,7 @@ class Run:
             image = self.stages.preprocess(self.stages.calibration[0].image)[None]
             codes = self.stages.integer_graph().input.out.quantize(image)
             runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
-            if self.stages.unpruned:
+            if self.recipe.prune.active:
                 runners["pruned"] = (Eager(self.stages.pruning.network(), threads), image)
             programs: dict[str, Any] = {}
             for variant, stage in stages.items():
@@ -212,7 +219,7 @@ class Run:
         device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
         packages = dict(package_versions(("zstandard", "numpy", "paredown")))
         params = BundleParams(
-            self.name, _plain(self.target), _plain(self.recipe), self._tag(), device, packages,
+            self.name, _plain(self.target), _plain(self.recipe), self.results.tag, device, packages,
             self.machine.to_dict(),
         )  # fmt: skip
         inputs = {"integer": self.stages.integer.key}
@@ -223,11 +230,28 @@ class Run:
             from pipeline.bundle import pack
 
             (out / BUNDLE).write_bytes(pack(*self._contents()))
+            if self.recipe.squantize.active:
+                write_json(out / LEDGER, self._ledger(out / BUNDLE).to_dict())
 
-        return Stage("bundle", 2, params, inputs, build)
+        return Stage("bundle", 3, params, inputs, build)
 
-    def _contents(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Manifest and members of the bundle."""
+    def _ledger(self, bundle: Path) -> Facts:
+        """What sparse low-bit codes are worth in this bundle."""
+        from pipeline.bundle import unpack, wire_bytes
+        from pipeline.packing import pack_program
+        from pipeline.squantize.ledger import ledger
+        from pipeline.squantize.summary import Facts
+
+        stages, squantizing = self.stages, self.stages.squantizing
+        integer = stages.integer_graph()
+        weights = [node.weight for node in integer if node.weight is not None]
+        wire = {n: len(pack_program(stages.program(stages.lower[n]), weights)) for n in stages.runtimes}
+        together = sum(wire_bytes(unpack(bundle).manifest).values())
+        rows = ledger(stages.graph(), integer)
+        return Facts(rows, squantizing.history(), squantizing.state_bytes(), wire, together)
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, bytes], list[Any]]:
+        """Manifest and members of the bundle, and the weight codes that its models hold."""
         from pipeline.vectors import expected
 
         integer = self.stages.integer_graph()
@@ -251,11 +275,11 @@ class Run:
             "preprocess": self.stages.preprocess.to_dict(), "preprocess_hash": self.stages.preprocess.hash,
             "recipe": _plain(self.recipe),
             "test": {"images": self.stages.images, "fingerprint": self.stages.test.fingerprint()},
-            "figures": [figure.to_dict() for figure in self._stage_figures()],
+            "figures": [figure.to_dict() for figure in self.results.stage_figures()],
             "versions": dict(self.machine.versions),
             "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
         }  # fmt: skip
-        return manifest, members
+        return manifest, members, [node.weight for node in integer if node.weight is not None]
 
     def _device_files(self) -> dict[str, Path]:
         """The app's device code, and the rooms below that it imports."""
@@ -263,7 +287,7 @@ class Run:
         shared = (
             "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
             "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",
-            "targets/runners/litert.py", "targets/runners/unpacked.py",
+            "targets/runners/expand.py", "targets/runners/litert.py", "targets/runners/unpacked.py",
         )  # fmt: skip
         files = {name: root / name for name in shared}
         return files | self.task.device_files()
@@ -276,115 +300,6 @@ class Run:
             self.task.preview(self.stages.predictor(name), self.stages.test, out / PREVIEW)
 
         return Stage("preview", 1, PreviewParams(name), inputs, build)
-
-    # -- figures -------------------------------------------------------------------------------------------
-
-    def _tag(self) -> Tag:
-        return "smoke" if self.smoke else "measured"
-
-    def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
-        return Figure(stage, variant, metric, value, unit, self._tag(), self.machine)
-
-    def _stage_figures(self) -> list[Figure]:
-        """Every figure that is the same on each run: scores, parity, sizes."""
-        stages, figures = self.stages, []
-        for metric, value in read_json(stages.path(stages.original) / "size.json").items():
-            figures.append(self._figure("trace", "fp32", metric, value, "1"))
-        if self.recipe.prune.active:
-            figures += [self._figure(*row) for row in prune_figures(stages.pruning)]
-        for variant, stage in stages.scores.items():
-            for metric, value in read_json(stages.path(stage) / "score.json").items():
-                figures.append(self._figure("score", variant, metric, value, "1"))
-        for name in stages.runtimes:
-            parity = read_json(stages.path(stages.parity[name]) / "parity.json")
-            outputs = parity["outputs"]
-            figures.append(self._figure("parity", name, "parity_lsb", outputs["max_lsb"], "LSB"))
-            share = outputs["differing"] / outputs["values"]
-            figures.append(self._figure("parity", name, "parity_share", share, "1"))
-            figures.append(self._figure("parity", name, "parity_inputs", parity["inputs"], "1"))
-            for kind, apart in parity["kinds"].items():
-                share = apart["differing"] / apart["values"]
-                figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
-                figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
-            programs = {name: stages.lower[name], f"{name}-fp32": stages.baseline[name]}
-            if name in stages.unpruned:
-                programs[f"{name}{UNPRUNED}"] = stages.unpruned[name]
-            for variant, stage in programs.items():
-                size = (stages.path(stage) / "program").stat().st_size
-                facts = read_json(stages.path(stage) / "lowered.json")
-                figures.append(self._figure("lower", variant, "file_bytes", size, "B"))
-                figures.append(self._figure("lower", variant, "subgraphs", facts["subgraphs"], "1"))
-                undelegated = len(facts["undelegated"])
-                figures.append(self._figure("lower", variant, "undelegated_ops", undelegated, "1"))
-        return figures
-
-    def figures(self) -> tuple[Figure, ...]:
-        """Every figure of the run, timings and bundle sizes included."""
-        figures = self._stage_figures()
-        bundle = (self.stages.path(self.bundle) / BUNDLE).stat().st_size
-        figures += [
-            self._figure("bundle", name, "bundle_bytes", bundle, "B") for name in self.stages.runtimes
-        ]
-        if self.bench:
-            for variant, values in read_json(self.stages.path(self.bench) / "bench.json").items():
-                for metric, value in values.items():
-                    unit = "MiB" if metric == "memory_peak" else "ms"
-                    figures.append(self._figure("bench", variant, metric, value, unit))
-        return tuple(figures)
-
-    def _notes(self) -> tuple[str, ...]:
-        """Plain sentences that belong beside the table."""
-        notes = prune_notes(self.stages.pruning) if self.recipe.prune.active else []
-        for name in self.stages.runtimes:
-            parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
-            if parity["first"]:
-                notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
-            facts = read_json(self.stages.path(self.stages.lower[name]) / "lowered.json")
-            if facts["undelegated"]:
-                notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
-        if self.bench:
-            times = read_json(self.stages.path(self.bench) / "bench.json")
-            notes += slower_than(times, "-fp32", "float32")
-            notes += against_unpruned(times)
-        else:
-            notes.append(
-                f"not validated on a device: scores and parity are from this machine, no latency for "
-                f"{self.target.name} is known"
-            )
-        return tuple(notes)
-
-
-def slower_than(times: Mapping[str, Mapping[str, float]], suffix: str, what: str) -> list[str]:
-    """A plain sentence for every runtime on which the shipped program takes longer than another of its kind.
-
-    Args:
-        times: variant -> what was measured of it.
-        suffix: of the variants to compare with, as "-fp32" in "litert-fp32".
-        what: they are, in words.
-    """
-    notes = []
-    for name, measured in times.items():
-        before = times.get(f"{name}{suffix}", {}).get("latency_p50")
-        now = measured["latency_p50"]
-        if before is not None and now > before:
-            notes.append(
-                f"{name}: int8 is slower than {what} on this machine ({now:.2f} against {before:.2f} ms)"
-            )
-    return notes
-
-
-def against_unpruned(times: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A plain sentence per runtime: the time of the shipped program as a share of the unpruned network's."""
-    notes = []
-    for name, measured in times.items():
-        if whole := times.get(f"{name}{UNPRUNED}"):
-            now, before = measured["latency_p50"], whole["latency_p50"]
-            slower = ": slower" if now > before else ""
-            notes.append(
-                f"{name}: takes {now / before:.2f} of the unpruned network's time in int8, measured "
-                f"({now:.2f} against {before:.2f} ms){slower}"
-            )
-    return notes
 
 
 def recipe_name(name_or_path: str) -> str:

@@ -1,10 +1,11 @@
 """The stages of a run: what each makes, from what, with which parameters.
 
-    trace -> (sense -> prune -> recover -> trace-pruned ->) calibrate -> integer -> lower-RUNTIME
-    -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
+    trace -> (sense -> prune -> recover -> trace-pruned ->) (squantize ->) calibrate -> integer
+    -> lower-RUNTIME -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
 
-Where the network is pruned, the whole one is quantized and lowered too, to be timed beside it. A stage's
-heavy imports happen in its build, so that a run in which everything is reused imports none of them.
+Where the network is pruned or squantized, the original one is quantized and lowered too, to be timed beside
+it. A stage's heavy imports happen in its build, so that a run in which everything is reused imports none of
+them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.artefacts import read_graph, set_threads, stored, write_graph, wri
 from pipeline.lower.runtimes import float_predict, runtime
 from pipeline.prune.stages import PruneStages
 from pipeline.recipe import Recipe
+from pipeline.squantize.stages import SquantizeStages
 from pipeline.stage import Stage
 from pipeline.store import Store
 from pipeline.task import Predict, Task
@@ -35,6 +37,7 @@ Tick = Callable[[int, int], None]
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
 UNPRUNED = "-unpruned"
+FLOATS = ("fp32", "pruned", "squantized")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ class Stages:
         self.original = self._trace()
         self.target = target
         self.trace = self.pruning.trace if recipe.prune.active else self.original
+        if recipe.squantize.active:
+            self.trace = self.squantizing.squantize
+        changed = recipe.prune.active or recipe.squantize.active
         self.runtimes: tuple[str, ...] = tuple(recipe.lower.runtimes)
         self.baseline = {str(name): self._lower_float(name) for name in self.runtimes}
         self.calibrate = self._calibrate(self.trace)
@@ -123,14 +129,15 @@ class Stages:
         self.lower = {str(name): self._lower(name, self.integer) for name in self.runtimes}
         self.unpruned: dict[str, Stage] = {}  # of the whole network, int8, where there is a thinner one
         self._whole: tuple[Stage, ...] = ()
-        if recipe.prune.active:
+        if changed:
             calibrate = self._calibrate(self.original, UNPRUNED)
             integer = self._integer(self.original, calibrate, UNPRUNED)
             self.unpruned = {str(name): self._lower(name, integer, UNPRUNED) for name in self.runtimes}
             self._whole = (calibrate, integer, *self.unpruned.values())
         self.parity = {str(name): self._parity(name) for name in self.runtimes}
-        pruned = ("pruned",) if recipe.prune.active else ()
-        self.scores = {name: self._score(name) for name in ("fp32", *pruned, "integer", *self.runtimes)}
+        stages = {"pruned": recipe.prune.active, "squantized": recipe.squantize.active}
+        floats = ("fp32", *(name for name, active in stages.items() if active))
+        self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
 
     @functools.cached_property
     def pruning(self) -> PruneStages:
@@ -145,6 +152,11 @@ class Stages:
             self.smoke,
             self.tick,
         )
+
+    @functools.cached_property
+    def squantizing(self) -> SquantizeStages:
+        """The stage that makes weights sparse and low-bit."""
+        return SquantizeStages(self.recipe, self.task, self.store, self.pruning, self.smoke, self.tick)
 
     @property
     def images(self) -> int:
@@ -176,9 +188,9 @@ class Stages:
         return (self.path(stage) / "program").read_bytes()
 
     def predictor(self, variant: str) -> Predict:
-        """A way of predicting: "fp32", "pruned", "integer", or a runtime's name for its int8 program."""
-        if variant in {"fp32", "pruned"}:
-            return _torch_predict(self.graph(self.original if variant == "fp32" else self.trace))
+        """A way of predicting: a float network by its variant, "integer", or a runtime's int8 program."""
+        if variant in FLOATS:
+            return _torch_predict(self.graph(self._maker(variant)))
         from pipeline.lower import reference
 
         integer = self.integer_graph()
@@ -187,6 +199,13 @@ class Stages:
             return float_predict(source, outputs, lambda codes: reference.predict(integer, codes))
         program = self.program(self.lower[variant])
         return float_predict(source, outputs, runtime(variant).load(program, 1, variant))
+
+    def _maker(self, variant: str) -> Stage:
+        """The stage that makes a variant."""
+        if variant == "pruned":
+            return self.pruning.trace
+        makers = {"fp32": self.original, "squantized": self.trace, "integer": self.integer}
+        return makers.get(variant) or self.lower[variant]
 
     # -- the stages ----------------------------------------------------------------------------------------
 
@@ -201,7 +220,7 @@ class Stages:
             write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
 
         params = TraceParams(dict(self.task.network_id), shape, package_version("torch"))
-        return Stage("trace", 3, params, {"weights": self.task.weights_hash()}, build)
+        return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
 
     def _calibrate(self, source: Stage, suffix: str = "") -> Stage:
         limit = self.recipe.quantize.calibration_images
@@ -231,12 +250,13 @@ class Stages:
         def build(out: Path) -> None:
             from calibration.run import Ranges
             from pipeline.lower.integer import quantize
+            from pipeline.squantize.ledger import check_codes
 
             ranges = Ranges.from_json((self.path(calibrated) / "ranges.json").read_text())
             ranges.check(self.preprocess)
-            integer = quantize(
-                self.graph(source), ranges.ranges, input_range=params.input_range, weights=params.weights
-            )
+            graph = self.graph(source)
+            integer = quantize(graph, ranges.ranges, input_range=params.input_range, weights=params.weights)
+            check_codes(graph, integer)
             write_graph(out, *integer.dump())
 
         inputs = {"trace": source.key, "ranges": calibrated.key}
@@ -300,8 +320,7 @@ class Stages:
         params = ScoreParams(
             variant, self.images, self.preprocess.hash, dict(self.task.network_id), self.machine
         )
-        makers = {"fp32": self.original, "pruned": self.trace, "integer": self.integer}
-        maker = makers.get(variant) or self.lower[variant]
+        maker = self._maker(variant)
 
         def build(out: Path) -> None:
             data = First(self.test, self.images)
@@ -316,6 +335,7 @@ class Stages:
         return (
             self.original,
             *(self.pruning.all() if self.recipe.prune.active else ()),
+            *((self.squantizing.squantize,) if self.recipe.squantize.active else ()),
             self.calibrate,
             self.integer,
             *lowering,

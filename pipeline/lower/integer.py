@@ -8,13 +8,15 @@ what runs there. The rules, all forced by kernels that exist:
   one scale with its output, so that concatenating is a copy;
 * ReLU and ReLU6 become the output clamp of the operation that feeds them;
 * a bias is an integer multiple of input scale x weight scale, and survives a trip through float32;
-* scales that a kernel cannot bring together are widened until it can: `_within_limits`.
+* scales that a kernel cannot bring together are widened until it can: `_within_limits`;
+* weights that were trained as whole numbers keep them, and their scale;
+* an activation of fewer than 256 levels takes the uppermost codes: a ReLU cuts below, int8 itself above.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,6 +33,8 @@ WeightMethod = Literal["minmax", "mse"]
 SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
 #: Kinds that clamp their output and so can take a ReLU in.
 CLAMPS = frozenset({"conv2d", "linear", "add"})
+#: Attributes that mean nothing once there are codes.
+FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels"})
 #: XNNPACK's limits: the largest factor from an input's unit to the output's (it must stay under 256), the
 #: smallest in an addition, the largest in a leaky ReLU and its 8.8 fixed point's smallest step.
 LARGEST_FACTOR, SMALLEST_IN_ADD, LARGEST_IN_LEAKY, LEAKY_STEP = 255.0, 2.0**-9.9, 127.0, 2.0**-8
@@ -183,7 +187,7 @@ def quantize(
         high = QMAX
         if clamp == "relu6":
             high = min(QMAX, int(np.rint(np.float32(6) / np.float32(out.scale))) + out.zero_point)
-        attrs = {k: v for k, v in node.attrs.items() if k != "value"}
+        attrs = {k: v for k, v in node.attrs.items() if k not in FLOAT_ATTRS}
         item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
@@ -202,12 +206,30 @@ def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
             position = renamed[feed]
             producer = fused[position][0]
             if len(graph.consumers(feed)) == 1 and feed not in graph.outputs:
-                fused[position] = (replace(producer, name=node.name), node.kind)
+                attrs = {**producer.attrs, **node.attrs}
+                fused[position] = (replace(producer, name=node.name, attrs=attrs), node.kind)
                 continue
         if node.kind in CLAMPS:
             renamed[node.name] = len(fused)
         fused.append((node, node.kind if node.kind in {"relu", "relu6"} else ""))
     return fused
+
+
+def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
+    """A function from a tensor's name to one name for all tensors that share its scale."""
+    leader = {node.name: node.name for node in nodes}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    for node in nodes:
+        if node.kind in SAME_SCALE:
+            for feed in node.inputs:
+                leader[find(node.name)] = find(feed)
+    return find
 
 
 def _scales(
@@ -217,18 +239,7 @@ def _scales(
     weight_scale: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Affine]:
     """One scale per set of tensors that must share it, from the union of their ranges."""
-    leader: dict[str, str] = {node.name: node.name for node, _ in nodes}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
-    for node, _ in nodes:
-        if node.kind in SAME_SCALE:
-            for feed in node.inputs:
-                leader[find(node.name)] = find(feed)
+    find = same_scale([node for node, _ in nodes])
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     for node, _ in nodes:
@@ -241,6 +252,10 @@ def _scales(
         low[root] = min(low.get(root, 0.0), *bounds)
         high[root] = max(high.get(root, 0.0), *bounds)
     roots = {root: Affine(*activation_qparams(low[root], high[root])) for root in low}
+    for node, _ in nodes:
+        if "levels" in node.attrs:
+            step = float(np.float32(node.attrs["step"]))
+            roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])
     _within_limits([node for node, _ in nodes], roots, find, weight_scale)
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
@@ -293,6 +308,8 @@ def _weight_scale(node: Node, method: WeightMethod) -> NDArray[np.float32]:
     for what, tensor in (("weights", node.weight), ("biases", node.bias)):
         if not bool(tensor.isfinite().all()):
             raise InputError(f"layer {node.name} has NaN or infinite {what}", hint="check the weights file")
+    if node.scale is not None:
+        return node.scale.numpy().astype(np.float32)
     return weight_scales(node.weight.numpy(), method).astype(np.float32)
 
 
@@ -302,10 +319,12 @@ def _quantize_weights(
     assert node.weight is not None and node.bias is not None
     # Where the weights are nothing beside the bias, a coarser scale keeps the bias within the accumulator.
     least = np.abs(node.bias.numpy().astype(np.float64)) / (LARGEST_BIAS * np.float64(np.float32(scale_in)))
-    scale = np.maximum(scale, least.astype(np.float32))
+    coarse = np.maximum(scale, least.astype(np.float32))
     weight = node.weight.numpy()
-    codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    codes = np.clip(codes, -127, 127).astype(np.int8)
+    # Codes that were trained stay what they are, also where they are nothing beside the bias.
+    unit = coarse if node.scale is None else scale
+    codes = np.rint(weight / unit.reshape(-1, *[1] * (weight.ndim - 1)))
+    codes, scale = np.clip(codes, -127, 127).astype(np.int8), coarse
     bias = integer_bias(node.bias.numpy(), np.float32(scale_in) * scale)
     return replace(item, weight=codes, weight_scale=scale, bias=bias)
 

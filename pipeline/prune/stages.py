@@ -200,12 +200,14 @@ class PruneStages:
             )
         return truth
 
-    def _score(self, truth: Dataset) -> Callable[[Outputs], tuple[float, float, float]]:
-        def score(outputs: Outputs) -> tuple[float, float, float]:
+    def score(self, truth: Dataset) -> Callable[[Outputs], tuple[float, float, float]]:
+        """The metric with its interval, on these images."""
+
+        def metric(outputs: Outputs) -> tuple[float, float, float]:
             value = self.task.score_outputs(outputs, truth)[self.task.metric]
             return (value, *self.task.interval(outputs, truth))
 
-        return score
+        return metric
 
     def _training_inputs(self, training: Dataset) -> Tensor:
         from pipeline.recover_data import preprocessed
@@ -245,7 +247,7 @@ class PruneStages:
                 if not group.locked
             }
             found = measure(
-                graph, groups, ranking(importance), widths, inputs.numpy(), self._score(truth),
+                graph, groups, ranking(importance), widths, inputs.numpy(), self.score(truth),
                 self.task.metric, hopeless=params.hopeless, tick=self.tick,
             )  # fmt: skip
             scores = {name: [float(v) for v in values] for name, values in importance.items()}
@@ -353,14 +355,18 @@ class PruneStages:
         def build(out: Path) -> None:
             from pipeline.prune.recovery import recovered
             from pipeline.prune.surgery import save_pruned
+            from pipeline.retrain import Lesson
 
             training, held_out = self.held_out()
             student = self.pruned()
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
-            result, measure = recovered(
-                self.recipe, self.task, self.graph(), student, self.plan()["kept"], training, held_out,
-                self.truth, checkpoint, self.smoke, self.tick,
+            wanted = self.recipe.recover
+            lesson = Lesson(
+                wanted, self.task, self.graph(), training, held_out, self.truth, checkpoint, self.smoke,
+                self.tick,
             )  # fmt: skip
+            sparsity = self.recipe.prune.weight_sparsity
+            result, measure = recovered(lesson, student, self.plan()["kept"], sparsity, wanted.feature_weight)
             save_pruned(result.network, out / NETWORK)
             write_json(
                 out / HISTORY,
@@ -387,4 +393,4 @@ class PruneStages:
             write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
 
         params = TraceParams(self.shape, package_version("torch"))
-        return Stage("trace-pruned", 1, params, {"network": self.recover.key}, build)
+        return Stage("trace-pruned", 2, params, {"network": self.recover.key}, build)

@@ -17,38 +17,23 @@ import tempfile
 from pathlib import Path
 
 import torch
+from cases import data, make_run
 
 from pipeline.artefacts import read_json, stored
-from pipeline.recipe_file import load_recipe
 from pipeline.recover_data import preprocessed, run_network
-from pipeline.run import Run
 from pipeline.stage import run_stage
-from targets.card import load_card
 
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
-YOLO = SHARED / "yololite-yolov2"
-
-
-def settings(case: str, cifar: Path) -> list[str]:
-    """The recipe of a case, as overrides of the embedded one."""
-    if case == "digits":
-        return ["prune.macs=0.4", "prune.multiple=8", "recover.epochs=2", "recover.lr=0.005"]
-    if case == "yolo":
-        return [
-            f"network={YOLO / 'voc-trial3-bn.cfg'}", f"weights={YOLO / 'voc-trial3-bn.weights'}",
-            "data.format=yolo", f"data.names={YOLO / 'voc.names'}", f"data.label_names={YOLO / 'coco.names'}",
-            f"data.train={SHARED / 'imagenet'}", f"data.test={SHARED / 'coco' / 'images'}",
-            "prune.macs=0.6", "prune.multiple=8", "prune.images=125", "prune.hopeless=0.8",
-            "recover.epochs=16", "recover.batch=16", "recover.lr=0.001",
-        ]  # fmt: skip
-    return [
-        "app=apps.classifier", "network=resnet56",
-        f"weights={next((SHARED / 'cifar10-resnets').glob('resnet56-*.th'))}",
-        "data.format=cifar", f"data.train={cifar / 'mixed'}", f"data.test={cifar / 'test'}",
-        "prune.macs=0.5", "prune.multiple=8", "prune.images=512",
-        "recover.epochs=6", "recover.batch=64", "recover.lr=0.01",
-    ]  # fmt: skip
+SETTINGS = {
+    "digits": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=10", "recover.patience=10"),
+    "yolo": (
+        "prune.macs=0.6", "prune.multiple=8", "prune.hopeless=0.8", "recover.epochs=24", "recover.batch=16",
+        "recover.lr=0.001", "recover.patience=24", "recover.evaluations=24",
+    ),
+    "resnet56": (
+        "prune.macs=0.5", "prune.multiple=4", "recover.epochs=14", "recover.batch=64", "recover.lr=0.02",
+        "recover.patience=20", "recover.evaluations=20",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -56,17 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", choices=("digits", "yolo", "resnet56"))
+    parser.add_argument("case", choices=tuple(SETTINGS))
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    recipe = load_recipe(
-        ROOT / "apps" / "detector" / "recipes" / "digits.toml",
-        [*settings(arguments.case, arguments.cifar.absolute()), *arguments.more],
-    )
-    work = Run(arguments.case, recipe, load_card("host"), arguments.runs or Path(tempfile.mkdtemp()))
+    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    asked = [*data(case, arguments.cifar.absolute()), *SETTINGS[case], *arguments.more]
+    work = make_run(case, asked, runs)
     pruning = work.stages.pruning
     for stage in (work.stages.original, *pruning.all()):
         run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))

@@ -22,53 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import data, make_run
 from torch import Tensor, nn
 
 from calibration.datasets import First
 from pipeline.prune.stages import PruneStages
-from pipeline.recipe import Recipe
-from pipeline.recover import recover
-from pipeline.recover_config import RecoverConfig
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.recover_norm import recalibrate
-from pipeline.run import Run
+from pipeline.retrain import Lesson
 from pipeline.stage import run_stage
 from pipeline.task import Task
 from pipeline.trace import trace
-from targets.card import load_card
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def resnet56(cifar: Path, seed: int) -> Recipe:
-    """Half the MACs of ResNet-56 on CIFAR-10: 4,000 training images, 500 test images, all lossless."""
-    return Recipe.model_validate(
-        {
-            "app": "apps.classifier", "network": "resnet56",
-            "weights": str(next((SHARED / "cifar10-resnets").glob("resnet56-*.th"))),
-            "data": {"format": "cifar", "train": str(cifar / "lossless"), "test": str(cifar / "test")},
-            "prune": {"macs": 0.5, "multiple": 1, "images": 512},
-            "recover": {"seed": seed, "batch": 64, "lr": 0.01},
-        }
-    )  # fmt: skip
-
-
-def yolo(_: Path, seed: int) -> Recipe:
-    """60 % of the MACs of YOLO-LITE VOC (BN): unlabelled ImageNet images; scored on 192 of COCO."""
-    folder = SHARED / "yololite-yolov2"
-    return Recipe.model_validate(
-        {
-            "network": str(folder / "voc-trial3-bn.cfg"),
-            "weights": str(next(folder.glob("voc-trial3-bn*.weights"))),
-            "data": {
-                "format": "yolo", "names": str(folder / "voc.names"),
-                "label_names": str(folder / "coco.names"), "train": str(SHARED / "imagenet"),
-                "test": str(SHARED / "coco" / "images"),
-            },
-            "prune": {"macs": 0.6, "multiple": 1, "images": 125},
-            "recover": {"seed": seed, "batch": 16, "lr": 0.001},
-        }
-    )  # fmt: skip
+SETTINGS = {
+    "resnet56": ("prune.macs=0.5", "recover.batch=64", "recover.lr=0.01"),
+    "yolo": ("prune.macs=0.6", "recover.batch=16", "recover.lr=0.001"),
+}
 
 
 def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: bool) -> nn.Module:
@@ -101,25 +70,15 @@ def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: b
 
 def after(task: Task, student: nn.Module, pruning: PruneStages, steps: int) -> nn.Module:
     """The same recovery for whoever asks."""
-    recipe = pruning.recipe
     training, held_out = pruning.held_out()
-    inputs = preprocessed(held_out, task.preprocess)
-    truth = pruning.truth(held_out, run_network(task.network(), inputs))
-    batches = task.batches(training, recipe.recover.batch, recipe.recover.seed)
-    labelled = batches(0)[1] is not None
-    config = RecoverConfig(
-        method="both" if labelled else "distil", epochs=steps / batches.per_epoch, lr=recipe.recover.lr,
-        warmup=10, weight_decay=recipe.recover.weight_decay, ema=0.95, evaluate_every=max(1, steps // 4),
-        patience=10, seed=recipe.recover.seed,
+    recover = pruning.recipe.recover
+    epochs = steps / task.batches(training, recover.batch, recover.seed).per_epoch
+    schedule = {"epochs": epochs, "warmup": 10, "ema": 0.95, "evaluations": 4, "patience": 10}
+    lesson = Lesson(
+        recover.model_copy(update=schedule), task, pruning.graph(), training, held_out, pruning.truth, None,
+        False, lambda done, total: None,
     )  # fmt: skip
-
-    def evaluate(network: nn.Module) -> float:
-        return task.score_outputs(run_network(network, inputs), truth)[task.metric]
-
-    return recover(
-        student, batches, config, label_loss=task.loss, teacher=task.network(), distil=task.distillation,
-        evaluate=evaluate,
-    ).network  # fmt: skip
+    return lesson.teach(student, lesson.judge()[1]).network
 
 
 def main() -> None:
@@ -127,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", choices=("resnet56", "yolo"))
+    parser.add_argument("case", choices=tuple(SETTINGS))
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
@@ -138,8 +97,8 @@ def main() -> None:
     rows: dict[str, list[tuple[float, float, float]]] = {}
     original = 0.0
     for seed in range(arguments.seeds):
-        recipe = {"resnet56": resnet56, "yolo": yolo}[arguments.case](arguments.cifar, seed)
-        work = Run(f"{arguments.case}-{seed}", recipe, load_card("host"), root)
+        asked = [*data(arguments.case, arguments.cifar.absolute()), *SETTINGS[arguments.case]]
+        work = make_run(arguments.case, [*asked, "prune.multiple=1", f"recover.seed={seed}"], root)
         task, pruning = work.task, work.stages.pruning
         for stage in (work.stages.original, pruning.sense, pruning.prune):
             run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))

@@ -3,16 +3,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bundle import FORMAT, MANIFEST, extract, pack, unpack
+from pipeline.bundle import FORMAT, MANIFEST, PACKED, extract, pack, unpack, wire_bytes
+from pipeline.packing import pack_programs
 from pipeline.recipe import Recipe
 from targets.card import load_card
 from targets.errors import InputError
+from targets.runners.expand import expand_programs
 
 PROGRAM = bytes(range(256)) * 8
 MEMBERS = {"model.tflite": PROGRAM, "labels.txt": b"a\nb\n", "apps/x.py": b"", "noise": bytes(range(40))}
@@ -156,7 +161,7 @@ def test_what_is_no_bundle_says_so(tmp_path):
 
 def test_a_bundle_of_another_format_is_named():
     text = json.dumps({**manifest(), "format": 99, "members": {}})
-    with pytest.raises(InputError, match="bundle format 99, this version reads 1; make it again"):
+    with pytest.raises(InputError, match="bundle format 99, this version reads 2; make it again"):
         opened_sealed(text)
 
 
@@ -236,3 +241,100 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write here"):
         extract(bundle, tmp_path / "file")
+
+
+# -- models that are packed together -------------------------------------------------------------------------
+
+WEIGHT = np.random.default_rng(0).choice(np.array([0, 0, 0, 0, -9, 9, 50], np.int8), (40, 20, 3, 3))
+MODELS = {
+    "model.pte": b"pte" + bytes(range(200)) + WEIGHT.tobytes(),
+    "model.tflite": b"tflite" + WEIGHT.transpose(0, 2, 3, 1).tobytes() + bytes(range(200)),
+}
+OTHERS = {name: data for name, data in MEMBERS.items() if name not in MODELS}
+
+
+def two_models():
+    (model,) = manifest()["models"]
+    return manifest(models=[model, {**model, "runtime": "executorch", "file": "model.pte"}])
+
+
+def test_models_are_stored_together_where_that_is_smaller(tmp_path):
+    data = pack(two_models(), {**OTHERS, **MODELS}, [WEIGHT])
+    assert data == pack(two_models(), {**MODELS, **OTHERS}, [WEIGHT])
+    bundle = opened(tmp_path, data)
+    assert bundle.members == {**OTHERS, **MODELS}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.namelist() == [MANIFEST, "apps/x.py", "labels.txt", PACKED, "noise"]
+        stream = archive.read(PACKED)
+    assert expand_programs(stream) == MODELS
+    assert wire_bytes(bundle.manifest) == {"shared": len(stream)}
+    for name in MODELS:
+        member = bundle.manifest.members[name]
+        assert (member.stored, member.stored_bytes) == (PACKED, len(stream))
+    alone = pack(two_models(), {**OTHERS, **MODELS})
+    assert opened(tmp_path, alone).members == bundle.members
+    sizes = wire_bytes(opened(tmp_path, alone).manifest)
+    assert set(sizes) == {"executorch", "litert"} and len(stream) < 0.6 * sum(sizes.values())
+    extract(bundle, tmp_path / "out")
+    assert (tmp_path / "out" / "model.pte").read_bytes() == MODELS["model.pte"]
+
+
+def test_one_model_is_packed_under_its_own_runtime(tmp_path):
+    members = {**OTHERS, "model.tflite": MODELS["model.tflite"]}
+    bundle = opened(tmp_path, pack(manifest(), members, [WEIGHT]))
+    assert bundle.members == members
+    member = bundle.manifest.members["model.tflite"]
+    assert member.stored == PACKED and wire_bytes(bundle.manifest) == {"litert": member.stored_bytes}
+
+
+def test_models_that_are_larger_packed_are_not(tmp_path):
+    noise = np.random.default_rng(1).bytes(3000)
+    members = {**OTHERS, "model.tflite": noise}
+    bundle = opened(tmp_path, pack(manifest(), members, [np.frombuffer(noise, np.int8)[:2000]]))
+    assert bundle.manifest.members["model.tflite"].stored == "model.tflite"
+    assert bundle.members == members and wire_bytes(bundle.manifest) == {"litert": 3000}
+
+
+def test_a_member_of_the_packed_streams_name(tmp_path):
+    members = {**OTHERS, **MODELS, PACKED: b"mine"}
+    assert opened(tmp_path, pack(two_models(), members)).members == members
+    with pytest.raises(ValueError, match=f"stored as {PACKED}"):
+        pack(two_models(), members, [WEIGHT])
+
+
+def test_packed_models_that_are_not_what_a_sealed_manifest_says():
+    data = pack(two_models(), MODELS, [WEIGHT])
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        text, stream = archive.read(MANIFEST), archive.read(PACKED)
+    for bad, expected in (
+        (stream[:-1], rf"{PACKED}: packed programs, truncated or damaged"),
+        (b"", rf"{PACKED}: empty \(0 bytes\)"),
+        (pack_programs({"model.pte": MODELS["model.pte"]}, []), "model.tflite is not what the manifest says"),
+        (pack_programs({**MODELS, "model.pte": b""}, []), "model.pte is not what the manifest says"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            opened_sealed(text, **{PACKED: bad})
+    with pytest.raises(InputError, match="not a bundle: .*no item named"):
+        opened_sealed(text)
+
+
+def test_a_real_bundle_expands_on_a_device_that_has_only_its_packed_stream(tiny, tmp_path):
+    bundle = unpack(tiny.bundle)
+    assert set(wire_bytes(bundle.manifest)) == {"shared"}
+    with zipfile.ZipFile(tiny.bundle) as archive:
+        (tmp_path / PACKED).write_bytes(archive.read(PACKED))
+    board = tmp_path / "board"
+    extract(bundle, board)
+    for name in ("model.pte", "model.tflite"):
+        (board / name).unlink()
+    code = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'zstandard', 'pipeline', 'pydantic', 'cv2'): sys.modules[name] = None\n"
+        "sys.path.insert(0, '.')\n"
+        "runpy.run_module('targets.runners.expand', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-I", "-c", code, tmp_path / PACKED, "."]
+    done = subprocess.run(command, cwd=board, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.pte", "model.tflite"):
+        assert (board / name).read_bytes() == bundle.members[name]

@@ -16,7 +16,7 @@ from tiny_project import Tiny, call, copy_project, scene, start
 from apps.detector.network import YoloV2
 from apps.detector.weights import load_checkpoint
 from pipeline.prune.surgery import load_pruned
-from pipeline.run import against_unpruned
+from pipeline.results import against_unpruned
 from pipeline.trace import trace
 
 FAST = ("--set", "bench.runs=2", "--set", "prune.multiple=2", "--set", "recover.batch=2")

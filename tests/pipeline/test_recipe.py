@@ -125,8 +125,7 @@ def test_calibration_defaults_to_the_training_images(write, tmp_path):
         ("[bench]\nzzzz = 1", ":2: unknown key `bench.zzzz`; the keys here are: runs, threads"),
         ("[qqqq]\nrunz.a = 1", "unknown key `qqqq.runz.a`; the sections are: preprocess, data"),
         ("[prune]\nmac = 0.5", ":2: unknown key `prune.mac`; did you mean `macs` in [prune]?"),
-        ("[squantize]\nbits = 4", ":1: this version has no `squantize` stage yet; remove [squantize]"),
-        ("squantize.weight_bits = 4", ":1: this version has no `squantize` stage yet"),
+        ("[squantize]\nbits = 4", ":2: unknown key `squantize.bits`; did you mean"),
     ],
 )
 def test_unknown_keys_name_the_nearest_known_one(write, text, expected):
@@ -212,9 +211,8 @@ def test_a_bad_override_is_named_as_it_was_typed(write):
     path = write("network = 'a'")
     assert error_of(path, "bench.runs=many").startswith('--set bench.runs=many: `bench.runs = "many"`')
     assert "did you mean `observer` in [quantize]?" in error_of(path, "quantize.obsever=mse")
-    assert error_of(path, "squantize.bits=4").startswith(
-        "--set squantize.bits=4: this version has no `squantize` stage"
-    )
+    assert "less than or equal to 8" in error_of(path, "squantize.weight_bits=9")
+    assert "sparsity or sigma, not both" in error_of(path, "squantize.sparsity=0.5", "squantize.sigma=0.1")
     assert "no table to set a key in" in error_of(path, "network.x=1")
     assert "--set network" in error_of(path, "network={a=1}")
     assert error_of(path, "bench.runs=1\nbench.threads=2").startswith("--set bench.runs=1")

@@ -18,7 +18,8 @@ import pytest
 from tiny_project import ROOT, Done, call, copy_project, copy_runs, paredown, python, start
 
 from pipeline.bundle import unpack
-from pipeline.run import Run, recipe_name
+from pipeline.results import Results
+from pipeline.run import recipe_name
 from pipeline.store import MANIFEST, Store
 from targets.errors import UsageError
 
@@ -336,6 +337,8 @@ def test_names_of_recipes():
 
 def test_an_artefact_that_vanishes_meanwhile_is_one_line(tiny, tmp_path, monkeypatch):
     runs = copy_runs(tiny, tmp_path / "runs")
-    monkeypatch.setattr(Run, "figures", lambda self: shutil.rmtree(runs / ".store") or self._stage_figures())
+    monkeypatch.setattr(
+        Results, "figures", lambda self: shutil.rmtree(runs / ".store") or self.stage_figures()
+    )
     done = call("run", tiny.recipe, "--runs", runs)
     assert done.code == 4 and "was removed or damaged meanwhile; run the same command again" in done.err

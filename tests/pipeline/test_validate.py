@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 from tiny_project import Tiny, call, copy_project, paredown
 
+from pipeline.artefacts import read_graph
 from pipeline.bundle import pack, unpack
+from pipeline.lower.integer import IntegerGraph
+
+
+def weights(tiny) -> list:
+    """The codes that the session's run packed its models by."""
+    (found,) = [
+        path.parent
+        for path in (tiny.runs / ".store").glob("*/artefact.json")
+        if json.loads(path.read_text())["meta"]["stage"] == "integer"
+    ]
+    return [node.weight for node in IntegerGraph.load(*read_graph(found)) if node.weight is not None]
 
 
 def repacked(tiny, path: Path, change=lambda manifest, members: None) -> Path:
@@ -16,7 +28,7 @@ def repacked(tiny, path: Path, change=lambda manifest, members: None) -> Path:
     manifest, members = json.loads(bundle.text), dict(bundle.members)
     change(manifest, members)
     del manifest["members"], manifest["format"]
-    path.write_bytes(pack(manifest, members))
+    path.write_bytes(pack(manifest, members, weights(tiny)))
     return path
 
 

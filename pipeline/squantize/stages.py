@@ -1,0 +1,180 @@
+"""SQuantizer as a stage of a run: a trained network in, a graph of whole numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.datasets import First
+from pipeline.artefacts import read_json, stored, write_graph, write_json
+from pipeline.prune.stages import PruneStages
+from pipeline.recipe import Recipe
+from pipeline.stage import Stage
+from pipeline.store import Store
+from pipeline.task import Task
+from targets.host import package_version
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from calibration.datasets import Dataset
+    from pipeline.graph import Graph
+    from pipeline.prune.allocate import Allocation
+    from pipeline.recover import Recovered
+    from pipeline.squantize.live import LayerPlan, LiveNetwork
+
+HISTORY = "history.json"
+LATENT = "latent.safetensors"
+CLIP_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class SquantizeParams:
+    """Everything that the pass depends on, beside the network and the data."""
+
+    settings: Mapping[str, Any]
+    images: int
+    shape: tuple[int, ...]
+    smoke: bool
+    torch: str
+
+
+class SquantizeStages:
+    """Makes the stage.
+
+    Args:
+        recipe: resolved.
+        task: of its app.
+        store: where inputs of the stage are found when it runs.
+        pruning: has the training data, and the pruned network where there is one.
+        smoke: handfuls of samples.
+        tick: progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        store: Store,
+        pruning: PruneStages,
+        smoke: bool,
+        tick: Callable[[int, int], None],
+    ) -> None:
+        """Computes nothing yet."""
+        self.recipe, self.task, self.store = recipe, task, store
+        self.pruning, self.smoke, self.tick = pruning, smoke, tick
+        self.allocation: Allocation | None = None
+        self.squantize = self._squantize()
+
+    def history(self) -> dict[str, Any]:
+        """How training went, and what became of each layer."""
+        history: dict[str, Any] = read_json(stored(self.store, self.squantize) / HISTORY)
+        return history
+
+    def latent_file(self) -> Path:
+        """The float weights behind the codes, with batch norm, for the user's own module."""
+        return stored(self.store, self.squantize) / LATENT
+
+    def state_bytes(self) -> int:
+        """Bytes of the original network's float32 state dict."""
+        state = self.task.network().state_dict()
+        return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+    def _network(self) -> nn.Module:
+        return self.pruning.network() if self.recipe.prune.active else self.task.network()
+
+    def _squantize(self) -> Stage:
+        pruning, wanted = self.pruning, self.recipe.squantize
+        before = pruning.trace if self.recipe.prune.active else pruning.original
+        images = min(self.recipe.prune.images, len(pruning.data))
+        params = SquantizeParams(
+            wanted.model_dump(), images, pruning.shape, self.smoke, package_version("torch")
+        )
+
+        def build(out: Path) -> None:
+            from pipeline.prune.surgery import save_pruned
+            from pipeline.squantize.fold import fold
+
+            checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
+            live, result, measure = self._train(checkpoint)
+            graph = fold(live, pruning.shape)
+            write_graph(out, *graph.dump())
+            write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
+            save_pruned(live.network, out / LATENT)
+            write_json(
+                out / HISTORY,
+                {
+                    "measure": measure, "baseline": result.baseline, "best": result.best,
+                    "best_step": result.best_step, "steps": result.steps,
+                    "stopped_early": result.stopped_early, "history": [dict(row) for row in result.history],
+                    "allocation": self.allocation.to_dict() if self.allocation else None,
+                    "plans": {name: asdict(plan) for name, plan in live.plans.items()},
+                    "int8_activations": _unclipped(graph, wanted.activation_bits),
+                },
+            )  # fmt: skip
+            checkpoint.unlink(missing_ok=True)
+
+        inputs = {"network": before.key, "data": pruning.data.fingerprint()}
+        stage = Stage("squantize", 1, params, inputs, build)
+        return stage
+
+    def _train(self, checkpoint: Path) -> tuple[LiveNetwork, Recovered, str]:
+        from pipeline.recover import Recovered
+        from pipeline.recover_data import preprocessed
+        from pipeline.retrain import Lesson
+        from pipeline.squantize.live import LiveNetwork, check_clips
+        from pipeline.squantize.plan import layer_plans, schedule
+        from pipeline.trace import trace
+
+        pruning, wanted = self.pruning, self.recipe.squantize
+        training, held_out = pruning.held_out()
+        lesson = Lesson(
+            wanted, self.task, pruning.graph(), training, held_out, pruning.truth, checkpoint, self.smoke,
+            self.tick,
+        )  # fmt: skip
+        network = self._network()
+        graph = trace(network, pruning.shape)
+        check_clips(graph, wanted.activation_bits)
+        bits = wanted.activation_bits if wanted.activation_bits < 8 else None  # 8 bits are calibrated later
+        plans = layer_plans(wanted, graph, network)
+        if wanted.bytes is not None or wanted.accuracy_drop is not None:
+            self.allocation = self._choose_bits(network, graph, plans, held_out)
+            plans = layer_plans(wanted, graph, network, self.allocation.widths)
+        live = LiveNetwork(network, graph, plans, bits, schedule(wanted, lesson.steps))
+        if bits:
+            live.start_clips(preprocessed(First(training, CLIP_IMAGES), self.task.preprocess))
+        measure, evaluate = lesson.judge()
+        if not wanted.epochs:
+            value = evaluate(live.eval())
+            return live, Recovered(live, (), value, value, 0, 0, False), measure
+        result = lesson.teach(live, evaluate)
+        return result.network, result, measure  # type: ignore[return-value]
+
+    def _choose_bits(
+        self, network: nn.Module, graph: Graph, plans: Mapping[str, LayerPlan], held_out: Dataset
+    ) -> Allocation:
+        """Bits per layer for the recipe's budget, by the held-out training images."""
+        from pipeline.prune.samples import run_graph
+        from pipeline.recover_data import preprocessed
+        from pipeline.squantize.bits import CHOICES, choose_bits, measure_bits, packed_bytes
+
+        wanted, pruning = self.recipe.squantize, self.pruning
+        assert wanted.weight_bits is not None
+        inputs = preprocessed(held_out, self.task.preprocess)
+        truth = pruning.truth(held_out, run_graph(pruning.graph(), inputs))
+        choices = tuple(bits for bits in CHOICES if bits <= wanted.weight_bits)
+        found, sizes = measure_bits(
+            network, graph, plans, inputs, pruning.score(truth), self.task.metric, self.tick, choices
+        )
+        others = [n for n in graph if n.weight is not None and n.parameters.get("weight") not in plans]
+        rest = sum(packed_bytes(node) for node in others)
+        return choose_bits(found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop)
+
+
+def _unclipped(graph: Any, bits: int) -> list[str]:
+    """Tensors that keep 8 bits although fewer were asked for."""
+    from pipeline.squantize.live import unclipped
+
+    return list(unclipped(graph)) if bits < 8 else []

@@ -1,0 +1,121 @@
+"""What SQuantizer's pass says for itself in a run's figures, notes and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.squantize.ledger import LayerLedger, total_limit
+
+#: stage, variant, metric, value, unit
+Row = tuple[str, str, str, float, str]
+VARIANT = "squantized"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to say.
+
+    Attributes:
+        rows: the ledger.
+        history: of the pass.
+        state_bytes: of the original network's float32 state dict.
+        wire: runtime -> bytes of its program in a bundle of its own.
+        together: bytes of all programs in the run's bundle.
+    """
+
+    rows: tuple[LayerLedger, ...]
+    history: Mapping[str, Any]
+    state_bytes: int
+    wire: Mapping[str, int]
+    together: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Facts:
+        """The inverse of `to_dict`, also after JSON."""
+        return cls(**{**fields, "rows": tuple(LayerLedger(**row) for row in fields["rows"])})
+
+    @property
+    def trained(self) -> list[LayerLedger]:
+        """The layers whose codes were trained."""
+        return [row for row in self.rows if row.trained]
+
+    @property
+    def weights(self) -> int:
+        """Weights of these layers."""
+        return sum(row.weights for row in self.trained)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among these."""
+        return sum(row.zeros for row in self.trained)
+
+    @property
+    def bits(self) -> float:
+        """Entropy of these, per weight."""
+        return sum(row.entropy * row.weights for row in self.trained) / max(1, self.weights)
+
+    def figures(self) -> list[Row]:
+        """Zeros, entropy and bytes."""
+        found: list[Row] = [
+            ("squantize", VARIANT, "sparsity", self.zeros / max(1, self.weights), "1"),
+            ("squantize", VARIANT, "entropy_bits", self.bits, "1"),
+            ("squantize", VARIANT, "limit_bytes", total_limit(self.rows), "B"),
+            ("squantize", "fp32", "state_bytes", self.state_bytes, "B"),
+        ]
+        for name, size in self.wire.items():
+            found.append(("bundle", name, "wire_bytes", size, "B"))
+            found.append(("bundle", name, "compression", self.state_bytes / size, "1"))
+        for metric, name in (("baseline", "held_out_before_training"), ("best", "held_out_trained")):
+            if self.history[metric] is not None:
+                found.append(("squantize", VARIANT, name, self.history[metric], "1"))
+        return found
+
+    def notes(self) -> list[str]:
+        """Plain sentences: what was reached, what it is worth in bytes, and in time."""
+        notes, history = [], self.history
+        if history["baseline"] is not None:
+            stopped = ", stopped early" if history["stopped_early"] else ""
+            notes.append(
+                f"squantize: {history['measure']} on held-out training images {history['baseline']:.4f} -> "
+                f"{history['best']:.4f}, best after {history['best_step']} of {history['steps']} steps"
+                f"{stopped}"
+            )
+        notes.append(
+            f"squantize: {self.zeros:,} of {self.weights:,} weights in {len(self.trained)} of "
+            f"{len(self.rows)} layers are zero ({self.zeros / max(1, self.weights):.2%}), "
+            f"{self.bits:.2f} bits of entropy per weight"
+        )
+        for name, size in self.wire.items():
+            notes.append(
+                f"{name}: {self.state_bytes / size:.1f}x smaller in the bundle than the float32 state dict "
+                f"({size:,} of {self.state_bytes:,} bytes; biases, scales and the program itself included)"
+            )
+        if len(self.wire) > 1:
+            notes.append(f"in this bundle the programs share their codes: {self.together:,} bytes together")
+        if kept := history["int8_activations"]:
+            notes.append(f"{len(kept)} activations keep 8 bits, since no ReLU makes them: {', '.join(kept)}")
+        notes.append(
+            "these zeros and bits buy bytes in storage and on the wire, and nothing in time on this target: "
+            "the int8 kernels multiply by zero too"
+        )
+        return notes
+
+    def report(self) -> list[str]:
+        """The ledger as Markdown."""
+        lines = ["| layer | weights | not zero | codes | entropy, bits | limit, bytes |"]
+        lines.append("|---|---|---|---|---|---|")
+        for row in self.rows:
+            mark = "" if row.trained else " (int8)"
+            lines.append(
+                f"| {row.name}{mark} | {row.weights:,} | {row.weights - row.zeros:,} | {row.codes} | "
+                f"{row.entropy:.2f} | {row.limit + row.extra:,.0f} |"
+            )
+        weights, zeros = sum(row.weights for row in self.rows), sum(row.zeros for row in self.rows)
+        lines.append(f"| all | {weights:,} | {weights - zeros:,} | | | {total_limit(self.rows):,.0f} |")
+        return lines
