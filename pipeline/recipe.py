@@ -107,6 +107,8 @@ class Prune(Schema):
     """Images held out of the training split: widths are chosen, and recovery is stopped, by them alone."""
     hopeless: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A sensitivity curve ends where the metric has lost this much."""
+    flat: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Widths between two measured ones whose metrics differ by no more than this are left out."""
     runtime: RuntimeName | None = None
     """Whose latency table a latency budget counts on; unset = the first of `lower.runtimes`."""
     latency_table: PathText | None = None

@@ -78,17 +78,22 @@ def predicted_losses(sensitivity: Sensitivity) -> dict[str, dict[int, float | No
     """The drop at every point of every curve.
 
     The full width loses nothing; a narrower width never counts as better than a wider one (what looks better
-    on a sample is noise); a point that was skipped has no drop.
+    on a sample is noise). A point that was skipped because both its neighbours are all but equal has the drop
+    of the narrower one; one that was skipped as hopeless has none.
     """
     losses: dict[str, dict[int, float | None]] = {}
     baseline = sensitivity.baseline.metric
     assert baseline is not None
     for curve in sensitivity.curves:
-        worst, found = 0.0, dict[int, float | None]()
+        worst, found, between = 0.0, dict[int, float | None](), list[int]()
         for point in sorted(curve.points, key=lambda p: -p.width):
-            if point.metric is not None:
+            found[point.width] = None
+            if point.skipped.startswith("flat"):
+                between.append(point.width)
+            elif point.metric is not None:
                 worst = max(worst, baseline - point.metric)
-            found[point.width] = None if point.metric is None else worst
+                found |= dict.fromkeys((*between, point.width), worst)
+                between = []
         losses[curve.group] = {**found, curve.units: 0.0}
     return losses
 

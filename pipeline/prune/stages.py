@@ -45,6 +45,7 @@ class SenseParams:
     images: int
     widths: int
     hopeless: float
+    flat: float
     multiple: Mapping[str, int]
     seed: int
     preprocess: str
@@ -221,7 +222,7 @@ class PruneStages:
         kinds = self.target.channel_multiple.model_dump()
         params = SenseParams(
             prune.criterion, min(prune.images, len(self.data)), SMOKE_WIDTHS if self.smoke else prune.widths,
-            prune.hopeless, {kind: prune.multiple or value for kind, value in kinds.items()},
+            prune.hopeless, prune.flat, {kind: prune.multiple or value for kind, value in kinds.items()},
             self.recipe.recover.seed, self.preprocess.hash, package_version("torch"),
         )  # fmt: skip
 
@@ -248,14 +249,14 @@ class PruneStages:
             }
             found = measure(
                 graph, groups, ranking(importance), widths, inputs.numpy(), self.score(truth),
-                self.task.metric, hopeless=params.hopeless, tick=self.tick,
+                self.task.metric, hopeless=params.hopeless, flat=params.flat, tick=self.tick,
             )  # fmt: skip
             scores = {name: [float(v) for v in values] for name, values in importance.items()}
             write_json(out / SENSE, {"sensitivity": found.to_dict(), "importance": scores})
             plot(found, groups, graph, out / PLOT, hopeless=params.hopeless)
 
         inputs = {"trace": self.original.key, "data": self.data.fingerprint()}
-        return Stage("sense", 1, params, inputs, build)
+        return Stage("sense", 2, params, inputs, build)
 
     def _importance(self, graph: Graph, groups: tuple[Group, ...], training: Dataset) -> dict[str, Any]:
         from pipeline.prune import ranking
