@@ -7,13 +7,15 @@ torch-pruning runs as its documentation has it: magnitude importance (L2), unifo
 found by bisection so that its network has at most our MACs. It gets the same recovery: the same batches,
 steps, seed, learning rate, teacher and losses; and, in the rows that say so, its batch norm re-estimated on
 the images that ours is reconstructed on. Widths are unaligned for all (multiple 1), which suits torch-pruning
-best. Prints Markdown, a row per method, mean and standard deviation over the seeds.
+best. Prints Markdown, a row per method, mean and standard deviation over the seeds. With --runs a killed run
+goes on with the next method.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from cases import data, make_run
 from torch import Tensor, nn
 
 from calibration.datasets import First
+from pipeline.artefacts import write_json
 from pipeline.prune.stages import PruneStages
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.recover_norm import recalibrate
@@ -95,6 +98,8 @@ def main() -> None:
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
     rows: dict[str, list[tuple[float, float, float]]] = {}
+    log = root / f"versus-{arguments.case}-{arguments.steps}.json"
+    known: dict[str, list[float]] = json.loads(log.read_text()) if log.exists() else {}
     original = 0.0
     for seed in range(arguments.seeds):
         asked = [*data(arguments.case, arguments.cifar.absolute()), *SETTINGS[arguments.case]]
@@ -133,11 +138,14 @@ def main() -> None:
             "torch-pruning, global, BN re-estimated": lambda make=overall: normed(make),
         }
         for name, make in methods.items():
-            student = make()
-            before, share = score(student), trace(student, shape).macs / whole
-            row = (share, before, score(after(task, student, pruning, arguments.steps)))
+            if (key := f"{seed}: {name}") not in known:
+                student = make()
+                before, share = score(student), trace(student, shape).macs / whole
+                known[key] = [share, before, score(after(task, student, pruning, arguments.steps))]
+                write_json(log, known)
+            row = (known[key][0], known[key][1], known[key][2])
             rows.setdefault(name, []).append(row)
-            print(f"seed {seed}, {name}: MACs {share:.3f}, {row[1]:.4f} -> {row[2]:.4f}", file=sys.stderr)
+            print(f"seed {seed}, {name}: MACs {row[0]:.3f}, {row[1]:.4f} -> {row[2]:.4f}", file=sys.stderr)
     print(f"original {original:.4f}; {arguments.steps} steps of recovery, {arguments.seeds} seeds\n")
     print("| method | MACs | before recovery | after |\n|---|---|---|---|")
     for name, found in rows.items():
