@@ -91,6 +91,11 @@ class Facts:
             f"{len(self.rows)} layers are zero ({self.zeros / max(1, self.weights):.2%}), "
             f"{self.bits:.2f} bits of entropy per weight"
         )
+        if alone := [row.name for row in self.trained if row.weights - row.zeros <= 1]:
+            notes.append(
+                f"squantize: the threshold would have left nothing of {', '.join(alone)}; the largest weight "
+                "was kept: lower sigma, or set squantize.layers for it"
+            )
         for name, size in self.wire.items():
             notes.append(
                 f"{name}: {self.state_bytes / size:.1f}x smaller in the bundle than the float32 state dict "

@@ -214,3 +214,18 @@ def test_a_changed_code_is_caught(network: Net):
 def test_entropy(counts: tuple[int, ...], bits: float):
     codes = np.repeat(np.arange(len(counts)), counts).astype(np.int8)
     assert entropy(codes) == pytest.approx(bits, abs=1e-5)
+
+
+def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
+    from pipeline.squantize.summary import Facts
+
+    high = {name: LayerPlan(GridConfig(4), sigma=20.0 if name == "b.weight" else 0.1) for name in plans()}
+    live = LiveNetwork(network, trace(network, SHAPE), high)
+    graph = fold(live, SHAPE)
+    ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
+    rows = ledger(graph, quantize(graph, ranges, input_range=(-4.0, 4.0)))
+    history = {"baseline": None, "int8_activations": []}
+    (note,) = [n for n in Facts(rows, history, 1000, {}, 0).notes() if "would have left nothing" in n]
+    assert "nothing of b;" in note
+    row = next(row for row in rows if row.name == "b")
+    assert row.weights - row.zeros == 1
