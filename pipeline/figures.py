@@ -23,10 +23,11 @@ from targets.host import Machine
 Tag = Literal["measured", "simulated", "predicted", "smoke"]
 TAGS: tuple[str, ...] = get_args(Tag)
 VARIANTS = (
-    "fp32", "pruned", "squantized", "integer", "executorch-fp32", "executorch-unpruned", "executorch",
-    "litert-fp32", "litert-unpruned", "litert",
+    "fp32", "pruned", "squantized", "integer", "executorch-fp32", "executorch-original", "executorch",
+    "litert-fp32", "litert-original", "litert",
 )  # fmt: skip
 """The rows of a table, in order; other names follow, sorted."""
+ORIGINAL = "-original"  # a runtime with the network as it came, in int8, where another is shipped
 SCORES = ("map50", "map", "top1", "top5", "perplexity")
 COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "latency_p50", "latency_p90")
 HEADS = {

@@ -37,6 +37,8 @@ LARGEST_ALPHABET = 64
 SPARSE = 7
 #: Weight arrays of fewer bytes stay in the program: saying where they go costs as much as they do.
 SMALLEST = 64
+#: Programs of more bytes are not compressed whole for comparison: LZMA takes seconds per MiB.
+LARGEST_WHOLE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def pack_programs(programs: Mapping[str, bytes], weights: Sequence[NDArray[np.in
 
     An array that is in none of the programs, in no order of its axes that a runtime uses, is not stored;
     one that is missing in some is left out of the others only. Where the codes as a stream of their own do
-    not pay, the programs are compressed as they are.
+    not pay, programs of up to `LARGEST_WHOLE` are compressed as they are.
 
     Args:
         programs: name -> bytes.
@@ -137,10 +139,10 @@ def pack_programs(programs: Mapping[str, bytes], weights: Sequence[NDArray[np.in
     if sum(map(len, programs.values())) >= LIMIT:
         raise ValueError("programs of 4 GiB or more")
     holes = {name: find_weights(program, weights) for name, program in programs.items()}
-    whole = _packed(programs, dict.fromkeys(programs, ()), weights)
-    if not any(holes.values()):
-        return whole
-    return min(_packed(programs, holes, weights), whole, key=len)
+    found = [_packed(programs, holes, weights)]
+    if any(holes.values()) and sum(map(len, programs.values())) <= LARGEST_WHOLE:
+        found.append(_packed(programs, dict.fromkeys(programs, ()), weights))
+    return min(found, key=len)
 
 
 def pack_program(program: bytes, weights: Sequence[NDArray[np.int8]]) -> bytes:

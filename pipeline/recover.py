@@ -38,7 +38,7 @@ from pipeline.prune.sparsify import (
 from pipeline.recover_config import RecoverConfig
 from pipeline.recover_features import FeatureTap, Listener, feature_loss
 from pipeline.task import Batches
-from pipeline.training import decayed_groups, learning_rate, reorder, run_identity, update_average
+from pipeline.training import decayed_groups, diverged, learning_rate, reorder, run_identity, update_average
 from targets.errors import InputError, UsageError
 
 #: The network's outputs and the labels, or the teacher's outputs, to a scalar tensor.
@@ -360,12 +360,7 @@ def recover(
         while run.step < run.steps and not run.stopped:
             loss = run.advance(_Heard(mine, theirs))
             if not math.isfinite(loss):
-                kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was kept"
-                raise UsageError(
-                    f"the loss is {loss} at step {run.step} of {run.steps}",
-                    where="recover",
-                    hint=f"lower lr (it was {config.lr}); {kept}",
-                )
+                raise diverged("recover", loss, run.step, run.steps, config.lr, checkpoint)
             if tick:
                 tick(run.step, run.steps)
             looked = run.step % run.every == 0 or run.step == run.steps

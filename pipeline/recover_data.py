@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -122,19 +122,3 @@ def agreement(
         return -float(torch.stack(losses).sum()) / len(data)
 
     return evaluate
-
-
-def image_batches(data: Dataset, preprocess: Preprocess, count: int, batch: int = 32) -> Iterator[Tensor]:
-    """Inputs without labels or augmentation, as `pipeline.recover_norm.recalibrate` takes them.
-
-    Args:
-        data: its first images are taken.
-        preprocess: from an image to the network's input.
-        count: at most this many images.
-        batch: at most this many at once; a single image left over is left out.
-    """
-    count = min(count, len(data))
-    for start in range(0, count, batch):
-        stop = min(start + batch, count)
-        if stop - start > 1 or start == 0:
-            yield torch.from_numpy(np.stack([preprocess(data[i].image) for i in range(start, stop)]))

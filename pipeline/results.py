@@ -6,12 +6,12 @@ import functools
 from collections.abc import Mapping
 
 from pipeline.artefacts import read_json
-from pipeline.figures import Figure, Tag
+from pipeline.figures import ORIGINAL, Figure, Tag
 from pipeline.prune.summary import prune_figures, prune_notes
 from pipeline.recipe import Recipe
 from pipeline.squantize.summary import Facts
 from pipeline.stage import Stage
-from pipeline.stages import UNPRUNED, Stages
+from pipeline.stages import Stages
 from targets.card import Target
 from targets.host import this_machine
 
@@ -66,8 +66,8 @@ class Results:
                 figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
                 figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
             programs = {name: stages.lower[name], f"{name}-fp32": stages.baseline[name]}
-            if name in stages.unpruned:
-                programs[f"{name}{UNPRUNED}"] = stages.unpruned[name]
+            if name in stages.originals:
+                programs[f"{name}{ORIGINAL}"] = stages.originals[name]
             for variant, stage in programs.items():
                 size = (stages.path(stage) / "program").stat().st_size
                 facts = read_json(stages.path(stage) / "lowered.json")
@@ -86,12 +86,19 @@ class Results:
         ]
         if self.recipe.squantize.active:
             figures += [self._figure(*row) for row in self.squantized.figures()]
-        if self.bench:
-            for variant, values in read_json(self.stages.path(self.bench) / "bench.json").items():
-                for metric, value in values.items():
-                    unit = "MiB" if metric == "memory_peak" else "ms"
-                    figures.append(self._figure("bench", variant, metric, value, unit))
+        for variant, values in self.times.items():
+            for metric, value in values.items():
+                unit = "MiB" if metric == "memory_peak" else "ms"
+                figures.append(self._figure("bench", variant, metric, value, unit))
         return tuple(figures)
+
+    @functools.cached_property
+    def times(self) -> dict[str, dict[str, float]]:
+        """Variant -> metric -> what was measured on this machine; empty where the target is another."""
+        if not self.bench:
+            return {}
+        found: dict[str, dict[str, float]] = read_json(self.stages.path(self.bench) / "bench.json")
+        return found
 
     @functools.cached_property
     def squantized(self) -> Facts:
@@ -110,9 +117,8 @@ class Results:
             if facts["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
         if self.bench:
-            times = read_json(self.stages.path(self.bench) / "bench.json")
-            notes += slower_than(times, "-fp32", "float32")
-            notes += against_unpruned(times)
+            notes += slower_than(self.times, "-fp32", "float32")
+            notes += against_original(self.times)
         else:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
@@ -140,15 +146,15 @@ def slower_than(times: Mapping[str, Mapping[str, float]], suffix: str, what: str
     return notes
 
 
-def against_unpruned(times: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A plain sentence per runtime: the time of the shipped program as a share of the unpruned network's."""
+def against_original(times: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A plain sentence per runtime: the time of the shipped program as a share of the original network's."""
     notes = []
     for name, measured in times.items():
-        if whole := times.get(f"{name}{UNPRUNED}"):
+        if whole := times.get(f"{name}{ORIGINAL}"):
             now, before = measured["latency_p50"], whole["latency_p50"]
             slower = ": slower" if now > before else ""
             notes.append(
-                f"{name}: takes {now / before:.2f} of the unpruned network's time in int8, measured "
+                f"{name}: takes {now / before:.2f} of the original network's time in int8, measured "
                 f"({now:.2f} against {before:.2f} ms){slower}"
             )
     return notes

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from pipeline.artefacts import write_json
 from pipeline.budget import Violation, check_budget
-from pipeline.figures import Figure, write_figures
+from pipeline.figures import ORIGINAL, Figure, write_figures
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.stages import PLAN, PLOT, SENSE
 from pipeline.prune.summary import prune_report
@@ -25,7 +25,7 @@ from pipeline.report import markdown
 from pipeline.results import BUNDLE, LEDGER, Results
 from pipeline.squantize.stages import LATENT
 from pipeline.stage import Ledger, Stage, run_stage
-from pipeline.stages import SMOKE_RUNS, UNPRUNED, Stages
+from pipeline.stages import SMOKE_RUNS, Stages
 from pipeline.store import Store, file_hash, write_atomic
 from pipeline.task import Task, load_task
 from targets.card import Target
@@ -148,7 +148,7 @@ class Run:
         write_figures(self.folder / FIGURES, figures)
         sections = {"Pruning": prune_report(self.stages.pruning) if self.recipe.prune.active else []}
         if self.recipe.squantize.active:
-            sections["Sparse and low-bit weights"] = self.results.squantized.report()
+            sections["Sparse and low-bit weights"] = self.results.squantized.report(self.results.times)
         text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes, sections)
         write_atomic(self.folder / REPORT, text.encode())
         return Result(self.folder, figures, violations, notes)
@@ -181,7 +181,7 @@ class Run:
         threads = self.recipe.bench.threads
         stages = {name: self.stages.lower[name] for name in self.stages.runtimes}
         stages |= {f"{name}-fp32": self.stages.baseline[name] for name in self.stages.runtimes}
-        stages |= {f"{name}{UNPRUNED}": stage for name, stage in self.stages.unpruned.items()}
+        stages |= {f"{name}{ORIGINAL}": stage for name, stage in self.stages.originals.items()}
 
         def build(out: Path) -> None:
             import numpy as np
@@ -195,7 +195,7 @@ class Run:
                 runners["pruned"] = (Eager(self.stages.pruning.network(), threads), image)
             programs: dict[str, Any] = {}
             for variant, stage in stages.items():
-                name = variant.removesuffix("-fp32").removesuffix(UNPRUNED)
+                name = variant.removesuffix("-fp32").removesuffix(ORIGINAL)
                 x = image if variant.endswith("-fp32") else codes
                 runners[variant] = (runtime(name).load(self.stages.program(stage), threads, variant), x)
                 programs[variant] = (name, self.stages.path(stage) / "program", x)
@@ -233,7 +233,7 @@ class Run:
             if self.recipe.squantize.active:
                 write_json(out / LEDGER, self._ledger(out / BUNDLE).to_dict())
 
-        return Stage("bundle", 3, params, inputs, build)
+        return Stage("bundle", 4, params, inputs, build)
 
     def _ledger(self, bundle: Path) -> Facts:
         """What sparse low-bit codes are worth in this bundle."""
@@ -245,10 +245,14 @@ class Run:
         stages, squantizing = self.stages, self.stages.squantizing
         integer = stages.integer_graph()
         weights = [node.weight for node in integer if node.weight is not None]
-        wire = {n: len(pack_program(stages.program(stages.lower[n]), weights)) for n in stages.runtimes}
+        programs = {name: stages.program(stages.lower[name]) for name in stages.runtimes}
+        wire = {name: len(pack_program(program, weights)) for name, program in programs.items()}
         together = sum(wire_bytes(unpack(bundle).manifest).values())
         rows = ledger(stages.graph(), integer)
-        return Facts(rows, squantizing.history(), squantizing.state_bytes(), wire, together)
+        sizes = {name: len(program) for name, program in programs.items()}
+        pays = {str(name): runtime.pays for name, runtime in self.target.runtimes.items()}
+        buys = {name: (pays[name].zeros.buys, pays[name].low_bits.buys) for name in programs}
+        return Facts(rows, squantizing.history(), squantizing.state_bytes(), sizes, wire, together, buys)
 
     def _contents(self) -> tuple[dict[str, Any], dict[str, bytes], list[Any]]:
         """Manifest and members of the bundle, and the weight codes that its models hold."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from calibration.datasets import First
 from pipeline.artefacts import read_graph, set_threads, stored, write_graph, write_json
+from pipeline.figures import ORIGINAL
 from pipeline.lower.runtimes import float_predict, runtime
 from pipeline.prune.stages import PruneStages
 from pipeline.recipe import Recipe
@@ -36,7 +37,6 @@ Tick = Callable[[int, int], None]
 
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
-UNPRUNED = "-unpruned"
 FLOATS = ("fp32", "pruned", "squantized")
 
 
@@ -127,13 +127,13 @@ class Stages:
         self.calibrate = self._calibrate(self.trace)
         self.integer = self._integer(self.trace, self.calibrate)
         self.lower = {str(name): self._lower(name, self.integer) for name in self.runtimes}
-        self.unpruned: dict[str, Stage] = {}  # of the whole network, int8, where there is a thinner one
+        self.originals: dict[str, Stage] = {}  # of the network as it came, int8, where another is shipped
         self._whole: tuple[Stage, ...] = ()
         if changed:
-            calibrate = self._calibrate(self.original, UNPRUNED)
-            integer = self._integer(self.original, calibrate, UNPRUNED)
-            self.unpruned = {str(name): self._lower(name, integer, UNPRUNED) for name in self.runtimes}
-            self._whole = (calibrate, integer, *self.unpruned.values())
+            calibrate = self._calibrate(self.original, ORIGINAL)
+            integer = self._integer(self.original, calibrate, ORIGINAL)
+            self.originals = {str(name): self._lower(name, integer, ORIGINAL) for name in self.runtimes}
+            self._whole = (calibrate, integer, *self.originals.values())
         self.parity = {str(name): self._parity(name) for name in self.runtimes}
         stages = {"pruned": recipe.prune.active, "squantized": recipe.squantize.active}
         floats = ("fp32", *(name for name, active in stages.items() if active))

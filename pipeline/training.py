@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -127,3 +128,22 @@ def run_identity(facts: Sequence[Any], *networks: nn.Module) -> str:
         for name, tensor in network.state_dict().items():
             identity.update(name.encode() + tensor.cpu().numpy().tobytes())
     return identity.hexdigest()
+
+
+def diverged(
+    where: str, loss: float, step: int, steps: int, lr: float, checkpoint: Path | None
+) -> UsageError:
+    """What to say of a loss or a gradient that is no longer a number.
+
+    Args:
+        where: the training.
+        loss: inf or NaN.
+        step: the step that was not taken.
+        steps: in all.
+        lr: highest rate of the schedule.
+        checkpoint: where the last good one is kept, if at all.
+    """
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was kept"
+    return UsageError(
+        f"the loss is {loss} at step {step} of {steps}", where=where, hint=f"lower lr (it was {lr}); {kept}"
+    )

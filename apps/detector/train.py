@@ -34,8 +34,8 @@ from apps.detector.train_config import TrainConfig
 from calibration.datasets import Dataset
 from calibration.preprocess import Preprocess
 from pipeline.checkpoint import damaged, load_run, save_checkpoint
-from pipeline.training import decayed_groups, learning_rate, reorder, run_identity, update_average
-from targets.errors import InputError, UsageError
+from pipeline.training import decayed_groups, diverged, learning_rate, reorder, run_identity, update_average
+from targets.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,7 @@ def train(
     while run.step < run.steps:
         loss = run.advance()
         if not math.isfinite(loss):
-            kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was kept"
-            raise UsageError(
-                f"the loss is {loss} at step {run.step} of {run.steps}",
-                where="train",
-                hint=f"lower lr (it was {config.lr}); {kept}",
-            )
+            raise diverged("train", loss, run.step, run.steps, config.lr, checkpoint)
         if tick:
             tick(run.step, run.steps)
         epoch, position = divmod(run.step, run.batches.per_epoch)

@@ -71,6 +71,7 @@ class RecoverParams:
     settings: Mapping[str, Any]
     weight_sparsity: float
     images: int
+    preprocess: str
     smoke: bool
     torch: str
 
@@ -350,7 +351,7 @@ class PruneStages:
         settings = self.recipe.recover.model_dump()
         params = RecoverParams(
             settings, self.recipe.prune.weight_sparsity, min(self.recipe.prune.images, len(self.data)),
-            self.smoke, package_version("torch"),
+            self.preprocess.hash, self.smoke, package_version("torch"),
         )  # fmt: skip
 
         def build(out: Path) -> None:
@@ -382,7 +383,7 @@ class PruneStages:
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": self.prune.key, "data": self.data.fingerprint()}
-        stage = Stage("recover", 2, params, inputs, build)
+        stage = Stage("recover", 3, params, inputs, build)
         return stage
 
     def _trace(self) -> Stage:

@@ -129,7 +129,7 @@ def _levels(weight: Tensor, t: Tensor, survives: Tensor, config: GridConfig) -> 
     """The nearest level of each survivor."""
     size = weight.abs()
     top = size.max()
-    if not top > 0:
+    if top == 0:  # NaN goes on, for the loss to stop at
         return torch.zeros_like(weight), torch.ones_like(top)
     if config.grid == "ternary":
         # Quantizing everything first, a ternary grid has to have a zero of its own.

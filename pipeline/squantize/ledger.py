@@ -31,6 +31,7 @@ class LayerLedger:
         zeros: of these.
         codes: different ones, zero included.
         entropy: bits per weight.
+        packed: bytes of its codes, packed alone; in a bundle the layers share one stream.
         extra: bytes of biases and scales.
         trained: whether its codes were trained, not rounded afterwards.
     """
@@ -40,6 +41,7 @@ class LayerLedger:
     zeros: int
     codes: int
     entropy: float
+    packed: int
     extra: int
     trained: bool
 
@@ -63,6 +65,7 @@ def ledger(graph: Graph, integer: IntegerGraph) -> tuple[LayerLedger, ...]:
         integer: made from it.
     """
     from pipeline.lower.integer import fuse_relu
+    from pipeline.packing import pack_codes
 
     rows = []
     for (node, _), item in zip(fuse_relu(graph), integer, strict=True):
@@ -70,8 +73,8 @@ def ledger(graph: Graph, integer: IntegerGraph) -> tuple[LayerLedger, ...]:
             continue
         zeros, codes = int((item.weight == 0).sum()), len(np.unique(item.weight))
         bits, extra = entropy(item.weight), EXTRA * item.bias.size
-        trained = node.scale is not None
-        rows.append(LayerLedger(item.name, item.weight.size, zeros, codes, bits, extra, trained))
+        packed, trained = len(pack_codes(item.weight)), node.scale is not None
+        rows.append(LayerLedger(item.name, item.weight.size, zeros, codes, bits, packed, extra, trained))
     return tuple(rows)
 
 

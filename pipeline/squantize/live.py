@@ -115,20 +115,26 @@ class LiveNetwork(nn.Module):
             self.step += 1
         on = not self.training or int(self.step) > self.schedule.delay
         state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
-        weights = self.quantized(state) if on else {}
+        values = self._values(x, state, self.quantized(state) if on else {}, self.clip_of if on else {})
+        outputs = tuple(values[name] for name in self.graph.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _values(
+        self, x: Tensor, state: State, weights: Mapping[str, Tensor], clipped: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Every tensor of the network by name, with these weights and clips in the place of its own."""
         values: dict[str, Tensor] = {}
         for node in self.graph:
             inputs = [values[name] for name in node.inputs]
             if node.kind == "input":
                 values[node.name] = x
-            elif on and node.name in self.clip_of:
-                values[node.name] = self.clips[self.clip_of[node.name]](inputs[0])
+            elif node.name in clipped:
+                values[node.name] = self.clips[clipped[node.name]](inputs[0])
             elif node.parameters and node.weight is None:
                 values[node.name] = self._layer(node, inputs[0], state, weights)
             else:
                 values[node.name] = apply(node, *inputs)
-        outputs = tuple(values[name] for name in self.graph.outputs)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return values
 
     def _layer(self, node: Node, x: Tensor, state: State, weights: Mapping[str, Tensor]) -> Tensor:
         names = node.parameters
@@ -189,24 +195,12 @@ class LiveNetwork(nn.Module):
         Raises:
             InputError: an activation that never fires on them, or is not a number.
         """
-        seen: dict[int, list[Tensor]] = {}
-        values: dict[str, Tensor] = {}
         state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         training = self.training
-        self.eval()
-        for node in self.graph:
-            inputs = [values[name] for name in node.inputs]
-            if node.kind == "input":
-                values[node.name] = images
-            elif node.parameters and node.weight is None:
-                values[node.name] = self._layer(node, inputs[0], state, {})
-            else:
-                values[node.name] = apply(node, *inputs)
-            if node.name in self.clip_of:
-                seen.setdefault(self.clip_of[node.name], []).append(values[node.name].flatten())
-        for index, found in seen.items():
-            names = [name for name, clip in self.clip_of.items() if clip == index]
-            self.clips[index].start(torch.cat(found), ", ".join(names))  # type: ignore[operator]
+        values = self.eval()._values(images, state, {}, {})
+        for index, clip in enumerate(self.clips):
+            names = [name for name, its in self.clip_of.items() if its == index]
+            clip.start(torch.cat([values[name].flatten() for name in names]), ", ".join(names))  # type: ignore[operator]
         self.train(training)
 
 

@@ -36,7 +36,9 @@ class SquantizeParams:
 
     settings: Mapping[str, Any]
     images: int
+    held_out_seed: int
     shape: tuple[int, ...]
+    preprocess: str
     smoke: bool
     torch: str
 
@@ -90,12 +92,14 @@ class SquantizeStages:
         before = pruning.trace if self.recipe.prune.active else pruning.original
         images = min(self.recipe.prune.images, len(pruning.data))
         params = SquantizeParams(
-            wanted.model_dump(), images, pruning.shape, self.smoke, package_version("torch")
-        )
+            wanted.model_dump(), images, self.recipe.recover.seed, pruning.shape, pruning.preprocess.hash,
+            self.smoke, package_version("torch"),
+        )  # fmt: skip
 
         def build(out: Path) -> None:
             from pipeline.prune.surgery import save_pruned
             from pipeline.squantize.fold import fold
+            from pipeline.squantize.live import unclipped
 
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
             live, result, measure = self._train(checkpoint)
@@ -111,13 +115,13 @@ class SquantizeStages:
                     "stopped_early": result.stopped_early, "history": [dict(row) for row in result.history],
                     "allocation": self.allocation.to_dict() if self.allocation else None,
                     "plans": {name: asdict(plan) for name, plan in live.plans.items()},
-                    "int8_activations": _unclipped(graph, wanted.activation_bits),
+                    "int8_activations": list(unclipped(graph)) if (wanted.activation_bits or 8) < 8 else [],
                 },
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": before.key, "data": pruning.data.fingerprint()}
-        stage = Stage("squantize", 1, params, inputs, build)
+        stage = Stage("squantize", 2, params, inputs, build)
         return stage
 
     def _train(self, checkpoint: Path) -> tuple[LiveNetwork, Recovered, str]:
@@ -136,8 +140,8 @@ class SquantizeStages:
         )  # fmt: skip
         network = self._network()
         graph = trace(network, pruning.shape)
-        check_clips(graph, wanted.activation_bits)
-        bits = wanted.activation_bits if wanted.activation_bits < 8 else None  # 8 bits are calibrated later
+        bits = wanted.activation_bits
+        check_clips(graph, bits or 8)
         plans = layer_plans(wanted, graph, network)
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
             self.allocation = self._choose_bits(network, graph, plans, held_out)
@@ -171,10 +175,3 @@ class SquantizeStages:
         others = [n for n in graph if n.weight is not None and n.parameters.get("weight") not in plans]
         rest = sum(packed_bytes(node) for node in others)
         return choose_bits(found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop)
-
-
-def _unclipped(graph: Any, bits: int) -> list[str]:
-    """Tensors that keep 8 bits although fewer were asked for."""
-    from pipeline.squantize.live import unclipped
-
-    return list(unclipped(graph)) if bits < 8 else []

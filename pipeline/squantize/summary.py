@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.figures import ORIGINAL
 from pipeline.squantize.ledger import LayerLedger, total_limit
 
 #: stage, variant, metric, value, unit
@@ -21,15 +22,19 @@ class Facts:
         rows: the ledger.
         history: of the pass.
         state_bytes: of the original network's float32 state dict.
+        programs: runtime -> bytes of its program.
         wire: runtime -> bytes of its program in a bundle of its own.
         together: bytes of all programs in the run's bundle.
+        buys: runtime -> what zeros and what low bits buy there, as the target's card says.
     """
 
     rows: tuple[LayerLedger, ...]
     history: Mapping[str, Any]
     state_bytes: int
+    programs: Mapping[str, int]
     wire: Mapping[str, int]
     together: int
+    buys: Mapping[str, tuple[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -105,22 +110,44 @@ class Facts:
             notes.append(f"in this bundle the programs share their codes: {self.together:,} bytes together")
         if kept := history["int8_activations"]:
             notes.append(f"{len(kept)} activations keep 8 bits, since no ReLU makes them: {', '.join(kept)}")
-        notes.append(
-            "these zeros and bits buy bytes in storage and on the wire, and nothing in time on this target: "
-            "the int8 kernels multiply by zero too"
-        )
+        if untimed := [name for name, buys in self.buys.items() if "time" not in buys]:
+            notes.append(
+                f"{' and '.join(untimed)}: these zeros and bits buy bytes in storage and on the wire, and "
+                "nothing in time on this target: its int8 kernels multiply by zero too"
+            )
+        for name, (zeros, bits) in self.buys.items():
+            if name not in untimed:
+                notes.append(f"{name}: on this target zeros buy {zeros}, low bits buy {bits}")
         return notes
 
-    def report(self) -> list[str]:
-        """The ledger as Markdown."""
-        lines = ["| layer | weights | not zero | codes | entropy, bits | limit, bytes |"]
+    def report(self, times: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """The ledger as Markdown.
+
+        Args:
+            times: variant -> metric -> milliseconds on the target; empty where nothing was measured there.
+        """
+        lines = ["| runtime | program, bytes | in the bundle | smaller | int8 before, ms | after, ms |"]
         lines.append("|---|---|---|---|---|---|")
+        for name, size in self.wire.items():
+            before, after = (times.get(variant, {}).get("latency_p50") for variant in (name + ORIGINAL, name))
+            shown = ["not measured" if ms is None else f"{ms:.2f}" for ms in (before, after)]
+            lines.append(
+                f"| {name} | {self.programs[name]:,} | {size:,} | {self.state_bytes / size:.1f}x | "
+                f"{shown[0]} | {shown[1]} |"
+            )
+        lines += ["", f"Smaller than the float32 state dict, {self.state_bytes:,} bytes. Per layer:", ""]
+        lines.append("| layer | weights | not zero | codes | entropy, bits | packed, bytes | limit, bytes |")
+        lines.append("|---|---|---|---|---|---|---|")
         for row in self.rows:
             mark = "" if row.trained else " (int8)"
             lines.append(
                 f"| {row.name}{mark} | {row.weights:,} | {row.weights - row.zeros:,} | {row.codes} | "
-                f"{row.entropy:.2f} | {row.limit + row.extra:,.0f} |"
+                f"{row.entropy:.2f} | {row.packed + row.extra:,} | {row.limit + row.extra:,.0f} |"
             )
         weights, zeros = sum(row.weights for row in self.rows), sum(row.zeros for row in self.rows)
-        lines.append(f"| all | {weights:,} | {weights - zeros:,} | | | {total_limit(self.rows):,.0f} |")
+        packed = sum(row.packed + row.extra for row in self.rows)
+        lines.append(
+            f"| all | {weights:,} | {weights - zeros:,} | | | {packed:,} | {total_limit(self.rows):,.0f} |"
+        )
+        lines += ["", "Both count a layer's int32 biases and float32 scales."]
         return lines

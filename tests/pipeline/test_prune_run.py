@@ -16,7 +16,7 @@ from tiny_project import Tiny, call, copy_project, scene, start
 from apps.detector.network import YoloV2
 from apps.detector.weights import load_checkpoint
 from pipeline.prune.surgery import load_pruned
-from pipeline.results import against_unpruned
+from pipeline.results import against_original
 from pipeline.trace import trace
 
 FAST = ("--set", "bench.runs=2", "--set", "prune.multiple=2", "--set", "recover.batch=2")
@@ -46,17 +46,17 @@ def test_a_pruned_run_reports_what_it_reached(pruned: Path) -> None:
     assert found["pruned", "budget_achieved"] == pytest.approx(share)
     assert found["pruned", "sparsity"] == pytest.approx(0.5, abs=0.01)
     assert found["executorch", "parity_lsb"] == found["litert", "parity_lsb"] == 0
-    assert {("executorch-unpruned", "latency_p50"), ("litert-unpruned", "latency_p50")} <= found.keys()
+    assert {("executorch-original", "latency_p50"), ("litert-original", "latency_p50")} <= found.keys()
     assert found["integer", "map50"] == found["executorch", "map50"] == found["litert", "map50"]
-    share = found["litert", "latency_p50"] / found["litert-unpruned", "latency_p50"]
+    share = found["litert", "latency_p50"] / found["litert-original", "latency_p50"]
     words = " ".join((pruned / "report.md").read_text().split())
-    assert f"litert: takes {share:.2f} of the unpruned network's time in int8, measured" in words
+    assert f"litert: takes {share:.2f} of the original network's time in int8, measured" in words
 
 
 def test_a_pruned_network_that_is_slower_is_called_so() -> None:
-    times = {"litert": {"latency_p50": 3.0}, "litert-unpruned": {"latency_p50": 2.0}}
-    assert against_unpruned(times) == [
-        "litert: takes 1.50 of the unpruned network's time in int8, measured (3.00 against 2.00 ms): slower"
+    times = {"litert": {"latency_p50": 3.0}, "litert-original": {"latency_p50": 2.0}}
+    assert against_original(times) == [
+        "litert: takes 1.50 of the original network's time in int8, measured (3.00 against 2.00 ms): slower"
     ]
 
 

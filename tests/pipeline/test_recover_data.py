@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from tiny_project import make_project
 
 from calibration.datasets import Sample
-from calibration.preprocess import Preprocess
 from pipeline.recipe_file import load_recipe
-from pipeline.recover_data import Part, agreement, evaluator, image_batches, preprocessed, run_network, split
+from pipeline.recover_data import Part, agreement, evaluator, preprocessed, run_network, split
 from pipeline.task import load_task
 from targets.errors import InputError
 
@@ -60,16 +59,6 @@ def test_another_seed_is_another_validation_part_and_one_image_cannot_be_split()
         split(Numbered(1), 0.5, 0)
     with pytest.raises(IndexError):
         split(Numbered(3), 0.5, 0)[0][5]
-
-
-def test_image_batches_take_each_image_once_and_never_one_alone():
-    preprocess = Preprocess(4, 4, mean=(0.0,), std=(1 / 255,))
-    for count, sizes in ((9, [4, 4]), (10, [4, 4, 2]), (3, [3]), (1, [1])):
-        batches = list(image_batches(Numbered(20), preprocess, count, 4))
-        assert [len(batch) for batch in batches] == sizes
-        seen = torch.cat(batches)[:, 0, 0, 0].round().int().tolist()
-        assert seen == list(range(sum(sizes)))
-    assert len(list(image_batches(Numbered(5), preprocess, 99, 4))) == 1
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pipeline.recipe_file import load_recipe
 from pipeline.run import Run
 from targets.card import load_card
 
+DIGITS = Path(__file__).parents[2] / "apps" / "detector" / "recipes" / "digits.toml"
 FAST = ("--set", "bench.runs=2", "--set", "squantize.batch=2")
 ASKED = (
     "--set", "squantize.weight_bits=4", "--set", "squantize.sparsity=0.75", "--set", "squantize.epochs=2",
@@ -117,3 +118,13 @@ def test_a_learning_rate_that_breaks_it_stops_and_keeps_the_checkpoint(tiny: Tin
         "--set", "squantize.warmup=0", "--set", "squantize.epochs=20",
     )  # fmt: skip
     assert done.code == 2 and "the loss is" in done.err and "lower lr" in done.err
+
+
+@pytest.mark.parametrize("setting", ["recover.seed=7", "preprocess.colour=bgr", "prune.images=3"])
+def test_what_decides_the_training_images_decides_the_stages(tmp_path: Path, setting: str) -> None:
+    def keys(*more: str) -> set[str]:
+        recipe = load_recipe(DIGITS, ["squantize.weight_bits=4", "prune.weight_sparsity=0.5", *more])
+        stages = Run("digits", recipe, load_card("host"), tmp_path).stages
+        return {stages.pruning.recover.key, stages.squantizing.squantize.key}
+
+    assert keys() == keys() and not keys() & keys(setting)

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline.squantize.grid import (
     BITS,
+    GRIDS,
     GridConfig,
     check_sigma,
     encode,
@@ -152,4 +153,12 @@ def test_a_sigma_out_of_range_is_refused(sigma):
 
 def test_a_layer_of_zeros_stays_a_layer_of_zeros():
     codes, step = encode(torch.zeros(3, 3), 0.0, GridConfig(4))
+    assert not codes.any() and step == 1
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_nan_is_not_taken_for_a_layer_of_zeros(grid: str):
+    weight = torch.tensor([0.5, math.nan, -1.0, 0.1])
+    assert bool(fake_quantize(weight, 0.1, GridConfig(4, grid)).isnan().any())
+    codes, step = encode(torch.zeros(4), 0.1, GridConfig(4, grid))
     assert not codes.any() and step == 1

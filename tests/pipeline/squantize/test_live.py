@@ -225,7 +225,25 @@ def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
     rows = ledger(graph, quantize(graph, ranges, input_range=(-4.0, 4.0)))
     history = {"baseline": None, "int8_activations": []}
-    (note,) = [n for n in Facts(rows, history, 1000, {}, 0).notes() if "would have left nothing" in n]
+    facts = Facts(rows, history, 1000, {}, {}, 0, {})
+    (note,) = [n for n in facts.notes() if "would have left nothing" in n]
     assert "nothing of b;" in note
     row = next(row for row in rows if row.name == "b")
     assert row.weights - row.zeros == 1
+
+
+def test_what_zeros_buy_is_said_as_the_card_has_it():
+    from pipeline.squantize.summary import Facts
+
+    history = {"baseline": None, "int8_activations": []}
+    buys = {"executorch": ("storage", "storage"), "litert": ("storage", "time")}
+    sizes = {"executorch": 800, "litert": 900}
+    facts = Facts((), history, 4000, sizes, {"executorch": 400, "litert": 500}, 700, buys)
+    assert facts == Facts.from_dict(facts.to_dict())
+    words = facts.notes()
+    assert any(n.startswith("executorch: these zeros") and "nothing in time" in n for n in words)
+    assert "litert: on this target zeros buy storage, low bits buy time" in words
+    times = {"litert": {"latency_p50": 2.0}, "litert-original": {"latency_p50": 3.0}}
+    table = facts.report(times)
+    assert "| executorch | 800 | 400 | 10.0x | not measured | not measured |" in table
+    assert "| litert | 900 | 500 | 8.0x | 3.00 | 2.00 |" in table
