@@ -11,15 +11,15 @@ from targets.card import load_card
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 YOLO = SHARED / "yololite-yolov2"
-CASES = ("digits", "yolo", "resnet20", "resnet56")
+CASES = ("digits", "yolo", "resnet20", "resnet56", "mobilenet")
 
 
-def data(case: str, cifar: Path) -> list[str]:
+def data(case: str, made: Path) -> list[str]:
     """Network, weights and data of a case.
 
     Args:
         case: one of CASES.
-        cifar: what `tests/bench/cifar.py` made.
+        made: what `tests/bench/cifar.py` made; of mobilenet, what `tests/bench/mobilenet.py` prepared.
     """
     if case == "digits":
         return []
@@ -30,10 +30,17 @@ def data(case: str, cifar: Path) -> list[str]:
             f"data.train={SHARED / 'imagenet'}", f"data.test={SHARED / 'coco' / 'images'}",
             "prune.images=125",
         ]  # fmt: skip
+    if case == "mobilenet":
+        return [
+            "app=apps.classifier", "network=mobilenet_v2", f"weights={made / 'mobilenet_v2.pt'}",
+            "data.format=imagefolder", f"data.names={made / 'names'}", f"data.train={made / 'train'}",
+            f"data.test={made / 'test'}", "preprocess.mean=[0.5]", "preprocess.std=[0.5]",
+            "preprocess.resize=crop", "prune.images=50",
+        ]  # fmt: skip
     return [
         "app=apps.classifier", f"network={case}",
         f"weights={next((SHARED / 'cifar10-resnets').glob(f'{case}-*.th'))}",
-        "data.format=cifar", f"data.train={cifar / 'mixed'}", f"data.test={cifar / 'test'}",
+        "data.format=cifar", f"data.train={made / 'mixed'}", f"data.test={made / 'test'}",
         "prune.images=512",
     ]  # fmt: skip
 

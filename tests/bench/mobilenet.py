@@ -1,9 +1,16 @@
-"""Scores MobileNetV2 with TensorFlow's weights on ImageNet images: `python tests/bench/mobilenet.py DATA`.
+"""MobileNetV2 with TensorFlow's weights on ImageNet images: scores it, or makes a data set for recipes of it.
+
+    python tests/bench/mobilenet.py DATA
+    python tests/bench/mobilenet.py DATA --prepare FOLDER    # as the benches that train take it
 
 DATA holds imagenet-mobilenet-v2/ (weights as NumPy arrays, batch norm folded, and the list of 1001 names) and
 imagenet/ (WNID_name.jpg). TensorFlow pads a convolution of stride 2 by one pixel right and below, torch left
 and above: the same arithmetic, half a turn apart. So kernels and images are turned by 180 degrees here, and
 the network computes what TensorFlow's does, exactly; without the turn (--plain) it sees a shifted image.
+
+--prepare writes turned images, those of even number without labels to train/ and the others into a folder per
+class to test/, and weights whose batch norm is one again: its statistics are those of the training images,
+its gain and shift undo them, so that the network is the same and can be trained.
 """
 
 from __future__ import annotations
@@ -18,6 +25,8 @@ from torch import nn
 
 from apps.classifier.network import build
 from calibration.preprocess import Preprocess
+
+PREPROCESS = Preprocess(224, 224, "crop", mean=(0.5,), std=(0.5,))
 
 
 def load(path: Path, turned: bool) -> nn.Module:
@@ -59,11 +68,42 @@ def classes(files: list[Path], names: list[str]) -> torch.Tensor:
     return torch.tensor(found)
 
 
+@torch.inference_mode()
+def live_norm(network: nn.Module, images: torch.Tensor) -> None:
+    """Gives every batch norm the statistics of these images, and the gain and shift that undo them."""
+
+    def measure(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+        norm.weight.copy_((var + norm.eps).sqrt())
+        norm.bias.add_(mean)
+
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def prepare(network: nn.Module, files: list[Path], truth: torch.Tensor, folder: Path) -> None:
+    """Writes images, names and weights."""
+    for index, file in enumerate(files):
+        part = Path("train") if index % 2 == 0 else Path("test", f"{int(truth[index]):04}")
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / part / f"{file.stem}.png"), cv2.flip(cv2.imread(str(file)), -1))
+    (folder / "names").write_text("".join(f"{index:04}\n" for index in range(1001)))
+    images = [PREPROCESS(cv2.imread(str(file))) for file in sorted((folder / "train").iterdir())[:64]]
+    live_norm(network, torch.from_numpy(np.stack(images)))
+    torch.save(network.state_dict(), folder / "mobilenet_v2.pt")
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--plain", action="store_true", help="torch's padding instead of TensorFlow's")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write a data set instead of scoring")
     options = parser.parse_args()
     folder = options.data / "imagenet-mobilenet-v2"
     lines = (folder / "imagenet_labels.txt").read_text().splitlines()
@@ -71,10 +111,12 @@ def main() -> None:
     files = sorted((options.data / "imagenet").glob("*.jpg"))
     truth = classes(files, names)
     network = load(folder / "mobilenet_v2_fp32_dequantized.npz", not options.plain)
-    preprocess = Preprocess(224, 224, "crop", mean=(0.5,), std=(0.5,))
+    if options.prepare:
+        prepare(network, files, truth, options.prepare)
+        return
     first = five = 0
     for start in range(0, len(files), 10):
-        part = [preprocess(cv2.imread(str(file))) for file in files[start : start + 10]]
+        part = [PREPROCESS(cv2.imread(str(file))) for file in files[start : start + 10]]
         images = torch.from_numpy(np.stack(part))
         with torch.inference_mode():
             best = network(images if options.plain else images.flip(2, 3)).topk(5).indices

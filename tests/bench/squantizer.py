@@ -3,6 +3,7 @@
     python tests/bench/cifar.py ../shared/data/cifar10 CIFAR
     python tests/bench/squantizer.py resnet20 --cifar CIFAR squantize.sparsity=0.6
     python tests/bench/squantizer.py resnet56|yolo|digits ...
+    python tests/bench/squantizer.py mobilenet --cifar FOLDER    # tests/bench/mobilenet.py prepares it
 
 More settings follow as KEY=VALUE; several sparsities or bits make several rows: squantize.sparsity=0.6,0.8.
 With --runs the stages are kept, and a killed run goes on where it was. Prints Markdown. `limit` is the size
@@ -28,6 +29,14 @@ from pipeline.stage import run_stage
 USUAL = {
     "digits": ("squantize.epochs=10", "squantize.patience=10"),
     "yolo": ("squantize.epochs=24", "squantize.batch=16", "squantize.lr=0.001", "squantize.patience=24"),
+    "mobilenet": (
+        "squantize.epochs=20",
+        "squantize.batch=16",
+        "squantize.lr=0.01",
+        "squantize.patience=24",
+        "squantize.sparsity=0.4",
+        'squantize.layers={"classifier.1"=4}',
+    ),  # fmt: skip
     "resnet20": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
     "resnet56": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
 }
@@ -68,7 +77,7 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     state = sum(t.numel() * t.element_size() for t in task.network().state_dict().values())
     wanted = work.recipe.squantize
     cells = [
-        case, f"{wanted.weight_bits}", f"{wanted.activation_bits}", f"{zeros / max(1, count):.4f}",
+        case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",
         f"{whole:.4f}", f"{score:.4f}", f"{int8:.4f}", f"{100 * (whole - int8):.2f}",
         f"{bits / 8 / 1024:.1f}", f"{8 * state / bits:.1f}x", f"{squantizing.history()['steps']}",
     ]  # fmt: skip
