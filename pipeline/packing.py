@@ -28,6 +28,8 @@ from targets.runners.expand import (
     PROGRAMS,
     SKELETON,
     digits_per_byte,
+    holds_int4,
+    laid_out,
     lzma_filters,
 )
 
@@ -49,13 +51,13 @@ class Hole:
         at: of its first byte.
         end: behind its last byte.
         layer: the array's place among the weights.
-        axes: the order in which the program has the array's axes.
+        form: in which the program has it, see `expand.laid_out`.
     """
 
     at: int
     end: int
     layer: int
-    axes: tuple[int, ...]
+    form: str
 
 
 def pack_codes(*layers: NDArray[np.int8]) -> bytes:
@@ -120,7 +122,7 @@ def _digits(values: NDArray[np.int8], alphabet: NDArray[np.int8]) -> bytes:
 def pack_programs(programs: Mapping[str, bytes], weights: Sequence[NDArray[np.int8]]) -> bytes:
     """Packs programs that hold the same weight codes, and stores these once.
 
-    An array that is in none of the programs, in no order of its axes that a runtime uses, is not stored;
+    An array that is in none of the programs, in no form that a runtime uses, is not stored;
     one that is missing in some is left out of the others only. Where the codes as a stream of their own do
     not pay, programs of up to `LARGEST_WHOLE` are compressed as they are.
 
@@ -163,22 +165,25 @@ def find_weights(program: bytes, weights: Sequence[NDArray[np.int8]]) -> tuple[H
         array = weights[layer]
         if array.size < SMALLEST:
             continue
-        for axes in _orders(array.ndim):
-            at = _find(program, array.transpose(axes).tobytes(), holes)
+        for form in _forms(array):
+            wanted = laid_out(array, form)
+            at = _find(program, wanted, holes)
             if at >= 0:
-                holes.append(Hole(at, at + array.size, layer, axes))
+                holes.append(Hole(at, at + len(wanted), layer, form))
                 holes.sort(key=lambda hole: hole.at)
                 break
     return tuple(holes)
 
 
-def _orders(rank: int) -> Iterator[tuple[int, ...]]:
-    """The orders of axes that runtimes use: as given, OHWI, 1HWC (depthwise), HWIO; (in, out)."""
-    yield tuple(range(rank))
-    if rank == 4:
-        yield from ((0, 2, 3, 1), (1, 2, 3, 0), (2, 3, 1, 0))
-    elif rank == 2:
-        yield (1, 0)
+def _forms(array: NDArray[np.int8]) -> Iterator[str]:
+    """Those that runtimes use: as given, OHWI, 1HWC (depthwise), HWIO; (in, out); and matrices as int4."""
+    yield "0123"[: array.ndim]
+    if array.ndim == 4:
+        yield from ("0231", "1230", "2310")
+    elif array.ndim == 2:
+        yield "10"
+        if holds_int4(array):
+            yield from ("01n", "01o")
 
 
 def _find(program: bytes, wanted: bytes, taken: Sequence[Hole]) -> int:
@@ -203,7 +208,7 @@ def _packed(
         at, listed = 0, []
         for hole in holes[name]:
             skeletons.append(program[at : hole.at])
-            listed.append([hole.at - at, used.index(hole.layer), "".join(map(str, hole.axes))])
+            listed.append([hole.at - at, used.index(hole.layer), hole.form])
             at = hole.end
         skeletons.append(program[at:])
         digest = hashlib.sha256(program).hexdigest()

@@ -68,11 +68,12 @@ class IntegerParams:
 
 @dataclass(frozen=True)
 class LowerParams:
-    """The runtime and the version of the package that writes its files."""
+    """The runtime, the version of the package that writes its files, and which layers may be int4 there."""
 
     runtime: str
     package: str
     version: str
+    int4: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,10 +264,15 @@ class Stages:
         return Stage(f"integer{suffix}", 2, params, inputs, build)
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
-        def build(out: Path) -> None:
-            _write_program(out, runtime(name).lower_integer(self.integer_graph(integer)))
+        params = _lower_params(name, self.target.runtime(name).int4)
 
-        return Stage(f"lower-{name}{suffix}", 2, _lower_params(name), {"integer": integer.key}, build)
+        def build(out: Path) -> None:
+            from pipeline.lower.integer import in_int4
+
+            graph = in_int4(self.integer_graph(integer), params.int4)
+            _write_program(out, runtime(name).lower_integer(graph))
+
+        return Stage(f"lower-{name}{suffix}", 2, params, {"integer": integer.key}, build)
 
     def _lower_float(self, name: str) -> Stage:
         def build(out: Path) -> None:
@@ -281,9 +287,11 @@ class Stages:
         def build(out: Path) -> None:
             from dataclasses import asdict
 
+            from pipeline.lower.integer import in_int4
             from pipeline.lower.parity import check
 
-            tools, integer = runtime(name), self.integer_graph()
+            tools = runtime(name)
+            integer = in_int4(self.integer_graph(), self.target.runtime(name).int4)
             done = 0
 
             def tick() -> None:
@@ -350,9 +358,9 @@ def _write_program(out: Path, lowered: Any) -> None:
     write_json(out / "lowered.json", facts)
 
 
-def _lower_params(name: str) -> LowerParams:
+def _lower_params(name: str, int4: tuple[str, ...] = ()) -> LowerParams:
     package = runtime(name).package
-    return LowerParams(name, package, package_version(package))
+    return LowerParams(name, package, package_version(package), int4)
 
 
 def _torch_predict(graph: Any) -> Predict:

@@ -97,6 +97,8 @@ class Runtime(Schema):
     """The integer graph's operators that stay on the delegate; others fall back to slower kernels."""
     pays: Pays
     """What zeros and low bits buy."""
+    int4: tuple[OpName, ...] = Field(default=(), strict=False)
+    """Layers whose 4-bit weights the program holds in four bits: they stay on the delegate, no slower."""
     notes: tuple[str, ...] = Field(default=(), strict=False)
     """When an operator of `ops` leaves the delegate after all, and what it costs."""
 

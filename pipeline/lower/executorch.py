@@ -105,7 +105,7 @@ class QdqModule(nn.Module):
         if node.kind == "max_pool2d":
             return self._max_pool(node, x)
         if node.kind in {"conv2d", "linear"}:
-            weight = self._weight(index)
+            weight = self._weight(index, node.int4)
             bias = getattr(self, f"bias{index}")
             if node.kind == "linear":
                 x = F.linear(x, weight, bias)
@@ -138,11 +138,12 @@ class QdqModule(nn.Module):
             raise AssertionError(node.kind)
         return _quantize(x, node.out)
 
-    def _weight(self, index: int) -> Tensor:
-        """Weights of a node as real values, from their codes."""
+    def _weight(self, index: int, int4: bool) -> Tensor:
+        """Weights of a node as real values, from their codes; XNNPACK tells int4 by its range alone."""
+        low, high = (-8, 7) if int4 else (-127, 127)
         return torch.ops.quantized_decomposed.dequantize_per_channel.default(
             getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
-            getattr(self, f"zero{index}"), 0, -127, 127, torch.int8,
+            getattr(self, f"zero{index}"), 0, low, high, torch.int8,
         )  # fmt: skip
 
     def _max_pool(self, node: IntegerNode, x: Tensor) -> Tensor:

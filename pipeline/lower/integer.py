@@ -16,7 +16,7 @@ what runs there. The rules, all forced by kernels that exist:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from calibration.observers import activation_qparams, weight_scales
 from pipeline.graph import Graph, Node, tuples
 from targets.errors import InputError
+from targets.runners.expand import holds_int4
 
 QMIN, QMAX = -128, 127
 WeightMethod = Literal["minmax", "mse"]
@@ -75,6 +76,7 @@ class IntegerNode:
         weight: int8, (out, in / groups, kh, kw) or (out, in).
         weight_scale: float32, (out,).
         bias: int32, (out,), in units of input scale x weight scale.
+        int4: whether the program is to hold the weight in four bits per code, all of them from -8 to 7.
     """
 
     name: str
@@ -88,6 +90,7 @@ class IntegerNode:
     weight: NDArray[np.int8] | None = None
     weight_scale: NDArray[np.float32] | None = None
     bias: NDArray[np.int32] | None = None
+    int4: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +159,20 @@ class IntegerGraph:
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))
+
+
+def in_int4(graph: IntegerGraph, kinds: Collection[str]) -> IntegerGraph:
+    """Marks the layers of these kinds whose codes fit for four bits in the program.
+
+    Layers with an odd number of inputs stay: a byte of theirs would reach over two rows.
+    """
+
+    def fits(node: IntegerNode) -> bool:
+        weight = node.weight
+        return weight is not None and weight.shape[1] % 2 == 0 and holds_int4(weight)
+
+    nodes = (replace(node, int4=node.kind in kinds and fits(node)) for node in graph)
+    return IntegerGraph(tuple(nodes), graph.outputs)
 
 
 def quantize(

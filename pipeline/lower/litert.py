@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.graph import Graph, Node
 from pipeline.lower.integer import IntegerGraph, IntegerNode
 from pipeline.lower.lowered import Lowered
+from targets.runners.expand import nibbles
 from targets.runners.litert import Runner, load
 
 __all__ = ["load", "lower_float", "lower_integer"]
@@ -250,7 +251,15 @@ class _Writer:
         units = np.float32(feed.out.scale) * node.weight_scale
         weight_q = self._quantization(node.weight_scale, zeros, axis)
         weight_index = self._constant(f"{node.name}/w", weight, weight_q)
+        if node.int4:
+            self._in_four_bits(self.sub.tensors[weight_index])
         return weight_index, self._constant(f"{node.name}/b", bias, self._quantization(units, zeros))
+
+    def _in_four_bits(self, tensor: Any) -> None:
+        """Turns an int8 constant into int4: two codes per byte, the first in the low half."""
+        buffer = self.model.buffers[tensor.buffer]
+        buffer.data = nibbles(buffer.data)
+        tensor.type = self.s.TensorType.INT4
 
     def _relu(self, node: Any, source: int) -> None:
         """A ReLU of its own: XNNPACK takes no int8 RELU, but the clamp of a pool over one pixel."""

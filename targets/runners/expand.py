@@ -5,7 +5,7 @@ For a device: Python's standard library and numpy. `pipeline/packing.py` packs.
 The weights of a sparse low-bit network hold little information, one or two bits each, but a program spends a
 byte on each, and two programs of one network spend it twice. Packed, the codes of all layers are one stream,
 near their entropy; what is left of the programs, their skeletons, is another; and a directory says which
-layer goes back where, in which order of its axes. Our design; the coder is LZMA, of the standard library.
+layer goes back where, in which form. Our design; the coder is LZMA, of the standard library.
 
     codes      "pdc1", CRC-32 of what follows, a byte lc, LZMA2 of:
                number of layers; for each its size, how many bytes of gaps, and its alphabet with its length;
@@ -121,6 +121,37 @@ def expand_program(data: bytes, where: object = "packed program") -> bytes:
     return next(iter(programs.values()))
 
 
+def nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Codes from -8 to 7, flat, two per byte, the first in the low half, as int4 tensors have them."""
+    flat = codes.reshape(-1).view(np.uint8) & np.uint8(15)
+    low, high = flat[::2], flat[1::2]
+    return low | (np.append(high, np.zeros(len(low) - len(high), np.uint8)) << np.uint8(4))
+
+
+def holds_int4(codes: NDArray[np.int8]) -> bool:
+    """Whether all codes are from -8 to 7."""
+    return bool(codes.min(initial=0) >= -8 and codes.max(initial=0) <= 7)
+
+
+def laid_out(layer: NDArray[np.int8], form: str) -> bytes:
+    """A layer's codes as a program holds them.
+
+    Args:
+        layer: as the integer graph has it.
+        form: the order of its axes, a digit each; then nothing for a byte per code, `n` for `nibbles`
+            (TFLite's int4), `o` for nibbles of the codes plus 8 (XNNPACK's int4 in ExecuTorch).
+    """
+    codes = np.ascontiguousarray(layer.transpose([int(axis) for axis in form.rstrip("no")]))
+    if form.endswith("o"):
+        codes = (codes + np.int8(8)).astype(np.int8)
+    return (nibbles(codes) if form.endswith(("n", "o")) else codes).tobytes()
+
+
+def laid_out_bytes(codes: int, form: str) -> int:
+    """How many bytes `laid_out` makes of so many codes."""
+    return -(-codes // 2) if form.endswith(("n", "o")) else codes
+
+
 def leads_out(name: str) -> bool:
     """Whether a file of this relative name could come to lie outside the folder it is written below."""
     parts = PurePosixPath(name).parts
@@ -214,16 +245,17 @@ def _programs(directory: Any, skeletons: bytes, codes: NDArray[np.int8]) -> dict
     programs, at = {}, 0
     for entry in directory["programs"]:
         name, size, holes = entry["name"], entry["bytes"], entry["holes"]
-        end = at + size - sum(sizes[layer] for _, layer, _ in holes)  # of its skeleton
+        filled = sum(laid_out_bytes(sizes[layer], form) for _, layer, form in holes)
+        end = at + size - filled  # of its skeleton
         name.encode()  # refuses what is no name, or none that can be written
         if not at <= end <= len(skeletons):
             raise ValueError(f"{name} and its weights have other sizes")
         parts: list[bytes] = []
-        for skip, layer, axes in holes:
+        for skip, layer, form in holes:
             if not 0 <= skip <= end - at:  # or forged skips could make much of little
                 raise ValueError(f"{name} has weights outside of it")
             parts.append(skeletons[at : at + skip])
-            parts.append(layers[layer].transpose([int(axis) for axis in axes]).tobytes())
+            parts.append(laid_out(layers[layer], form))
             at += skip
         parts.append(skeletons[at:end])
         programs[name], at = b"".join(parts), end
