@@ -16,10 +16,9 @@ from targets.errors import DeviceError, InputError, UsageError
 from targets.tomlfile import first_problem, nearest, place, read_toml
 
 CARDS = Path(__file__).with_name("cards")
-REACHABLE = ("local",)  # the transports this version has
 
 RuntimeName = Literal["executorch", "litert"]
-DtypeName = Literal["float32", "int8"]
+DtypeName = Literal["float32", "float16", "int8"]
 OpName = Literal[
     "conv2d", "depthwise_conv2d", "linear", "leaky_relu", "relu", "relu6", "max_pool2d", "add", "concat",
     "reorg", "mean", "pad", "reshape",
@@ -87,12 +86,16 @@ class Pays(Schema):
 
 
 class Runtime(Schema):
-    """One runtime on one device."""
+    """One runtime on one device; it bears the name of the one whose files it reads, .pte or .tflite."""
 
-    delegate: Literal["xnnpack", "none"]
-    """What executes the operators: the XNNPACK delegate, or the runtime's own kernels."""
+    edition: Literal["full", "micro", "js"] = "full"
+    """Which build of it: `micro` = LiteRT Micro (TFLM), `js` = LiteRT.js (WebAssembly)."""
+    delegate: Literal["xnnpack", "ethos-u", "coreml", "vulkan", "none"]
+    """What executes the operators; `none` = the runtime's own kernels."""
     dtypes: tuple[DtypeName, ...] = Field(strict=False, min_length=1)
     """The arithmetic it executes on the delegate."""
+    io: DtypeName | None = None
+    """The only dtype of inputs and outputs that it takes; unset = the file's own."""
     ops: tuple[OpName, ...] = Field(strict=False, min_length=1)
     """The integer graph's operators that stay on the delegate; others fall back to slower kernels."""
     pays: Pays
@@ -121,6 +124,28 @@ class Emulate(Schema):
     """What emulation can and cannot say."""
 
 
+class Microcontroller(Schema):
+    """The memories of a device without an operating system: a program fits, or there is none."""
+
+    sram_kib: int = Field(ge=1)
+    """The SRAM that activations can have, in KiB."""
+    flash_kib: int = Field(ge=1)
+    """The flash that holds the program, in KiB."""
+    board: str = Field(min_length=1)
+    """Whose sizes these are."""
+
+
+class Npu(Schema):
+    """What Vela has to know of an Ethos-U and of the system around it."""
+
+    accelerator: str = Field(pattern=r"^ethos-u\d+-\d+$")
+    """Vela's `--accelerator-config`: the NPU and its multipliers."""
+    system: str = Field(min_length=1)
+    """Vela's `--system-config`: clock, and the memories' speed."""
+    memory_mode: str = Field(min_length=1)
+    """Vela's `--memory-mode`: what lies in which memory."""
+
+
 class Target(Schema):
     """One device, as its card describes it."""
 
@@ -128,7 +153,7 @@ class Target(Schema):
     """The card's name, as in `--target NAME`."""
     summary: str = Field(min_length=1)
     """One line for lists."""
-    arch: Literal["native", "x86_64", "aarch64", "armv7"]
+    arch: Literal["native", "x86_64", "aarch64", "armv7", "armv7e-m", "armv8.1-m", "wasm32"]
     """The instruction set; `native` = whatever machine this runs on."""
     cpu: str = Field(min_length=1)
     """The core, in the vendor's or the emulator's name."""
@@ -136,6 +161,12 @@ class Target(Schema):
     """How many cores; unset = ask the machine."""
     memory_mib: int | None = Field(default=None, ge=1)
     """The memory of the smallest common variant, in MiB; unset = ask the machine."""
+    microcontroller: Microcontroller | None = None
+    """Its memories, where it is one."""
+    npu: Npu | None = None
+    """Its Ethos-U, where it has one."""
+    export_only: bool = False
+    """Files for it can be made, and nothing here can run them: no figure is ever shown as its own."""
     runtimes: Mapping[RuntimeName, Runtime] = Field(min_length=1)
     """What can execute a network there."""
     channel_multiple: ChannelMultiple
@@ -163,15 +194,13 @@ class Target(Schema):
         )
 
     def require_reachable(self) -> None:
-        """Checks that this version can run something on the device.
+        """Checks that some transport leads to the device.
 
         Raises:
-            DeviceError: it needs a transport that this version does not have.
+            DeviceError: none does; the line says what can be done instead.
         """
-        if self.reach.kind not in REACHABLE:
-            raise DeviceError(
-                f"cannot be reached by this version: {self.reach.text}", where=f"target {self.name}"
-            )
+        if self.reach.kind == "none":
+            raise DeviceError(f"no transport leads there: {self.reach.text}", where=f"target {self.name}")
 
 
 def list_cards(folder: Path = CARDS) -> tuple[Target, ...]:
