@@ -51,10 +51,11 @@ class Device(Protocol):
         """Copies a file: it appears under its name with the right sha256, or not at all.
 
         Args:
-            source: on this machine.
+            source: on this machine; where it may be executed, it may be there.
             target: relative to the workspace; folders in between are made.
 
         Raises:
+            InputError: the source cannot be read, or the target leads out of the workspace.
             DeviceError: the connection is lost, there is no space, or something else arrived.
         """
 
@@ -62,6 +63,7 @@ class Device(Protocol):
         """Copies a file back; `target` appears whole, with the right sha256, or stays as it was.
 
         Raises:
+            InputError: the target cannot be written, or the source leads out of the workspace.
             DeviceError: the connection is lost, there is no such file, or it came truncated.
         """
 
@@ -80,15 +82,16 @@ class Device(Protocol):
             command: program and arguments, quoted for no shell.
             timeout: seconds.
             environment: variables beside those that are there.
-            on_line: told each line of its standard error as it comes.
-            check: whether an exit status other than 0 is an error.
+            on_line: told each line of its standard error as it comes, in another thread.
+            check: whether an exit status other than 0 is an error; of a program that was killed, the status
+                is 128 and the number of the signal.
 
         Raises:
             DeviceError: it was killed, took too long, ended with another status, or the connection is lost.
         """
 
     def close(self) -> None:
-        """Ends what we started, removes the workspace, disconnects; never raises."""
+        """Ends what we started, removes the workspace, disconnects; logs what fails of it, never raises."""
 
     def __enter__(self) -> Self:
         """The connection itself."""

@@ -1,0 +1,108 @@
+"""Where a device is, as users write it, and opening what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from targets.devices.device import Device
+from targets.devices.retry import PATIENCE, Patience
+from targets.devices.shell import ShellDevice
+from targets.errors import UsageError
+
+FORMS = "`local:`, `ssh://user@host[:port]`, `adb:SERIAL`, `emulated:NAME`"
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address that was understood.
+
+    Attributes:
+        text: as the user gave it.
+        kind: of device.
+        name: of the host, the adb device or the board; empty where there is only one.
+        user: for ssh; None = as ~/.ssh/config has it.
+        port: for ssh; None likewise.
+    """
+
+    text: str
+    kind: Literal["local", "ssh", "adb", "emulated"]
+    name: str = ""
+    user: str | None = None
+    port: int | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Reads `local:`, `ssh://user@host[:port]`, `adb://SERIAL`, `adb:` or `emulated:NAME`.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    kind, colon, rest = text.strip().partition(":")
+    match kind:
+        case "local" if not rest.strip("/"):
+            return Address(text, "local")
+        case "ssh" if rest.startswith("//"):
+            return _ssh(text)
+        case "adb" if colon:
+            return Address(text, "adb", rest.removeprefix("//"))
+        case "emulated" if re.fullmatch(r"[a-z0-9][a-z0-9-]*", rest.removeprefix("//")):
+            return Address(text, "emulated", rest.removeprefix("//"))
+    raise UsageError(f"`{text}` is no address of a device", hint=f"write {FORMS}")
+
+
+def open_device(address: str, patience: Patience = PATIENCE) -> Device:
+    """Connects to a device; use it with `with`.
+
+    Args:
+        address: as `parse_address` reads it.
+        patience: how long it is waited for and how often it is tried.
+
+    Raises:
+        UsageError: this is no address.
+        DeviceError: it cannot be reached, lacks something that we need, or has no room.
+    """
+    parsed = parse_address(address)
+    if parsed.kind == "local":
+        from targets.devices.local import LocalTransport
+
+        return ShellDevice(LocalTransport(address), patience=patience)
+    if parsed.kind == "adb":
+        from targets.devices.adb import AdbTransport
+
+        return ShellDevice(AdbTransport(parsed.name, address, patience), patience=patience)
+    from targets.devices.ssh import SshAccess, SshTransport
+
+    if parsed.kind == "ssh":
+        access = SshAccess(parsed.name, parsed.port, parsed.user)
+        return ShellDevice(SshTransport(access, address, patience), patience=patience)
+    return _emulated(parsed, patience)
+
+
+def _emulated(address: Address, patience: Patience) -> Device:
+    """Starts a board and connects to it; the board ends with the connection."""
+    from targets.devices.ssh import SshAccess, SshTransport
+    from targets.emulated.board import start
+
+    board = contextlib.ExitStack()
+    there = board.enter_context(start(address.name))
+    access = SshAccess(there.host, there.port, there.user, there.key_file, there.known_hosts)
+    transport = SshTransport(access, address.text, patience)
+    return ShellDevice(transport, emulated=True, patience=patience, on_close=board.close)
+
+
+def _ssh(text: str) -> Address:
+    """Takes a URL apart; urlsplit knows brackets and numbers."""
+    url = urlsplit(text.strip())
+    try:
+        port = url.port
+    except ValueError:
+        port = 0
+    if not url.hostname or port == 0 or url.path.strip("/") or url.query or url.fragment:
+        raise UsageError(f"`{text}` is no address of an ssh server", hint="write ssh://user@host[:port]")
+    if url.password is not None:
+        raise UsageError("an address with a password", hint="log in with a key: `ssh-copy-id user@host`")
+    return Address(text, "ssh", url.hostname, url.username, port)

@@ -1,0 +1,143 @@
+"""What is said to a device: POSIX sh and the handful of programs that busybox and toybox have too.
+
+On the device a folder BASE holds `work`, the workspace, and `jobs`: for each program that we started a file
+with the number of its process group. Three things end such a program, so that none outlives us: our standard
+input, which closes when the connection goes, its own time limit, and the next who reads `jobs`. A program
+that moves to another session, as daemons do, escapes them.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+# Exit statuses with a meaning of ours.
+MISSING_TOOL, DIFFERENT, NO_FILE = 90, 91, 92
+
+_SHA256 = """
+sha256() {
+    { sha256sum || busybox sha256sum || toybox sha256sum || openssl dgst -sha256 -r ||
+      python3 -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+    } <"$1" 2>/dev/null | cut -c1-64
+}
+"""
+
+_PREPARE = f"""{_SHA256}
+lacks=
+for tool in cat chmod cut dirname env mkdir mktemp mv rm setsid sleep wc; do
+    command -v $tool >/dev/null || lacks="$lacks $tool"
+done
+[ -n "$(sha256 /dev/null)" ] || lacks="$lacks sha256sum"
+[ -z "$lacks" ] || {{ echo $lacks >&2; exit {MISSING_TOOL}; }}
+umask 077
+for parent in "$TMPDIR" /tmp /data/local/tmp "$HOME"; do
+    [ -w "$parent" ] && base=$(mktemp -d "$parent/paredown.XXXXXX") || continue
+    mkdir "$base/work" "$base/jobs" && echo "$base" && exit
+    rm -rf "$base"
+done
+echo "no folder can be made in TMPDIR, /tmp, /data/local/tmp or HOME" >&2
+exit 1
+"""
+
+_PUSH = f"""{_SHA256}
+cd "$1/work" || exit
+[ ! -d "$2" ] || {{ echo "$2 is a folder" >&2; exit 1; }}
+part=$2.part
+mkdir -p "$(dirname "$2")" && cat >"$part" || {{ status=$?; rm -f "$part"; exit $status; }}
+arrived=$(sha256 "$part")
+[ "$arrived" = "$3" ] || {{ wc -c <"$part"; rm -f "$part"; exit {DIFFERENT}; }}
+chmod "$4" "$part" && mv -f "$part" "$2" || {{ status=$?; rm -f "$part"; exit $status; }}
+"""
+
+_PULL = f"""{_SHA256}
+cd "$1/work" && [ -f "$2" ] || exit {NO_FILE}
+echo "$(sha256 "$2") $(wc -c <"$2")"
+cat "$2"
+"""
+
+# The program has a session, and so a process group, of its own: it is ended as a whole, with what it started.
+_RUN = """
+base=$1 job=$2 seconds=$3 watch=$4
+shift 4
+cd "$base/work" || exit
+exec 3<&0
+setsid env "$@" 3<&- </dev/null &
+program=$!
+setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- >/dev/null 2>&1 &
+watcher=$!
+exec 3<&-
+{ echo $program >"$base/jobs/$job"; } 2>/dev/null
+wait $program 2>/dev/null
+status=$?
+{ kill -KILL -$program; kill -KILL -$watcher || kill -KILL $watcher; rm -f "$base/jobs/$job"; } 2>/dev/null
+exit $status
+"""
+
+# Ends the program when standard input does, or after so many seconds. Before `setsid` had its turn there is
+# no group to end, only a process.
+_WATCH = """
+finish() { kill -KILL "-$1" || kill -KILL "$1"; kill -KILL -$$; }
+{ sleep "$2"; finish "$1"; } &
+cat
+finish "$1"
+"""
+
+_END = """
+base=$1
+shift
+for job in "$@"; do
+    [ -f "$base/jobs/$job" ] && read -r group <"$base/jobs/$job" && kill -KILL "-$group" 2>/dev/null
+    rm -f "$base/jobs/$job"
+done
+exit 0
+"""
+
+_LEAVE = """
+for job in "$1"/jobs/*; do
+    [ -f "$job" ] && read -r group <"$job" && kill -KILL "-$group" 2>/dev/null
+done
+rm -rf "$1"
+"""
+
+
+def prepare() -> str:
+    """Checks that the device has what we need and makes BASE; its last line of output is that folder."""
+    return _command(_PREPARE)
+
+
+def push(base: str, target: str, sha256: str, executable: bool) -> str:
+    """Takes a file from standard input; ends with DIFFERENT, and how many bytes came, if it is another."""
+    return _command(_PUSH, base, _below(target), sha256, "755" if executable else "644")
+
+
+def pull(base: str, source: str) -> str:
+    """Gives a line with sha256 and size of a file, and then the file; or ends with NO_FILE."""
+    return _command(_PULL, base, _below(source))
+
+
+def run(base: str, job: str, seconds: float, command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Runs a program in the workspace for at most so many seconds or until standard input ends."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    limits = [base, job, str(math.ceil(seconds)), _WATCH]
+    return shlex.join(["exec", "sh", "-c", _RUN, "sh", *limits, *variables, *command])
+
+
+def end(base: str, jobs: Iterable[str]) -> str:
+    """Ends what is left of some programs."""
+    return _command(_END, base, *jobs)
+
+
+def leave(base: str) -> str:
+    """Ends what is left of all programs and removes BASE."""
+    return _command(_LEAVE, base)
+
+
+def _command(script: str, *arguments: str) -> str:
+    """One line for whatever shell the device's user has; sh does the work, and complains in English."""
+    return shlex.join(["exec", "env", "LC_ALL=C", "sh", "-c", script, "sh", *arguments])
+
+
+def _below(path: str) -> str:
+    """A path that no program takes for an option."""
+    return f"./{path}"
