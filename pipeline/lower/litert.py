@@ -76,7 +76,7 @@ class _Writer:
         self.sub.outputs = [self._as(nodes[name], _native(nodes[name])) for name in self.graph.outputs]
         self.model.subgraphs = [self.sub]
         self._signature()
-        builder = _aligned_builder()
+        builder = aligned_builder()
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
@@ -356,7 +356,7 @@ def _never_negative(node: Node | IntegerNode) -> bool:
     return node.kind in {"relu", "relu6"}
 
 
-def _aligned_builder() -> Any:
+def aligned_builder() -> Any:
     """A builder that aligns vectors to 16 bytes, as TFLite's schema demands and its generator forgets."""
     import flatbuffers
 

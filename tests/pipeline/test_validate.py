@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_project import Tiny, call, copy_project, paredown
 
+from pipeline import executor
 from pipeline.artefacts import read_graph
 from pipeline.bundle import pack, unpack
 from pipeline.lower.integer import IntegerGraph
@@ -156,11 +159,32 @@ def test_a_broken_budget_says_what_by_how_much(tiny, tmp_path):
     assert len(result["over_budget"]) == 2 and "over the budget of 1.5" in result["over_budget"][0]
 
 
-def test_other_devices_come_later(tiny):
-    for device in ("ssh://pi@board", "adb:", "local:x", ""):
+def test_what_is_no_address_and_who_does_not_answer(tiny):
+    for device in ("local:x", "usb:1", ""):
         done = call("validate", tiny.bundle, "--device", device)
-        assert done.code == 5
-        assert f"cannot reach `{device}`" in done.line() and "come later" in done.line()
+        assert done.code == 2 and f"`{device}` is no address of a device" in done.line()
+    done = call("validate", tiny.bundle, "--device", "ssh://pi@127.0.0.1:1")
+    assert done.code == 5 and "ssh://pi@127.0.0.1:1: cannot be reached" in done.line()
+
+
+def test_another_process_behind_a_transport_scores_the_same(tiny, tmp_path, monkeypatch):
+    """The way to a board, to this machine: its LiteRT in a process of its own, files there and back."""
+
+    def change(manifest, members):
+        manifest["models"] = [model for model in manifest["models"] if model["runtime"] == "litert"]
+        del members["model.pte"]
+
+    path = repacked(tiny, tmp_path / "one.paredown", change)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setattr(executor, "LOCAL", ())
+    done = call("validate", path, "--json", "--times", 2)
+    assert done.code == 0, done.out + done.err
+    result = json.loads(done.out)
+    found = {f["metric"]: f for f in result["figures"]}
+    recorded = {(f["variant"], f["metric"]): f["value"] for f in tiny.figures()}
+    assert found["map50"]["value"] == recorded["litert", "map50"] and found["parity_lsb"]["value"] == 0
+    assert found["latency_p50"]["tag"] == "measured" and found["memory_peak"]["value"] > 1
+    assert found["latency_p50"]["where"]["name"] == "local:"
 
 
 def test_test_data_moved_away_says_so_and_can_be_left_out(tiny, tmp_path):
@@ -209,7 +233,7 @@ def test_a_board_of_the_users_own_needs_no_card_here_and_gets_no_latency(tiny, t
     assert done.code == 0
     assert (
         checks(done)["latency"]["detail"]
-        == "not measured: this machine is no my-board, and boards come later"
+        == "not measured: this machine is no my-board; boards come later"
     )
     assert not any(f["metric"].startswith("latency") for f in json.loads(done.out)["figures"])
 

@@ -1,0 +1,207 @@
+"""Where a program is run to be proved: in this process, or on a device behind a transport."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.datasets import Dataset
+from calibration.preprocess import Preprocess
+from pipeline.lower.integer import Affine
+from pipeline.lower.runtimes import runtime
+from targets.devices.programs import DevicePrograms, Program, Tick, Timing
+from targets.host import Machine, this_machine
+
+LOCAL = ("local", "local:")
+CHUNK = 64  # images that are preprocessed and sent at once
+
+Outputs = list[tuple[NDArray[Any], ...]]
+
+
+class Executor(Protocol):
+    """What runs programs.
+
+    Attributes:
+        machine: whose figures these are.
+        emulated: whether milliseconds and memory mean nothing.
+        local: whether it is this machine.
+    """
+
+    machine: Machine
+    emulated: bool
+    local: bool
+
+    def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
+        """The outputs of every sample, (n, channels, height, width) in, each output with a batch of one."""
+
+    def time(
+        self, programs: Mapping[str, Program], x: NDArray[Any], runs: int, memory: bool, tick: Tick
+    ) -> dict[str, Timing]:
+        """Times every program with the same sample, cast to what the program takes.
+
+        Args:
+            programs: variant -> what to time.
+            x: a sample, (1, channels, height, width).
+            runs: of each.
+            memory: whether the peak has to be known; it may be even so.
+            tick: progress.
+        """
+
+
+class Here:
+    """This process, through the pipeline's own runtimes."""
+
+    emulated, local = False, True
+
+    def __init__(self) -> None:
+        """Loads nothing yet."""
+        self.machine = this_machine()
+        self._loaded: dict[bytes, Any] = {}
+
+    def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
+        """See `Executor`."""
+        runner, found = self._load(program), []
+        for index in range(len(inputs)):
+            found.append(runner(inputs[index : index + 1]))
+            tick(index + 1, len(inputs))
+        return found
+
+    def time(
+        self, programs: Mapping[str, Program], x: NDArray[Any], runs: int, memory: bool, tick: Tick
+    ) -> dict[str, Timing]:
+        """See `Executor`; interleaved, memory in a process of its own for each."""
+        from pipeline.bench import interleaved
+
+        samples = {name: x.astype(program.input.dtype) for name, program in programs.items()}
+        peaks = _peaks(programs, samples) if memory else {}
+        runners = {name: (self._load(program), samples[name]) for name, program in programs.items()}
+        times = interleaved(runners, runs, tick)
+        return {name: Timing(tuple(ms), memory_mib=peaks.get(name)) for name, ms in times.items()}
+
+    def _load(self, program: Program) -> Any:
+        if program.data not in self._loaded:
+            loaded = runtime(program.runtime).load(program.data, program.threads, program.where)
+            self._loaded[program.data] = loaded
+        return self._loaded[program.data]
+
+
+def _peaks(programs: Mapping[str, Program], samples: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Peak memory of each program, in MiB, in a process of its own."""
+    from pipeline.bench import peak_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {}
+        for name, program in programs.items():
+            path = Path(folder) / program.file
+            path.write_bytes(program.data)
+            asked[name] = (program.runtime, path, samples[name])
+        return peak_memory(asked)
+
+
+class OnDevice:
+    """A device behind a transport.
+
+    Args:
+        device: connected.
+        log: told what is being brought there.
+    """
+
+    local = False
+
+    def __init__(self, device: Any, log: Callable[[str], None]) -> None:
+        """Asks the device what it is."""
+        from targets.devices.facts import facts, machine
+
+        self.device, self.emulated = device, device.emulated
+        self.facts = facts(device)
+        self.machine = machine(device.address, self.facts)
+        self._programs = DevicePrograms(device, self.facts.arch, log)
+
+    def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
+        """See `Executor`."""
+        return self._programs.run(program, inputs, tick)
+
+    def time(
+        self, programs: Mapping[str, Program], x: NDArray[Any], runs: int, memory: bool, tick: Tick
+    ) -> dict[str, Timing]:
+        """See `Executor`; one after the other, each in a process of its own."""
+        found = {}
+        for done, (name, program) in enumerate(programs.items(), start=1):
+            found[name] = self._programs.time(program, x.astype(program.input.dtype), runs)
+            tick(done, len(programs))
+        return found
+
+
+@contextlib.contextmanager
+def open_executor(address: str, log: Callable[[str], None] = lambda line: None) -> Iterator[Executor]:
+    """Connects to a device, and disconnects in the end.
+
+    Args:
+        address: `local:` is this process; else see `targets.devices.address`.
+        log: told what is being brought there.
+
+    Raises:
+        UsageError: no such kind of address.
+        DeviceError: the device cannot be reached.
+    """
+    if address in LOCAL:
+        yield Here()
+        return
+    from targets.devices.address import open_device
+
+    with open_device(address) as device:
+        yield OnDevice(device, log)
+
+
+class Predictor:
+    """`Predict` for the images of a data set in their order, sent to a program in chunks.
+
+    Args:
+        executor: what runs it.
+        program: int8 in and out.
+        source: scale and zero point of the input.
+        outputs: those of each output.
+        data: the images that will be asked for, one after the other.
+        preprocess: from an image to the network's input.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        program: Program,
+        source: Affine,
+        outputs: tuple[Affine, ...],
+        data: Dataset,
+        preprocess: Preprocess,
+    ) -> None:
+        """Sends nothing yet."""
+        self.executor, self.program, self.source, self.outputs = executor, program, source, outputs
+        self.data, self.preprocess = data, preprocess
+        self._ahead: list[tuple[NDArray[np.int8], tuple[NDArray[Any], ...]]] = []
+        self._next = 0
+
+    def __call__(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """The outputs for the next image.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if not self._ahead:
+            self._fetch()
+        codes, found = self._ahead.pop(0)
+        if not np.array_equal(self.source.quantize(x), codes):
+            raise ValueError("images are asked for in another order than the data set's")
+        return tuple(scale.dequantize(code) for scale, code in zip(self.outputs, found, strict=True))
+
+    def _fetch(self) -> None:
+        stop = min(self._next + CHUNK, len(self.data))
+        images = [self.preprocess(self.data[index].image)[None] for index in range(self._next, stop)]
+        codes = [self.source.quantize(image) for image in images]
+        found = self.executor.run(self.program, np.concatenate(codes), lambda done, total: None)
+        self._ahead, self._next = list(zip(codes, found, strict=True)), stop

@@ -1,0 +1,240 @@
+"""Programs on a device: their runtime's runner is brought there once, samples go in, outputs come out.
+
+The runners (`targets/runners/run_litert.py`, `targets/runners/executorch/run.cpp`) have one command line, one
+format of files and one JSON; what they share is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.devices.device import Device
+from targets.errors import DeviceError
+
+ROOT = Path(__file__).parents[2]
+#: What a board needs of ours to run a .tflite; it goes there as one file that Python runs as it is.
+LITERT_FILES = (
+    "targets/__init__.py", "targets/errors.py", "targets/quiet.py", "targets/runners/__init__.py",
+    "targets/runners/litert.py", "targets/runners/run_litert.py",
+)  # fmt: skip
+LITERT_MAIN = "import sys\nfrom targets.runners.run_litert import main\nsys.exit(main())\n"
+CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
+TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
+WARM_UP = 2
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The input or an output of a program.
+
+    Attributes:
+        shape: with a batch of one; NCHW where it has four axes.
+        dtype: numpy's name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+
+    @property
+    def bytes(self) -> int:
+        """Of one."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is run.
+
+    Attributes:
+        runtime: of `executorch` and `litert`.
+        data: the file's bytes.
+        input: one sample.
+        outputs: of one sample.
+        threads: of the runtime.
+        where: names it in errors.
+    """
+
+    runtime: str
+    data: bytes
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    threads: int = 1
+    where: str = "program"
+
+    @property
+    def file(self) -> str:
+        """Its name on the device."""
+        return f"{hashlib.sha256(self.data).hexdigest()[:16]}.{self.runtime}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How one program runs.
+
+    Attributes:
+        times_ms: of each run, in order; of an emulated device they mean nothing.
+        load_ms: until it could run.
+        memory_mib: peak of the process, runtime included; None where it was not measured.
+        version: of the runtime that ran it.
+        instructions: class -> per inference; empty where no emulator counted.
+    """
+
+    times_ms: tuple[float, ...]
+    load_ms: float | None = None
+    memory_mib: float | None = None
+    version: str = ""
+    instructions: Mapping[str, int] | None = None
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds that so many percent of the runs took at most."""
+        return float(np.percentile(self.times_ms, share))
+
+
+class DevicePrograms:
+    """Runs programs on one device.
+
+    Args:
+        device: connected.
+        arch: of its userland, as `uname -m` says it.
+        log: told what is being brought there.
+    """
+
+    def __init__(self, device: Device, arch: str, log: Callable[[str], None] = lambda line: None) -> None:
+        """Brings nothing yet."""
+        self.device, self.arch, self.log = device, arch, log
+        self._runners: dict[str, tuple[str, ...]] = {}
+        self._pushed: set[str] = set()
+
+    def run(
+        self, program: Program, inputs: NDArray[Any], tick: Tick = lambda done, total: None
+    ) -> list[tuple[NDArray[Any], ...]]:
+        """The outputs of every sample.
+
+        Args:
+            program: what to run.
+            inputs: (n, channels, height, width) of the program's dtype.
+            tick: samples done, of how many.
+
+        Returns:
+            For every sample its outputs, each with a batch of one.
+
+        Raises:
+            DeviceError: the device or the runner failed; the line is the runner's own where it has one.
+        """
+        found: list[tuple[NDArray[Any], ...]] = []
+        step = max(1, CHUNK_BYTES // program.input.bytes)
+        for start in range(0, len(inputs), step):
+            part = inputs[start : start + step]
+
+            def on_line(line: str, start: int = start) -> None:
+                if match := re.fullmatch(r"(\d+)/\d+", line.strip()):
+                    tick(start + int(match[1]), len(inputs))
+
+            _, data = self._execute(program, part, 0, on_line)
+            found += _outputs(program, data, len(part))
+            tick(len(found), len(inputs))
+        return found
+
+    def time(self, program: Program, x: NDArray[Any], runs: int) -> Timing:
+        """Times one sample, (1, channels, height, width), after a warm-up.
+
+        Raises:
+            DeviceError: as `run`.
+        """
+        report, _ = self._execute(program, x, runs)
+        return Timing(
+            tuple(report["times_ms"]), report["load_ms"], report["peak_rss_kib"] / 1024, report["version"]
+        )
+
+    def _execute(
+        self, program: Program, inputs: NDArray[Any], runs: int, on_line: Callable[[str], None] | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """One start of the runner: its JSON, and the file of outputs."""
+        runner = self._runner(program.runtime)
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder)
+            if program.file not in self._pushed:
+                (local / "program").write_bytes(program.data)
+                self.device.push(local / "program", program.file)
+                self._pushed.add(program.file)
+            (local / "in").write_bytes(np.ascontiguousarray(inputs).tobytes())
+            self.device.push(local / "in", "in.bin")
+            command = [*runner, program.file, "--inputs", "in.bin", "--outputs", "out.bin"]
+            command += ["--runs", str(runs), "--warmup", str(min(runs, WARM_UP))]
+            command += ["--threads", str(program.threads)]
+            done = self.device.run(command, timeout=TIMEOUT * (1 + len(inputs) + runs), on_line=on_line)
+            self.device.pull("out.bin", local / "out")
+            try:
+                report = json.loads(done.out)
+                report["times_ms"], report["load_ms"], report["peak_rss_kib"], report["version"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DeviceError(
+                    f"the runner of {program.runtime} says nothing that can be read",
+                    where=self.device.address,
+                ) from error
+            return report, (local / "out").read_bytes()
+
+    def _runner(self, runtime: str) -> tuple[str, ...]:
+        """The command of a runtime's runner, which is brought there when it is first needed."""
+        if runtime not in self._runners:
+            self.log(f"{runtime}: runner to {self.device.address}")
+            self._runners[runtime] = self._litert() if runtime == "litert" else self._executorch()
+        return self._runners[runtime]
+
+    def _litert(self) -> tuple[str, ...]:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "run_litert.pyz"
+            archive.write_bytes(litert_archive())
+            self.device.push(archive, archive.name)
+        return "python3", "run_litert.pyz"
+
+    def _executorch(self) -> tuple[str, ...]:
+        from targets.cache import cache_folder
+        from targets.runners.executorch_build import build
+
+        built = build(self.arch, cache_folder())
+        for file in sorted(path for path in built.rglob("*") if path.is_file()):
+            self.device.push(file, f"executorch/{file.relative_to(built).as_posix()}")
+        self.device.run(["chmod", "+x", "executorch/run"], timeout=TIMEOUT)
+        return ("executorch/run",)
+
+
+def litert_archive() -> bytes:
+    """The LiteRT runner as one file for `python3 FILE`; the same bytes every time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        members = {name: (ROOT / name).read_text() for name in LITERT_FILES} | {"__main__.py": LITERT_MAIN}
+        for name, text in sorted(members.items()):
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _outputs(program: Program, data: bytes, samples: int) -> list[tuple[NDArray[Any], ...]]:
+    """The runner's file of outputs, cut up."""
+    each = sum(tensor.bytes for tensor in program.outputs)
+    if len(data) != samples * each:
+        raise DeviceError(
+            f"{program.where} gave {len(data)} bytes for {samples} samples, not {samples * each}",
+            hint="is it the model that the bundle describes?",
+        )
+    file = io.BytesIO(data)
+
+    def read(tensor: Tensor) -> NDArray[Any]:
+        return np.frombuffer(file.read(tensor.bytes), tensor.dtype).reshape(tensor.shape)
+
+    return [tuple(read(tensor) for tensor in program.outputs) for _ in range(samples)]
