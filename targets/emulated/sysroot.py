@@ -1,0 +1,168 @@
+"""The files of an emulated board: an arm64 Debian userland with Python and LiteRT, made from packages.
+
+No root and no maintainer scripts: packages are downloaded by an apt of its own state, which checks Debian's
+signatures, and unpacked. Every package, with version and sha256, is listed in the sysroot's packages.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote
+
+from targets.cache import key_of, made_once
+from targets.errors import DeviceError
+from targets.tools import output_of, tool
+
+SUITE = "bookworm"  # has the Python that the wheels are for
+PACKAGES = (
+    "busybox-static", "libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libbz2-1.0", "libexpat1", "libffi8",
+    "liblzma5", "libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal",
+)  # fmt: skip
+WHEELS = Path(__file__).with_name("wheels.txt")
+SITE_PACKAGES = "usr/local/lib/python3.11/dist-packages"  # where `pip install` puts them on Debian
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+#: Half of the bytes: translations, character sets, and an accelerator for graphics cards.
+UNNEEDED = (
+    "usr/share",
+    "usr/lib/aarch64-linux-gnu/gconv",
+    f"{SITE_PACKAGES}/ai_edge_litert/libLiteRtWebGpuAccelerator.so",
+)
+FOLDERS = ("dev", "etc", "home/pi", "opt/paredown", "proc", "root", "sbin", "tmp", "usr/sbin")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+EMULATOR = "proot qemu-user"  # Debian's packages
+LISTING = "packages.txt"
+#: Imported once while the sysroot is made: it shows that all is there, and leaves bytecode for later starts.
+IMPORTS = "import argparse, ctypes, hashlib, json, lzma, runpy, numpy, ai_edge_litert.interpreter"
+
+
+def sysroot(cache: Path, say: Callable[[str], None]) -> Path:
+    """The sysroot, made on first use: about 50 MB of downloads, 130 MB on disk.
+
+    Args:
+        cache: the folder to keep it in.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        DeviceError: a program of this system is missing (the line names its package), or a download fails.
+    """
+    key = key_of(*PACKAGES, *UNNEEDED, *FOLDERS, SUITE, IMPORTS, WHEELS.read_bytes())
+
+    def make(folder: Path) -> None:
+        if not KEYRING.is_file():
+            raise DeviceError(
+                "Debian's keys are not installed", hint="apt-get install debian-archive-keyring"
+            )
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True)
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            say(f"emulated boards: getting {len(PACKAGES)} Debian packages for arm64 (once)")
+            packages = _download(Path(scratch))
+            for package in packages:
+                output_of(
+                    [tool("dpkg-deb", "dpkg"), "--extract", package, folder], f"unpacking {package.name}"
+                )
+            listing = [*map(_entry, packages), *_wheels()]
+        say("emulated boards: getting numpy and LiteRT for arm64 (once)")
+        _install_wheels(folder)
+        for name in UNNEEDED:
+            path = folder / name
+            rmtree(path) if path.is_dir() else path.unlink()
+        say("emulated boards: first start (once)")
+        _finish(folder)
+        (folder / LISTING).write_text("".join(f"{line}\n" for line in listing))
+
+    return made_once(cache / "sysroots" / f"arm64-{key}", make)
+
+
+def emulated(root: Path, cpu: str, plugin: str = "") -> list[str]:
+    """The start of a command line that runs a program in a sysroot, every program it starts included.
+
+    Args:
+        root: the sysroot.
+        cpu: one of QEMU's CPU models.
+        plugin: of QEMU's, by its path in the sysroot.
+
+    Raises:
+        DeviceError: the emulator is not installed.
+    """
+    qemu = f"{tool('qemu-aarch64', EMULATOR)} -cpu {cpu}"
+    if plugin:
+        qemu += f" -plugin {plugin}"
+    command = [tool("proot", EMULATOR), "-q", qemu, "-r", str(root), "-w", "/home/pi"]
+    devices = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+    return command + [word for path in devices for word in ("-b", path)]
+
+
+def _download(scratch: Path) -> list[Path]:
+    """The packages' files, by name, checked by apt against Debian's signatures."""
+    for name in ("lists/partial", "cache/archives/partial", "packages"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / "status").touch()
+    source = f"deb [arch=arm64 signed-by={KEYRING}] {_mirror()} {SUITE} main\n"
+    (scratch / "sources.list").write_text(source)
+    options = {
+        "Dir::State": scratch, "Dir::State::lists": scratch / "lists",
+        "Dir::State::status": scratch / "status", "Dir::Cache": scratch / "cache",
+        "Dir::Etc::sourcelist": scratch / "sources.list", "Dir::Etc::sourceparts": "-",
+        "APT::Architecture": "arm64", "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "root", "Acquire::Languages": "none", "Acquire::Retries": "3",
+    }  # fmt: skip
+    apt: list[str | Path] = [tool("apt-get", "apt"), "--quiet=2"]
+    apt += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    output_of([*apt, "update"], "getting Debian's package lists")
+    output_of([*apt, "download", *PACKAGES], "getting Debian's packages", cwd=scratch / "packages")
+    return sorted((scratch / "packages").glob("*.deb"))
+
+
+def _mirror() -> str:
+    """Where this machine's own apt gets Debian from."""
+    command = [tool("apt-get", "apt"), "indextargets", "--format", "$(ORIGIN)|$(COMPONENT)|$(REPO_URI)"]
+    for line in output_of(command, "asking apt for its sources").splitlines():
+        origin, component, uri = line.split("|")
+        if (origin, component) == ("Debian", "main"):
+            return uri
+    raise DeviceError(
+        "this machine's apt knows no Debian archive, which emulated boards are made from",
+        hint="add one to its sources and run `apt-get update`",
+    )
+
+
+def _install_wheels(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--require-hashes",
+    ]
+    command += [word for name in PLATFORMS for word in ("--platform", name)]
+    command += ["--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
+    command += ["--target", str(folder / SITE_PACKAGES), "--requirement", str(WHEELS)]
+    output_of(command, "getting the wheels for arm64")
+
+
+def _finish(folder: Path) -> None:
+    """What the packages' maintainer scripts would do, and a first start."""
+    (folder / "usr/bin/python3").symlink_to("python3.11")
+    run = emulated(folder, "cortex-a53")
+    output_of([*run, "/bin/busybox", "--install", "-s"], "the first start of the emulated board")
+    python = ["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "/usr/bin/python3"]
+    output_of([*run, *python, "-c", IMPORTS], "the first start of the emulated board")
+
+
+def _entry(package: Path) -> str:
+    name, version, _ = unquote(package.stem).split("_")
+    return f"{name} {version} sha256:{hashlib.sha256(package.read_bytes()).hexdigest()}"
+
+
+def _wheels() -> list[str]:
+    lines = [line for line in WHEELS.read_text().splitlines() if not line.startswith("#")]
+    return [line.replace("==", " ").replace("--hash=", "") for line in lines]

@@ -1,0 +1,244 @@
+"""Runs a .tflite on samples from a file and times one of them: `python3 -m targets.runners.run_litert`.
+
+For a device: numpy and a TFLite interpreter. The same command line, output file and JSON as
+`targets/runners/executorch/run.cpp`.
+
+    IN.bin     raw samples one behind the other, NCHW, in the model's own dtype
+    OUT.bin    for every sample all outputs one behind the other, likewise
+    stdout     one JSON document: what ran, the times of the first sample, the memory it took
+    stderr     every second how many samples are done; or the one line of an error
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.errors import DeviceError, InputError, ParedownError, UsageError
+from targets.runners.litert import Runner
+
+#: What the instruction-count plugin (targets/emulated/instructions.c) looks for; low bits say what begins.
+MARK = 0x7E570000
+EMPTY, INFERENCE = 0, 2
+EMPTIES = 20  # so many brackets until the Python interpreter has specialised what is in them
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The model's input or an output.
+
+    Attributes:
+        shape: with a batch of one; NCHW where it has four axes.
+        dtype: numpy's name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole tensor."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @classmethod
+    def of(cls, detail: dict[str, Any]) -> Tensor:
+        """From the interpreter's own description, NHWC."""
+        shape = tuple(int(size) for size in detail["shape"])
+        if len(shape) == 4:
+            batch, height, width, channels = shape
+            shape = (batch, channels, height, width)
+        return cls(shape, np.dtype(detail["dtype"]).name)
+
+
+class Samples:
+    """A file of raw samples, one in memory at a time: a board has little, and a thousand images are not.
+
+    Raises:
+        InputError: it cannot be read, or is no whole number of samples.
+    """
+
+    def __init__(self, path: Path, tensor: Tensor) -> None:
+        """Looks at the file's size."""
+        self._path = path
+        self._tensor = tensor
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise InputError(f"cannot read this file: {error.strerror}", where=path) from error
+        if size == 0 or size % tensor.bytes:
+            raise InputError(f"{size} bytes are no whole samples of {tensor.bytes} bytes", where=path)
+        self._count = size // tensor.bytes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        with self._path.open("rb") as file:
+            for index in range(self._count):
+                data = file.read(self._tensor.bytes)
+                if len(data) < self._tensor.bytes:
+                    raise InputError(f"cannot read sample {index}", where=self._path)
+                yield np.frombuffer(data, self._tensor.dtype).reshape(self._tensor.shape)
+
+
+def run_all(runner: Runner, samples: Samples, target: Path) -> None:
+    """Every sample through the model; the file of outputs appears under its name when it is whole.
+
+    Raises:
+        InputError: the model stops on the way.
+        DeviceError: the file cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
+    told = time.monotonic()
+    try:
+        with part.open("wb") as file:
+            for done, sample in enumerate(samples, start=1):
+                for output in runner(sample):
+                    file.write(output.tobytes())
+                if time.monotonic() - told >= 1:
+                    told = time.monotonic()
+                    print(f"{done}/{len(samples)}", file=sys.stderr, flush=True)
+        part.replace(target)
+    except OSError as error:
+        raise DeviceError(f"cannot write this file: {error.strerror}", where=target) from error
+
+
+def times(call: Callable[[], object], runs: int, warmup: int, marks: bool) -> list[float]:
+    """Times a call; with marks, for the instruction-count plugin to count it too.
+
+    Returns:
+        Milliseconds of each run after the warm-up.
+    """
+    for _ in range(warmup):
+        call()
+    if not marks:
+        return [_timed(call) for _ in range(runs)]
+    for _ in range(EMPTIES):  # what the bracket itself costs
+        _bracketed(_nothing, EMPTY)
+    return [_bracketed(call, INFERENCE) for _ in range(runs)]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _bracketed(call: Callable[[], object], tag: int) -> float:
+    _mark(tag)
+    milliseconds = _timed(call)
+    _mark(tag + 1)
+    return milliseconds
+
+
+def _mark(tag: int) -> None:
+    """To a kernel, a question about the priority of a process that does not exist."""
+    with contextlib.suppress(OSError):
+        os.getpriority(os.PRIO_PROCESS, MARK | tag)
+
+
+def peak_rss_kib() -> int:
+    """The most memory that this process had, in KiB.
+
+    VmHWM and not ru_maxrss, which starts with the peak of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run(
+    model: Path, inputs: Path, outputs: Path, runs: int, warmup: int, threads: int, marks: bool
+) -> dict[str, Any]:
+    """Everything the command does but printing its result.
+
+    Returns:
+        The JSON document.
+
+    Raises:
+        InputError: the model or the inputs are not what they should be.
+        DeviceError: there is no interpreter, or the outputs cannot be written.
+        UsageError: marks with more than one thread.
+    """
+    if marks and threads != 1:
+        raise UsageError("--marks needs --threads 1: several threads wait for each other, never twice alike")
+    start = time.perf_counter()
+    try:
+        data = model.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read this file: {error.strerror}", where=model) from error
+    runner = Runner(data, threads, model)
+    load_ms = (time.perf_counter() - start) * 1e3
+    tensor = Tensor.of(runner.interpreter.get_input_details()[0])
+    samples = Samples(inputs, tensor)
+    run_all(runner, samples, outputs)
+    found = times(runner.bound(next(iter(samples))), runs, warmup, marks)
+    package = type(runner.interpreter).__module__.partition(".")[0]
+    return {
+        "runtime": "litert",
+        "version": f"{package} {_version(package)}",
+        "samples": len(samples),
+        "load_ms": load_ms,
+        "times_ms": found,
+        "peak_rss_kib": peak_rss_kib(),
+        "threads": threads,
+        "input": vars(tensor),
+        "outputs": [vars(Tensor.of(detail)) for detail in runner.interpreter.get_output_details()],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a board's own build of it
+        return "unknown"
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"`{text}` is not a number from {least} on")
+        return int(text)
+
+    return number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status is the errors' own."""
+    parser = argparse.ArgumentParser(prog="run_litert", description="Runs a .tflite on samples from a file.")
+    parser.add_argument("model", type=Path, help="the .tflite")
+    parser.add_argument("--inputs", type=Path, required=True, help="raw samples")
+    parser.add_argument("--outputs", type=Path, required=True, help="where the outputs go")
+    parser.add_argument("--runs", type=_number(0), default=10, help="timed runs of the first sample")
+    parser.add_argument("--warmup", type=_number(0), default=1, help="runs before those")
+    parser.add_argument("--threads", type=_number(1), default=1, help="of the runtime")
+    parser.add_argument("--marks", action="store_true", help="mark each timed run for the count plugin")
+    try:
+        print(json.dumps(run(**vars(parser.parse_args(arguments)))))
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
