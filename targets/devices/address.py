@@ -88,7 +88,7 @@ def _emulated(address: Address, patience: Patience) -> Device:
     from targets.emulated.board import start
 
     board = contextlib.ExitStack()
-    there = board.enter_context(start(address.name))
+    there = board.enter_context(start(address.name, count_instructions=True))
     access = SshAccess(there.host, there.port, there.user, there.key_file, there.known_hosts)
     transport = SshTransport(access, address.text, patience)
     return ShellDevice(transport, emulated=True, patience=patience, on_close=board.close)

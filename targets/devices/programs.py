@@ -14,7 +14,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.devices.device import Device
+from targets.emulated.instructions import VARIABLE, read_counts
 from targets.errors import DeviceError
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ LITERT_MAIN = "import sys\nfrom targets.runners.run_litert import main\nsys.exit
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2
+COUNTS, COUNTED_RUNS = "counts", 3
 
 Tick = Callable[[int, int], None]
 
@@ -151,20 +153,35 @@ class DevicePrograms:
         return found
 
     def time(self, program: Program, x: NDArray[Any], runs: int) -> Timing:
-        """Times one sample, (1, channels, height, width), after a warm-up.
+        """Times one sample, (1, channels, height, width), after a warm-up; counts instead on an emulator.
 
         Raises:
             DeviceError: as `run`.
         """
+        if self.device.emulated:
+            return self._count(program, x)
         report, _ = self._execute(program, x, runs)
         return Timing(
             tuple(report["times_ms"]), report["load_ms"], report["peak_rss_kib"] / 1024, report["version"]
         )
 
+    def _count(self, program: Program, x: NDArray[Any]) -> Timing:
+        """Instructions of one inference, one thread; what the emulator's clock says is left out."""
+        report, _ = self._execute(replace(program, threads=1), x, COUNTED_RUNS, counts=COUNTS)
+        with tempfile.TemporaryDirectory() as folder:
+            self.device.pull(COUNTS, Path(folder) / COUNTS)
+            counts = read_counts((Path(folder) / COUNTS).read_text(), self.device.address)
+        return Timing((), version=report["version"], instructions=asdict(counts))
+
     def _execute(
-        self, program: Program, inputs: NDArray[Any], runs: int, on_line: Callable[[str], None] | None = None
+        self,
+        program: Program,
+        inputs: NDArray[Any],
+        runs: int,
+        on_line: Callable[[str], None] | None = None,
+        counts: str = "",
     ) -> tuple[dict[str, Any], bytes]:
-        """One start of the runner: its JSON, and the file of outputs."""
+        """One start of the runner: its JSON, and the outputs; `counts` is a file for what an emulator counts."""
         runner = self._runner(program.runtime)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder)
@@ -176,8 +193,11 @@ class DevicePrograms:
             self.device.push(local / "in", "in.bin")
             command = [*runner, program.file, "--inputs", "in.bin", "--outputs", "out.bin"]
             command += ["--runs", str(runs), "--warmup", str(min(runs, WARM_UP))]
-            command += ["--threads", str(program.threads)]
-            done = self.device.run(command, timeout=TIMEOUT * (1 + len(inputs) + runs), on_line=on_line)
+            command += ["--threads", str(program.threads), *(["--marks"] if counts else [])]
+            done = self.device.run(
+                command, timeout=TIMEOUT * (1 + len(inputs) + runs), on_line=on_line,
+                environment={VARIABLE: counts} if counts else None,
+            )  # fmt: skip
             self.device.pull("out.bin", local / "out")
             try:
                 report = json.loads(done.out)
@@ -210,7 +230,6 @@ class DevicePrograms:
         built = build(self.arch, cache_folder())
         for file in sorted(path for path in built.rglob("*") if path.is_file()):
             self.device.push(file, f"executorch/{file.relative_to(built).as_posix()}")
-        self.device.run(["chmod", "+x", "executorch/run"], timeout=TIMEOUT)
         return ("executorch/run",)
 
 

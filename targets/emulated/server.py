@@ -151,14 +151,28 @@ class BoardServer:
         self._waiting.submit(child.wait)
         over = self._loop.run_in_executor(self._waiting, _read_line, status)
         with contextlib.suppress(OSError, asyncssh.Error):  # the client may be gone
-            await process.redirect(child.stdin)
+            feeding = asyncio.ensure_future(_feed(child, process))
             await _forward(child, process, over)
+            feeding.cancel()
             code = int(over.result() or KILLED + signal.SIGKILL)
             if code > KILLED:
                 process.exit_with_signal(signal.Signals(code - KILLED).name.removeprefix("SIG"))
             else:
                 process.exit(code)
             await process.wait_closed()
+
+
+async def _feed(child: subprocess.Popen[bytes], process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Sends a command all of its input; asyncssh's redirection loses what a pipe cannot take at once."""
+    assert child.stdin
+    with child.stdin as stdin, contextlib.suppress(OSError, asyncssh.Error):  # it need not read all
+        os.set_blocking(stdin.fileno(), False)
+        while data := await process.stdin.read(1 << 16):
+            rest = memoryview(data)
+            while rest:
+                written = stdin.write(rest)
+                rest = rest[written or 0 :]
+                await asyncio.sleep(0 if written else 0.01)
 
 
 async def _forward(
