@@ -17,27 +17,56 @@ from targets.host import Machine, cpu_name, package_versions, this_machine
 BOARDS = {"raspberry-pi-3": "cortex-a53", "raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
 
 
-def test_the_four_cards_load_under_their_file_names():
+def test_every_card_loads_under_its_file_name():
     cards = list_cards()
     assert [card.name for card in cards] == [path.stem for path in sorted(CARDS.glob("*.toml"))]
-    assert {card.name for card in cards} == {"host", *BOARDS}
     for card in cards:
-        assert set(card.runtimes) == {"executorch", "litert"}
         assert card == load_card(card.name) == load_card(CARDS / f"{card.name}.toml")
-        for runtime in card.runtimes.values():
-            assert "int8" in runtime.dtypes and "conv2d" in runtime.ops
-            # measured: neither pays in time on either runtime
-            assert runtime.pays.zeros.buys == runtime.pays.low_bits.buys == "storage"
+
+
+@pytest.mark.parametrize("name", ["host", *BOARDS, "android-arm64"])
+def test_machines_with_an_operating_system_have_both_runtimes_and_pay_in_storage(name):
+    card = load_card(name)
+    assert set(card.runtimes) == {"executorch", "litert"} and card.microcontroller is None
+    for runtime in card.runtimes.values():
+        assert "int8" in runtime.dtypes and "conv2d" in runtime.ops and runtime.edition == "full"
+        # measured: neither pays in time on either runtime
+        assert runtime.pays.zeros.buys == runtime.pays.low_bits.buys == "storage"
 
 
 @pytest.mark.parametrize(("name", "cpu"), BOARDS.items())
-def test_boards_are_the_emulated_cores_and_cannot_be_reached_yet(name, cpu):
+def test_boards_are_the_emulated_cores_and_say_how_to_be_reached(name, cpu):
     card = load_card(name)
     assert (card.cpu, card.arch, card.cores) == (cpu, "aarch64", 4)
     assert card.emulate is not None and card.emulate.cpu == cpu
-    with pytest.raises(DeviceError, match=f"target {name}: cannot be reached.*transports") as raised:
+    assert f"--device emulated:{name}" in card.emulate.text and "--device ssh://" in card.reach.text
+    card.require_reachable()
+
+
+@pytest.mark.parametrize("name", ["cortex-m4", "ethos-u85-256", "browser", "iphone"])
+def test_where_no_transport_leads_the_line_says_what_to_do_instead(name):
+    card = load_card(name)
+    with pytest.raises(DeviceError, match=f"target {name}: no transport leads there: ") as raised:
         card.require_reachable()
-    assert raised.value.exit_code == 5
+    assert card.reach.text in str(raised.value) and raised.value.exit_code == 5
+
+
+def test_what_can_only_be_exported_has_no_way_there():
+    exported = {card.name for card in list_cards() if card.export_only}
+    assert exported == {"android-vulkan", "iphone"}
+    for name in exported:
+        card = load_card(name)
+        assert card.reach.kind == "none" and card.emulate is None and "litert" not in card.runtimes
+
+
+def test_an_npu_belongs_to_a_microcontroller_and_executes_int8():
+    for card in list_cards():
+        on_npu = [name for name, runtime in card.runtimes.items() if runtime.delegate == "ethos-u"]
+        assert bool(on_npu) == (card.npu is not None)
+        for name in on_npu:
+            assert card.microcontroller is not None and card.runtimes[name].dtypes == ("int8",)
+        for runtime in card.runtimes.values():
+            assert (runtime.edition == "micro") == (card.microcontroller is not None)
 
 
 def test_the_host_is_reachable_and_native():
@@ -75,6 +104,11 @@ def test_an_unknown_runtime_lists_those_there_are():
         ("conv = 16", "conv = true", "`channel_multiple.conv = true` is not accepted"),
         ("conv = 16\n", "", "`channel_multiple.conv` is missing"),
         ("conv = 16", "conf = 16", "`channel_multiple.conv` is missing"),
+        (
+            "[reach]",
+            '[npu]\naccelerator = "u55"\nsystem = "s"\nmemory_mode = "m"\n[reach]',
+            '`npu.accelerator = "u55"` is not accepted',
+        ),
         ('kind = "ssh"', 'kind = "usb"', "`reach.kind = \"usb\"` .*'local', 'ssh', 'adb' or 'none'"),
         ('arch = "aarch64"', 'arch = "aarch64"\nspeed = 3', "unknown key `speed`"),
         ("[runtimes.litert]", "[runtimes.onnx]", "runtimes.onnx"),
