@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from pipeline.lower.integer import Affine
 from pipeline.lower.runtimes import runtime
 from targets.devices.programs import DevicePrograms, Program, Tick, Timing
 from targets.host import Machine, this_machine
+
+if TYPE_CHECKING:
+    from targets.devices.device import Device
+    from targets.devices.facts import Facts
 
 LOCAL = ("local", "local:")
 CHUNK = 64  # images that are preprocessed and sent at once
@@ -114,14 +118,20 @@ class OnDevice:
 
     local = False
 
-    def __init__(self, device: Any, log: Callable[[str], None]) -> None:
+    def __init__(self, device: Device, log: Callable[[str], None]) -> None:
         """Asks the device what it is."""
-        from targets.devices.facts import facts, machine
+        from targets.devices.facts import machine
 
         self.device, self.emulated = device, device.emulated
-        self.facts = facts(device)
-        self.machine = machine(device.address, self.facts)
-        self._programs = DevicePrograms(device, self.facts.arch, log)
+        facts = self.look()
+        self.machine = machine(device.address, facts)
+        self._programs = DevicePrograms(device, facts.arch, log)
+
+    def look(self) -> Facts:
+        """What the device is and how it is doing now."""
+        from targets.devices.facts import facts
+
+        return facts(self.device)
 
     def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
         """See `Executor`."""

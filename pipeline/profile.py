@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.executor import Executor
 from pipeline.lower.slices import prefixes
-from targets.devices.programs import Program, Timing
+from targets.devices.programs import Program
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,11 @@ def profile(
         for index, part in enumerate(slices)
     }
     timings = executor.time(programs, x, runs, False, tick)
-    costs = np.array([_cost(timings[name], executor.emulated) for name in programs])
+    found = [timings[name] for name in programs]
+    costs = np.array([t.million_instructions if executor.emulated else min(t.times_ms) for t in found])
     each, total = np.diff(costs, prepend=0.0), float(costs[-1])
     rows = tuple(
         Row(part.operations[-1], part.names[-1], float(cost), float(cost) / total)
         for part, cost in zip(slices, each, strict=True)
     )
     return Profile("million instructions" if executor.emulated else "ms", rows, total)
-
-
-def _cost(timing: Timing, emulated: bool) -> float:
-    if emulated:
-        assert timing.instructions is not None
-        return timing.instructions["total"] / 1e6
-    return min(timing.times_ms)

@@ -112,7 +112,7 @@ class Prune(Schema):
     runtime: RuntimeName | None = None
     """Whose latency table a latency budget counts on; unset = the first of `lower.runtimes`."""
     latency_table: PathText | None = None
-    """A table measured on the target, where this version cannot reach it."""
+    """A table measured on the target, as `paredown cost` makes it; this machine needs none."""
     reconstruct: bool = True
     """Solve the layers of the thinner network for the outputs of the original before recovery."""
 

@@ -98,7 +98,7 @@ class _Validator:
 
     def validate(self, limit: int | None, score: bool, runs: int) -> Validation:
         manifest = self.bundle.manifest
-        programs = {model.runtime: self._program(model) for model in manifest.models}
+        programs = {model.runtime: bundle_program(self.bundle, model) for model in manifest.models}
         for model in manifest.models:
             name, program = str(model.runtime), programs[model.runtime]
             self._figure("lower", name, "file_bytes", len(program.data), "B")
@@ -121,13 +121,6 @@ class _Validator:
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
-
-    def _program(self, model: Model) -> Program:
-        outputs = tuple(Tensor(tuple(output.shape)) for output in model.outputs)
-        where = f"{self.bundle.path}:{model.file}"
-        threads = self.bundle.manifest.recipe.bench.threads
-        data = self.bundle.read(model.file)
-        return Program(str(model.runtime), data, Tensor(tuple(model.input.shape)), outputs, threads, where)
 
     def _vectors(self, model: Model, program: Program) -> None:
         """The bundle's test inputs, code by code."""
@@ -202,6 +195,18 @@ class _Validator:
         if executor.emulated:
             detail = f"not measured: {executor.machine.name} is emulated, its milliseconds mean nothing"
             self.checks.append(Check("latency", True, detail))
+
+
+def bundle_program(bundle: Bundle, model: Model) -> Program:
+    """A model of a bundle, ready to be run.
+
+    Raises:
+        InputError: the bundle lacks it.
+    """
+    outputs = tuple(Tensor(tuple(output.shape)) for output in model.outputs)
+    threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
+    data = bundle.read(model.file)
+    return Program(str(model.runtime), data, Tensor(tuple(model.input.shape)), outputs, threads, where)
 
 
 def time_figures(timing: Timing, emulated: bool) -> list[tuple[str, float, str]]:

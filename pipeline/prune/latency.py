@@ -9,6 +9,7 @@ they follow the number of values; reshapes and permutes only whole. An addition 
 tensor several times. A network is the sum of its layers and one call.
 
 A table is kept per card, runtime, version of its package, and machine; what it holds is not measured again.
+On an emulated board there are no times: its tables hold millions of instructions, and say so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +26,26 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.executor import Executor
 from pipeline.graph import Graph
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.cost import Cost, Count, Part, Widths
 from pipeline.prune.flow import Group
-from pipeline.prune.layers import MOVES, Layer, LayerShape, layers, one_layer
+from pipeline.prune.layer_times import LayerMeasure, times_here, times_there
+from pipeline.prune.layers import MOVES, Layer, LayerShape, layers
 from pipeline.store import canonical_json, write_atomic
 from targets.card import Target
 from targets.errors import DeviceError, InputError
-from targets.host import package_versions, this_machine
+from targets.host import Machine, package_versions, this_machine
 
 #: Times layers: milliseconds of each, without the cost of a call; a device's transport can bring its own.
 Measure = Callable[[Sequence[LayerShape]], dict[LayerShape, float]]
 Tick = Callable[[int, int], None]
 
 FORMAT = 1
+COUNTED = "million instructions"  # what an emulated board's tables hold
 POINTS, CHUNK = 8, 24  # widths that are measured per axis; programs that are loaded and timed together
 SLOW = {"executorch": (3, 6)}  # the same where lowering one layer takes seconds
-FEWEST, MOST = 11, 101  # runs of each
-SECONDS = 2.0  # per chunk, about
-CALL_CHAIN = 9
-CALL_SIZES = (8, 32)  # side of the inputs, 16 channels, with which a call is timed
 
 
 class LatencyTable:
@@ -155,8 +154,7 @@ def table_for(
         InputError: the file is damaged, or of another target or runtime.
         DeviceError: the target cannot be reached and there is no file.
     """
-    package = runtime(name).package
-    target.runtime(name)
+    _known(target, name)
     points, chunk = SLOW.get(name, (POINTS, CHUNK))
     if file is not None:
         facts, times = read_table(file)
@@ -168,92 +166,55 @@ def table_for(
         return table
     if target.reach.kind != "local":
         raise DeviceError(
-            "a latency budget needs a latency table that was measured on the device, and this version cannot "
-            "reach it",
+            "a latency budget needs a latency table that was measured on the device",
             where=f"target {target.name}",
-            hint="give a table's file, or a budget on macs or bytes",
+            hint=f"`paredown cost --target {target.name} --device ADDRESS` makes one for prune.latency_table",
         )
-    machine = this_machine()
-    facts = {
+    facts = _facts(target, name, this_machine())
+    key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+    path = root / "latency" / f"{target.name}-{name}-{key}.json"
+    return LatencyTable(facts, path, LayerMeasure(name, times_here), points, chunk, tick)
+
+
+def device_table(
+    target: Target, name: str, path: Path, executor: Executor, *, tick: Tick | None = None
+) -> LatencyTable:
+    """A latency table that is measured on a device, and kept in a file for `prune.latency_table`.
+
+    Args:
+        target: the card that the table is for.
+        name: of the runtime.
+        path: of the file; what it holds of the same device is not measured again.
+        executor: runs programs there.
+        tick: progress: layers measured, of how many.
+
+    Raises:
+        UsageError: an unknown runtime, or one that the target does not have.
+    """
+    _known(target, name)
+    points, chunk = SLOW.get(name, (POINTS, CHUNK))
+    facts = _facts(target, name, executor.machine) | {"device": executor.machine.name}
+    if executor.emulated:
+        facts["unit"] = COUNTED
+    measure = LayerMeasure(name, lambda kind, programs: times_there(executor, kind, programs))
+    return LatencyTable(facts, path, measure, points, chunk, tick)
+
+
+def _known(target: Target, name: str) -> None:
+    """Checks that the runtime exists, and the target has it."""
+    runtime(name)
+    target.runtime(name)
+
+
+def _facts(target: Target, name: str, machine: Machine) -> dict[str, Any]:
+    """What decides the times of a table."""
+    package = runtime(name).package
+    return {
         "card": target.name, "runtime": name, "package": package,
         "version": dict(package_versions((package,))).get(package, "not installed"),
         "cpu": machine.cpu, "cores": machine.cores, "arch": machine.arch, "system": machine.system,
         "threads": 1,
     }  # fmt: skip
-    key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
-    path = root / "latency" / f"{target.name}-{name}-{key}.json"
-    return LatencyTable(facts, path, HostMeasure(name), points, chunk, tick)
-
-
-# -- measuring here ------------------------------------------------------------------------------------------
-
-
-class HostMeasure:
-    """Measures layers on this machine, through the very path that makes the shipped program.
-
-    Args:
-        name: of the runtime.
-    """
-
-    def __init__(self, name: str) -> None:
-        """Measures nothing yet."""
-        self.runtime = runtime(name)
-        self._call: tuple[float, float] | None = None
-
-    def __call__(self, shapes: Sequence[LayerShape]) -> dict[LayerShape, float]:
-        """Milliseconds of each layer; all are loaded and timed together."""
-        programs = {shape: one_layer(shape) for shape in shapes if shape.kind != "input"}
-        times = {
-            shape: max(ms - self.call(math.prod(shape.inputs[0]), math.prod(shape.output)), 0.0)
-            for shape, ms in self._time(programs).items()
-        }
-        # a call of the whole network: its outputs are small beside its input
-        times |= {s: self.call(math.prod(s.output), 0) for s in shapes if s.kind == "input"}
-        return times
-
-    def call(self, read: int, written: int) -> float:
-        """Milliseconds of a call that reads and writes so many values and does nothing with them."""
-        if self._call is None:
-            ends = []
-            for side in CALL_SIZES:
-                shape = (1, 16, side, side)
-                layer = LayerShape("leaky_relu", (shape,), shape, (("slope", 0.1),))
-                times = self._time({n: one_layer(layer, n) for n in (1, CALL_CHAIN)})
-                each = (times[CALL_CHAIN] - times[1]) / (CALL_CHAIN - 1)
-                ends.append((2 * math.prod(shape), max(times[1] - max(each, 0.0), 0.0)))
-            (small, low), (large, high) = ends
-            slope = max((high - low) / (large - small), 0.0)
-            self._call = (max(low - slope * small, 0.0), slope)
-        return self._call[0] + self._call[1] * (read + written)
-
-    def _time(self, graphs: Mapping[Any, Any]) -> dict[Any, float]:
-        """Medians of the run times of these programs, timed in turn."""
-        runners = {}
-        for key, graph in graphs.items():
-            program = self.runtime.lower_integer(graph).data
-            x = np.random.default_rng(0).integers(-128, 128, graph.input.shape).astype(np.int8)
-            runners[key] = (self.runtime.load(program, 1, f"one {graph.nodes[-1].kind}"), x)
-        if not runners:
-            return {}
-        calls = {key: runner.bound(x) for key, (runner, x) in runners.items()}
-        once = sum(min(ms) for ms in _in_turn(calls, 3).values()) / 1e3
-        runs = int(min(max(SECONDS / max(once, 1e-6), FEWEST), MOST))
-        return {key: float(np.median(ms)) for key, ms in _in_turn(calls, runs).items()}
-
-
-def _in_turn(calls: Mapping[Any, Callable[[], object]], runs: int) -> dict[Any, list[float]]:
-    """Milliseconds of every call, one after the other, round and round.
-
-    They are the calling thread's own, which does all the work of a program of one thread: what else a busy
-    machine does in between would fall on long layers and spare short ones.
-    """
-    times: dict[Any, list[float]] = {key: [] for key in calls}
-    for _ in range(runs):
-        for key, call in calls.items():
-            start = time.thread_time()
-            call()
-            times[key].append((time.thread_time() - start) * 1e3)
-    return times
 
 
 # -- the cost ------------------------------------------------------------------------------------------------
@@ -308,7 +269,7 @@ def latency(
     for layer, (rows, columns) in zip(found, axes, strict=True):
         ms = tuple(tuple(table[layer.shape(r, c)] for c in columns) for r in rows)
         parts.append(Part(layer.name, layer.groups, _Grid(layer, rows, columns, ms), False))
-    return Cost("latency", "ms", full, tuple(parts))
+    return Cost("latency", table.facts.get("unit", "ms"), full, tuple(parts))
 
 
 def _axes(

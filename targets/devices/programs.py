@@ -106,6 +106,17 @@ class Timing:
         """Milliseconds that so many percent of the runs took at most."""
         return float(np.percentile(self.times_ms, share))
 
+    @property
+    def million_instructions(self) -> float:
+        """Of one inference, all classes.
+
+        Raises:
+            DeviceError: nothing counted them.
+        """
+        if self.instructions is None:
+            raise DeviceError("no instructions were counted")
+        return self.instructions["total"] / 1e6
+
 
 class DevicePrograms:
     """Runs programs on one device.
@@ -181,7 +192,7 @@ class DevicePrograms:
         on_line: Callable[[str], None] | None = None,
         counts: str = "",
     ) -> tuple[dict[str, Any], bytes]:
-        """One start of the runner: its JSON, and the outputs; `counts` is a file for what an emulator counts."""
+        """One start of the runner: its JSON and the outputs; `counts` is for what an emulator counts."""
         runner = self._runner(program.runtime)
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder)

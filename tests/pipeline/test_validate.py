@@ -231,10 +231,7 @@ def test_a_board_of_the_users_own_needs_no_card_here_and_gets_no_latency(tiny, t
 
     done = call("validate", repacked(tiny, tmp_path / "x", change), "--json", "--no-score")
     assert done.code == 0
-    assert (
-        checks(done)["latency"]["detail"]
-        == "not measured: this machine is no my-board; boards come later"
-    )
+    assert checks(done)["latency"]["detail"] == "not measured: this machine is no my-board; boards come later"
     assert not any(f["metric"].startswith("latency") for f in json.loads(done.out)["figures"])
 
 

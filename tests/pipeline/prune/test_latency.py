@@ -19,7 +19,8 @@ from pipeline.lower import reference
 from pipeline.lower.integer import fuse_relu
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.coupling import couple
-from pipeline.prune.latency import HostMeasure, LatencyTable, latency, read_table, table_for
+from pipeline.prune.latency import LatencyTable, latency, read_table, table_for
+from pipeline.prune.layer_times import LayerMeasure, times_here
 from pipeline.prune.layers import LayerShape, layers, one_layer
 from pipeline.prune.surgery import thin
 from pipeline.trace import trace
@@ -158,7 +159,7 @@ def test_what_cannot_be_measured_is_said():
 
 def test_the_host_measures_for_itself_and_keeps_its_table_in_the_store(tmp_path):
     table = table_for(load_card("host"), "litert", tmp_path)
-    assert isinstance(table.measure, HostMeasure) and table.path.parent == tmp_path / "latency"
+    assert isinstance(table.measure, LayerMeasure) and table.path.parent == tmp_path / "latency"
     assert table.facts["card"] == "host" and table.facts["version"][0].isdigit()
     assert table.path != table_for(load_card("host"), "executorch", tmp_path).path
 
@@ -301,8 +302,8 @@ def test_every_kind_of_layer_is_measured_as_a_program_of_its_own(monkeypatch):
                 assert single.nodes[-1].low > -128 and (single.nodes[-1].high < 127) == (
                     shape.clamp == "relu6"
                 )
-    monkeypatch.setattr("pipeline.prune.latency.SECONDS", 0.0)
-    times = HostMeasure("litert")(list(found))
+    monkeypatch.setattr("pipeline.prune.layer_times.SECONDS", 0.0)
+    times = LayerMeasure("litert", times_here)(list(found))
     assert set(times) == found
     assert all(math.isfinite(ms) and ms >= 0 for ms in times.values())
 
