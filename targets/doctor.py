@@ -20,7 +20,7 @@ SPACE_MIB = 256  # an unpacked bundle, the ExecuTorch runner with its libraries,
 MEMORY_MIB = 256  # Python, numpy, a runtime and a small network
 HOT_C = 80.0  # from here on a Raspberry Pi slows down: its documentation, "Frequency management"
 TIMEOUT_S = 300.0  # imports on an emulated board take their time
-LITERT = "the LiteRT runner; the ExecuTorch runner does without"
+LITERT = "the LiteRT runner (the ExecuTorch runner does without)"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Need:
-    """A package: how it is imported or called, how it is installed, and what for."""
+class Need:
+    """A package: its name, what is imported or called of it, and what for."""
 
     name: str
     called: str
@@ -52,29 +52,29 @@ class _Need:
     def finding(self, found: str, command: str) -> Finding:
         """What to tell of it: `found` is its version or path, empty where it is missing."""
         if found:
-            return Finding(self.name, "ok", f"{found}; {self.purpose}")
+            return Finding(self.name, "ok", f"{found}, for {self.purpose}")
         return Finding(self.name, "missing", f"needed for {self.purpose}", f"{command} {self.name}")
 
 
 PACKAGES = (
-    _Need("ai-edge-litert", "ai_edge_litert", "running .tflite programs"),
-    _Need("executorch", "executorch", "making and running .pte programs"),
-    _Need("opencv-python-headless", "cv2", "reading and resizing images"),
-    _Need("asyncssh", "asyncssh", "boards over ssh, and emulated ones"),
-    _Need("tflite-micro", "tflite_micro", "accuracy and arena of microcontrollers"),
-    _Need("ethos-u-vela", "ethosu", "placement and cycles on Ethos-U"),
+    Need("ai-edge-litert", "ai_edge_litert", "running .tflite programs"),
+    Need("executorch", "executorch", "making and running .pte programs"),
+    Need("opencv-python-headless", "cv2", "reading and resizing images"),
+    Need("asyncssh", "asyncssh", "boards over ssh, and emulated ones"),
+    Need("tflite-micro", "tflite_micro", "accuracy and arena of microcontrollers"),
+    Need("ethos-u-vela", "ethosu", "placement and cycles on Ethos-U"),
 )
 PROGRAMS = (
-    _Need("adb", "adb", "phones and boards over adb"),
-    _Need("proot", "proot", "emulated boards"),
-    _Need("qemu-user", "qemu-aarch64", "emulated boards"),
-    _Need("gcc", "gcc", "counting the instructions of emulated boards"),
-    _Need("g++", "g++", "building the ExecuTorch runner for this machine"),
-    _Need("g++-aarch64-linux-gnu", "aarch64-linux-gnu-g++", "building the ExecuTorch runner for 64-bit Arm"),
+    Need("adb", "adb", "phones and boards over adb"),
+    Need("proot", "proot", "emulated boards"),
+    Need("qemu-user", "qemu-aarch64", "emulated boards"),
+    Need("gcc", "gcc", "counting the instructions of emulated boards"),
+    Need("g++", "g++", "building the ExecuTorch runner for this machine"),
+    Need("g++-aarch64-linux-gnu", "aarch64-linux-gnu-g++", "building the ExecuTorch runner for 64-bit Arm"),
 )
 #: Imports for real: a package that is there may still not load. A crash ends the list early.
 _IMPORTS = """
-import importlib, struct
+import importlib, struct, sys
 print("bits=%d" % (8 * struct.calcsize("P")), flush=True)
 for name in ("numpy", "ai_edge_litert.interpreter", "tflite_runtime.interpreter", "cv2"):
     top = name.partition(".")[0]
@@ -85,7 +85,8 @@ for name in ("numpy", "ai_edge_litert.interpreter", "tflite_runtime.interpreter"
     except Exception as error:
         print(top + "=!" + str(error).partition("\\n")[0], flush=True)
     else:
-        print(top + "=" + str(getattr(module, "__version__", "there")), flush=True)
+        version = getattr(sys.modules[top], "__version__", getattr(module, "__version__", "there"))
+        print(top + "=" + str(version), flush=True)
 """
 #: The bits of `vcgencmd get_throttled` that tell of now: Raspberry Pi documentation, vcgencmd.
 _THROTTLED = {
@@ -137,7 +138,7 @@ def _python(device: Device, told: Facts) -> Iterator[Finding]:
         else:
             yield Finding("python3", "missing", f"needed for {LITERT}", "sudo apt-get install python3-pip")
         return
-    yield Finding("python3", "ok", f"{told.python_version} at {told.python}; {LITERT}")
+    yield Finding("python3", "ok", f"{told.python_version} at {told.python}, for {LITERT}")
     done = device.run([told.python, "-c", _IMPORTS], timeout=TIMEOUT_S, check=False)
     found = dict(line.split("=", 1) for line in done.out.splitlines() if "=" in line)
     if told.arch == "aarch64" and found.get("bits") == "32":
@@ -163,7 +164,7 @@ def _package(name: str, said: str, purpose: str, install: str) -> Finding:
         return Finding(name, "missing", detail, f"{install} --force-reinstall {name}")
     if not said:
         return Finding(name, "missing", f"needed for {purpose}", f"{install} {name}")
-    return Finding(name, "ok", f"{said}; {purpose}")
+    return Finding(name, "ok", f"{said}, for {purpose}")
 
 
 def _space(device: Device) -> Finding:

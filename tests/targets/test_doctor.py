@@ -86,7 +86,7 @@ def test_this_machine_is_asked_for_every_package_and_program():
 
 def test_what_this_machine_has_bears_its_version_or_path():
     found = {finding.name: finding for finding in examine()}
-    assert found["executorch"].detail.startswith(f"{metadata.version('executorch')}; ")
+    assert found["executorch"].detail.startswith(f"{metadata.version('executorch')}, for ")
     assert found["opencv-python-headless"].state == "ok"
 
 
