@@ -41,7 +41,6 @@ class AdbTransport:
     """
 
     kind: Kind = "adb"
-    lost: tuple[type[Exception], ...] = ()
 
     def __init__(self, serial: str, address: str, patience: Patience = PATIENCE) -> None:
         """Looks for the device only when needed."""

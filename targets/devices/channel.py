@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.subprocess import PIPE, Process
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
 from targets.devices.device import Kind
 from targets.devices.errors import SIGNALLED
@@ -17,11 +18,15 @@ class Reader(Protocol):
     """What a program writes."""
 
     async def read(self, n: int = -1, /) -> bytes:
-        """At most `n` bytes, as soon as there are some; nothing at the end."""
+        """At most `n` bytes, as soon as there are some; nothing at the end.
+
+        Raises:
+            ConnectionLostError: there would have been more.
+        """
 
 
 class Writer(Protocol):
-    """What a program reads."""
+    """What a program reads; all of it raises BrokenPipeError where nobody reads it any more."""
 
     def write(self, data: bytes, /) -> None:
         """Sends it."""
@@ -65,12 +70,10 @@ class Transport(Protocol):
     Attributes:
         kind: of device.
         address: names it in errors.
-        lost: what its streams raise when the connection is lost.
     """
 
     kind: Kind
     address: str
-    lost: tuple[type[Exception], ...]
 
     async def start(self, command: str) -> Channel:
         """Gives a line to the shell of the device; connects first, where we are not connected.
@@ -81,6 +84,19 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Disconnects."""
+
+
+C = TypeVar("C", bound=Channel)
+
+
+async def whole(start: Coroutine[Any, Any, C]) -> C:
+    """Starts a program. Where we are interrupted half-way, it is let go of as soon as it has started."""
+    starting = asyncio.create_task(start)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(lambda task: task.exception() or task.result().abort())
+        raise
 
 
 class ProcessChannel:
@@ -99,11 +115,14 @@ class ProcessChannel:
         Raises:
             OSError: it cannot be started.
         """
-        return cls(
-            await asyncio.create_subprocess_exec(
+
+        async def start() -> ProcessChannel:
+            process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
-        )
+            return cls(process)
+
+        return await whole(start())
 
     async def wait(self) -> int:
         """Its exit status as `Channel.wait` has it."""

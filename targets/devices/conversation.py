@@ -127,4 +127,4 @@ async def _feed(writer: Writer, source: Path | None) -> None:
                     await writer.drain()
         writer.write_eof()
     except (BrokenPipeError, ConnectionResetError):
-        return  # it reads no further; its exit status says why
+        return  # it reads no further; its exit status, or the end of its output, says why

@@ -11,7 +11,6 @@ class LocalTransport:
     """Starts programs here, as any other device would."""
 
     kind: Kind = "local"
-    lost: tuple[type[Exception], ...] = ()
 
     def __init__(self, address: str = "local:") -> None:
         """Needs nothing."""

@@ -115,7 +115,7 @@ class ShellDevice:
         except DeviceError as error:
             logging.getLogger(__name__).warning("%s stays on the device: %s", self._base, error)
         finally:
-            self._worker.stop()
+            self._worker.stop(self._patience.grace_s)
             if self._on_close:
                 self._on_close()
 
@@ -143,7 +143,7 @@ class ShellDevice:
         try:
             async with asyncio.timeout(self._patience.answer_s):  # trying to connect again included
                 if self._base:
-                    await self._ask(doing, script.leave(self._base), COPY_S)
+                    await self._again(lambda: self._ask(doing, script.leave(self._base), COPY_S))
         except TimeoutError as error:
             raise TimedOutError(doing, where=self.address) from error
         finally:
@@ -236,8 +236,6 @@ class ShellDevice:
         except TimeoutError as error:
             what = f"{doing} took longer than {seconds:g} s and was ended{last_line(err.text)}"
             raise TimedOutError(what, where=self.address) from error
-        except self._transport.lost as error:
-            raise ConnectionLostError(f"{doing}: {error}", where=self.address) from error
 
 
 def _name(command: Sequence[str]) -> str:

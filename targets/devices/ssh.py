@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import asyncssh
 
-from targets.devices.channel import Channel
+from targets.devices.channel import Channel, whole
 from targets.devices.device import Kind
 from targets.devices.errors import (
     SIGNALLED,
@@ -49,7 +49,6 @@ class SshTransport:
     """Starts programs over one ssh connection, which is made again when it was lost."""
 
     kind: Kind = "ssh"
-    lost: tuple[type[Exception], ...] = (asyncssh.Error,)
 
     def __init__(self, access: SshAccess, address: str, patience: Patience = PATIENCE) -> None:
         """Connects only when needed; `address` names the device in errors."""
@@ -63,12 +62,16 @@ class SshTransport:
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await retried(self._connect, self._patience, on=(UnreachableError,))
+            connection = self._connection
+
+        async def start() -> SshChannel:
+            return SshChannel(await connection.create_process(command, encoding=None), self.address)
+
         try:
-            process = await self._connection.create_process(command, encoding=None)
+            return await whole(start())
         except (asyncssh.Error, OSError) as error:
-            self._connection.abort()
+            connection.abort()
             raise ConnectionLostError(str(error), where=self.address) from error
-        return SshChannel(process, self.address)
 
     async def close(self) -> None:
         """Disconnects."""
@@ -91,6 +94,10 @@ class SshTransport:
             raise judge.verdict(self.address, str(error)) from error
         except asyncssh.PermissionDenied as error:
             raise AuthenticationError(f"as user {options.username}", where=self.address) from error
+        except asyncssh.KeyExchangeFailed as error:
+            if "host key" in str(error):  # it has none of the kinds that we expect
+                raise judge.verdict(self.address, str(error)) from error
+            raise UnreachableError(str(error), where=self.address) from error
         except (asyncssh.Error, OSError) as error:
             reason = str(error) or f"no answer in {self._patience.answer_s:g} s"
             raise UnreachableError(reason, where=self.address) from error
@@ -105,6 +112,7 @@ class SshTransport:
         }
         try:
             return asyncssh.SSHClientConnectionOptions(
+                config=(),  # the user's own
                 host=access.host,
                 connect_timeout=patience.answer_s,
                 login_timeout=patience.answer_s,
@@ -122,7 +130,8 @@ class SshChannel:
 
     def __init__(self, process: asyncssh.SSHClientProcess[bytes], address: str) -> None:
         """Wraps a process; `address` names the device in errors."""
-        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+        self.stdin = _Writer(process.stdin)
+        self.stdout, self.stderr = (_Reader(stream, address) for stream in (process.stdout, process.stderr))
         self._process, self._address = process, address
 
     async def wait(self) -> int:
@@ -136,6 +145,32 @@ class SshChannel:
     def abort(self) -> None:
         """Closes the channel."""
         self._process.channel.abort()
+
+
+class _Reader:
+    """A stream that says in our words why it ends."""
+
+    def __init__(self, reader: asyncssh.SSHReader[bytes], address: str) -> None:
+        self._reader, self._address = reader, address
+
+    async def read(self, n: int = -1, /) -> bytes:
+        try:
+            return await self._reader.read(n)
+        except (asyncssh.Error, OSError) as error:
+            raise ConnectionLostError(str(error), where=self._address) from error
+
+
+class _Writer:
+    """A stream that breaks as a pipe does, whatever the reason."""
+
+    def __init__(self, writer: asyncssh.SSHWriter[bytes]) -> None:
+        self.write, self.write_eof, self._writer = writer.write, writer.write_eof, writer
+
+    async def drain(self) -> None:
+        try:
+            await self._writer.drain()
+        except (asyncssh.Error, OSError) as error:
+            raise BrokenPipeError(str(error)) from error
 
 
 class _HostKeyJudge(asyncssh.SSHClient):
@@ -160,13 +195,14 @@ class _HostKeyJudge(asyncssh.SSHClient):
     def verdict(self, address: str, reason: str) -> NamedDeviceError:
         """Why the host is not trusted."""
         host = self._host if self._port == SSH_PORT else f"[{self._host}]:{self._port}"
-        shown = f"{self._shown.get_algorithm()} {self._shown.get_fingerprint()}" if self._shown else reason
+        key = self._shown
+        shown = f"{host} shows {key.get_algorithm()} {key.get_fingerprint()}" if key else f"{host}: {reason}"
         if self._expected:
             hint = f"if it was set up anew, `ssh-keygen -R '{host}'` and connect once with `ssh`; else beware"
-            return HostKeyChangedError(f"{host} now shows {shown}", where=address, hint=hint)
+            return HostKeyChangedError(shown, where=address, hint=hint)
         scan = f"ssh-keyscan -p {self._port} {self._host} >> ~/.ssh/known_hosts"
         hint = f"connect once with `ssh`, or compare this key with the device's and `{scan}`"
-        return HostKeyUnknownError(f"{host} shows {shown}", where=address, hint=hint)
+        return HostKeyUnknownError(shown, where=address, hint=hint)
 
 
 def _known_hosts_files(options: asyncssh.SSHClientConnectionOptions) -> list[str] | bytes:

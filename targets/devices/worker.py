@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+HEAR_S = 0.2  # a Ctrl-C that came just before we began to wait is heard so much later, and not never
+
 
 class Worker:
     """Runs coroutines for ordinary functions, of any thread."""
@@ -30,15 +32,29 @@ class Worker:
 
         self._loop.call_soon_threadsafe(start)
         try:
-            done.wait()
+            _wait(done)
         except BaseException:
             self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            done.wait()
+            _wait(done)
             raise
         return tasks[0].result()
 
-    def stop(self) -> None:
-        """Ends the thread."""
+    def stop(self, grace_s: float) -> None:
+        """Ends the thread; what other threads have called may finish within so many seconds."""
+        self.call(_finish(grace_s))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _wait(done: threading.Event) -> None:
+    while not done.wait(HEAR_S):
+        continue
+
+
+async def _finish(grace_s: float) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, late = await asyncio.wait(others, timeout=grace_s)
+        for task in late:
+            task.cancel()
