@@ -66,7 +66,7 @@ class AdbTransport:
     async def _choose(self) -> str:
         """The serial of the device, once it can be worked with."""
         states = await self._states()
-        if re.fullmatch(r".+:\d+", self._serial) and states.get(self._serial, "offline") == "offline":
+        if re.fullmatch(r".+:\d+", self._serial) and self._serial not in states:
             answer = await self._ask("connect", self._serial)
             states = await self._states()
             if self._serial not in states:

@@ -6,9 +6,14 @@ The device of a test is this machine, so what is really there and what really ru
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -95,6 +100,40 @@ class Running:
         self._thread.join(30)
         assert not self._thread.is_alive()
         return self.error
+
+
+_CLIENT = """
+import sys
+from pathlib import Path
+from targets.devices.address import open_device
+
+with open_device(sys.argv[1]) as device:
+    Path(sys.argv[2]).write_text(device.workspace)
+    device.run(["sh", "-c", sys.argv[3]], timeout=60)
+"""
+
+
+@contextmanager
+def client_of(address, folder) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process of its own with TWO_PROGRAMS running on a device: the process, and what runs there."""
+    noted = folder / "workspace of the client"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CLIENT, address, noted, TWO_PROGRAMS],
+        cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: noted.is_file() and noted.read_text(), "the client has a device")
+        yield process, pids_in(noted.read_text())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def interrupt(process) -> None:
+    """Ctrl-C, which it answers by cleaning up and then as every program does."""
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert err.rstrip().endswith("KeyboardInterrupt")
 
 
 class DeviceContract:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from device_contract import TWO_PROGRAMS, DeviceContract, gone, lives, pids_in, until
+from device_contract import TWO_PROGRAMS, DeviceContract, client_of, gone, interrupt, lives, pids_in
 from needs import needs
 
 from targets.devices import script
@@ -17,7 +15,6 @@ from targets.devices.address import open_device
 from targets.devices.errors import MissingToolError, UnreachableError
 from targets.errors import DeviceError
 
-ROOT = Path(__file__).parents[2]
 #: What the scripts need of a device, and what the tests' own programs use.
 TOOLS = ("cat", "chmod", "cut", "dirname", "env", "mkdir", "mktemp", "mv", "rm", "setsid", "sleep", "wc")
 USED = ("echo", "false", "kill", "printf", "pwd", "touch")
@@ -122,44 +119,17 @@ def test_no_folder_can_be_made(tmp_path, monkeypatch, board):
         open_device("local:")
 
 
-CLIENT = """
-import sys
-from pathlib import Path
-from targets.devices.address import open_device
-
-with open_device(sys.argv[1]) as device:
-    Path(sys.argv[2]).write_text(device.workspace)
-    device.run(["sh", "-c", sys.argv[3]], timeout=60)
-"""
+def test_ctrl_c_ends_what_runs_and_cleans_up(folders, tmp_path):
+    with client_of("local:", tmp_path) as (process, pids):
+        interrupt(process)
+        assert not any(map(lives, pids))
+        assert not list(folders.iterdir())
 
 
-@pytest.fixture
-def client(tmp_path, folders):
-    """A process of its own with a program running on a device: process, workspace, what runs."""
-    noted = tmp_path / "workspace"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLIENT, "local:", str(noted), TWO_PROGRAMS],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    until(lambda: noted.is_file() and noted.read_text(), "the client has a device")
-    yield process, noted.read_text(), pids_in(noted.read_text())
-    process.kill()
-    process.communicate()
-
-
-def test_ctrl_c_ends_what_runs_and_cleans_up(client, folders):
-    process, workspace, pids = client
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    assert not any(map(lives, pids))
-    assert not list(folders.iterdir())
-
-
-def test_nothing_outlives_a_client_that_is_killed(client):
-    process, workspace, pids = client
-    process.kill()
-    gone(pids)
+def test_nothing_outlives_a_client_that_is_killed(folders, tmp_path):
+    with client_of("local:", tmp_path) as (process, pids):
+        process.kill()
+        gone(pids)
 
 
 def test_a_program_ends_by_its_own_limit_when_nobody_can_tell_it(folders, board):

@@ -6,10 +6,8 @@ import getpass
 import hashlib
 import math
 import os
-import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -19,9 +17,10 @@ from device_contract import (
     TWO_PROGRAMS,
     DeviceContract,
     Running,
+    client_of,
     gone,
+    interrupt,
     lives,
-    pids_in,
     until,
 )
 from needs import missing, needs
@@ -42,7 +41,6 @@ from targets.devices.retry import Patience
 from targets.devices.shell import ShellDevice
 from targets.devices.ssh import SshAccess, SshTransport
 
-ROOT = Path(__file__).parents[2]
 QUICK = Patience(attempts=3, pause_s=0.05, answer_s=20.0, keepalive_s=1.0, grace_s=5.0)
 ONCE = Patience(attempts=1, answer_s=20.0)
 
@@ -288,20 +286,9 @@ def test_closing_what_is_gone_raises_nothing(connect, proxy, server, caplog):
     assert "stays on the device: " in caplog.text and "cannot be reached" in caplog.text
 
 
-CLIENT = """
-import sys
-from pathlib import Path
-from targets.devices.address import open_device
-
-with open_device(sys.argv[1]) as device:
-    Path(sys.argv[2]).write_text(device.workspace)
-    device.run(["sh", "-c", sys.argv[3]], timeout=60)
-"""
-
-
 @pytest.fixture(params=["asyncssh", "sshd"])
-def client(request, keys, home, folders, tmp_path):
-    """A process of its own with a program running on a board: process and what runs."""
+def address(request, keys, home, folders, tmp_path) -> str:
+    """Of a board that the user's own ~/.ssh knows."""
     if request.param == "asyncssh":
         port = request.getfixturevalue("server").port
     else:
@@ -309,31 +296,20 @@ def client(request, keys, home, folders, tmp_path):
         request.addfinalizer(sshd.close)
         port = sshd.port
     (home / "known_hosts").write_text(known_hosts_line(keys[0], port))
-    noted = tmp_path / "workspace"
-    address = f"ssh://{getpass.getuser()}@{HOST}:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLIENT, address, noted, TWO_PROGRAMS],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    until(lambda: noted.is_file() and noted.read_text(), "the client has a device")
-    yield process, pids_in(noted.read_text())
-    process.kill()
-    process.communicate()
+    return f"ssh://{getpass.getuser()}@{HOST}:{port}"
 
 
-def test_ctrl_c_ends_what_runs_and_cleans_up(client, folders):
-    process, pids = client
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    assert not any(map(lives, pids))
-    assert not list(folders.iterdir())
+def test_ctrl_c_ends_what_runs_and_cleans_up(address, folders, tmp_path):
+    with client_of(address, tmp_path) as (process, pids):
+        interrupt(process)
+        assert not any(map(lives, pids))
+        assert not list(folders.iterdir())
 
 
-def test_nothing_outlives_a_client_that_is_killed(client):
-    process, pids = client
-    process.kill()
-    gone(pids)
+def test_nothing_outlives_a_client_that_is_killed(address, tmp_path):
+    with client_of(address, tmp_path) as (process, pids):
+        process.kill()
+        gone(pids)
 
 
 # -- the board lies or is full -------------------------------------------------------------------------------
