@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "USER": USER, "LOGNAME": USER, "HOME": HOME, "SHELL": "/bin/sh", "LANG": "C.UTF-8",
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
 }  # fmt: skip
+#: For Python to execute the same instructions every time: the order of dictionaries, and what lies in memory.
+REPEATABLE = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 PLUGIN = "/opt/paredown/instructions.so"  # on the board
 
 
@@ -121,7 +123,8 @@ def start(
         host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
         client_key.write_private_key(folder / "id")
         (folder / "id").chmod(0o600)  # or `ssh` does not use it
-        with BoardServer(root, emulator, ENVIRONMENT, host_key, client_key.export_public_key()) as server:
+        environment = ENVIRONMENT | (REPEATABLE if count_instructions else {})
+        with BoardServer(root, emulator, environment, host_key, client_key.export_public_key()) as server:
             known_hosts = folder / "known_hosts"
             known_hosts.write_text(f"[{HOST}]:{server.port} {host_key.export_public_key().decode()}")
             yield EmulatedBoard(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 
 from targets.cache import key_of, made_once
 from targets.errors import DeviceError
@@ -61,8 +62,8 @@ def plugin(cache: Path) -> Path:
 def read_counts(text: str, where: object = "instruction counts") -> Counts:
     """The counts of one inference from what the plugin wrote.
 
-    The least of all marked inferences less the least of all empty brackets: an interpreter does now and then
-    something of its own within a bracket, and marks cost instructions themselves.
+    The median of the marked inferences less the median of the empty brackets: marks cost instructions
+    themselves, and Python does now and then something of its own within a bracket.
 
     Args:
         text: lines of a tag and running totals by class, as instructions.c describes them.
@@ -78,7 +79,7 @@ def read_counts(text: str, where: object = "instruction counts") -> Counts:
             if stop[0] != start[0] + 1:
                 raise ValueError("a mark is missing")
             brackets[start[0]].append(_less(stop[1:], start[1:]))
-        return Counts(*_less(min(brackets[INFERENCE]), min(brackets[EMPTY])))
+        return Counts(*_less(median_low(brackets[INFERENCE]), median_low(brackets[EMPTY])))
     except (ValueError, LookupError, TypeError) as error:
         raise DeviceError(
             "these are no counts of marked inferences", where=where,

@@ -34,7 +34,8 @@ UNNEEDED = (
 )
 FOLDERS = ("dev", "etc", "home/pi", "opt/paredown", "proc", "root", "sbin", "tmp", "usr/sbin")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-EMULATOR = "proot qemu-user"  # Debian's packages
+EMULATOR = ("proot", "qemu-aarch64")
+EMULATOR_PACKAGES = "proot qemu-user"
 LISTING = "packages.txt"
 #: Imported once while the sysroot is made: it shows that all is there, and leaves bytecode for later starts.
 IMPORTS = "import argparse, ctypes, hashlib, json, lzma, runpy, numpy, ai_edge_litert.interpreter"
@@ -50,6 +51,8 @@ def sysroot(cache: Path, say: Callable[[str], None]) -> Path:
     Raises:
         DeviceError: a program of this system is missing (the line names its package), or a download fails.
     """
+    for program in EMULATOR:
+        tool(program, EMULATOR_PACKAGES)
     key = key_of(*PACKAGES, *UNNEEDED, *FOLDERS, SUITE, IMPORTS, WHEELS.read_bytes())
 
     def make(folder: Path) -> None:
@@ -90,10 +93,11 @@ def emulated(root: Path, cpu: str, plugin: str = "") -> list[str]:
     Raises:
         DeviceError: the emulator is not installed.
     """
-    qemu = f"{tool('qemu-aarch64', EMULATOR)} -cpu {cpu}"
+    proot, qemu = (tool(program, EMULATOR_PACKAGES) for program in EMULATOR)
+    qemu += f" -cpu {cpu}"
     if plugin:
         qemu += f" -plugin {plugin}"
-    command = [tool("proot", EMULATOR), "-q", qemu, "-r", str(root), "-w", "/home/pi"]
+    command = [proot, "-q", qemu, "-r", str(root), "-w", "/home/pi"]
     devices = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
     return command + [word for path in devices for word in ("-b", path)]
 

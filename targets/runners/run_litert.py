@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from targets.errors import DeviceError, InputError, ParedownError, UsageError
 from targets.runners.litert import Runner
 
-#: What the instruction-count plugin (targets/emulated/instructions.c) looks for; low bits say what begins.
-MARK = 0x7E570000
-EMPTY, INFERENCE = 0, 2
-EMPTIES = 20  # so many brackets until the Python interpreter has specialised what is in them
+#: What the instruction-count plugin (targets/emulated/instructions.c) looks for; to a kernel, files that are
+#: not open. Each pair begins and ends a bracket.
+EMPTY, INFERENCE = (0x7E570000, 0x7E570001), (0x7E570002, 0x7E570003)
+EMPTIES = 20  # brackets of nothing: what they cost when the Python interpreter has specialised them
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ def run_all(runner: Runner, samples: Samples, target: Path) -> None:
             for done, sample in enumerate(samples, start=1):
                 for output in runner(sample):
                     file.write(output.tobytes())
-                if time.monotonic() - told >= 1:
-                    told = time.monotonic()
+                now = time.monotonic()
+                if now - told >= 1:
+                    told = now
                     print(f"{done}/{len(samples)}", file=sys.stderr, flush=True)
         part.replace(target)
     except OSError as error:
@@ -124,34 +125,28 @@ def times(call: Callable[[], object], runs: int, warmup: int, marks: bool) -> li
     """
     for _ in range(warmup):
         call()
-    if not marks:
-        return [_timed(call) for _ in range(runs)]
-    for _ in range(EMPTIES):  # what the bracket itself costs
-        _bracketed(_nothing, EMPTY)
-    return [_bracketed(call, INFERENCE) for _ in range(runs)]
+    if marks:
+        for _ in range(EMPTIES):
+            _bracketed(_nothing, *EMPTY)
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        if marks:
+            _bracketed(call, *INFERENCE)
+        else:
+            call()
+        found.append((time.perf_counter() - start) * 1e3)
+    return found
 
 
 def _nothing() -> None:
     pass
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _bracketed(call: Callable[[], object], begin: int, end: int) -> None:
+    os.isatty(begin)
     call()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _bracketed(call: Callable[[], object], tag: int) -> float:
-    _mark(tag)
-    milliseconds = _timed(call)
-    _mark(tag + 1)
-    return milliseconds
-
-
-def _mark(tag: int) -> None:
-    """To a kernel, a question about the priority of a process that does not exist."""
-    with contextlib.suppress(OSError):
-        os.getpriority(os.PRIO_PROCESS, MARK | tag)
+    os.isatty(end)
 
 
 def peak_rss_kib() -> int:
