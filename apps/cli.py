@@ -45,6 +45,10 @@ def run(
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan.")
     ] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Every stage on a handful of samples.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to prove it: local: | ssh://... | adb:... | emulated:NAME")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images to score on the device.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Makes a bundle: prunes where the recipe says so, quantizes, lowers, checks, scores, times, packs."""
@@ -56,13 +60,16 @@ def run(
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
         card = load_card(target)
         with screen() as (log, tick):
-            work = Run(recipe_name(recipe), resolved, card, runs, smoke=smoke, log=log, tick=tick)
+            work = Run(
+                recipe_name(recipe), resolved, card, runs, smoke=smoke, device=device, device_images=limit,
+                log=log, tick=tick,
+            )  # fmt: skip
             if dry_run:
                 _print_plan(work, resolved_toml(resolved), as_json)
                 return
             result = work.execute()
         _print_run(result, as_json)
-        if result.violations:
+        if result.violations or not all(check.passed for check in result.checks):
             raise typer.Exit(3)
 
 
@@ -207,6 +214,7 @@ def _print_run(result: Any, as_json: bool) -> None:
                 "figures": [figure.to_dict() for figure in result.figures],
                 "over_budget": [violation.line() for violation in result.violations],
                 "notes": list(result.notes),
+                "checks": [dataclasses.asdict(check) for check in result.checks],
             }
         )
         return
@@ -214,6 +222,8 @@ def _print_run(result: Any, as_json: bool) -> None:
 
     console = tables()
     console.print(figures_table(result.figures))
+    for check in result.checks:
+        console.print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}", markup=False)
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     for violation in result.violations:

@@ -54,7 +54,7 @@ class Tensor(Schema):
 
 
 class Model(Schema):
-    """A runtime's program and how to feed it."""
+    """A runtime's program and how to feed it; of float32 models scales and zero points are 1 and 0."""
 
     runtime: RuntimeName
     file: str
@@ -62,6 +62,7 @@ class Model(Schema):
     layout: str
     input: Tensor
     outputs: Annotated[tuple[Tensor, ...], Field(strict=False, min_length=1)]
+    vectors: str = "vectors"
 
 
 class ScoredOn(Schema):

@@ -174,9 +174,9 @@ class Predictor:
 
     Args:
         executor: what runs it.
-        program: int8 in and out.
-        source: scale and zero point of the input.
-        outputs: those of each output.
+        program: of int8 or float32.
+        source: scale and zero point of an int8 input; of float32 it is not used.
+        outputs: those of each output; of float32 1 and 0.
         data: the images that will be asked for, one after the other.
         preprocess: from an image to the network's input.
     """
@@ -193,7 +193,7 @@ class Predictor:
         """Sends nothing yet."""
         self.executor, self.program, self.source, self.outputs = executor, program, source, outputs
         self.data, self.preprocess = data, preprocess
-        self._ahead: list[tuple[NDArray[np.int8], tuple[NDArray[Any], ...]]] = []
+        self._ahead: list[tuple[NDArray[Any], tuple[NDArray[Any], ...]]] = []
         self._next = 0
 
     def __call__(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
@@ -204,14 +204,17 @@ class Predictor:
         """
         if not self._ahead:
             self._fetch()
-        codes, found = self._ahead.pop(0)
-        if not np.array_equal(self.source.quantize(x), codes):
+        sent, found = self._ahead.pop(0)
+        if not np.array_equal(self._encoded(x), sent):
             raise ValueError("images are asked for in another order than the data set's")
         return tuple(scale.dequantize(code) for scale, code in zip(self.outputs, found, strict=True))
 
     def _fetch(self) -> None:
         stop = min(self._next + CHUNK, len(self.data))
         images = [self.preprocess(self.data[index].image)[None] for index in range(self._next, stop)]
-        codes = [self.source.quantize(image) for image in images]
-        found = self.executor.run(self.program, np.concatenate(codes), lambda done, total: None)
-        self._ahead, self._next = list(zip(codes, found, strict=True)), stop
+        sent = [self._encoded(image) for image in images]
+        found = self.executor.run(self.program, np.concatenate(sent), lambda done, total: None)
+        self._ahead, self._next = list(zip(sent, found, strict=True)), stop
+
+    def _encoded(self, image: NDArray[np.float32]) -> NDArray[Any]:
+        return image if self.program.input.dtype == "float32" else self.source.quantize(image)

@@ -29,11 +29,11 @@ VARIANTS = (
 """The rows of a table, in order; other names follow, sorted."""
 ORIGINAL = "-original"  # a runtime with the network as it came, in int8, where another is shipped
 SCORES = ("map50", "map", "top1", "top5", "perplexity")
-COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "latency_p50", "latency_p90")
+COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "instructions", "latency_p50", "latency_p90")
 HEADS = {
     "map50": "mAP@50", "map": "mAP", "top1": "top-1", "top5": "top-5", "perplexity": "perplexity",
     "parity_lsb": "parity\nLSB", "file_bytes": "file\n{}", "bundle_bytes": "bundle\n{}",
-    "latency_p50": "median\nms", "latency_p90": "p90\nms", "macs": "MACs\nM",
+    "latency_p50": "median\nms", "latency_p90": "p90\nms", "macs": "MACs\nM", "instructions": "instr.\nM",
 }  # fmt: skip
 SIZES = {"KiB": 1024, "MiB": 1024**2}
 MARKS = {"measured": "", "simulated": "s", "predicted": "p", "smoke": "!"}
@@ -165,7 +165,7 @@ def _cell(figure: Figure, size: str) -> str:
         number = f"{figure.value:.2f}" if figure.metric == "perplexity" else f"{figure.value:.4f}"
     elif figure.unit == "B":
         number = f"{figure.value / SIZES[size]:,.1f}"
-    elif figure.metric == "macs":
+    elif figure.metric in {"macs", "instructions"}:
         number = f"{figure.value / 1e6:,.1f}"
     elif figure.unit == "ms":
         number = f"{figure.value:.2f}" if figure.value < 100 else f"{figure.value:.0f}"

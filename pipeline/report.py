@@ -12,7 +12,8 @@ _COLUMNS = (
     ("map50", "mAP@0.5", "{:.4f}"), ("map", "mAP", "{:.4f}"), ("top1", "top-1", "{:.4f}"),
     ("top5", "top-5", "{:.4f}"),
     ("parity_lsb", "parity, LSB", "{:.0f}"), ("file_bytes", "file bytes", "{:,.0f}"),
-    ("bundle_bytes", "bundle bytes", "{:,.0f}"), ("latency_p50", "median ms", "{:.2f}"),
+    ("bundle_bytes", "bundle bytes", "{:,.0f}"), ("instructions", "instructions", "{:,.0f}"),
+    ("latency_p50", "median ms", "{:.2f}"),
     ("latency_p90", "p90 ms", "{:.2f}"), ("memory_peak", "peak MiB", "{:.0f}"),
 )  # fmt: skip
 

@@ -30,10 +30,12 @@ class Results:
     Attributes:
         bench: the stage that times, where the target is this machine.
         bundle: the stage that packs.
+        proved: whether a device says the rest.
     """
 
     bench: Stage | None
     bundle: Stage
+    proved = False
 
     def __init__(self, recipe: Recipe, stages: Stages, target: Target, smoke: bool) -> None:
         """Reads nothing yet."""
@@ -55,19 +57,13 @@ class Results:
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
         for name in stages.runtimes:
-            parity = read_json(stages.path(stages.parity[name]) / "parity.json")
-            outputs = parity["outputs"]
-            figures.append(self._figure("parity", name, "parity_lsb", outputs["max_lsb"], "LSB"))
-            share = outputs["differing"] / outputs["values"]
-            figures.append(self._figure("parity", name, "parity_share", share, "1"))
-            figures.append(self._figure("parity", name, "parity_inputs", parity["inputs"], "1"))
-            for kind, apart in parity["kinds"].items():
-                share = apart["differing"] / apart["values"]
-                figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
-                figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
+            if name in stages.parity:
+                figures += self._parity_figures(name)
             programs = {name: stages.lower[name], f"{name}-fp32": stages.baseline[name]}
             if name in stages.originals:
                 programs[f"{name}{ORIGINAL}"] = stages.originals[name]
+            if name in stages.rejected:
+                programs[f"{name}-rejected"] = stages.rejected[name]
             for variant, stage in programs.items():
                 size = (stages.path(stage) / "program").stat().st_size
                 facts = read_json(stages.path(stage) / "lowered.json")
@@ -75,6 +71,20 @@ class Results:
                 figures.append(self._figure("lower", variant, "subgraphs", facts["subgraphs"], "1"))
                 undelegated = len(facts["undelegated"])
                 figures.append(self._figure("lower", variant, "undelegated_ops", undelegated, "1"))
+        return figures
+
+    def _parity_figures(self, name: str) -> list[Figure]:
+        """How far a runtime is from the integer graph, whole and by kind of operation."""
+        parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
+        outputs, figures = parity["outputs"], []
+        figures.append(self._figure("parity", name, "parity_lsb", outputs["max_lsb"], "LSB"))
+        share = outputs["differing"] / outputs["values"]
+        figures.append(self._figure("parity", name, "parity_share", share, "1"))
+        figures.append(self._figure("parity", name, "parity_inputs", parity["inputs"], "1"))
+        for kind, apart in parity["kinds"].items():
+            share = apart["differing"] / apart["values"]
+            figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
+            figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
         return figures
 
     def figures(self) -> tuple[Figure, ...]:
@@ -110,16 +120,17 @@ class Results:
         notes = prune_notes(self.stages.pruning) if self.recipe.prune.active else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
         for name in self.stages.runtimes:
-            parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
-            if parity["first"]:
-                notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
+            if name in self.stages.parity:
+                parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
+                if parity["first"]:
+                    notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
             facts = read_json(self.stages.path(self.stages.lower[name]) / "lowered.json")
             if facts["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
         if self.bench:
             notes += slower_than(self.times, "-fp32", "float32")
             notes += against_original(self.times)
-        else:
+        elif not self.proved:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
                 f"{self.target.name} is known"

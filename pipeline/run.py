@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from pipeline.artefacts import write_json
 from pipeline.budget import Violation, check_budget
+from pipeline.contents import contents, device_files, plain
 from pipeline.figures import ORIGINAL, Figure, write_figures
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.stages import PLAN, PLOT, SENSE
@@ -33,8 +32,10 @@ from targets.errors import UsageError
 from targets.host import package_versions, this_machine
 
 if TYPE_CHECKING:
+    from pipeline.prove import Proof
     from pipeline.prune.sensitivity import Sensitivity
     from pipeline.squantize.summary import Facts
+    from pipeline.validate import Check
 
 FIGURES, PREVIEW, REPORT, RECIPE = "figures.json", "preview.png", "report.md", "recipe.toml"
 PRUNED = "pruned.safetensors"
@@ -78,6 +79,7 @@ class Result:
     figures: tuple[Figure, ...]
     violations: tuple[Violation, ...]
     notes: tuple[str, ...]
+    checks: tuple[Check, ...] = ()
 
 
 class Run:
@@ -89,6 +91,9 @@ class Run:
         target: the card.
         root: folder of all runs.
         smoke: handfuls of samples everywhere; every figure says so.
+        device: where the result is proved, and what is slower there than before is taken back; see
+            `targets.devices.address`.
+        device_images: scores at most so many images there; None = all.
         log: told one line per stage.
         tick: progress within a stage.
 
@@ -105,6 +110,8 @@ class Run:
         root: Path,
         *,
         smoke: bool = False,
+        device: str | None = None,
+        device_images: int | None = None,
         log: Callable[[str], None] = lambda line: None,
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -113,6 +120,7 @@ class Run:
             target.runtime(wanted)
         check_files(recipe)
         self.name, self.recipe, self.target, self.smoke = name, recipe, target, smoke
+        self.device, self.device_images = device, device_images
         self.log, self.tick = log, tick
         self.folder = root / name / target.name
         self.store = Store(root / STORE)
@@ -120,9 +128,10 @@ class Run:
         self.task: Task = load_task(recipe)
         self.stages = Stages(recipe, self.task, self.store, target, smoke, tick)
         self.results = Results(recipe, self.stages, target, smoke)
-        self.bench = self._bench() if target.reach.kind == "local" else None
+        self.bench = self._bench() if target.reach.kind == "local" and not device else None
         self.bundle = self._bundle()
         self.results.bench, self.results.bundle = self.bench, self.bundle
+        self.results.proved = device is not None
         self.preview = self._preview()
 
     def plan(self) -> tuple[Stage, ...]:
@@ -133,11 +142,17 @@ class Run:
     def execute(self) -> Result:
         """Runs what has to run, writes the run's folder, and checks the budget."""
         ledger = Ledger.start(self.folder)
-        for stage in self.plan():
-            run_stage(self.store, stage, self.log, ledger)
-        figures = self.results.figures()
+        checks: tuple[Check, ...] = ()
+        if self.device is None:
+            for stage in self.plan():
+                run_stage(self.store, stage, self.log, ledger)
+            figures, notes = self.results.figures(), self.results.notes()
+        else:
+            proof = self._prove(self.device, ledger)
+            checks = proof.checks
+            figures = (*self.results.figures(), *proof.figures)
+            notes = (*self.results.notes(), *proof.notes)
         violations = check_budget(self.recipe.budget.over(self.target.budget), figures, self.task.metric)
-        notes = self.results.notes()
         for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
             write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
         if self.recipe.prune.active:
@@ -151,7 +166,22 @@ class Run:
             sections["Sparse and low-bit weights"] = self.results.squantized.report(self.results.times)
         text = markdown(self.name, self.target, figures, [v.line() for v in violations], notes, sections)
         write_atomic(self.folder / REPORT, text.encode())
-        return Result(self.folder, figures, violations, notes)
+        return Result(self.folder, figures, violations, notes, checks)
+
+    def _prove(self, device: str, ledger: Ledger) -> Proof:
+        """Everything, with the device: what is slower there than before is taken back, the rest proved."""
+        from pipeline.prove import Prover
+
+        for stage in self.stages.all():
+            run_stage(self.store, stage, self.log, ledger)
+        with Prover(self.stages, self.target, device, self.smoke, self.log, self.tick) as prover:
+            for judging in prover.roll_back():
+                run_stage(self.store, judging, self.log, ledger)
+            self.bundle, self.preview = self._bundle(), self._preview()
+            self.results.bundle = self.bundle
+            for stage in (self.bundle, self.preview):
+                run_stage(self.store, stage, self.log, ledger)
+            return prover.prove(self.stages.path(self.bundle) / BUNDLE, self.device_images)
 
     def sense(self) -> Sensitivity:
         """Runs the sensitivity test alone, and writes its table's JSON and its plot."""
@@ -216,20 +246,21 @@ class Run:
         return Stage("bench", 3, params, inputs, build)
 
     def _bundle(self) -> Stage:
-        device = {name: file_hash(path) for name, path in sorted(self._device_files().items())}
+        device = {name: file_hash(path) for name, path in sorted(device_files(self.task).items())}
         packages = dict(package_versions(("zstandard", "numpy", "paredown")))
         params = BundleParams(
-            self.name, _plain(self.target), _plain(self.recipe), self.results.tag, device, packages,
+            self.name, plain(self.target), plain(self.recipe), self.results.tag, device, packages,
             self.machine.to_dict(),
         )  # fmt: skip
-        inputs = {"integer": self.stages.integer.key}
+        inputs = {stage.name: stage.key for stage in self.stages.integers.values()}
         for group in (self.stages.lower, self.stages.baseline, self.stages.parity, self.stages.scores):
             inputs |= {stage.name: stage.key for stage in group.values()}
 
         def build(out: Path) -> None:
             from pipeline.bundle import pack
 
-            (out / BUNDLE).write_bytes(pack(*self._contents()))
+            packed = contents(self.name, self.recipe, self.target, self.task, self.stages, self.results)
+            (out / BUNDLE).write_bytes(pack(*packed))
             if self.recipe.squantize.active:
                 write_json(out / LEDGER, self._ledger(out / BUNDLE).to_dict())
 
@@ -245,7 +276,8 @@ class Run:
         stages, squantizing = self.stages, self.stages.squantizing
         integer = stages.integer_graph()
         weights = [node.weight for node in integer if node.weight is not None]
-        programs = {name: stages.program(stages.lower[name]) for name in stages.runtimes}
+        trained = [name for name, stage in stages.integers.items() if stage is stages.integer]
+        programs = {name: stages.program(stages.lower[name]) for name in trained}
         wire = {name: len(pack_program(program, weights)) for name, program in programs.items()}
         together = sum(wire_bytes(unpack(bundle).manifest).values())
         rows = ledger(stages.graph(), integer)
@@ -253,48 +285,6 @@ class Run:
         pays = {str(name): runtime.pays for name, runtime in self.target.runtimes.items()}
         buys = {name: (pays[name].zeros.buys, pays[name].low_bits.buys) for name in programs}
         return Facts(rows, squantizing.history(), squantizing.state_bytes(), sizes, wire, together, buys)
-
-    def _contents(self) -> tuple[dict[str, Any], dict[str, bytes], list[Any]]:
-        """Manifest and members of the bundle, and the weight codes that its models hold."""
-        from pipeline.vectors import expected
-
-        integer = self.stages.integer_graph()
-        members = dict(self.task.bundle_members())
-        members |= {name: path.read_bytes() for name, path in self._device_files().items()}
-        members["vectors.json"], members["vectors.bin"] = expected(integer)
-        models = []
-        for name in self.stages.runtimes:
-            file = f"model{runtime(name).suffix}"
-            members[file] = self.stages.program(self.stages.lower[name])
-            models.append(
-                {
-                    "runtime": name, "file": file, "dtype": "int8", "layout": "nchw",
-                    "input": _affine(integer.input),
-                    "outputs": [_affine(integer[name]) for name in integer.outputs],
-                }
-            )  # fmt: skip
-        manifest = {
-            "name": self.name, "target": self.target.name, "card": _plain(self.target),
-            "app": self.recipe.app, "network": dict(self.task.network_id), "models": models,
-            "preprocess": self.stages.preprocess.to_dict(), "preprocess_hash": self.stages.preprocess.hash,
-            "recipe": _plain(self.recipe),
-            "test": {"images": self.stages.images, "fingerprint": self.stages.test.fingerprint()},
-            "figures": [figure.to_dict() for figure in self.results.stage_figures()],
-            "versions": dict(self.machine.versions),
-            "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
-        }  # fmt: skip
-        return manifest, members, [node.weight for node in integer if node.weight is not None]
-
-    def _device_files(self) -> dict[str, Path]:
-        """The app's device code, and the rooms below that it imports."""
-        root = Path(__file__).parents[1]
-        shared = (
-            "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
-            "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",
-            "targets/runners/expand.py", "targets/runners/litert.py", "targets/runners/unpacked.py",
-        )  # fmt: skip
-        files = {name: root / name for name in shared}
-        return files | self.task.device_files()
 
     def _preview(self) -> Stage:
         name = self.stages.runtimes[-1]
@@ -316,14 +306,3 @@ def recipe_name(name_or_path: str) -> str:
     if not stem or stem.startswith("."):
         raise UsageError(f"`{name_or_path}` names no recipe")
     return stem
-
-
-def _plain(schema: BaseModel) -> dict[str, Any]:
-    return schema.model_dump(mode="json", exclude_none=True)
-
-
-def _affine(node: Any) -> dict[str, Any]:
-    return {
-        "name": node.name, "shape": list(node.shape),
-        "scale": node.out.scale, "zero_point": node.out.zero_point,
-    }  # fmt: skip

@@ -38,6 +38,7 @@ Tick = Callable[[int, int], None]
 PARITY_INPUTS = 32
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
 FLOATS = ("fp32", "pruned", "squantized")
+INSTEAD = "-instead"  # what judges a program that was rolled back to
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ class Stages:
         self.calibrate = self._calibrate(self.trace)
         self.integer = self._integer(self.trace, self.calibrate)
         self.lower = {str(name): self._lower(name, self.integer) for name in self.runtimes}
+        #: Runtime -> the integer graph of the program that is shipped; none where that is in float32.
+        self.integers: dict[str, Stage] = dict.fromkeys(self.lower, self.integer)
+        self.rejected: dict[str, Stage] = {}  # runtime -> a program that was slower on the device
         self.originals: dict[str, Stage] = {}  # of the network as it came, int8, where another is shipped
         self._whole: tuple[Stage, ...] = ()
         if changed:
@@ -135,6 +139,7 @@ class Stages:
             integer = self._integer(self.original, calibrate, ORIGINAL)
             self.originals = {str(name): self._lower(name, integer, ORIGINAL) for name in self.runtimes}
             self._whole = (calibrate, integer, *self.originals.values())
+            self._original_integer = integer
         self.parity = {str(name): self._parity(name) for name in self.runtimes}
         stages = {"pruned": recipe.prune.active, "squantized": recipe.squantize.active}
         floats = ("fp32", *(name for name, active in stages.items() if active))
@@ -194,12 +199,35 @@ class Stages:
             return _torch_predict(self.graph(self._maker(variant)))
         from pipeline.lower import reference
 
-        integer = self.integer_graph()
+        if variant in self.lower and variant not in self.integers:  # float32, after a roll-back
+            program = self.program(self.lower[variant])
+            return runtime(variant).load(program, 1, variant)
+        integer = self.integer_graph(self.integers.get(variant))
         source, outputs = integer.input.out, [integer[name].out for name in integer.outputs]
         if variant == "integer":
             return float_predict(source, outputs, lambda codes: reference.predict(integer, codes))
         program = self.program(self.lower[variant])
         return float_predict(source, outputs, runtime(variant).load(program, 1, variant))
+
+    def roll_back(self, name: str, variant: str) -> tuple[Stage, ...]:
+        """Ships another program of a runtime than the last one that was made.
+
+        Args:
+            name: of the runtime.
+            variant: `ORIGINAL`, the network as it came in int8, or `-fp32`, the same in float32.
+
+        Returns:
+            The stages that judge it, which must run.
+        """
+        self.rejected[name] = self.lower[name]
+        if variant == ORIGINAL:
+            self.lower[name], self.integers[name] = self.originals[name], self._original_integer
+            self.parity[name] = self._parity(name, INSTEAD)
+        else:
+            self.lower[name] = self.baseline[name]
+            del self.integers[name], self.parity[name]
+        self.scores[name] = self._score(name, INSTEAD)
+        return (*([self.parity[name]] if name in self.parity else []), self.scores[name])
 
     def _maker(self, variant: str) -> Stage:
         """The stage that makes a variant."""
@@ -272,15 +300,15 @@ class Stages:
             graph = in_int4(self.integer_graph(integer), params.int4)
             _write_program(out, runtime(name).lower_integer(graph))
 
-        return Stage(f"lower-{name}{suffix}", 2, params, {"integer": integer.key}, build)
+        return Stage(f"lower-{name}{suffix}", 3, params, {"integer": integer.key}, build)
 
     def _lower_float(self, name: str) -> Stage:
         def build(out: Path) -> None:
             _write_program(out, runtime(name).lower_float(self.graph(self.original)))
 
-        return Stage(f"lower-{name}-fp32", 2, _lower_params(name), {"trace": self.original.key}, build)
+        return Stage(f"lower-{name}-fp32", 3, _lower_params(name), {"trace": self.original.key}, build)
 
-    def _parity(self, name: str) -> Stage:
+    def _parity(self, name: str, suffix: str = "") -> Stage:
         inputs = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
         params = ParityParams(inputs, min(2, inputs), self.machine)
 
@@ -291,7 +319,7 @@ class Stages:
             from pipeline.lower.parity import check
 
             tools = runtime(name)
-            integer = in_int4(self.integer_graph(), self.target.runtime(name).int4)
+            integer = in_int4(self.integer_graph(self.integers[name]), self.target.runtime(name).int4)
             done = 0
 
             def tick() -> None:
@@ -309,8 +337,9 @@ class Stages:
             )
             write_json(out / "parity.json", asdict(result))
 
-        keys = {"integer": self.integer.key, "program": self.lower[name].key}
-        return Stage(f"parity-{name}", 1, params, keys | {"data": self.calibration.fingerprint()}, build)
+        keys = {"integer": self.integers[name].key, "program": self.lower[name].key}
+        keys["data"] = self.calibration.fingerprint()
+        return Stage(f"parity-{name}{suffix}", 1, params, keys, build)
 
     def _parity_inputs(self, integer: Any, count: int) -> NDArray[np.int8]:
         """Half real images of the calibration split, half synthetic textures over all codes."""
@@ -324,7 +353,7 @@ class Stages:
         ]
         return np.concatenate([np.stack(images), test_inputs(integer.input.shape, count - real)])
 
-    def _score(self, variant: str) -> Stage:
+    def _score(self, variant: str, suffix: str = "") -> Stage:
         params = ScoreParams(
             variant, self.images, self.preprocess.hash, dict(self.task.network_id), self.machine
         )
@@ -335,7 +364,7 @@ class Stages:
             write_json(out / "score.json", self.task.score(self.predictor(variant), data, self.tick))
 
         inputs = {"program": maker.key, "data": self.test.fingerprint()}
-        return Stage(f"score-{variant}", 2, params, inputs, build)
+        return Stage(f"score-{variant}{suffix}", 2, params, inputs, build)
 
     def all(self) -> tuple[Stage, ...]:
         """Every stage but bench, bundle and preview, in an order in which they can run."""

@@ -8,23 +8,32 @@ device's milliseconds and memory mean nothing and are no figures; everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.datasets import Dataset, First
 from pipeline.budget import Violation, check_budget
 from pipeline.bundle import Bundle, Model, unpack
-from pipeline.executor import Executor, Predictor, open_executor
+from pipeline.executor import Executor, Outputs, Predictor, open_executor
 from pipeline.figures import SCORES, Figure, Tag, parse_figures
 from pipeline.recipe_file import check_files
 from pipeline.task import Task, load_task
 from targets.card import RuntimeName
 from targets.devices.programs import Program, Tensor, Timing
 from targets.errors import InputError
+from targets.host import this_machine
 from targets.vectors import test_inputs
+
+Codes = NDArray[np.int8]
+Floats = NDArray[np.float32]
 
 #: Scores are computed from integer outputs: the same device code gives the same score, to float rounding.
 SCORE_TOLERANCE = 1e-6
+#: Float kernels add in an order of their own: of the largest output.
+FLOAT_TOLERANCE = 1e-3
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
 
@@ -45,6 +54,7 @@ class Validation:
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
     violations: tuple[Violation, ...]
+    scored: int = 0
 
     @property
     def passed(self) -> bool:
@@ -81,28 +91,46 @@ def validate(
     bundle = unpack(path)
     log(f"hashes: {len(bundle.members)} members are what the manifest says")
     with open_executor(device, log) as executor:
-        return _Validator(bundle, executor, log, tick).validate(limit, score, runs)
+        return Validator(bundle, executor, log, tick).validate(limit, score, runs)
 
 
-class _Validator:
-    """One validation: what is known so far, and what it is measured with."""
+class Validator:
+    """One validation: what is known so far, and what it is measured with.
+
+    Args:
+        bundle: opened.
+        executor: runs its programs.
+        log: told one line per step.
+        tick: progress within a step.
+    """
 
     def __init__(
         self, bundle: Bundle, executor: Executor, log: Callable[[str], None], tick: Callable[[int, int], None]
     ) -> None:
+        """Runs nothing yet."""
         self.bundle, self.executor, self.log, self.tick = bundle, executor, log, tick
         self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
         self.figures: list[Figure] = []
+        self.scored = 0
         self.tag: Tag = "simulated" if executor.emulated else "measured"
 
-    def validate(self, limit: int | None, score: bool, runs: int) -> Validation:
+    def validate(self, limit: int | None, score: bool, runs: int | None) -> Validation:
+        """Everything.
+
+        Args:
+            limit: score at most this many test images.
+            score: whether to score at all.
+            runs: timed inferences per runtime; None = that was done elsewhere.
+        """
         manifest = self.bundle.manifest
         programs = {model.runtime: bundle_program(self.bundle, model) for model in manifest.models}
         for model in manifest.models:
             name, program = str(model.runtime), programs[model.runtime]
-            self._figure("lower", name, "file_bytes", len(program.data), "B")
-            self._figure("bundle", name, "bundle_bytes", self.bundle.path.stat().st_size, "B")
+            sizes = {"file_bytes": len(program.data), "bundle_bytes": self.bundle.path.stat().st_size}
+            for metric, size in sizes.items():  # a file's size is no matter of where it runs
+                stage = "lower" if metric == "file_bytes" else "bundle"
+                self.figures.append(Figure(stage, name, metric, size, "B", "measured", this_machine()))
             self.checks.append(_size(self.recorded, name, len(program.data)))
             self.log(f"{name}: test vectors")
             self._vectors(model, program)
@@ -110,26 +138,26 @@ class _Validator:
             self._score(programs, limit)
         budget = manifest.recipe.budget.over(manifest.card.budget)
         timed = {str(name): program for name, program in programs.items()}
-        self._latency(timed, runs, memory=budget.memory_mib is not None)
+        if runs is not None:
+            self._latency(timed, runs, memory=budget.memory_mib is not None)
         original = [figure for figure in self.recorded if figure.variant == "fp32"]
         scored = {figure.metric for figure in original}
         metric = next((name for name in SCORES if name in scored), SCORES[0])
         if limit is not None and limit < manifest.test.images:  # a part's score says nothing of the whole's
             original = []
         violations = check_budget(budget, [*original, *self.figures], metric)
-        return Validation(tuple(self.checks), tuple(self.figures), violations)
+        return Validation(tuple(self.checks), tuple(self.figures), violations, self.scored)
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
 
     def _vectors(self, model: Model, program: Program) -> None:
         """The bundle's test inputs, code by code."""
-        from pipeline.lower.parity import Difference, difference
         from pipeline.vectors import unpacked
 
-        bundle = self.bundle
+        bundle, name = self.bundle, model.vectors
         try:
-            inputs, expected = unpacked(bundle.json("vectors.json"), bundle.read("vectors.bin"))
+            inputs, expected = unpacked(bundle.json(f"{name}.json"), bundle.read(f"{name}.bin"))
             if inputs.shape[1:] != model.input.shape[1:]:
                 raise ValueError(f"inputs of shape {inputs.shape[1:]}")
             if [e.shape[1:] for e in expected] != [o.shape[1:] for o in model.outputs]:
@@ -137,15 +165,50 @@ class _Validator:
         except (KeyError, TypeError, ValueError) as error:
             what = f"the test vectors do not fit {model.file}: {error}"
             raise InputError(what, where=bundle.path) from error
+        found = self.executor.run(program, inputs, self.tick)
+        judge = self._codes_apart if model.dtype == "int8" else self._floats_apart
+        self.checks.append(judge(program, inputs, expected, found))
+
+    def _codes_apart(
+        self, program: Program, inputs: Codes, expected: Sequence[Codes], found: Outputs
+    ) -> Check:
+        """Compares codes; where too many differ, the first operation that does is looked for."""
+        from pipeline.lower.parity import Difference, difference
+
         apart = Difference()
-        for index, found in enumerate(self.executor.run(program, inputs, self.tick)):
-            for ours, theirs in zip(expected, found, strict=True):
+        for index, sample in enumerate(found):
+            for ours, theirs in zip(expected, sample, strict=True):
                 apart += difference(ours[index : index + 1], theirs)
         name = program.runtime
         self._figure("parity", name, "parity_lsb", apart.max_lsb, "LSB")
-        allowed = _recorded(self.recorded, name, "parity_lsb") or 0
+        passed = apart.max_lsb <= (_recorded(self.recorded, name, "parity_lsb") or 0)
         detail = f"{apart.differing} of {apart.values} codes differ, by up to {apart.max_lsb} LSB"
-        self.checks.append(Check(f"{name} vectors", apart.max_lsb <= allowed, detail))
+        if not passed and name == "litert" and not self.executor.local:
+            detail += f"; {self._ladder(program, inputs)}"
+        return Check(f"{name} vectors", passed, detail)
+
+    def _ladder(self, program: Program, inputs: Codes) -> str:
+        """The first operation in which the device differs from this machine."""
+        from pipeline.executor import Here
+        from pipeline.lower.slices import exposed, first_difference
+
+        part = exposed(program.data)
+        every = replace(program, data=part.data, outputs=part.outputs)
+        ours, theirs = (where.run(every, inputs[:1], self.tick)[0] for where in (Here(), self.executor))
+        first = first_difference(part.names, ours, theirs)
+        return f"first at {first}" if first else "this machine differs in the same way: another model?"
+
+    def _floats_apart(
+        self, program: Program, inputs: Floats, expected: Sequence[Floats], found: Outputs
+    ) -> Check:
+        """Compares real numbers with the tolerance that sums in another order need."""
+        worst = 0.0
+        for output, wanted in enumerate(expected):
+            given = np.concatenate([sample[output] for sample in found])
+            worst = max(worst, float(np.abs(given - wanted).max() / max(np.abs(wanted).max(), 1e-9)))
+        self._figure("parity", program.runtime, "parity_relative", worst, "1")
+        detail = f"float32, apart by {worst:.1e} of the largest output at most"
+        return Check(f"{program.runtime} vectors", worst <= FLOAT_TOLERANCE, detail)
 
     def _score(self, programs: Mapping[RuntimeName, Program], limit: int | None) -> None:
         """Scores every runtime from what came back, and compares where the very same images were scored."""
@@ -154,7 +217,7 @@ class _Validator:
             self.checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
             return
         data = task.data("test")
-        count = len(data) if limit is None else min(limit, len(data))
+        self.scored = count = len(data) if limit is None else min(limit, len(data))
         for model in self.bundle.manifest.models:
             name, program = str(model.runtime), programs[model.runtime]
             self.log(f"{name}: score")
@@ -203,10 +266,11 @@ def bundle_program(bundle: Bundle, model: Model) -> Program:
     Raises:
         InputError: the bundle lacks it.
     """
-    outputs = tuple(Tensor(tuple(output.shape)) for output in model.outputs)
+    outputs = tuple(Tensor(tuple(output.shape), model.dtype) for output in model.outputs)
+    source = Tensor(tuple(model.input.shape), model.dtype)
     threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
     data = bundle.read(model.file)
-    return Program(str(model.runtime), data, Tensor(tuple(model.input.shape)), outputs, threads, where)
+    return Program(str(model.runtime), data, source, outputs, threads, where)
 
 
 def time_figures(timing: Timing, emulated: bool) -> list[tuple[str, float, str]]:

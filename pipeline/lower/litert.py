@@ -8,6 +8,7 @@ litert_torch's conversion of the same network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from targets.runners.litert import Runner, load
 __all__ = ["load", "lower_float", "lower_integer"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+MOST_AXES = 5  # of a transpose in LiteRT Micro
 
 
 def lower_integer(graph: IntegerGraph) -> Lowered:
@@ -169,6 +171,22 @@ class _Writer:
         order = self._constant("permutation", np.asarray(dims, np.int32))
         self._op("TRANSPOSE", 2, [source, order], target, self.s.TransposeOptionsT())
 
+    def _permute(self, node: Any, feed: Any, source: int, target: int) -> None:
+        """A transpose, of as few axes as say the same where it has more than LiteRT Micro takes."""
+        dims = node.attrs["dims"]
+        if len(dims) <= MOST_AXES:
+            self._transpose(source, target, dims)
+            return
+        shape, order = merged(feed.shape, dims)
+        given = self.sub.tensors[source]
+        dtype = np.dtype(np.int8 if isinstance(node, IntegerNode) else np.float32)
+        turned = tuple(shape[axis] for axis in order)
+        before = self._add_tensor(f"{node.name}/before", shape, dtype, given.quantization)
+        after = self._add_tensor(f"{node.name}/after", turned, dtype, given.quantization)
+        self._reshape(source, before, shape)
+        self._transpose(before, after, order)
+        self._reshape(after, target, node.shape)
+
     def _reshape(self, source: int, target: int, shape: Any) -> None:
         options = self.s.ReshapeOptionsT()
         options.newShape = np.asarray(shape, np.int32)
@@ -184,7 +202,7 @@ class _Writer:
             if kind == "reshape":
                 self._reshape(source, target, node.attrs["shape"])
             else:
-                self._transpose(source, target, node.attrs["dims"])
+                self._permute(node, feeds[0], source, target)
             return
         layout = _native(node)
         inputs = [self._as(feed, layout) for feed in feeds]
@@ -348,6 +366,29 @@ class _Writer:
 def _native(node: Node | IntegerNode) -> str:
     """The layout in which the file names a tensor and takes or returns it."""
     return "nhwc" if len(node.shape) == 4 else "plain"
+
+
+def merged(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The same transpose of the same memory with as few axes as can be.
+
+    Args:
+        shape: of what is transposed.
+        dims: the permutation.
+
+    Returns:
+        A shape of as many elements, and its permutation: without axes of one element, and with those that
+        stay neighbours made one: (1, 8, 10, 2, 10, 2) by (0, 3, 5, 1, 2, 4) is (80, 2, 10, 2) by
+        (1, 3, 0, 2).
+    """
+    long = [axis for axis, size in enumerate(shape) if size > 1]
+    runs: list[list[int]] = []
+    for axis in (axis for axis in dims if axis in long):
+        if runs and long.index(axis) == long.index(runs[-1][-1]) + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    ranked = sorted(runs)
+    return tuple(math.prod(shape[axis] for axis in run) for run in ranked), tuple(map(ranked.index, runs))
 
 
 def _never_negative(node: Node | IntegerNode) -> bool:

@@ -44,6 +44,7 @@ class Unpacked:
             hashes = {name: manifest["members"][name]["sha256"] for name in self.files}
             self.preprocess: dict[str, Any] = manifest["preprocess"]
             self.input: dict[str, Any] = entry["input"]
+            self._float = entry["dtype"] == "float32"
             self._outputs = entry["outputs"]
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
@@ -52,9 +53,21 @@ class Unpacked:
                 raise InputError("damaged: not what the manifest says", where=folder / name)
         self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
 
-    def __call__(self, codes: NDArray[np.int8]) -> list[NDArray[np.float32]]:
-        """Runs one quantized input, without its batch of one; the outputs as real numbers, likewise."""
+    def __call__(self, image: NDArray[np.uint8], preprocess: Any) -> list[NDArray[np.float32]]:
+        """Runs one image.
+
+        Args:
+            image: (H, W, 3) BGR.
+            preprocess: a `calibration.preprocess.Preprocess` of this bundle's fields.
+
+        Returns:
+            The outputs as real numbers, without their batch of one.
+        """
+        if self._float:
+            x = preprocess(image)
+        else:
+            x = preprocess.quantized(image, self.input["scale"], self.input["zero_point"])
         return [
             (part[0].astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
-            for part, output in zip(self._run(codes[None]), self._outputs, strict=True)
+            for part, output in zip(self._run(x[None]), self._outputs, strict=True)
         ]

@@ -49,7 +49,7 @@ def digits() -> bytes:
 
 
 class Everything(nn.Module):
-    """Every operator of our integer graphs but reorg, whose transpose LiteRT Micro does not take."""
+    """Every operator of our integer graphs but reorg, which the digits network has."""
 
     def __init__(self) -> None:
         super().__init__()

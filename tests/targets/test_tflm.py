@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from mcu_programs import alone, everything
+from mcu_programs import alone, digits, digits_images, everything
 
+from targets.card import load_card
 from targets.errors import DeviceError, InputError
 from targets.mcu import tflm
+from targets.mcu.memory import fits
 from targets.vectors import test_inputs as make_inputs
 
 
@@ -49,6 +51,16 @@ def test_every_operator_of_ours_equals_the_reference_kernels_bit_by_bit(program,
     for got, wanted in zip(ran.outputs, expected, strict=True):
         assert got.dtype == np.int8 and len(np.unique(got)) > 5
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_digits_network_equals_the_reference_kernels_and_fits_a_cortex_m4():
+    codes = np.rint(digits_images(2) * 255 - 128).astype(np.int8)
+    program = digits()
+    ran = tflm.run(program, codes)
+    for got, wanted in zip(ran.outputs, reference(program, codes), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert ran.arena.activations >= 80 * 80 * 16 + 40 * 40 * 16  # in and out of the first pool
+    fits(load_card("cortex-m4"), ran.arena.bytes, len(program))
 
 
 def test_the_arena_is_the_smallest_it_runs_in(program, inputs, ran):

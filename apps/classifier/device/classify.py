@@ -39,8 +39,7 @@ class Classifier:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR uint8."""
-        source = self._bundle.input
-        (logits,) = self._bundle(self._preprocess.quantized(image, source["scale"], source["zero_point"]))
+        (logits,) = self._bundle(image, self._preprocess)
         return softmax(logits)
 
 

@@ -41,8 +41,7 @@ class Detector:
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:
         """What is in an image (H, W, 3 BGR uint8): boxes normalised to the image."""
-        source = self._bundle.input
-        reals = self._bundle(self.preprocess.quantized(image, source["scale"], source["zero_point"]))
+        reals = self._bundle(image, self.preprocess)
         found = detect(reals, self.app["anchors"], threshold, self.app["nms_iou"])
         boxes = self.preprocess.geometry(*image.shape[:2]).to_image(found.boxes)
         return Detections(boxes, found.scores, found.classes)

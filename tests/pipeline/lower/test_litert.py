@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lowering_networks import Builder, Passthrough, Residual, inputs_for, quantized, random_graph, randomized
 
 from pipeline.lower import executorch, litert, reference
@@ -183,7 +185,7 @@ class Unfolded(QdqModule):
         outputs = zip(self.graph.outputs, super().forward(codes), strict=True)
         return tuple(_dequantize(code, self.graph[name].out) for name, code in outputs)
 
-    def _weight(self, index: int) -> torch.Tensor:
+    def _weight(self, index: int, int4: bool) -> torch.Tensor:
         ops = torch.ops.quantized_decomposed
         grid = getattr(self, f"scale{index}"), getattr(self, f"zero{index}"), 0, -127, 127, torch.int8
         codes = ops.quantize_per_channel.default(getattr(self, f"real{index}"), *grid)
@@ -301,3 +303,26 @@ def test_the_wrong_input_is_an_input_error():
         runner(np.zeros((1, 3, 8, 8), np.int8))
     with pytest.raises(InputError):
         runner(np.zeros((1, 3, 16, 16), np.float32))
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_transpose_of_merged_axes_is_the_same_transpose(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=7)))
+    dims = tuple(data.draw(st.permutations(range(len(shape)))))
+    fewer, order = litert.merged(shape, dims)
+    values = np.arange(np.prod(shape))
+    expected = values.reshape(shape).transpose(dims).reshape(-1)
+    np.testing.assert_array_equal(values.reshape(fewer).transpose(order).reshape(-1), expected)
+    assert len(fewer) <= len(shape) and 1 not in fewer
+
+
+def test_no_transpose_has_more_axes_than_microcontrollers_take():
+    data = litert.lower_integer(quantized(randomized(Passthrough()))).data
+    graph = model_of(data).subgraphs[0]
+    kinds = operators(data)
+    ranks = [
+        len(graph.tensors[op.inputs[0]].shape)
+        for op, kind in zip(graph.operators, kinds, strict=True) if kind == "TRANSPOSE"
+    ]  # fmt: skip
+    assert ranks and max(ranks) <= 5

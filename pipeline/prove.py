@@ -1,0 +1,141 @@
+"""A run's result on a device: timed there, what is slower than before taken back, the bundle validated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.bundle import unpack
+from pipeline.executor import Executor, open_executor
+from pipeline.figures import ORIGINAL, Figure, Tag
+from pipeline.stage import Stage
+from pipeline.stages import SMOKE_RUNS, Stages
+from pipeline.validate import Check, Validator, time_figures
+from pipeline.veto import FLOAT, Veto, veto
+from targets.card import Target
+from targets.devices.programs import Program, Tensor, Timing
+from targets.vectors import test_inputs
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the device said.
+
+    Attributes:
+        checks: of the validation.
+        figures: of the device.
+        notes: one sentence each.
+    """
+
+    checks: tuple[Check, ...]
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...]
+
+
+class Prover:
+    """A device, connected for the last part of a run; a context manager.
+
+    Args:
+        stages: of the run; all but the bundle have run.
+        target: its card.
+        address: of the device.
+        smoke: few runs.
+        log: told one line per step.
+        tick: progress within a step.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        target: Target,
+        address: str,
+        smoke: bool,
+        log: Callable[[str], None],
+        tick: Callable[[int, int], None],
+    ) -> None:
+        """Connects when it is entered."""
+        self.stages, self.target, self.address = stages, target, address
+        self.log, self.tick = log, tick
+        self.runs = SMOKE_RUNS if smoke else stages.recipe.bench.runs
+        self.vetoes: list[Veto] = []
+        self.timings: dict[str, Timing] = {}
+        self._opened = contextlib.ExitStack()
+        self.executor: Executor
+
+    def __enter__(self) -> Self:
+        """Connects."""
+        self.executor = self._opened.enter_context(open_executor(self.address, self.log))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnects."""
+        self._opened.close()
+
+    def roll_back(self) -> tuple[Stage, ...]:
+        """Times every program side by side, and takes back what is slower than what it was made from.
+
+        Returns:
+            The stages that judge what is shipped instead, which must run.
+        """
+        self.log("speed on the device: running")
+        programs = self._programs()
+        x = test_inputs(tuple(self.stages.integer_graph().input.shape), 1)
+        self.timings = self.executor.time(programs, x, self.runs, True, self.tick)
+        self.log("speed on the device: done")
+        judging: list[Stage] = []
+        for name in self.stages.runtimes:
+            if found := veto(name, self.timings, self.executor.emulated):
+                self.vetoes.append(found)
+                judging += self.stages.roll_back(name, found.variant)
+        return tuple(judging)
+
+    def prove(self, bundle: Path, images: int | None) -> Proof:
+        """Validates the bundle.
+
+        Args:
+            bundle: of the run.
+            images: scores at most so many of the test images; None = all.
+        """
+        found = Validator(unpack(bundle), self.executor, self.log, self.tick).validate(images, True, None)
+        tag: Tag = "simulated" if self.executor.emulated else "measured"
+        machine = self.executor.machine
+        rejected = {veto.runtime: f"{veto.runtime}-rejected" for veto in self.vetoes}
+        shipped = {veto.runtime + veto.variant: veto.runtime for veto in self.vetoes}
+        figures = [
+            Figure("bench", variant, metric, value, unit, tag, machine)
+            for name, timing in self.timings.items()
+            for metric, value, unit in time_figures(timing, self.executor.emulated)
+            for variant in {rejected.get(name, name), shipped.get(name, name)}
+        ]
+        of = f"{found.scored} of the test images" if images is not None else "all test images"
+        passed = "validated" if found.passed else "NOT valid"
+        notes = [veto.line() for veto in self.vetoes]
+        notes.append(f"{passed} on {machine.name}, accuracy from its own outputs for {of}")
+        if self.executor.emulated:
+            notes.append(f"{machine.name} is emulated: its milliseconds mean nothing, instructions are exact")
+        return Proof(found.checks, (*found.figures, *figures), tuple(notes))
+
+    def _programs(self) -> dict[str, Program]:
+        """Every program that could be shipped: variant -> program."""
+        stages = self.stages
+        integer, threads = stages.integer_graph(), stages.recipe.bench.threads
+        graph = stages.graph(stages.original)
+        shape = tuple(integer.input.shape)
+        codes = tuple(Tensor(tuple(integer[name].shape)) for name in integer.outputs)
+        reals = tuple(Tensor((1, *graph[name].shape[1:]), "float32") for name in graph.outputs)
+        found = {}
+        for name in stages.runtimes:
+            made = {"": stages.lower[name], FLOAT: stages.baseline[name]}
+            if name in stages.originals:
+                made[ORIGINAL] = stages.originals[name]
+            for suffix, stage in made.items():
+                dtype, outputs = ("float32", reals) if suffix == FLOAT else ("int8", codes)
+                data, where = stages.program(stage), name + suffix
+                found[where] = Program(name, data, Tensor(shape, dtype), outputs, threads, where)
+        return found
