@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+import subprocess
+from subprocess import DEVNULL, PIPE, STDOUT
 
 from targets.devices.channel import Channel, ProcessChannel, Reader
 from targets.devices.device import Kind
@@ -102,17 +103,17 @@ class AdbTransport:
 
     async def _ask(self, *arguments: str) -> str:
         """What adb answers, be it a complaint or not."""
-        process = await asyncio.create_subprocess_exec(
-            self._adb(), *arguments, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True
-        )
+        command, limit = [self._adb(), *arguments], self._patience.answer_s
         try:
-            out, _ = await asyncio.wait_for(process.communicate(), self._patience.answer_s)
-        except TimeoutError as error:
-            process.kill()
+            done = await asyncio.to_thread(
+                subprocess.run, command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, timeout=limit,
+                start_new_session=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
             what = f"`adb {' '.join(arguments)}` does not answer"
             hint = "`adb kill-server` ends a stuck server"
             raise UnreachableError(what, where=self.address, hint=hint) from error
-        return out.decode(errors="replace").strip()
+        return str(done.stdout, errors="replace").strip()
 
 
 class AdbChannel:

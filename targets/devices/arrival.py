@@ -10,8 +10,6 @@ from typing import Self
 from targets.devices.errors import PullDamagedError
 from targets.errors import InputError
 
-LONGEST_HEADER = 200  # bytes; a device that says more before the file does not speak our language
-
 
 class Arrival:
     """Takes what `script.pull` writes: a line with sha256 and size, and then the file.

@@ -39,6 +39,7 @@ from targets.runners.expand import leads_out
 
 T = TypeVar("T")
 
+STEP_S = 60.0  # seconds that a small step may take, on an emulated board of a busy machine
 COPY_S = 600.0  # seconds that a copy may take, and longer where the file is large:
 SLOWEST = 50_000  # bytes per second
 LONGEST_NAME = 80  # characters of a command in an error
@@ -131,7 +132,7 @@ class ShellDevice:
 
     async def _prepare(self) -> str:
         """Makes the folder of this connection, once the device is known to have what we need."""
-        status, out, err = await self._ask("making a folder", script.prepare(), self._patience.answer_s)
+        status, out, err = await self._ask("making a folder", script.prepare(), STEP_S)
         if status == script.MISSING_TOOL:
             raise MissingToolError(err.strip(), where=self.address)
         if status:
@@ -189,9 +190,9 @@ class ShellDevice:
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None,
     ) -> tuple[int, str, str]:
-        if self._unsure:
-            await self._ask("ending what still ran", script.end(self._base, self._unsure), timeout)
-            self._unsure.clear()
+        if unsure := frozenset(self._unsure):
+            await self._ask("ending what still ran", script.end(self._base, unsure), STEP_S)
+            self._unsure -= unsure
         job = secrets.token_hex(4)
         own_limit = timeout + self._patience.grace_s  # for when nobody can tell the device any more
         line = script.run(self._base, job, own_limit, command, environment)
@@ -204,7 +205,7 @@ class ShellDevice:
         return status, out.text, err.text
 
     async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """A copy can be made again when the connection was lost: it has left nothing behind."""
+        """For what can be done twice: copying and cleaning up, when the connection was lost."""
         return await retried(attempt, self._patience, on=(ConnectionLostError,))
 
     async def _ask(

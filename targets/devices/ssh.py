@@ -74,10 +74,15 @@ class SshTransport:
             raise ConnectionLostError(str(error), where=self.address) from error
 
     async def close(self) -> None:
-        """Disconnects."""
-        if self._connection is not None:
-            self._connection.close()
-            await self._connection.wait_closed()
+        """Disconnects, also where nobody listens any more."""
+        if self._connection is None:
+            return
+        self._connection.close()
+        try:
+            async with asyncio.timeout(self._patience.grace_s):
+                await self._connection.wait_closed()
+        except TimeoutError:
+            self._connection.abort()
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         access, judge = self._access, _HostKeyJudge()

@@ -53,8 +53,9 @@ def _wait(done: threading.Event) -> None:
 
 
 async def _finish(grace_s: float) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        _, late = await asyncio.wait(others, timeout=grace_s)
-        for task in late:
-            task.cancel()
+    late = asyncio.all_tasks() - {asyncio.current_task()}
+    if late:
+        _, late = await asyncio.wait(late, timeout=grace_s)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)

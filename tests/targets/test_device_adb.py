@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -196,5 +197,7 @@ def test_ctrl_c_ends_what_runs_and_cleans_up(adb, phone, tmp_path):
 
 def test_nothing_outlives_a_client_that_is_killed(adb, phone, tmp_path):
     with client_of(f"adb://{phone.serial}", tmp_path) as (process, pids):
+        folder = Path(f"/proc/{pids[0]}/cwd").readlink()
         process.kill()
         gone(pids)
+        shutil.rmtree(folder.parent)  # nobody was left to do it

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from needs import needs
 
 from targets.devices.address import open_device
 from targets.devices.facts import Facts, facts, machine, parse_facts
@@ -106,10 +107,17 @@ def test_the_temperature_is_that_of_the_hottest_zone_of_the_cpu(zones, celsius):
 
 def test_a_device_that_tells_nothing():
     nothing = parse_facts("")
-    assert (nothing.arch, nothing.cpu, nothing.cores, nothing.governor) == (
-        "unknown",
-        "unknown CPU",
-        None,
-        None,
-    )
+    assert (nothing.arch, nothing.cpu) == ("unknown", "unknown CPU")
+    assert (nothing.cores, nothing.governor, nothing.python) == (None, None, None)
     assert machine("x", nothing).cores == 1
+
+
+def test_a_device_with_hardly_a_program(tmp_path, monkeypatch):
+    """What the connection itself needs is there, and nothing of what the facts are asked with."""
+    tools = "sh cat chmod cut dirname env mkdir mktemp mv rm setsid sleep wc sha256sum"
+    for tool in tools.split():
+        (tmp_path / tool).symlink_to(needs(tool, "coreutils"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with open_device("local:") as device:
+        told = facts(device)
+    assert (told.arch, told.kernel, told.cores, told.python) == ("unknown", "unknown", None, None)
