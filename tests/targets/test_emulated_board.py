@@ -11,18 +11,17 @@ from pathlib import Path
 import asyncssh
 import pytest
 from needs import needs
-from runner_contract import ROOT
 from small_programs import Small, small_programs
 
 from targets.cache import cache_folder
+from targets.devices.programs import litert_archive
 from targets.emulated import board as boards
 from targets.emulated.instructions import Counts, read_counts
 from targets.emulated.sysroot import LISTING
 from targets.errors import DeviceError, InputError
 from targets.runners import executorch_build
 
-PYTHON = "env PYTHONPATH=code python3 -m targets.runners.run_litert"
-RUNNERS = {"litert": PYTHON, "executorch": "executorch/run"}
+RUNNERS = {"litert": "python3 run_litert.pyz", "executorch": "executorch/run"}
 DIGEST = "sha256:[0-9a-f]{64}"
 
 
@@ -77,10 +76,7 @@ def equipped(board, runner, programs, tmp_path_factory):
     """The board with both runners, their programs and inputs."""
     folder = tmp_path_factory.mktemp("equipment")
     (folder / "executorch").symlink_to(runner)
-    sources = folder / "code" / "targets" / "runners"
-    sources.mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "quiet.py", "runners/litert.py", "runners/run_litert.py"):
-        (folder / "code" / "targets" / name).write_bytes((ROOT / "targets" / name).read_bytes())
+    (folder / "run_litert.pyz").write_bytes(litert_archive())
     for name, program in programs.int8.items():
         (folder / f"{name}.model").write_bytes(program)
     (folder / "in").write_bytes(programs.codes.tobytes())
