@@ -74,6 +74,34 @@ def run(
 
 
 @app.command()
+def export(
+    recipe: RecipeName,
+    target: Annotated[str, typer.Option(help="iphone, android-vulkan or browser.")],
+    set_: Settings = None,
+    runs: Root = Path("runs"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="On a handful of samples.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes the file for a target that nothing here can run: Core ML, Vulkan, a browser."""
+    with handled(as_json):
+        from pipeline.export import export as make
+        from pipeline.recipe_file import load_recipe
+        from pipeline.run import recipe_name
+        from targets.card import load_card
+
+        resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        folder = runs / recipe_name(recipe)
+        with screen() as (log, tick):
+            made = make(resolved, load_card(target), folder, smoke=smoke, log=log, tick=tick)
+        if as_json:
+            print_json([dataclasses.asdict(each) | {"path": str(each.path)} for each in made])
+            return
+        for each in made:
+            outside = ", ".join(each.undelegated) or "nothing"
+            print(f"{each.path}: {each.dtype} in and out, {outside} outside {each.delegate}; never run here")
+
+
+@app.command()
 def sense(
     recipe: RecipeName,
     target: Annotated[

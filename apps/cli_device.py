@@ -86,7 +86,7 @@ def cost(
         card = load_card(target)
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
         path = out or Path(f"latency-{card.name}-{runtime}.json")
-        with screen() as (log, tick), open_executor(device, log) as executor:
+        with screen() as (log, tick), open_executor(device, card, log) as executor:
             found = measure_cost(resolved, card, runtime, executor, path, tick)
         if as_json:
             parts = {part.node: part.value(found.full) for part in found.parts}

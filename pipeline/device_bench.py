@@ -87,7 +87,7 @@ def bench(
     bundle = unpack(path)
     programs = {str(model.runtime): bundle_program(bundle, model) for model in bundle.manifest.models}
     x = test_inputs(bundle.manifest.models[0].input.shape, 1)
-    with open_executor(device, log) as executor:
+    with open_executor(device, bundle.manifest.card, log) as executor:
         log("latency")
         tag: Tag = "simulated" if executor.emulated else "measured"
         figures = [

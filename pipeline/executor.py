@@ -19,10 +19,12 @@ from targets.devices.programs import DevicePrograms, Program, Tick, Timing
 from targets.host import Machine, this_machine
 
 if TYPE_CHECKING:
+    from targets.card import Target
     from targets.devices.device import Device
     from targets.devices.facts import Facts
 
 LOCAL = ("local", "local:")
+SIMULATED = "simulated:"  # a microcontroller's interpreter, on this machine
 CHUNK = 64  # images that are preprocessed and sent at once
 
 Outputs = list[tuple[NDArray[Any], ...]]
@@ -35,11 +37,13 @@ class Executor(Protocol):
         machine: whose figures these are.
         emulated: whether milliseconds and memory mean nothing.
         local: whether it is this machine.
+        exact: whether its int8 kernels are those of the integer graph; LiteRT Micro's round otherwise.
     """
 
     machine: Machine
     emulated: bool
     local: bool
+    exact: bool
 
     def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
         """The outputs of every sample, (n, channels, height, width) in, each output with a batch of one."""
@@ -61,7 +65,7 @@ class Executor(Protocol):
 class Here:
     """This process, through the pipeline's own runtimes."""
 
-    emulated, local = False, True
+    emulated, local, exact = False, True, True
 
     def __init__(self) -> None:
         """Loads nothing yet."""
@@ -116,7 +120,7 @@ class OnDevice:
         log: told what is being brought there.
     """
 
-    local = False
+    local, exact = False, True
 
     def __init__(self, device: Device, log: Callable[[str], None]) -> None:
         """Asks the device what it is."""
@@ -149,19 +153,28 @@ class OnDevice:
 
 
 @contextlib.contextmanager
-def open_executor(address: str, log: Callable[[str], None] = lambda line: None) -> Iterator[Executor]:
+def open_executor(
+    address: str, card: Target, log: Callable[[str], None] = lambda line: None
+) -> Iterator[Executor]:
     """Connects to a device, and disconnects in the end.
 
     Args:
-        address: `local:` is this process; else see `targets.devices.address`.
+        address: `local:` is this process, `simulated:` a microcontroller's interpreter here; else see
+            `targets.devices.address`.
+        card: of the target, which says what is simulated.
         log: told what is being brought there.
 
     Raises:
-        UsageError: no such kind of address.
+        UsageError: no such kind of address, or nothing of this target is simulated.
         DeviceError: the device cannot be reached.
     """
     if address in LOCAL:
         yield Here()
+        return
+    if address == SIMULATED:
+        from pipeline.micro import Microcontroller
+
+        yield Microcontroller(card)
         return
     from targets.devices.address import open_device
 

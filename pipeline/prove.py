@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pipeline.bundle import unpack
-from pipeline.executor import Executor, open_executor
+from pipeline.executor import SIMULATED, Executor, open_executor
 from pipeline.figures import ORIGINAL, Figure, Tag
 from pipeline.stage import Stage
 from pipeline.stages import SMOKE_RUNS, Stages
@@ -19,6 +19,9 @@ from pipeline.veto import FLOAT, Veto, veto
 from targets.card import Target
 from targets.devices.programs import Program, Tensor, Timing
 from targets.vectors import test_inputs
+
+if TYPE_CHECKING:
+    from pipeline.micro import Footprint
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,14 @@ class Prover:
         self.log, self.tick = log, tick
         self.runs = SMOKE_RUNS if smoke else stages.recipe.bench.runs
         self.vetoes: list[Veto] = []
+        self.footprints: list[Footprint] = []
         self.timings: dict[str, Timing] = {}
         self._opened = contextlib.ExitStack()
         self.executor: Executor
 
     def __enter__(self) -> Self:
         """Connects."""
-        self.executor = self._opened.enter_context(open_executor(self.address, self.log))
+        self.executor = self._opened.enter_context(open_executor(self.address, self.target, self.log))
         return self
 
     def __exit__(
@@ -83,8 +87,13 @@ class Prover:
         Returns:
             The stages that judge what is shipped instead, which must run.
         """
-        self.log("speed on the device: running")
         programs = self._programs()
+        if self.address == SIMULATED:
+            from pipeline.micro import footprint
+
+            self.footprints = [footprint(self.target, programs[name]) for name in self.stages.runtimes]
+            return ()
+        self.log("speed on the device: running")
         x = test_inputs(tuple(self.stages.integer_graph().input.shape), 1)
         self.timings = self.executor.time(programs, x, self.runs, True, self.tick)
         self.log("speed on the device: done")
@@ -117,8 +126,11 @@ class Prover:
         passed = "validated" if found.passed else "NOT valid"
         notes = [veto.line() for veto in self.vetoes]
         notes.append(f"{passed} on {machine.name}, accuracy from its own outputs for {of}")
-        if self.executor.emulated:
+        if self.timings and self.executor.emulated:
             notes.append(f"{machine.name} is emulated: its milliseconds mean nothing, instructions are exact")
+        for found_there in self.footprints:
+            figures += found_there.figures
+            notes += found_there.notes
         return Proof(found.checks, (*found.figures, *figures), tuple(notes))
 
     def _programs(self) -> dict[str, Program]:

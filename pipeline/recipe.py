@@ -6,6 +6,7 @@ nearest known key. Paths in a recipe are relative to its folder, paths in `--set
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -238,7 +239,13 @@ class Lower(Schema):
     """What the integer graph is lowered to."""
 
     runtimes: tuple[RuntimeName, ...] = Field(default=("executorch", "litert"), strict=False, min_length=1)
-    """The runtimes to make a file for, in the order of the report."""
+    """The runtimes to make a file for, in the order of the report; unset, those that the target has."""
+
+    def on(self, there: Collection[str]) -> Lower:
+        """The section for a target that has these runtimes: of the default only those."""
+        if "runtimes" in self.model_fields_set:
+            return self
+        return Lower(runtimes=tuple(name for name in self.runtimes if name in there) or self.runtimes)
 
     @model_validator(mode="after")
     def _distinct(self) -> Lower:

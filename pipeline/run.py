@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artefacts import write_json
 from pipeline.budget import Violation, check_budget
 from pipeline.contents import contents, device_files, plain
+from pipeline.executor import SIMULATED
 from pipeline.figures import ORIGINAL, Figure, write_figures
 from pipeline.lower.runtimes import runtime
 from pipeline.prune.stages import PLAN, PLOT, SENSE
@@ -116,8 +117,16 @@ class Run:
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
+        recipe = recipe.model_copy(update={"lower": recipe.lower.on(target.runtimes)})
         for wanted in recipe.lower.runtimes:
             target.runtime(wanted)
+        if target.export_only or any(there.io == "float32" for there in target.runtimes.values()):
+            raise UsageError(
+                "files are made for it, and nothing here runs them", where=f"target {target.name}",
+                hint=f"`paredown export RECIPE --target {target.name}`",
+            )  # fmt: skip
+        if target.microcontroller and device is None:
+            device = SIMULATED
         check_files(recipe)
         self.name, self.recipe, self.target, self.smoke = name, recipe, target, smoke
         self.device, self.device_images = device, device_images

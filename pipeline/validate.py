@@ -90,7 +90,7 @@ def validate(
     """
     bundle = unpack(path)
     log(f"hashes: {len(bundle.members)} members are what the manifest says")
-    with open_executor(device, log) as executor:
+    with open_executor(device, bundle.manifest.card, log) as executor:
         return Validator(bundle, executor, log, tick).validate(limit, score, runs)
 
 
@@ -167,6 +167,8 @@ class Validator:
             raise InputError(what, where=bundle.path) from error
         found = self.executor.run(program, inputs, self.tick)
         judge = self._codes_apart if model.dtype == "int8" else self._floats_apart
+        if not self.executor.exact:
+            judge, expected = self._reference_apart, []
         self.checks.append(judge(program, inputs, expected, found))
 
     def _codes_apart(
@@ -197,6 +199,19 @@ class Validator:
         ours, theirs = (where.run(every, inputs[:1], self.tick)[0] for where in (Here(), self.executor))
         first = first_difference(part.names, ours, theirs)
         return f"first at {first}" if first else "this machine differs in the same way: another model?"
+
+    def _reference_apart(
+        self, program: Program, inputs: Codes, expected: Sequence[Codes], found: Outputs
+    ) -> Check:
+        """Compares with TFLite's reference kernels, where the interpreter's kernels are those."""
+        from targets.runners.litert import Runner
+
+        runner = Runner(program.data, 1, program.where, reference=True)
+        pairs = zip(inputs, found, strict=True)
+        equal = all(np.array_equal(a, b) for x, y in pairs for a, b in zip(runner(x[None]), y, strict=True))
+        words = "equal" if equal else "DIFFER from"
+        detail = f"outputs of {len(inputs)} inputs {words} those of TFLite's reference kernels"
+        return Check(f"{program.runtime} vectors", equal, detail)
 
     def _floats_apart(
         self, program: Program, inputs: Floats, expected: Sequence[Floats], found: Outputs
@@ -236,7 +251,7 @@ class Validator:
         if data.fingerprint() != known.fingerprint:
             return Check(check, False, f"{said}; the test data have changed since this bundle was made")
         values = {each: _recorded(self.recorded, name, each) for each in scores}
-        if count != known.images or None in values.values():
+        if count != known.images or None in values.values() or not self.executor.exact:
             return Check(check, True, f"{said}; nothing to compare with")
         apart = [m for m, v in values.items() if v is None or abs(scores[m] - v) > SCORE_TOLERANCE]
         told = [f"recorded {values[metric]:.4f}"]

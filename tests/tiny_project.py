@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -200,3 +201,15 @@ def python(code: str, *arguments: object, cwd: Path | None = None) -> subprocess
         capture_output=True,
         text=True,
     )
+
+
+def predict_of(bundle: Any) -> Any:
+    """`Predict` of a bundle's LiteRT model, made from what its manifest says."""
+    from pipeline.lower.integer import Affine
+    from pipeline.lower.runtimes import float_predict
+    from targets.runners.litert import Runner
+
+    model = next(model for model in bundle.manifest.models if model.runtime == "litert")
+    outputs = [Affine(output.scale, output.zero_point) for output in model.outputs]
+    source = Affine(model.input.scale, model.input.zero_point)
+    return float_predict(source, outputs, Runner(bundle.read(model.file)))

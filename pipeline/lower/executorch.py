@@ -33,29 +33,55 @@ def lower_integer(graph: IntegerGraph) -> Lowered:
     return _lower(module, torch.zeros(graph.input.shape, dtype=torch.int8))
 
 
-def lower_float(graph: Graph) -> Lowered:
-    """Lowers the traced float network: float32 in and out, NCHW, batch of one."""
-    return _lower(_FloatModule(graph), torch.zeros(graph.nodes[0].shape))
+def lower_float(graph: Graph, delegate: str = "xnnpack") -> Lowered:
+    """Lowers the traced float network: float32 in and out, NCHW, batch of one.
+
+    Args:
+        graph: traced.
+        delegate: of PARTITIONERS.
+    """
+    return _lower(_FloatModule(graph), torch.zeros(graph.nodes[0].shape), delegate)
 
 
-def _lower(module: nn.Module, example: Tensor) -> Lowered:
+def _xnnpack() -> Any:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import LeakyReLUConfig
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    class Int8LeakyRelu(LeakyReLUConfig):
+        """XNNPACK has an int8 leaky ReLU; the stock partitioner runs it in float between two casts."""
+
+        def supported_precision_types(self) -> list[Any]:
+            return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
+
+    configs = [Int8LeakyRelu if c is LeakyReLUConfig else c for c in ALL_PARTITIONER_CONFIGS]
+    return XnnpackPartitioner(configs=configs)
+
+
+def _coreml() -> Any:
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    return CoreMLPartitioner()
+
+
+def _vulkan() -> Any:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    return VulkanPartitioner()
+
+
+#: Delegate, as cards name it, -> what makes its partitioner; float networks have all, int8 ones XNNPACK.
+PARTITIONERS = {"xnnpack": _xnnpack, "coreml": _coreml, "vulkan": _vulkan}
+
+
+def _lower(module: nn.Module, example: Tensor, delegate: str = "xnnpack") -> Lowered:
     with _quiet():
-        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-        from executorch.backends.xnnpack.partition.config.generic_node_configs import LeakyReLUConfig
-        from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        class Int8LeakyRelu(LeakyReLUConfig):
-            """XNNPACK has an int8 leaky ReLU; the stock partitioner runs it in float between two casts."""
-
-            def supported_precision_types(self) -> list[Any]:
-                return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
-
-        configs = [Int8LeakyRelu if c is LeakyReLUConfig else c for c in ALL_PARTITIONER_CONFIGS]
         with torch.no_grad():
             exported = torch.export.export(module.eval(), (example,))
-        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner(configs=configs)])
+        edge = to_edge_transform_and_lower(exported, partitioner=[PARTITIONERS[delegate]()])
         calls = [n for n in edge.exported_program().graph.nodes if n.op == "call_function"]
         names = [getattr(n.target, "__name__", str(n.target)) for n in calls]
         data = bytes(edge.to_executorch().buffer)

@@ -27,9 +27,14 @@ TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 MOST_AXES = 5  # of a transpose in LiteRT Micro
 
 
-def lower_integer(graph: IntegerGraph) -> Lowered:
-    """Writes the integer graph: int8 in, int8 out, NHWC, batch of one."""
-    return _lower(_Writer(graph))
+def lower_integer(graph: IntegerGraph, io: str = "int8") -> Lowered:
+    """Writes the integer graph, NHWC, batch of one.
+
+    Args:
+        graph: what to write.
+        io: of what the file takes and gives; with "float32" it quantizes and dequantizes itself (LiteRT.js).
+    """
+    return _lower(_Writer(graph, io))
 
 
 def lower_float(graph: Graph) -> Lowered:
@@ -50,11 +55,11 @@ class _Writer:
     where a reshape or a permute needs it. A transpose is written only where one turns into the other.
     """
 
-    def __init__(self, graph: Graph | IntegerGraph) -> None:
+    def __init__(self, graph: Graph | IntegerGraph, io: str = "int8") -> None:
         from ai_edge_litert import schema_py_generated as schema
 
         self.s = schema
-        self.graph = graph
+        self.graph, self.io = graph, io
         self.model = schema.ModelT()
         self.model.version = 3
         self.model.description = "paredown"
@@ -72,15 +77,33 @@ class _Writer:
         nodes = {node.name: node for node in self.graph}
         for node in self.graph:
             if node.kind == "input":
-                self.sub.inputs = [self._tensor(node, _native(node))]
+                self.sub.inputs = [self._source(node)]
             else:
                 self._node(node, nodes)
-        self.sub.outputs = [self._as(nodes[name], _native(nodes[name])) for name in self.graph.outputs]
+        self.sub.outputs = [self._result(nodes[name]) for name in self.graph.outputs]
         self.model.subgraphs = [self.sub]
         self._signature()
         builder = aligned_builder()
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
+
+    def _source(self, node: Node | IntegerNode) -> int:
+        """The tensor that the file takes."""
+        index = self._tensor(node, _native(node))
+        if not isinstance(node, IntegerNode) or self.io == "int8":
+            return index
+        real = self._add_tensor(f"{node.name}/real", self.sub.tensors[index].shape, np.dtype(np.float32))
+        self._op("QUANTIZE", 1, [real], index, self.s.QuantizeOptionsT())
+        return real
+
+    def _result(self, node: Node | IntegerNode) -> int:
+        """A tensor that the file gives."""
+        index = self._as(node, _native(node))
+        if not isinstance(node, IntegerNode) or self.io == "int8":
+            return index
+        real = self._add_tensor(f"{node.name}/real", self.sub.tensors[index].shape, np.dtype(np.float32))
+        self._op("DEQUANTIZE", 2, [index], real, self.s.DequantizeOptionsT())
+        return real
 
     # -- tensors -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,12 @@ def _interpreter_class() -> Any:
     return Interpreter
 
 
+def _reference_kernels() -> dict[str, Any]:
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
+
+
 class Runner:
     """A loaded .tflite of one input; NCHW outside, the file's own NHWC inside.
 
@@ -36,12 +42,15 @@ class Runner:
         data: the file's bytes.
         threads: of the XNNPACK delegate.
         where: named in errors.
+        reference: TFLite's reference kernels instead of XNNPACK; LiteRT's own interpreter has them.
 
     Raises:
         InputError: the bytes are not a model that this interpreter loads.
     """
 
-    def __init__(self, data: bytes, threads: int = 1, where: object = ".tflite") -> None:
+    def __init__(
+        self, data: bytes, threads: int = 1, where: object = ".tflite", reference: bool = False
+    ) -> None:
         """Loads the model and allocates its tensors."""
         self._where = where
         # The interpreter reads offsets unchecked: a file that does not even begin as one can crash it.
@@ -49,7 +58,9 @@ class Runner:
             raise InputError("not a TFLite model (truncated or damaged?)", where=where)
         with quiet():
             try:
-                self.interpreter = _interpreter_class()(model_content=data, num_threads=threads)
+                self.interpreter = _interpreter_class()(
+                    model_content=data, num_threads=threads, **(_reference_kernels() if reference else {})
+                )
                 self.interpreter.allocate_tensors()
             except (ValueError, RuntimeError) as error:
                 raise InputError(

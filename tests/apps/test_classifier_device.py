@@ -12,16 +12,14 @@ import cv2
 import numpy as np
 import pytest
 from classifier_project import NAMES, make_project
-from tiny_project import call
+from tiny_project import call, predict_of
 
 from apps.classifier.device.classify import Classifier, softmax
 from apps.classifier.sheet import RIGHT, UNKNOWN, WRONG, Entry, contact_sheet
 from pipeline.bundle import extract, unpack
 from pipeline.recipe_file import load_recipe
 from pipeline.task import load_task
-from pipeline.validate import _predict
 from targets.errors import InputError
-from targets.runners.litert import Runner
 
 BOARD = """
 import runpy, sys
@@ -82,8 +80,7 @@ def test_the_board_says_what_the_host_says(project, run, board, tmp_path):
     task = load_task(load_recipe(project))
     data = task.data("test")
     bundle = unpack(run / "bundle.paredown")
-    model = next(m for m in bundle.manifest.models if m.runtime == "litert")
-    predict = _predict(model, Runner(bundle.read(model.file)))
+    predict = predict_of(bundle)
     for index in range(3):
         image = data[index].image
         cv2.imwrite(str(tmp_path / "x.png"), image)

@@ -10,12 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tiny_project import predict_of
 
 from apps.detector.task import DetectorTask
 from pipeline.bundle import extract, unpack
 from pipeline.recipe_file import load_recipe
-from pipeline.validate import _predict
-from targets.runners.litert import Runner
 
 BOARD = """
 import runpy, sys
@@ -59,10 +58,9 @@ def test_it_finds_what_the_host_finds(tiny, board, tmp_path):
     found = json.loads(done.stdout)["detections"]
 
     bundle = unpack(tiny.bundle)
-    model = next(m for m in bundle.manifest.models if m.runtime == "litert")
     task = DetectorTask(load_recipe(tiny.recipe))
     pixels = cv2.imread(str(image))
-    expected = task.detections(_predict(model, Runner(bundle.read(model.file))), pixels, 0.5)
+    expected = task.detections(predict_of(bundle), pixels, 0.5)
     assert len(found) == len(expected) > 3
     assert [task.names.index(d["class"]) for d in found] == expected.classes.tolist()
     np.testing.assert_allclose([d["score"] for d in found], expected.scores, atol=6e-5)

@@ -23,6 +23,7 @@ from calibration.datasets import First
 from pipeline.executor import Executor, Here, Predictor, open_executor
 from pipeline.run import Run
 from pipeline.stage import run_stage
+from targets.card import load_card
 from targets.devices.programs import Program, Tensor
 from targets.vectors import test_inputs
 
@@ -42,7 +43,7 @@ def made(settings: tuple[str, ...], runs: Path) -> Run:
     squantize = (stages.squantizing.squantize,) if work.recipe.squantize.active else ()
     lowering = (*stages.lower.values(), *stages.baseline.values())
     for stage in (stages.original, *pruning, *squantize, stages.calibrate, stages.integer, *lowering):
-        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+        run_stage(work.store, stage, say)
     return work
 
 
@@ -63,6 +64,11 @@ def score(work: Run, name: str, executor: Executor, images: int) -> float:
     return work.task.score(predict, test)[work.task.metric]
 
 
+def say(line: str) -> None:
+    """Progress."""
+    print(line, file=sys.stderr)
+
+
 def main() -> None:
     """Prints a table per board."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,7 +86,7 @@ def main() -> None:
     print("| board | runtime | float32 |", " | ".join(VARIANTS), "| int8 mAP there | here |")
     print("|---" * (5 + len(VARIANTS)) + "|", flush=True)
     for board in arguments.boards.split(","):
-        with open_executor(f"emulated:{board}", lambda line: print(line, file=sys.stderr)) as executor:
+        with open_executor(f"emulated:{board}", load_card(board), say) as executor:
             for name in runtimes:
                 programs = {"float32": program(whole, name, "float32")}
                 programs |= {each: program(work, name, "int8") for each, work in works.items()}

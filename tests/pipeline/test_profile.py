@@ -29,7 +29,8 @@ class Known:
     """Takes so many milliseconds, or instructions, per operation of a program, and gets hot."""
 
     def __init__(self, emulated: bool = False) -> None:
-        self.machine, self.emulated, self.local = this_machine(), emulated, False
+        self.machine, self.emulated = this_machine(), emulated
+        self.local, self.exact = False, True
         self.clock = 0.0
 
     def run(self, program: Program, inputs: Any, tick: Any) -> Any:

@@ -41,7 +41,7 @@ class Board(Here):
 def board(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(ms: Mapping[str, float]) -> None:
         @contextmanager
-        def opened(address: str, log: Any) -> Iterator[Board]:
+        def opened(address: str, card: Any, log: Any) -> Iterator[Board]:
             assert address == "ssh://pi@board"
             yield Board(ms)
 
