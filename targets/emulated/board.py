@@ -152,7 +152,7 @@ def _own_folder(boards: Path, name: str) -> Iterator[Path]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # its process lives
                 continue
-            shutil.rmtree(lock.parent, ignore_errors=True)
+            shutil.rmtree(lock.parent, ignore_errors=True)  # another process may be at it, too
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=boards) as folder:
         with (Path(folder) / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -168,7 +168,7 @@ def _describe(root: Path, card: Target, core: Core, cores: int) -> None:
         for index in range(cores)
     ]
     files = {"proc/cpuinfo": f"{''.join(processors)}Model\t\t: {card.summary}, emulated\n"}
-    files["proc/mounts"] = "board / ext4 rw 0 0\n"
+    files["proc/mounts"] = "board / ext4 rw 0 0\n"  # `df` asks it
     files |= {
         f"sys/devices/system/cpu/{name}": f"0-{cores - 1}\n" for name in ("possible", "present", "online")
     }

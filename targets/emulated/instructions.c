@@ -1,7 +1,7 @@
-/* Counts the A64 instructions that a program executes between marks, by class: a TCG plugin for QEMU's user mode.
+/* Counts the A64 instructions that a program executes between marks, by class: a plugin for QEMU's user mode.
  *
- * A mark is isatty(0x7e570000 | tag), the question whether a file is a terminal that nobody opened, which costs a
- * program next to nothing, in Python too. At each one a line goes to the file that PAREDOWN_COUNT names:
+ * A mark is isatty(0x7e570000 | tag), a question about a file that nobody opened: it costs a program next
+ * to nothing, in Python too. At each one a line goes to the file that PAREDOWN_COUNT names:
  *
  *   TAG TOTAL LOAD_STORE SIMD BRANCH INTEGER OTHER      counted since the program began
  *

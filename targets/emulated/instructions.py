@@ -2,7 +2,8 @@
 
 A board started with `count_instructions=True` has the plugin. A program that runs there with
 `PAREDOWN_COUNT=FILE` in its environment and marks its inferences (`--marks` of the runners) leaves its counts
-in FILE.
+in FILE. They are the same every time that a program is started in the same way. For one in Python that means
+paths of the same length, too: where things lie in its memory decides about a few dozen instructions.
 """
 
 from __future__ import annotations

@@ -78,10 +78,9 @@ def _wheel(arch: str, scratch: Path) -> Path:
         return Path(spec.submodule_search_locations[0])
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_{arch}")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--require-hashes", "--python-version", "3.11", "--implementation", "cp", *platforms]
-    output_of(
-        [*command, "--dest", str(scratch), "--requirement", str(WHEELS)], f"getting the wheel for {arch}"
-    )
+    command += ["--require-hashes", "--requirement", str(WHEELS), "--dest", str(scratch)]
+    command += ["--python-version", "3.11", "--implementation", "cp", *platforms]
+    output_of(command, f"getting the wheel for {arch}")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         wanted = ("executorch/include/", "executorch/lib/")
         wheel.extractall(scratch, [name for name in wheel.namelist() if name.startswith(wanted)])
@@ -95,17 +94,8 @@ def _compile(compiler: str, version: str, package: Path, folder: Path) -> None:
         shutil.copy(library, folder / "lib")
     include = package / "include"
     c10 = include / "executorch" / "runtime" / "core" / "portable_type" / "c10"
-    command = [
-        compiler,
-        *FLAGS,
-        f'-DEXECUTORCH_VERSION="{version}"',
-        "-isystem",
-        str(include),
-        "-isystem",
-        str(c10),
-    ]
-    command += [str(SOURCE), "-o", str(folder / "run"), *LINK, *map(str, libraries)]
-    output_of(command, "building the ExecuTorch runner")
+    command = [compiler, *FLAGS, f'-DEXECUTORCH_VERSION="{version}"', f"-isystem{include}", f"-isystem{c10}"]
+    output_of([*command, SOURCE, "-o", folder / "run", *LINK, *libraries], "building the ExecuTorch runner")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,8 +4,8 @@
 //   run MODEL --inputs IN.bin --outputs OUT.bin [--runs N] [--warmup W] [--threads T] [--marks]
 //
 // IN.bin holds raw samples one behind the other, OUT.bin gets all outputs of each sample, both NCHW in the
-// model's own types. Exit status: 0, 2 for a wrong command line, 4 for a file that is not what it should be, 5
-// for a device that does not do its part.
+// model's own types. Exit status: 0, 2 for a wrong command line, 4 for a file that is not what it should be,
+// 5 for a device that does not do its part.
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
@@ -15,7 +15,6 @@
 #include <executorch/runtime/platform/platform.h>
 
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -26,7 +25,6 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -119,9 +117,12 @@ Options parse(int count, char** arguments) {
       throw Failure(kUsage, "one model, not also `" + std::string(name) + "`; " + usage());
     }
   }
-  if (options.model.empty() || options.inputs.empty() || options.outputs.empty()) throw Failure(kUsage, usage());
+  if (options.model.empty() || options.inputs.empty() || options.outputs.empty()) {
+    throw Failure(kUsage, usage());
+  }
   if (options.marks && options.threads != 1) {
-    throw Failure(kUsage, "--marks needs --threads 1: several threads wait for each other, never twice alike");
+    throw Failure(kUsage,
+                  "--marks needs --threads 1: several threads wait for each other, never twice alike");
   }
   return options;
 }
@@ -148,15 +149,15 @@ Tensor described(const Value& tensor, const std::string& model) {
   return {{tensor.sizes().begin(), tensor.sizes().end()}, tensor.scalar_type()};
 }
 
-// Loads everything, so that the first inference is like the others, and checks offsets, so that a damaged file
-// is an error and no crash.
+// Loads everything, so that the first inference is like the others, and checks offsets, so that a damaged
+// file is an error and no crash.
 void load(Module& module, const std::string& path) {
   const bool sound = fs::is_regular_file(path) &&
                      module.load(Program::Verification::InternalConsistency) == Error::Ok &&
                      module.load_forward() == Error::Ok;
   if (!sound) {
-    throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or damaged?" +
-                                 complaint() + "; make it again with `paredown run`");
+    throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or " +
+                                 "damaged?" + complaint() + "; make it again with `paredown run`");
   }
 }
 
@@ -178,12 +179,12 @@ std::vector<EValue> infer(Module& module, const EValue& input, const std::string
 class Samples {
  public:
   Samples(const Options& options, size_t bytes) : options_(options), sample_(bytes) {
-    std::error_code none;
-    const auto size = fs::file_size(options.inputs, none);
-    if (none) throw Failure(kBadInput, options.inputs + ": cannot read this file: " + none.message());
+    std::error_code error;
+    const auto size = fs::file_size(options.inputs, error);
+    if (error) throw Failure(kBadInput, options.inputs + ": cannot read this file: " + error.message());
     if (size == 0 || size % bytes != 0) {
-      throw Failure(kBadInput, options.inputs + ": " + std::to_string(size) + " bytes are no whole samples of " +
-                                   std::to_string(bytes) + " bytes");
+      throw Failure(kBadInput, options.inputs + ": " + std::to_string(size) +
+                                   " bytes are no whole samples of " + std::to_string(bytes) + " bytes");
     }
     count_ = size / bytes;
     file_.open(options.inputs, std::ios::binary);
@@ -201,16 +202,16 @@ class Samples {
   std::vector<Tensor> run_all(Module& module, const EValue& input) {
     const std::string part = options_.outputs + ".part";
     std::ofstream out(part, std::ios::binary);
-    std::vector<Tensor> described_outputs;
+    std::vector<Tensor> outputs;
     auto told = Clock::now();
     for (size_t i = 0; i < count_; ++i) {
       read(i);
-      described_outputs.clear();
+      outputs.clear();
       for (const auto& value : infer(module, input, options_.model)) {
         const auto& tensor = value.toTensor();
-        described_outputs.push_back(described(tensor, options_.model));
+        outputs.push_back(described(tensor, options_.model));
         out.write(static_cast<const char*>(tensor.const_data_ptr()),
-                  static_cast<std::streamsize>(bytes_of(described_outputs.back(), options_.model)));
+                  static_cast<std::streamsize>(bytes_of(outputs.back(), options_.model)));
       }
       if (Clock::now() - told >= std::chrono::seconds(1)) {
         told = Clock::now();
@@ -220,8 +221,8 @@ class Samples {
     out.close();
     std::error_code failed;
     if (out) fs::rename(part, options_.outputs, failed);
-    if (!out || failed) throw Failure(kDevice, options_.outputs + ": cannot write this file; is there space?");
-    return described_outputs;
+    if (!out || failed) throw Failure(kDevice, options_.outputs + ": cannot write this file; is there room?");
+    return outputs;
   }
 
  private:
@@ -231,26 +232,29 @@ class Samples {
   std::ifstream file_;
 };
 
-// Seen by the instruction-count plugin (targets/emulated/instructions.c); to a kernel, a question about the
-// priority of a process that does not exist.
-void mark(uint32_t tag) { syscall(SYS_getpriority, PRIO_PROCESS, 0x7e570000u | tag); }
+// Seen by the instruction-count plugin (targets/emulated/instructions.c); to a kernel, a question about a
+// file that is not open. The tags: an even number begins, the next one ends.
+constexpr int kMark = 0x7e570000;
+constexpr int kEmpty = 0, kInference = 2;
 
-double timed(const std::function<void()>& call, const std::optional<uint32_t>& tag) {
-  if (tag) mark(*tag);
-  const auto start = Clock::now();
+void bracketed(const std::function<void()>& call, int tag) {
+  isatty(kMark | tag);
   call();
-  const auto stop = Clock::now();
-  if (tag) mark(*tag + 1);
-  return std::chrono::duration<double, std::milli>(stop - start).count();
+  isatty(kMark | (tag + 1));
 }
 
-std::vector<double> times(const std::function<void()>& call, const Options& options) {
-  for (int i = 0; i < options.warmup; ++i) call();
-  // Empty brackets first: what the bracket itself costs, the last of them as warm as the ones that count.
-  for (int i = 0; options.marks && i < 3; ++i) timed([] {}, 0);
+std::vector<double> times(const std::function<void()>& infer, const Options& options) {
+  for (int i = 0; i < options.warmup; ++i) infer();
+  std::function<void()> call = infer;
+  if (options.marks) {
+    call = [&] { bracketed(infer, kInference); };
+    for (int i = 0; i < 3; ++i) bracketed([] {}, kEmpty);  // what the bracket itself costs
+  }
   std::vector<double> found;
   for (int i = 0; i < options.runs; ++i) {
-    found.push_back(timed(call, options.marks ? std::optional<uint32_t>(2) : std::nullopt));
+    const auto start = Clock::now();
+    call();
+    found.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
   return found;
 }
@@ -304,7 +308,8 @@ int run(const Options& options) {
   std::cout << "{\"runtime\": \"executorch\", \"version\": \"" << EXECUTORCH_VERSION << "\", \"samples\": "
             << samples.count() << ", \"load_ms\": " << load_ms << ", \"times_ms\": "
             << json_list(found, [](auto& out, auto ms) { out << ms; })
-            << ", \"peak_rss_kib\": " << peak_rss_kib() << ", \"threads\": " << options.threads << ", \"input\": ";
+            << ", \"peak_rss_kib\": " << peak_rss_kib() << ", \"threads\": " << options.threads
+            << ", \"input\": ";
   print_tensor(std::cout, input);
   std::cout << ", \"outputs\": " << json_list(outputs, print_tensor) << "}" << std::endl;
   return 0;
