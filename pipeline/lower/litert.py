@@ -8,7 +8,6 @@ litert_torch's conversion of the same network.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +17,19 @@ from numpy.typing import NDArray
 from pipeline.graph import Graph, Node
 from pipeline.lower.integer import IntegerGraph, IntegerNode
 from pipeline.lower.lowered import Lowered
+from pipeline.lower.tflite import (
+    MOST_AXES,
+    TO_NCHW,
+    TO_NHWC,
+    merged,
+    native,
+    never_negative,
+    same_padding,
+)
 from targets.runners.expand import nibbles
 from targets.runners.litert import Runner, load
 
 __all__ = ["load", "lower_float", "lower_integer"]
-
-TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-MOST_AXES = 5  # of a transpose in LiteRT Micro
 
 
 def lower_integer(graph: IntegerGraph, io: str = "int8") -> Lowered:
@@ -89,7 +94,7 @@ class _Writer:
 
     def _source(self, node: Node | IntegerNode) -> int:
         """The tensor that the file takes."""
-        index = self._tensor(node, _native(node))
+        index = self._tensor(node, native(node))
         if not isinstance(node, IntegerNode) or self.io == "int8":
             return index
         real = self._add_tensor(f"{node.name}/real", self.sub.tensors[index].shape, np.dtype(np.float32))
@@ -98,7 +103,7 @@ class _Writer:
 
     def _result(self, node: Node | IntegerNode) -> int:
         """A tensor that the file gives."""
-        index = self._as(node, _native(node))
+        index = self._as(node, native(node))
         if not isinstance(node, IntegerNode) or self.io == "int8":
             return index
         real = self._add_tensor(f"{node.name}/real", self.sub.tensors[index].shape, np.dtype(np.float32))
@@ -114,7 +119,7 @@ class _Writer:
         quantization = None
         if isinstance(node, IntegerNode):
             quantization = self._quantization([node.out.scale], [node.out.zero_point])
-        name = node.name if layout == _native(node) else f"{node.name}:{layout}"
+        name = node.name if layout == native(node) else f"{node.name}:{layout}"
         dtype = np.dtype(np.int8 if quantization else np.float32)
         index = self._add_tensor(name, shape, dtype, quantization)
         self.tensors[node.name, layout] = index
@@ -227,7 +232,7 @@ class _Writer:
             else:
                 self._permute(node, feeds[0], source, target)
             return
-        layout = _native(node)
+        layout = native(node)
         inputs = [self._as(feed, layout) for feed in feeds]
         if kind == "conv2d":
             self._conv(node, feeds[0], inputs[0])
@@ -304,7 +309,7 @@ class _Writer:
 
     def _relu(self, node: Any, source: int) -> None:
         """A ReLU of its own: XNNPACK takes no int8 RELU, but the clamp of a pool over one pixel."""
-        layout = _native(node)
+        layout = native(node)
         if layout != "nhwc" or not isinstance(node, IntegerNode):
             self._op(node.kind.upper(), 2, [source], self._tensor(node, layout))
             return
@@ -318,7 +323,7 @@ class _Writer:
     def _pool(self, node: Any, feed: Any, source: int) -> None:
         kernel, (stride_h, stride_w) = node.attrs["kernel"], node.attrs["stride"]
         lowest: float | None = -128 if isinstance(node, IntegerNode) else float(np.finfo(np.float32).min)
-        if _never_negative(feed):  # after a ReLU zero is as good as minus infinity, and PAD is delegated
+        if never_negative(feed):  # after a ReLU zero is as good as minus infinity, and PAD is delegated
             lowest = None
         source, padding = self._padding(node, feed, source, kernel, lowest)
         options = self.s.Pool2DOptionsT()
@@ -334,11 +339,7 @@ class _Writer:
         stride = node.attrs["stride"]
         if (left, right, top, bottom) == (0, 0, 0, 0):
             return source, self.s.Padding.VALID
-        same = []
-        for size, k, s in ((feed.shape[3], kernel[1], stride[1]), (feed.shape[2], kernel[0], stride[0])):
-            total = max((-(-size // s) - 1) * s + k - size, 0)
-            same += [total // 2, total - total // 2]
-        if [left, right, top, bottom] == same:
+        if (left, right, top, bottom) == same_padding(feed.shape, kernel, stride):
             return source, self.s.Padding.SAME
         n, c, h, w = feed.shape
         shape = (n, h + top + bottom, w + left + right, c)
@@ -384,40 +385,6 @@ class _Writer:
         entry = self.s.TensorMapT()
         entry.name, entry.tensorIndex = name, index
         return entry
-
-
-def _native(node: Node | IntegerNode) -> str:
-    """The layout in which the file names a tensor and takes or returns it."""
-    return "nhwc" if len(node.shape) == 4 else "plain"
-
-
-def merged(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The same transpose of the same memory with as few axes as can be.
-
-    Args:
-        shape: of what is transposed.
-        dims: the permutation.
-
-    Returns:
-        A shape of as many elements, and its permutation: without axes of one element, and with those that
-        stay neighbours made one: (1, 8, 10, 2, 10, 2) by (0, 3, 5, 1, 2, 4) is (80, 2, 10, 2) by
-        (1, 3, 0, 2).
-    """
-    long = [axis for axis, size in enumerate(shape) if size > 1]
-    runs: list[list[int]] = []
-    for axis in (axis for axis in dims if axis in long):
-        if runs and long.index(axis) == long.index(runs[-1][-1]) + 1:
-            runs[-1].append(axis)
-        else:
-            runs.append([axis])
-    ranked = sorted(runs)
-    return tuple(math.prod(shape[axis] for axis in run) for run in ranked), tuple(map(ranked.index, runs))
-
-
-def _never_negative(node: Node | IntegerNode) -> bool:
-    if isinstance(node, IntegerNode):
-        return node.low >= node.out.zero_point
-    return node.kind in {"relu", "relu6"}
 
 
 def aligned_builder() -> Any:

@@ -101,6 +101,15 @@ class Runner:
 
     def undelegated(self) -> tuple[int, tuple[str, ...]]:
         """How many delegate calls an inference makes, and the names of operations outside them."""
+        calls, rest = self._outside()
+        return calls, tuple(op["op_name"] for op in rest)
+
+    def undelegated_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that operations outside the delegate make."""
+        names = {tensor["index"]: tensor["name"] for tensor in self.interpreter.get_tensor_details()}
+        return tuple(names[int(index)] for op in self._outside()[1] for index in op["outputs"])
+
+    def _outside(self) -> tuple[int, list[dict[str, Any]]]:
         ops = self.interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
         rest = {op["index"]: op for op in ops if op["op_name"] != "DELEGATE"}
@@ -115,7 +124,7 @@ class Runner:
                 op = rest.pop(maker.get(tensor, -1), None)
                 if op is not None:
                     todo += [int(t) for t in op["inputs"] if int(t) not in stop]
-        return len(delegates), tuple(op["op_name"] for op in rest.values())
+        return len(delegates), list(rest.values())
 
 
 def load(data: bytes, threads: int = 1, where: object = ".tflite") -> Runner:

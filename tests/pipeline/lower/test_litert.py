@@ -16,6 +16,7 @@ from lowering_networks import Builder, Passthrough, Residual, inputs_for, quanti
 from pipeline.lower import executorch, litert, reference
 from pipeline.lower.executorch import QdqModule, _dequantize, _quantize
 from pipeline.lower.integer import IntegerGraph
+from pipeline.lower.tflite import merged
 from pipeline.trace import trace
 from targets.errors import InputError
 from targets.runners.litert import Runner
@@ -310,7 +311,7 @@ def test_the_wrong_input_is_an_input_error():
 def test_a_transpose_of_merged_axes_is_the_same_transpose(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=7)))
     dims = tuple(data.draw(st.permutations(range(len(shape)))))
-    fewer, order = litert.merged(shape, dims)
+    fewer, order = merged(shape, dims)
     values = np.arange(np.prod(shape))
     expected = values.reshape(shape).transpose(dims).reshape(-1)
     np.testing.assert_array_equal(values.reshape(fewer).transpose(order).reshape(-1), expected)
