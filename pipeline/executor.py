@@ -15,7 +15,7 @@ from calibration.datasets import Dataset
 from calibration.preprocess import Preprocess
 from pipeline.lower.integer import Affine
 from pipeline.lower.runtimes import runtime
-from targets.devices.programs import DevicePrograms, Program, Tick, Timing
+from targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
 from targets.host import Machine, this_machine
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 LOCAL = ("local", "local:")
 SIMULATED = "simulated:"  # a microcontroller's interpreter, on this machine
 CHUNK = 64  # images that are preprocessed and sent at once
-
-Outputs = list[tuple[NDArray[Any], ...]]
 
 
 class Executor(Protocol):

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.executor import Outputs
 from pipeline.figures import Figure, Tag
 from targets.card import Target
-from targets.devices.programs import Program, Tick, Timing
+from targets.devices.programs import Outputs, Program, Tick, Timing
 from targets.errors import UsageError
 from targets.host import package_version, this_machine
 

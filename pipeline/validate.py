@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from calibration.datasets import Dataset, First
 from pipeline.budget import Violation, check_budget
 from pipeline.bundle import Bundle, Model, unpack
-from pipeline.executor import Executor, Outputs, Predictor, open_executor
+from pipeline.executor import Executor, Predictor, open_executor
 from pipeline.figures import SCORES, Figure, Tag, parse_figures
 from pipeline.recipe_file import check_files
 from pipeline.task import Task, load_task
 from targets.card import RuntimeName
-from targets.devices.programs import Program, Tensor, Timing
+from targets.devices.programs import Outputs, Program, Tensor, Timing
 from targets.errors import InputError
 from targets.host import this_machine
 from targets.vectors import test_inputs

@@ -35,9 +35,11 @@ LITERT_MAIN = "import sys\nfrom targets.runners.run_litert import main\nsys.exit
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2
-COUNTS, COUNTED_RUNS = "counts", 3
+COUNTS, COUNTED_RUNS = "counts", 10
 
 Tick = Callable[[int, int], None]
+#: For every sample its outputs, each with a batch of one.
+Outputs = list[tuple[NDArray[Any], ...]]
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,7 @@ class DevicePrograms:
         self._runners: dict[str, tuple[str, ...]] = {}
         self._pushed: set[str] = set()
 
-    def run(
-        self, program: Program, inputs: NDArray[Any], tick: Tick = lambda done, total: None
-    ) -> list[tuple[NDArray[Any], ...]]:
+    def run(self, program: Program, inputs: NDArray[Any], tick: Tick = lambda done, total: None) -> Outputs:
         """The outputs of every sample.
 
         Args:
@@ -149,7 +149,7 @@ class DevicePrograms:
         Raises:
             DeviceError: the device or the runner failed; the line is the runner's own where it has one.
         """
-        found: list[tuple[NDArray[Any], ...]] = []
+        found: Outputs = []
         step = max(1, CHUNK_BYTES // program.input.bytes)
         for start in range(0, len(inputs), step):
             part = inputs[start : start + step]
@@ -254,7 +254,7 @@ def litert_archive() -> bytes:
     return buffer.getvalue()
 
 
-def _outputs(program: Program, data: bytes, samples: int) -> list[tuple[NDArray[Any], ...]]:
+def _outputs(program: Program, data: bytes, samples: int) -> Outputs:
     """The runner's file of outputs, cut up."""
     each = sum(tensor.bytes for tensor in program.outputs)
     if len(data) != samples * each:

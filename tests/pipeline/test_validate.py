@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_project import Tiny, call, copy_project, paredown
 
-from pipeline import executor
+from pipeline import executor, validate
 from pipeline.artefacts import read_graph
 from pipeline.bundle import pack, unpack
 from pipeline.lower.integer import IntegerGraph
@@ -185,6 +187,41 @@ def test_another_process_behind_a_transport_scores_the_same(tiny, tmp_path, monk
     assert found["map50"]["value"] == recorded["litert", "map50"] and found["parity_lsb"]["value"] == 0
     assert found["latency_p50"]["tag"] == "measured" and found["memory_peak"]["value"] > 1
     assert found["latency_p50"]["where"]["name"] == "local:"
+
+
+def test_the_first_operation_that_differs_on_the_device_is_named(tiny, monkeypatch):
+    """A board whose copy of one weight went bad."""
+    bundle = unpack(tiny.bundle)
+    integer = next(
+        IntegerGraph.load(*read_graph(path.parent))
+        for path in (tiny.runs / ".store").glob("*/artefact.json")
+        if json.loads(path.read_text())["meta"]["stage"] == "integer"
+    )
+    layer = [node for node in integer if node.weight is not None][1]
+    codes = layer.weight.transpose(0, 2, 3, 1).tobytes()
+
+    class Board(executor.Here):
+        local = False
+
+        def run(self, program, inputs, tick):
+            if program.runtime == "litert":
+                bad = bytes([codes[0] ^ 0x7F]) + codes[1:]
+                program = dataclasses.replace(program, data=program.data.replace(codes, bad))
+            return super().run(program, inputs, tick)
+
+        def time(self, programs, x, runs, memory, tick):
+            return {}
+
+    @contextlib.contextmanager
+    def opened(address, card, log):
+        yield Board()
+
+    monkeypatch.setattr(validate, "open_executor", opened)
+    done = call("validate", tiny.bundle, "--device", "ssh://pi@board", "--no-score", "--json")
+    assert done.code == 3 and bundle.manifest.models
+    found = checks(done)
+    assert found["executorch vectors"]["passed"] and not found["litert vectors"]["passed"]
+    assert f"; first at {layer.name}: " in found["litert vectors"]["detail"]
 
 
 def test_test_data_moved_away_says_so_and_can_be_left_out(tiny, tmp_path):

@@ -1,0 +1,52 @@
+"""bench, cost and doctor on this machine, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_project import Tiny, call
+
+from pipeline.prune.latency import read_table
+
+
+def test_bench_follows_latency_and_knows_where_it_goes(tiny: Tiny, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    done = call("bench", tiny.bundle, "--minutes", 0.005, "--plot", plot, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    figures = {(f["variant"], f["metric"]): f["value"] for f in found["figures"]}
+    assert figures["litert", "latency_p50"] > 0 and figures["executorch", "memory_peak"] > 10
+    assert {burst["variant"] for burst in found["bursts"]} == {"executorch", "litert"}
+    assert found["profile_unit"] == "ms"
+    assert sum(row["share"] for row in found["profile"]) == pytest.approx(1)
+    assert {row["operation"] for row in found["profile"]} >= {"CONV_2D", "LEAKY_RELU"}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    done = call("bench", tiny.bundle, "--minutes", 0)
+    assert done.code == 0 and "CONV_2D" in done.out and "temperature and clock: not told" in done.out
+
+
+def test_cost_makes_a_table_that_pruning_takes(tiny: Tiny, tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    widths = ("--set", "prune.widths=2", "--set", "prune.multiple=2")
+    asked = ("--target", "raspberry-pi-5", "--out", table, *widths)
+    done = call("cost", tiny.recipe, *asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    facts, times = read_table(table)
+    assert facts["card"] == "raspberry-pi-5" and facts["runtime"] == "litert" and times
+    assert found["unit"] == "ms" and found["network"] == pytest.approx(sum(found["layers"].values()))
+    again = call("cost", tiny.recipe, *asked)
+    assert again.code == 0 and f"--set prune.latency_table={table}" in again.out
+    assert read_table(table) == (facts, times)  # nothing is measured twice
+
+
+def test_doctor_names_what_is_there_and_the_command_for_what_is_not() -> None:
+    done = call("doctor", "--json")
+    assert done.code == 0, done.err
+    findings = {finding["name"]: finding for finding in json.loads(done.out)}
+    assert all(finding["state"] in {"ok", "missing", "warning"} for finding in findings.values())
+    assert all(finding["mend"] for finding in findings.values() if finding["state"] == "missing")
+    words = call("doctor")
+    assert words.code == 0 and all(name in words.out.replace("\n", " ") for name in list(findings)[:3])
