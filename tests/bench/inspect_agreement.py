@@ -1,0 +1,164 @@
+"""Does `paredown inspect` tell where operations run? Its prediction against what the runtimes did, op by op.
+
+    python tests/bench/inspect_agreement.py               # or --input 96, for all of them
+
+Random weights, and ranges of one random image: which operations a network has decides where they run, and not
+their values. The prediction sees neither the ranges nor the programs. All of the three networks stay on their
+delegates, so there is a fourth that does not: ResNet-18 with leaky ReLUs. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from apps.classifier.network import build
+from apps.detector.darknet import builtin_cfg
+from apps.detector.network import YoloV2
+from pipeline.inspect import signs
+from pipeline.lower import executorch, litert
+from pipeline.lower.integer import IntegerGraph, quantize
+from pipeline.placement import Placement, place
+from pipeline.trace import trace
+from targets.card import load_card
+from targets.mcu.vela import compile_for
+from targets.runners.litert import Runner
+
+#: Network -> the side of its input.
+NETWORKS = {"yolov2-voc": 416, "resnet18": 224, "resnet18-leaky": 224, "mobilenet_v2": 224}
+HOST, NPU = "host", "cortex-m55-ethos-u55-128"
+#: What ExecuTorch calls an operation that it leaves outside; it does not name the node.
+ATEN = {
+    "conv2d": "convolution", "depthwise_conv2d": "convolution", "linear": "linear", "relu": "relu",
+    "relu6": "hardtanh", "leaky_relu": "leaky_relu", "max_pool2d": "max_pool2d_with_indices", "add": "add",
+    "concat": "cat", "mean": "mean", "pad": "constant_pad_nd", "reshape": "view_copy",
+    "reorg": "permute_copy", "permute": "permute_copy",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on one runtime.
+
+    Attributes:
+        network: its name.
+        where: the runtime and its delegate.
+        side: of the input.
+        operations: how many there are.
+        predicted: names of those outside the delegate.
+        real: the same, of what the runtime did; of ExecuTorch, kinds of operations.
+        calls: delegate calls, predicted and real; None where the runtime does not tell.
+    """
+
+    network: str
+    where: str
+    side: int
+    operations: int
+    predicted: Counter[str]
+    real: Counter[str]
+    calls: tuple[int, int] | None
+
+    def line(self) -> str:
+        """As a row of the table."""
+        wrong = (self.predicted - self.real).total() + (self.real - self.predicted).total()
+        calls = "not told" if self.calls is None else "{} / {}".format(*self.calls)
+        outside = f"{self.predicted.total()} / {self.real.total()}"
+        agree = f"{self.operations - wrong} of {self.operations}"
+        return f"| {self.network} at {self.side} | {self.where} | {self.operations} | {outside} | {calls} | {agree} |"
+
+
+def network_of(name: str) -> nn.Module:
+    """A network with random weights."""
+    torch.manual_seed(0)
+    if name.startswith("yolo"):
+        return YoloV2(builtin_cfg(name)).eval()
+    network = build(name.removesuffix("-leaky"))
+    if name.endswith("-leaky"):
+        for block in [module for module in network.modules() if hasattr(module, "relu")]:
+            block.relu = nn.LeakyReLU(0.1)
+    return network.eval()
+
+
+def rows(name: str, side: int) -> Iterator[Row]:
+    """The network on both runtimes of the host, and on the Ethos-U."""
+    graph = trace(network_of(name), (1, 3, side, side), opaque=True)
+    guess = quantize(graph, signs(graph, (0.0, 1.0)), input_range=(0.0, 1.0))
+    image = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(0))
+    ranges = {key: (float(v.min()), float(v.max())) for key, v in graph.run(image).items()}
+    integer = quantize(graph, ranges, input_range=(0.0, 1.0))
+    for card, runtime, check in (
+        (HOST, "litert", on_litert),
+        (NPU, "litert", on_ethos),
+        (HOST, "executorch", on_executorch),
+    ):
+        yield check(name, place(graph, guess, load_card(card), runtime), integer)
+
+
+def on_litert(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+    """LiteRT names the tensors that are made outside its delegate."""
+    runner = Runner(litert.lower_integer(integer).data)
+    real = Counter({node_of(tensor) for tensor in runner.undelegated_tensors()})
+    calls = placement.segments, runner.undelegated()[0]
+    return Row(
+        name,
+        "LiteRT, XNNPACK",
+        integer.input.shape[3],
+        len(placement.operations),
+        names(placement),
+        real,
+        calls,
+    )
+
+
+def on_ethos(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+    """Vela names the operators on the CPU."""
+    compiled = compile_for(load_card(NPU), litert.lower_integer(integer).data)
+    real = Counter({node_of(operator.name) for operator in compiled.on_cpu})
+    where = f"{compiled.accelerator}, Vela {compiled.vela}"
+    return Row(name, where, integer.input.shape[3], len(placement.operations), names(placement), real, None)
+
+
+def on_executorch(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+    """ExecuTorch names kinds of operations; casts between the sides are none of the network's."""
+    lowered = executorch.lower_integer(integer)
+    real = Counter(kind.split(".")[1] for kind in lowered.undelegated if not kind.startswith("quantized_"))
+    predicted = Counter(ATEN[operation.kind] for operation in placement.leaving)
+    calls = placement.segments, lowered.subgraphs
+    return Row(
+        name, "ExecuTorch, XNNPACK", integer.input.shape[3], len(placement.operations), predicted, real, calls
+    )
+
+
+def names(placement: Placement) -> Counter[str]:
+    """Of the operations that are predicted to leave."""
+    return Counter(operation.name for operation in placement.leaving)
+
+
+def node_of(tensor: str) -> str:
+    """The node whose tensor this is in a .tflite."""
+    return re.sub(r"(:plain|:nhwc|/padded|/before|/after)$", "", tensor)
+
+
+def main() -> None:
+    """Prints one row per network and runtime."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--input", type=int, help="side of the input image, a multiple of 32")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("int8, random weights; predicted / real\n")
+    print("| network | runtime | operations | outside the delegate | delegate calls | agree |")
+    print("|---|---|---|---|---|---|")
+    for name in arguments.networks:
+        for row in rows(name, arguments.input or NETWORKS[name]):
+            print(row.line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
