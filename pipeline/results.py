@@ -16,6 +16,7 @@ from targets.card import Target
 from targets.host import this_machine
 
 BUNDLE, LEDGER = "bundle.paredown", "ledger.json"
+NOISE = 1.05  # times slower before medians of one run mean it
 
 
 class Results:
@@ -163,7 +164,7 @@ def against_original(times: Mapping[str, Mapping[str, float]]) -> list[str]:
     for name, measured in times.items():
         if whole := times.get(f"{name}{ORIGINAL}"):
             now, before = measured["latency_p50"], whole["latency_p50"]
-            slower = ": slower" if now > before else ""
+            slower = ": slower" if now > NOISE * before else ""
             notes.append(
                 f"{name}: takes {now / before:.2f} of the original network's time in int8, measured "
                 f"({now:.2f} against {before:.2f} ms){slower}"

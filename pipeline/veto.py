@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.figures import ORIGINAL
+from pipeline.results import NOISE
 from targets.devices.programs import Timing
 
 FLOAT = "-fp32"
-NOISE = 1.05  # times slower before milliseconds mean it; counts of instructions are exact
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def veto(runtime: str, timings: Mapping[str, Timing], emulated: bool) -> Veto | 
         timings: variant -> what was measured in one go on the device.
         emulated: whether instructions count instead of time.
     """
-    unit, noise = ("million instructions", 1.0) if emulated else ("ms", NOISE)
+    unit, noise = ("million instructions", 1.0) if emulated else ("ms", NOISE)  # counts are exact
 
     def cost(variant: str) -> float:
         timing = timings[runtime + variant]
