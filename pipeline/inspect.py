@@ -63,6 +63,7 @@ class Inspection:
 
     def tables(self) -> list[Any]:
         """For a terminal: per runtime what stays and what leaving costs; then what leaves, and why."""
+        from rich.markup import escape
         from rich.table import Table
 
         sums = Table("runtime", "delegate", "stay", "MACs leaving", "delegate calls", "bytes moved", box=None)
@@ -77,7 +78,7 @@ class Inspection:
         for each in self.placements:
             for found in each.leaving:
                 row = (found.name, found.kind, found.place, found.reason, found.instead, found.source)
-                leaving.add_row(each.runtime, *row)
+                leaving.add_row(each.runtime, *map(escape, row))
         return [sums, leaving] if leaving.row_count else [sums]
 
 

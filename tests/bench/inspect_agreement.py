@@ -47,30 +47,26 @@ class Row:
     """One network on one runtime.
 
     Attributes:
-        network: its name.
         where: the runtime and its delegate.
-        side: of the input.
-        operations: how many there are.
-        predicted: names of those outside the delegate.
+        placement: the prediction.
+        predicted: names of the operations outside the delegate.
         real: the same, of what the runtime did; of ExecuTorch, kinds of operations.
-        calls: delegate calls, predicted and real; None where the runtime does not tell.
+        calls: delegate calls that the runtime makes; None where it does not tell.
     """
 
-    network: str
     where: str
-    side: int
-    operations: int
+    placement: Placement
     predicted: Counter[str]
     real: Counter[str]
-    calls: tuple[int, int] | None
+    calls: int | None
 
     def line(self) -> str:
         """As a row of the table."""
+        count = len(self.placement.operations)
         wrong = (self.predicted - self.real).total() + (self.real - self.predicted).total()
-        calls = "not told" if self.calls is None else "{} / {}".format(*self.calls)
+        calls = "not told" if self.calls is None else f"{self.placement.segments} / {self.calls}"
         outside = f"{self.predicted.total()} / {self.real.total()}"
-        agree = f"{self.operations - wrong} of {self.operations}"
-        return f"| {self.network} at {self.side} | {self.where} | {self.operations} | {outside} | {calls} | {agree} |"
+        return f"{self.where} | {count} | {outside} | {calls} | {count - wrong} of {count} |"
 
 
 def network_of(name: str) -> nn.Module:
@@ -97,42 +93,30 @@ def rows(name: str, side: int) -> Iterator[Row]:
         (NPU, "litert", on_ethos),
         (HOST, "executorch", on_executorch),
     ):
-        yield check(name, place(graph, guess, load_card(card), runtime), integer)
+        yield check(place(graph, guess, load_card(card), runtime), integer)
 
 
-def on_litert(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+def on_litert(placement: Placement, integer: IntegerGraph) -> Row:
     """LiteRT names the tensors that are made outside its delegate."""
     runner = Runner(litert.lower_integer(integer).data)
     real = Counter({node_of(tensor) for tensor in runner.undelegated_tensors()})
-    calls = placement.segments, runner.undelegated()[0]
-    return Row(
-        name,
-        "LiteRT, XNNPACK",
-        integer.input.shape[3],
-        len(placement.operations),
-        names(placement),
-        real,
-        calls,
-    )
+    return Row("LiteRT, XNNPACK", placement, names(placement), real, runner.undelegated()[0])
 
 
-def on_ethos(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+def on_ethos(placement: Placement, integer: IntegerGraph) -> Row:
     """Vela names the operators on the CPU."""
     compiled = compile_for(load_card(NPU), litert.lower_integer(integer).data)
     real = Counter({node_of(operator.name) for operator in compiled.on_cpu})
     where = f"{compiled.accelerator}, Vela {compiled.vela}"
-    return Row(name, where, integer.input.shape[3], len(placement.operations), names(placement), real, None)
+    return Row(where, placement, names(placement), real, None)
 
 
-def on_executorch(name: str, placement: Placement, integer: IntegerGraph) -> Row:
+def on_executorch(placement: Placement, integer: IntegerGraph) -> Row:
     """ExecuTorch names kinds of operations; casts between the sides are none of the network's."""
     lowered = executorch.lower_integer(integer)
     real = Counter(kind.split(".")[1] for kind in lowered.undelegated if not kind.startswith("quantized_"))
     predicted = Counter(ATEN[operation.kind] for operation in placement.leaving)
-    calls = placement.segments, lowered.subgraphs
-    return Row(
-        name, "ExecuTorch, XNNPACK", integer.input.shape[3], len(placement.operations), predicted, real, calls
-    )
+    return Row("ExecuTorch, XNNPACK", placement, predicted, real, lowered.subgraphs)
 
 
 def names(placement: Placement) -> Counter[str]:
@@ -156,8 +140,9 @@ def main() -> None:
     print("| network | runtime | operations | outside the delegate | delegate calls | agree |")
     print("|---|---|---|---|---|---|")
     for name in arguments.networks:
-        for row in rows(name, arguments.input or NETWORKS[name]):
-            print(row.line(), flush=True)
+        side = arguments.input or NETWORKS[name]
+        for row in rows(name, side):
+            print(f"| {name} at {side} | {row.line()}", flush=True)
 
 
 if __name__ == "__main__":
