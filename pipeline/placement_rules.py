@@ -137,12 +137,12 @@ def _clamps_no_map(node: IntegerNode, feed: IntegerNode) -> bool:
     return node.kind in {"relu", "relu6"} and len(node.shape) != 4
 
 
-def _concats(fewest: int, most: int | None) -> Applies:
-    def outside(node: IntegerNode, feed: IntegerNode) -> bool:
-        count = len(node.inputs)
-        return node.kind == "concat" and (count < fewest or most is not None and count > most)
+def _concats_one(node: IntegerNode, feed: IntegerNode) -> bool:
+    return node.kind == "concat" and len(node.inputs) < 2
 
-    return outside
+
+def _concats_one_or_many(node: IntegerNode, feed: IntegerNode) -> bool:
+    return node.kind == "concat" and not 2 <= len(node.inputs) <= MOST_XNNPACK_CONCAT
 
 
 def _many_axes(node: IntegerNode, feed: IntegerNode) -> bool:
@@ -184,13 +184,20 @@ def _weights_heavy(node: IntegerNode, feed: IntegerNode) -> bool:
     return int(sums.max()) > MOST_WEIGHTS
 
 
-def _strides(kind: str, *paddings: str) -> Applies:
-    def far(node: IntegerNode, feed: IntegerNode) -> bool:
-        if card_kind(node, feed) != kind or max(node.attrs["stride"]) <= MOST_STRIDE:
-            return False
-        return not paddings or written_padding(node, feed) in paddings
+def _far(node: IntegerNode) -> bool:
+    return max(node.attrs.get("stride", (1,))) > MOST_STRIDE
 
-    return far
+
+def _far_padded(node: IntegerNode, feed: IntegerNode) -> bool:
+    return card_kind(node, feed) == "conv2d" and _far(node) and written_padding(node, feed) == "PAD"
+
+
+def _far_same(node: IntegerNode, feed: IntegerNode) -> bool:
+    return _far(node) and written_padding(node, feed) == "SAME"
+
+
+def _far_depthwise(node: IntegerNode, feed: IntegerNode) -> bool:
+    return card_kind(node, feed) == "depthwise_conv2d" and _far(node)
 
 
 # -- the rules --------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ _STRIDE = "a stride of at most 3, or two layers that share it"
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     ("executorch", "xnnpack"): (
         _POOL_SKIPS,
-        Rule(_concats(2, None), "XNNPACK concatenates 2 tensors or more", "leave it out"),
+        Rule(_concats_one, "XNNPACK concatenates 2 tensors or more", "leave it out"),
         Rule(
             _many_axes, f"{_AXES}: the .pte is made, and does not load",
             "move fewer axes at a time", "refused",
@@ -227,7 +234,7 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
             "put it right behind a convolution, a linear layer or an addition, which take it in",
         ),
         Rule(
-            _concats(2, MOST_XNNPACK_CONCAT), f"XNNPACK concatenates 2 to {MOST_XNNPACK_CONCAT} tensors",
+            _concats_one_or_many, f"XNNPACK concatenates 2 to {MOST_XNNPACK_CONCAT} tensors",
             "concatenate in steps",
         ),
         Rule(_permutes_many_axes, _AXES, "move fewer axes at a time", parts=(False, True, False)),
@@ -257,12 +264,11 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
 #: Of Ethos-U55 and U65 alone.
 U55_RULES = (
     Rule(
-        _strides("conv2d", "PAD"),
-        "Vela fails at a stride above 3 with padding other than TensorFlow's SAME", _STRIDE, "refused",
+        _far_padded, "Vela fails at a stride above 3 with padding other than TensorFlow's SAME", _STRIDE,
+        "refused",
     ),
-    Rule(_strides("conv2d", "SAME"), "Ethos-U55 strides by more than 3 without padding only", _STRIDE),
-    Rule(_strides("max_pool2d", "SAME"), "Ethos-U55 strides by more than 3 without padding only", _STRIDE),
-    Rule(_strides("depthwise_conv2d"), "Ethos-U55 strides by at most 3 in depthwise convolutions", _STRIDE),
+    Rule(_far_depthwise, "Ethos-U55 strides by at most 3 in depthwise convolutions", _STRIDE),
+    Rule(_far_same, "Ethos-U55 strides by more than 3 without padding only", _STRIDE),
     Rule(
         _transposes_wide, f"axes of the transpose have more than {MOST_TRANSPOSED:,} elements together",
         "do it on a smaller map, deeper in the network",

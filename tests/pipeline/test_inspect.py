@@ -134,6 +134,13 @@ STAYS = {
         lambda x, a, *more: torch.cat([layer(a(x)) for layer in more], 2),
         [conv(3), *(conv() for _ in range(5))],
     ),
+    "concat of six in steps": (
+        lambda x, a, *more: torch.cat(
+            [torch.cat([layer(a(x)) for layer in part], 1) for part in (more[:3], more[3:])], 1
+        ),
+        [conv(3), *(conv() for _ in range(6))],
+    ),
+    "pool as wide as its stride": (lambda x, a, b: b(F.max_pool2d(a(x), 3, 3)), [conv(3), conv()]),
     "reorg": (lambda x, a: leaky(reorg(a(x))), [conv(3)]),
     "groups, addition, pad": (
         lambda x, a, b, c: F.relu6(F.pad(b(a(x)) + c(a(x)), (1, 2, 0, 1))),
@@ -177,19 +184,20 @@ def test_a_break_costs_the_bytes_that_go_out_and_come_back():
     assert sum(operation.macs for operation in placement.operations) == 9 * 8 * (3 * 144 + 8 * 36)
 
 
-def test_executorch_keeps_what_litert_does_not_but_for_pools_that_skip():
+def test_executorch_keeps_what_litert_does_not_but_for_pools_that_skip_and_concats_of_one():
     def function(x, a, b, *more):
         x = F.max_pool2d(leaky(a(x)), 3, 2, 1)
         x = F.relu(torch.cat([layer(x) for layer in more], 1))
-        return F.relu(b(F.max_pool2d(x, 1, 2)).mean((2, 3)))
+        x = b(F.max_pool2d(x, 1, 2))
+        return F.relu(leaky(torch.cat([x], 1)).mean((2, 3)))
 
     graph = traced(Net(function, conv(3), conv(48), *(conv() for _ in range(6))))
     placement = predicted(graph, "host", "executorch")
     lowered = executorch.lower_integer(calibrated(graph))
-    assert [operation.kind for operation in placement.leaving] == ["max_pool2d"]
-    assert lowered.undelegated == ("aten.max_pool2d_with_indices.default",)
-    assert placement.segments == lowered.subgraphs == 2
-    assert len(predicted(graph, "host", "litert").leaving) == 4
+    assert [operation.kind for operation in placement.leaving] == ["max_pool2d", "concat"]
+    assert sorted(lowered.undelegated) == ["aten.cat.default", "aten.max_pool2d_with_indices.default"]
+    assert placement.segments == lowered.subgraphs == 3
+    assert len(predicted(graph, "host", "litert").leaving) == 5
 
 
 def test_executorch_makes_a_program_of_seven_axes_that_it_does_not_load():
@@ -251,6 +259,36 @@ def test_what_leaves_the_ethos_u_is_what_vela_leaves_to_the_cpu(hard, card, leav
     assert names(placement) == {node_of(operator.name) for operator in compiled.on_cpu}
     assert len(placement.leaving) == leaving
     assert all(operation.reason and operation.instead for operation in placement.leaving)
+
+
+class Mended(nn.Module):
+    """The same, as the rules say to write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 64, 1), nn.Conv2d(3, 8, 1)
+        self.far = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.Conv2d(8, 8, 3, 2, 1))
+        self.deep = nn.Sequential(*(nn.Conv2d(8, 8, 3, 2, groups=8) for _ in range(2)))
+        self.sum = nn.Linear(8 * 48 * 48, 1)
+        nn.init.constant_(self.sum.weight, 0.01)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        b = self.b(x)
+        tall = b.reshape(1, 8, 96 * 96, 1)
+        pooled = (
+            F.max_pool2d(F.max_pool2d(b, 2), 2),
+            F.max_pool2d(F.max_pool2d(tall, (129, 1), 1), (129, 1), 1),
+        )
+        mean = F.max_pool2d(tall, (3, 1)).mean((2, 3))
+        small = F.max_pool2d(self.a(x), 2)
+        return self.far(x), self.deep(b), *pooled, mean, self.sum(F.max_pool2d(b, 2).flatten(1)), reorg(small)
+
+
+def test_what_the_rules_say_to_write_stays_on_the_ethos_u():
+    torch.manual_seed(0)
+    graph = traced(Mended(), (1, 3, 96, 96))
+    assert predicted(graph, U55, "litert").leaving == ()
+    assert vela.compile_for(load_card(U55), litert.lower_integer(calibrated(graph)).data).on_cpu == ()
 
 
 def test_vela_fails_at_a_far_stride_with_a_padding_of_its_own():
