@@ -1,4 +1,4 @@
-"""The commands that work with a device: validate, bench, doctor, cost."""
+"""The commands that work with a device, or predict one: validate, bench, cost, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -96,6 +96,42 @@ def cost(
         print(f"whole network: {found.unpruned:.3f} {found.unit}, as a sum of its layers and a call")
         print(f"table    {path}")
         print(f"use it   --set prune.latency_table={path} --set prune.latency=0.6")
+
+
+@app.command()
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a .cfg, or a built-in network.")
+    ],
+    target: Annotated[str, typer.Option(help="A target card, see `paredown targets`.")] = "host",
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predicts, before any training, what stays on the target's delegates, and what to change."""
+    with handled(as_json):
+        from apps.untrained import untrained
+        from pipeline.inspect import inspect as predict
+        from pipeline.inspect import inspect_graph
+        from pipeline.recipe_file import load_recipe
+        from pipeline.trace import trace
+        from targets.card import load_card
+
+        card = load_card(target)
+        with screen() as (log, _):
+            log(f"{what}: running")
+            if (model := untrained(what)) is not None:
+                network, shape, values = model
+                graph = trace(network, shape, opaque=True)
+                found = inspect_graph(graph, card, tuple(card.runtimes), values, what)
+            else:
+                found = predict(load_recipe(what, set_ or (), recipe_folders()), card)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        for table in found.tables():
+            tables().print(table)
+        for note in found.notes:
+            tables().print(f"note: {note}", markup=False)
 
 
 @app.command()

@@ -50,3 +50,20 @@ def test_doctor_names_what_is_there_and_the_command_for_what_is_not() -> None:
     assert all(finding["mend"] for finding in findings.values() if finding["state"] == "missing")
     words = call("doctor")
     assert words.code == 0 and all(name in words.out.replace("\n", " ") for name in list(findings)[:3])
+
+
+@pytest.mark.parametrize("what, operations", [("resnet20", 33), ("yolov2-nano", 31)])
+def test_inspect_needs_neither_weights_nor_data(what: str, operations: int) -> None:
+    done = call("inspect", what, "--target", "raspberry-pi-5", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["network"] == what and found["tag"] == "predicted" and found["macs"] > 1e7
+    for placement in found["runtimes"]:
+        assert len(placement["operations"]) == operations and placement["segments"] == 1
+
+
+def test_inspect_of_a_recipe_and_of_nothing(tiny: Tiny) -> None:
+    done = call("inspect", tiny.recipe, "--target", "host")
+    assert done.code == 0 and "xnnpack" in done.out
+    done = call("inspect", "no-such-thing")
+    assert done.code == 2 and "unknown recipe `no-such-thing`" in done.line()
