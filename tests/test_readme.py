@@ -93,6 +93,27 @@ def test_the_commands_of_compression_run(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
+#: What makes the README's device commands short, on this machine in the place of the board.
+SHORT = {
+    "run": ["--smoke"], "validate": ["--limit", "2", "--times", "2"], "bench": ["--minutes", "0"],
+    "cost": ["--set", "prune.widths=2"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_commands_for_devices_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    (block,) = blocks("console")
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line.replace("ssh://pi@raspberrypi.local", "local:"), comments=True)
+        assert program == "paredown"
+        assert paredown([*arguments, *SHORT.get(arguments[0], [])], tmp_path).strip()
+    assert (tmp_path / "latency-raspberry-pi-5-litert.json").stat().st_size > 0
+    command = ["run", "digits", "--target", "cortex-m4", "--limit", "2", "--smoke"]
+    assert "LiteRT Micro" in paredown(command, tmp_path)
+
+
 def test_the_training_command_is_there() -> None:
     assert "python -m apps.detector.train IMAGES" in README
     command = [sys.executable, "-m", "apps.detector.train", "--help"]
