@@ -155,13 +155,17 @@ class Run:
         if self.device is None:
             for stage in self.plan():
                 run_stage(self.store, stage, self.log, ledger)
-            figures, notes = self.results.figures(), self.results.notes()
+            judged = figures = self.results.figures()
+            notes = self.results.notes()
         else:
             proof = self._prove(self.device, ledger)
             checks = proof.checks
             figures = (*self.results.figures(), *proof.figures)
+            # a part's score says nothing of what was lost on the whole
+            part = self.device_images is not None and self.device_images < self.stages.images
+            judged = tuple(f for f in figures if not (part and f.stage == "score" and f in proof.figures))
             notes = (*self.results.notes(), *proof.notes)
-        violations = check_budget(self.recipe.budget.over(self.target.budget), figures, self.task.metric)
+        violations = check_budget(self.recipe.budget.over(self.target.budget), judged, self.task.metric)
         for stage, name in ((self.bundle, BUNDLE), (self.preview, PREVIEW)):
             write_atomic(self.folder / name, (self.stages.path(stage) / name).read_bytes())
         if self.recipe.prune.active:

@@ -7,8 +7,8 @@
 
 More settings follow as KEY=VALUE; several sparsities or bits make several rows: squantize.sparsity=0.6,0.8.
 With --runs the stages are kept, and a killed run goes on where it was. Prints Markdown. `limit` is the size
-that the entropy of the codes allows, layer by layer, biases as int32 and scales as float32 included; the real
-bytes of a bundle are in a run's report.
+that the entropy of the codes allows, layer by layer, biases as int32 and scales as float32 included; `bundle`
+is what the LiteRT program takes in a bundle of its own, and the rate is of that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from cases import CASES, data, make_run
 
+from pipeline.lower.runtimes import runtime
+from pipeline.packing import pack_program
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.stage import run_stage
 
@@ -75,11 +77,14 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     bits = sum(entropy_bits(node.weight) for node in layers)
     bits += sum(32 * (node.bias.size + node.weight_scale.size) for node in layers)
     state = sum(t.numel() * t.element_size() for t in task.network().state_dict().values())
+    program = runtime("litert").lower_integer(integer).data
+    wire = len(pack_program(program, [node.weight for node in layers]))
     wanted = work.recipe.squantize
     cells = [
         case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",
         f"{whole:.4f}", f"{score:.4f}", f"{int8:.4f}", f"{100 * (whole - int8):.2f}",
-        f"{bits / 8 / 1024:.1f}", f"{8 * state / bits:.1f}x", f"{squantizing.history()['steps']}",
+        f"{bits / 8 / 1024:.1f}", f"{wire / 1024:.1f}", f"{state / wire:.1f}x",
+        f"{squantizing.history()['steps']}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -101,8 +106,8 @@ def main() -> None:
         key, _, values = setting.partition("=")
         axes.append([f"{key}={value}" for value in values.split(",")])
     heads = (
-        "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB", "rate",
-        "steps",
+        "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB",
+        "bundle KiB", "rate", "steps",
     )  # fmt: skip
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     base = [*data(case, arguments.cifar.absolute()), "squantize.weight_bits=4", *USUAL[case]]
