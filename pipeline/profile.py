@@ -1,8 +1,9 @@
 """Where the time of an inference goes, operation by operation, on a device whose runtime has no profiler.
 
 An operation's share is what the program up to it takes more than the one before (`pipeline.lower.slices`).
-Times are the smallest of several runs, since what else a device does only ever adds; an emulator's counts of
-instructions are exact. Our design.
+Times are the smallest of several runs, since what else a device does only ever adds. More operations never
+take less: noise to the contrary is averaged away (isotonic regression). An emulator's counts of instructions
+are exact. Our design.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from pipeline.executor import Executor
 from pipeline.lower.slices import prefixes
@@ -26,7 +28,7 @@ class Row:
     Attributes:
         operation: its kind, as TFLite names it.
         name: of the tensor that it makes.
-        cost: milliseconds, or millions of instructions; below 0 where noise is larger than it.
+        cost: milliseconds, or millions of instructions.
         share: of the whole.
     """
 
@@ -79,7 +81,8 @@ def profile(
     timings = executor.time(programs, x, runs, False, tick)
     found = [timings[name] for name in programs]
     costs = np.array([t.million_instructions if executor.emulated else min(t.times_ms) for t in found])
-    each, total = np.diff(costs, prepend=0.0), float(costs[-1])
+    rising = isotonic_regression(costs).x
+    each, total = np.diff(rising, prepend=0.0), float(rising[-1])
     rows = tuple(
         Row(part.operations[-1], part.names[-1], float(cost), float(cost) / total)
         for part, cost in zip(slices, each, strict=True)
