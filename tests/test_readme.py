@@ -125,4 +125,5 @@ def test_the_set_up_commands_are_those_of_ci() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     test_command = blocks("bash")[1]
     assert "'.[test]'" in test_command and "pip install --quiet --editable '.[test]'" in ci
-    assert "python -m pytest -n 2 --dist loadfile -m 'not slow'" in test_command and "python -m pytest -n 2 --dist loadfile -m 'not slow'" in ci
+    tests = "python -m pytest -n 2 --dist loadfile -m 'not slow'"
+    assert tests in test_command and tests in ci
