@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from calibration.datasets import Dataset
 from calibration.preprocess import Preprocess
-from pipeline.lower.integer import Affine
 from pipeline.lower.runtimes import runtime
 from targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
 from targets.host import Machine, this_machine
 
 if TYPE_CHECKING:
+    from pipeline.lower.integer import Affine
     from targets.card import Target
     from targets.devices.device import Device
     from targets.devices.facts import Facts
