@@ -106,6 +106,7 @@ def test_int8_that_is_slower_ships_in_float32(tiny: Tiny, tmp_path: Path, board:
     assert done.code == 0 and json.loads(done.out)["passed"]
 
 
+@pytest.mark.slow
 def test_pruning_that_is_slower_ships_the_whole_network(tiny: Tiny, tmp_path: Path, board: Any) -> None:
     slower = {"executorch": 3.0, "executorch-original": 2.0, "executorch-fp32": 5.0}
     board(slower | {"litert": 1.0, "litert-original": 2.0, "litert-fp32": 5.0})

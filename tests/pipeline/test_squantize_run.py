@@ -86,6 +86,7 @@ def test_low_bit_activations_of_a_network_without_relu_are_refused(tiny: Tiny, t
     assert done.code == 4 and "none is made by a ReLU" in done.err and done.err.count("\n") < 12
 
 
+@pytest.mark.slow
 def test_mixed_precision_meets_its_budget(tiny: Tiny, tmp_path: Path) -> None:
     asked = ("--set", "squantize.weight_bits=4", "--set", "squantize.bytes=0.8")
     done = call("run", tiny.recipe, "--runs", tmp_path, *FAST, *asked, "--set", "squantize.epochs=0.5")
