@@ -218,6 +218,7 @@ class Proxy:
                     return
                 if not self.silent:
                     target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+            if not self.silent:  # else the board is not told either that we left
+                target.shutdown(socket.SHUT_WR)
         except OSError:
             return  # one of them was closed
