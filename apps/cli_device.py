@@ -12,7 +12,8 @@ from apps.console import AsJson, RecipeName, Settings, handled, print_json, reci
 
 Bundle = Annotated[Path, typer.Argument(help="A .paredown file.")]
 DeviceAddress = Annotated[
-    str, typer.Option(help="local: | ssh://user@host | adb:SERIAL | emulated:raspberry-pi-5")
+    str,
+    typer.Option(help="local: | ssh://user@host | adb:SERIAL | emulated:NAME | simulated:"),
 ]
 
 app = typer.Typer()

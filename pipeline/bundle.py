@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import zstandard
@@ -58,7 +58,7 @@ class Model(Schema):
 
     runtime: RuntimeName
     file: str
-    dtype: str
+    dtype: Literal["int8", "float32"]
     layout: str
     input: Tensor
     outputs: Annotated[tuple[Tensor, ...], Field(strict=False, min_length=1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.executor import Executor
+from pipeline.executor import Executor, stands_for
 from pipeline.prune.cost import Cost, group_widths
 from pipeline.prune.coupling import couple
 from pipeline.prune.latency import device_table, latency
@@ -13,6 +13,7 @@ from pipeline.recipe import Recipe
 from pipeline.task import load_task
 from pipeline.trace import trace
 from targets.card import ChannelMultiple, Target
+from targets.errors import UsageError
 
 
 def measure_cost(
@@ -35,7 +36,15 @@ def measure_cost(
 
     Returns:
         The predicted cost of the network at any widths.
+
+    Raises:
+        UsageError: this machine is to stand for another target.
     """
+    if not stands_for(executor, target):
+        raise UsageError(
+            f"this machine is no {target.name}, and its times are not those of one",
+            hint="give --device, or --target host",
+        )
     task = load_task(recipe)
     size = task.preprocess
     graph = trace(task.network(), (1, size.channels, size.height, size.width))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bundle import unpack
-from pipeline.executor import Executor, OnDevice, open_executor
-from pipeline.figures import Figure, Tag
+from pipeline.executor import SIMULATED, Executor, OnDevice, open_executor
+from pipeline.figures import Figure
 from pipeline.profile import Profile, profile
 from pipeline.sustain import Burst, Probe, ends, sustain
-from pipeline.validate import bundle_program, time_figures
+from pipeline.validate import bundle_program, tag_of, time_figures
 from targets.devices.programs import Program
+from targets.errors import UsageError
 from targets.vectors import test_inputs
 
 RUNS = 30
@@ -81,18 +82,20 @@ def bench(
 
     Raises:
         InputError: the bundle is broken.
-        UsageError: no such kind of address.
+        UsageError: no such kind of address, or a microcontroller.
         DeviceError: the device cannot be reached, or failed on the way.
     """
     bundle = unpack(path)
+    if device == SIMULATED:
+        raise UsageError("nothing of a microcontroller is timed here", hint="`paredown validate` scores it")
     programs = {str(model.runtime): bundle_program(bundle, model) for model in bundle.manifest.models}
     x = test_inputs(bundle.manifest.models[0].input.shape, 1)
     with open_executor(device, bundle.manifest.card, log) as executor:
         log("latency")
-        tag: Tag = "simulated" if executor.emulated else "measured"
+        timings = executor.time(programs, x, RUNS, True, tick)
         figures = [
-            Figure("bench", name, metric, value, unit, tag, executor.machine)
-            for name, timing in executor.time(programs, x, RUNS, True, tick).items()
+            Figure("bench", name, metric, value, unit, tag_of(executor), executor.machine)
+            for name, timing in timings.items()
             for metric, value, unit in time_figures(timing, executor.emulated)
         ]
         found = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,10 +39,13 @@ class Executor(Protocol):
         exact: whether its int8 kernels are those of the integer graph; LiteRT Micro's round otherwise.
     """
 
-    machine: Machine
     emulated: bool
     local: bool
     exact: bool
+
+    @property
+    def machine(self) -> Machine:
+        """See above."""
 
     def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
         """The outputs of every sample, (n, channels, height, width) in, each output with a batch of one."""
@@ -126,8 +130,13 @@ class OnDevice:
 
         self.device, self.emulated = device, device.emulated
         facts = self.look()
-        self.machine = machine(device.address, facts)
+        self._machine = machine(device.address, facts)
         self._programs = DevicePrograms(device, facts.arch, log)
+
+    @property
+    def machine(self) -> Machine:
+        """The device, with the versions of the runtimes that have run there."""
+        return replace(self._machine, versions=tuple(sorted(self._programs.versions.items())))
 
     def look(self) -> Facts:
         """What the device is and how it is doing now."""
@@ -148,6 +157,11 @@ class OnDevice:
             found[name] = self._programs.time(program, x.astype(program.input.dtype), runs)
             tick(done, len(programs))
         return found
+
+
+def stands_for(executor: Executor, card: Target) -> bool:
+    """Whether milliseconds of an executor can be those of a target: this machine's are its own alone."""
+    return not executor.local or card.reach.kind == "local"
 
 
 @contextlib.contextmanager

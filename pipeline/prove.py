@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.bundle import unpack
-from pipeline.executor import SIMULATED, Executor, open_executor
-from pipeline.figures import ORIGINAL, Figure, Tag
+from pipeline.executor import SIMULATED, Executor, open_executor, stands_for
+from pipeline.figures import ORIGINAL, Figure
 from pipeline.stage import Stage
 from pipeline.stages import SMOKE_RUNS, Stages
-from pipeline.validate import Check, Validator, time_figures
+from pipeline.validate import Check, Validator, tag_of, time_figures
 from pipeline.veto import FLOAT, Veto, veto
 from targets.card import Target
-from targets.devices.programs import Program, Tensor, Timing
+from targets.devices.programs import Program, Timing
+from targets.runners.litert import Tensor
 from targets.vectors import test_inputs
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Prover:
         """Connects when it is entered."""
         self.stages, self.target, self.address = stages, target, address
         self.log, self.tick = log, tick
-        self.runs = SMOKE_RUNS if smoke else stages.recipe.bench.runs
+        self.smoke, self.runs = smoke, SMOKE_RUNS if smoke else stages.recipe.bench.runs
         self.vetoes: list[Veto] = []
         self.footprints: list[Footprint] = []
         self.timings: dict[str, Timing] = {}
@@ -93,6 +94,8 @@ class Prover:
 
             self.footprints = [footprint(self.target, programs[name]) for name in self.stages.runtimes]
             return ()
+        if not stands_for(self.executor, self.target):
+            return ()
         self.log("speed on the device: running")
         x = test_inputs(tuple(self.stages.integer_graph().input.shape), 1)
         self.timings = self.executor.time(programs, x, self.runs, True, self.tick)
@@ -111,8 +114,11 @@ class Prover:
             bundle: of the run.
             images: scores at most so many of the test images; None = all.
         """
-        found = Validator(unpack(bundle), self.executor, self.log, self.tick).validate(images, True, None)
-        tag: Tag = "simulated" if self.executor.emulated else "measured"
+        if self.smoke:
+            images = min(self.stages.images, images or self.stages.images)
+        validator = Validator(unpack(bundle), self.executor, self.log, self.tick, self.smoke)
+        found = validator.validate(images, True, None)
+        tag = tag_of(self.executor, self.smoke)
         machine = self.executor.machine
         rejected = {veto.runtime: f"{veto.runtime}-rejected" for veto in self.vetoes}
         shipped = {veto.runtime + veto.variant: veto.runtime for veto in self.vetoes}
@@ -128,6 +134,8 @@ class Prover:
         notes.append(f"{passed} on {machine.name}, accuracy from its own outputs for {of}")
         if self.timings and self.executor.emulated:
             notes.append(f"{machine.name} is emulated: its milliseconds mean nothing, instructions are exact")
+        if not stands_for(self.executor, self.target):
+            notes.append(f"nothing was timed: this machine is no {self.target.name}")
         for found_there in self.footprints:
             figures += found_there.figures
             notes += found_there.notes

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from calibration.datasets import Dataset, First
 from pipeline.budget import Violation, check_budget
 from pipeline.bundle import Bundle, Model, unpack
-from pipeline.executor import Executor, Predictor, open_executor
+from pipeline.executor import Executor, Predictor, open_executor, stands_for
 from pipeline.figures import SCORES, Figure, Tag, parse_figures
 from pipeline.recipe_file import check_files
 from pipeline.task import Task, load_task
 from targets.card import RuntimeName
-from targets.devices.programs import Outputs, Program, Tensor, Timing
+from targets.devices.programs import Outputs, Program, Timing
 from targets.errors import InputError
 from targets.host import this_machine
+from targets.runners.litert import Tensor
 from targets.vectors import test_inputs
 
 Codes = NDArray[np.int8]
@@ -102,10 +103,16 @@ class Validator:
         executor: runs its programs.
         log: told one line per step.
         tick: progress within a step.
+        smoke: every figure says so.
     """
 
     def __init__(
-        self, bundle: Bundle, executor: Executor, log: Callable[[str], None], tick: Callable[[int, int], None]
+        self,
+        bundle: Bundle,
+        executor: Executor,
+        log: Callable[[str], None],
+        tick: Callable[[int, int], None],
+        smoke: bool = False,
     ) -> None:
         """Runs nothing yet."""
         self.bundle, self.executor, self.log, self.tick = bundle, executor, log, tick
@@ -113,7 +120,7 @@ class Validator:
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
         self.figures: list[Figure] = []
         self.scored = 0
-        self.tag: Tag = "simulated" if executor.emulated else "measured"
+        self.tag = tag_of(executor, smoke)
 
     def validate(self, limit: int | None, score: bool, runs: int | None) -> Validation:
         """Everything.
@@ -145,8 +152,10 @@ class Validator:
         metric = next((name for name in SCORES if name in scored), SCORES[0])
         if limit is not None and limit < manifest.test.images:  # a part's score says nothing of the whole's
             original = []
-        violations = check_budget(budget, [*original, *self.figures], metric)
-        return Validation(tuple(self.checks), tuple(self.figures), violations, self.scored)
+        machine = self.executor.machine  # which knows its versions only now
+        figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
+        violations = check_budget(budget, [*original, *figures], metric)
+        return Validation(tuple(self.checks), tuple(figures), violations, self.scored)
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
@@ -261,7 +270,7 @@ class Validator:
     def _latency(self, programs: Mapping[str, Program], runs: int, memory: bool) -> None:
         """Latency and memory, where they are the target's; instructions, where an emulator counts them."""
         manifest, executor = self.bundle.manifest, self.executor
-        if executor.local and manifest.card.reach.kind != "local":
+        if not stands_for(executor, manifest.card):
             detail = f"not measured: this machine is no {manifest.target}; {manifest.card.reach.text}"
             self.checks.append(Check("latency", True, detail))
             return
@@ -286,6 +295,13 @@ def bundle_program(bundle: Bundle, model: Model) -> Program:
     threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
     data = bundle.read(model.file)
     return Program(str(model.runtime), data, source, outputs, threads, where)
+
+
+def tag_of(executor: Executor, smoke: bool = False) -> Tag:
+    """What figures of an executor are."""
+    if smoke:
+        return "smoke"
+    return "simulated" if executor.emulated else "measured"
 
 
 def time_figures(timing: Timing, emulated: bool) -> list[tuple[str, float, str]]:

@@ -112,8 +112,10 @@ def test_the_commands_for_devices_run(tmp_path: Path, monkeypatch: pytest.Monkey
     for line in block.splitlines():
         program, *arguments = shlex.split(line.replace("ssh://pi@raspberrypi.local", "local:"), comments=True)
         assert program == "paredown"
+        if arguments[0] == "cost":  # this machine's times are nobody else's
+            arguments[arguments.index("raspberry-pi-5")] = "host"
         assert paredown([*arguments, *SHORT.get(arguments[0], [])], tmp_path).strip()
-    assert (tmp_path / "latency-raspberry-pi-5-litert.json").stat().st_size > 0
+    assert (tmp_path / "latency-host-litert.json").stat().st_size > 0
     command = ["run", "digits", "--target", "cortex-m4", "--limit", "2", "--smoke"]
     assert "LiteRT Micro" in paredown(command, tmp_path)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from targets.devices.programs import Tensor
+from targets.runners.litert import Tensor
 
 
 @dataclass(frozen=True)

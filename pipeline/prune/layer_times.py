@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pipeline.executor import Executor
 from pipeline.lower.runtimes import Runtime, runtime
 from pipeline.prune.layers import LayerShape, one_layer
-from targets.devices.programs import Program, Tensor
+from targets.devices.programs import Program
+from targets.runners.litert import Tensor
 
 #: What programs of one runtime take, by key; milliseconds, or millions of instructions.
 Times = Callable[[Runtime, Mapping[Any, Program]], dict[Any, float]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import re
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from targets.devices.device import Device
 from targets.emulated.instructions import VARIABLE, read_counts
 from targets.errors import DeviceError
+from targets.runners.litert import Tensor
 
 ROOT = Path(__file__).parents[2]
 #: What a board needs of ours to run a .tflite; it goes there as one file that Python runs as it is.
@@ -40,24 +40,6 @@ COUNTS, COUNTED_RUNS = "counts", 10
 Tick = Callable[[int, int], None]
 #: For every sample its outputs, each with a batch of one.
 Outputs = list[tuple[NDArray[Any], ...]]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """The input or an output of a program.
-
-    Attributes:
-        shape: with a batch of one; NCHW where it has four axes.
-        dtype: numpy's name.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str = "int8"
-
-    @property
-    def bytes(self) -> int:
-        """Of one."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -134,6 +116,8 @@ class DevicePrograms:
         self.device, self.arch, self.log = device, arch, log
         self._runners: dict[str, tuple[str, ...]] = {}
         self._pushed: set[str] = set()
+        #: Package -> version, of the runtimes that have run.
+        self.versions: dict[str, str] = {}
 
     def run(self, program: Program, inputs: NDArray[Any], tick: Tick = lambda done, total: None) -> Outputs:
         """The outputs of every sample.
@@ -212,12 +196,14 @@ class DevicePrograms:
             self.device.pull("out.bin", local / "out")
             try:
                 report = json.loads(done.out)
-                report["times_ms"], report["load_ms"], report["peak_rss_kib"], report["version"]
-            except (ValueError, KeyError, TypeError) as error:
+                report["times_ms"], report["load_ms"], report["peak_rss_kib"]
+                package, _, version = report["version"].rpartition(" ")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DeviceError(
                     f"the runner of {program.runtime} says nothing that can be read",
                     where=self.device.address,
                 ) from error
+            self.versions[package.replace("_", "-") or program.runtime] = version
             return report, (local / "out").read_bytes()
 
     def _runner(self, runtime: str) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,33 @@ from numpy.typing import NDArray
 
 from targets.errors import DeviceError, InputError
 from targets.quiet import quiet
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The input or an output of a program.
+
+    Attributes:
+        shape: with a batch of one; NCHW where it has four axes.
+        dtype: numpy's name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+
+    @property
+    def bytes(self) -> int:
+        """Of one."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @classmethod
+    def of(cls, detail: dict[str, Any]) -> Tensor:
+        """From the interpreter's own description, NHWC."""
+        shape = tuple(int(size) for size in detail["shape"])
+        if len(shape) == 4:
+            batch, height, width, channels = shape
+            shape = (batch, channels, height, width)
+        return cls(shape, np.dtype(detail["dtype"]).name)
 
 
 def _interpreter_class() -> Any:

@@ -19,7 +19,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,39 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.errors import DeviceError, InputError, ParedownError, UsageError
-from targets.runners.litert import Runner
+from targets.runners.litert import Runner, Tensor
 
 #: What the instruction-count plugin (targets/emulated/instructions.c) looks for; to a kernel, files that are
 #: not open. Each pair begins and ends a bracket.
 EMPTY, INFERENCE = (0x7E570000, 0x7E570001), (0x7E570002, 0x7E570003)
 EMPTIES = 20  # brackets of nothing: what they cost when the Python interpreter has specialised them
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """The model's input or an output.
-
-    Attributes:
-        shape: with a batch of one; NCHW where it has four axes.
-        dtype: numpy's name.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def bytes(self) -> int:
-        """Of the whole tensor."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-
-    @classmethod
-    def of(cls, detail: dict[str, Any]) -> Tensor:
-        """From the interpreter's own description, NHWC."""
-        shape = tuple(int(size) for size in detail["shape"])
-        if len(shape) == 4:
-            batch, height, width, channels = shape
-            shape = (batch, channels, height, width)
-        return cls(shape, np.dtype(detail["dtype"]).name)
 
 
 class Samples:

@@ -25,21 +25,26 @@ def test_bench_follows_latency_and_knows_where_it_goes(tiny: Tiny, tmp_path: Pat
     assert plot.read_bytes().startswith(b"\x89PNG")
     done = call("bench", tiny.bundle, "--minutes", 0)
     assert done.code == 0 and "CONV_2D" in done.out and "temperature and clock: not told" in done.out
+    done = call("bench", tiny.bundle, "--device", "simulated:")
+    assert done.code == 2 and "nothing of a microcontroller is timed here" in done.line()
 
 
 def test_cost_makes_a_table_that_pruning_takes(tiny: Tiny, tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     widths = ("--set", "prune.widths=2", "--set", "prune.multiple=2")
-    asked = ("--target", "raspberry-pi-5", "--out", table, *widths)
+    asked = ("--out", table, *widths)
     done = call("cost", tiny.recipe, *asked, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     facts, times = read_table(table)
-    assert facts["card"] == "raspberry-pi-5" and facts["runtime"] == "litert" and times
+    assert facts["card"] == "host" and facts["runtime"] == "litert" and times
     assert found["unit"] == "ms" and found["network"] == pytest.approx(sum(found["layers"].values()))
     again = call("cost", tiny.recipe, *asked)
     assert again.code == 0 and f"--set prune.latency_table={table}" in again.out
     assert read_table(table) == (facts, times)  # nothing is measured twice
+    refused = call("cost", tiny.recipe, "--target", "raspberry-pi-5", "--out", tmp_path / "other.json")
+    assert refused.code == 2 and "this machine is no raspberry-pi-5" in refused.line()
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_doctor_names_what_is_there_and_the_command_for_what_is_not() -> None:

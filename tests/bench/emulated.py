@@ -24,7 +24,8 @@ from pipeline.executor import Executor, Here, Predictor, open_executor
 from pipeline.run import Run
 from pipeline.stage import run_stage
 from targets.card import load_card
-from targets.devices.programs import Program, Tensor
+from targets.devices.programs import Program
+from targets.runners.litert import Tensor
 from targets.vectors import test_inputs
 
 PRUNED = ("prune.macs=0.65", "recover.epochs=0", "prune.reconstruct=false")

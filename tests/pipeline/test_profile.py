@@ -18,8 +18,9 @@ from pipeline.lower.slices import prefixes
 from pipeline.profile import profile
 from pipeline.sustain import ends, plot, sustain
 from pipeline.trace import trace
-from targets.devices.programs import Program, Tensor, Timing
+from targets.devices.programs import Program, Timing
 from targets.host import this_machine
+from targets.runners.litert import Tensor
 
 SHAPE = (1, 3, 8, 8)
 X = np.zeros(SHAPE, np.int8)

@@ -145,3 +145,14 @@ def test_the_local_machine_is_a_device_too(tiny: Tiny, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert any("accuracy from its own outputs for 1 of the test images" in note for note in found["notes"])
+
+
+def test_this_machines_milliseconds_are_no_boards(tiny: Tiny, tmp_path: Path) -> None:
+    asked = ("--target", "raspberry-pi-5", "--device", "local:", "--smoke", "--json", *FAST)
+    done = call("run", tiny.recipe, "--runs", tmp_path, *asked)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert not any(f["metric"].startswith(("latency", "memory")) for f in found["figures"])
+    assert "nothing was timed: this machine is no raspberry-pi-5" in found["notes"]
+    # and a smoke run's figures say so, wherever they are from
+    assert {f["tag"] for f in found["figures"] if f["stage"] in {"score", "parity"}} == {"smoke"}

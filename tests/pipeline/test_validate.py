@@ -187,6 +187,7 @@ def test_another_process_behind_a_transport_scores_the_same(tiny, tmp_path, monk
     assert found["map50"]["value"] == recorded["litert", "map50"] and found["parity_lsb"]["value"] == 0
     assert found["latency_p50"]["tag"] == "measured" and found["memory_peak"]["value"] > 1
     assert found["latency_p50"]["where"]["name"] == "local:"
+    assert list(found["map50"]["where"]["versions"]) == ["ai-edge-litert"]
 
 
 def test_the_first_operation_that_differs_on_the_device_is_named(tiny, monkeypatch):
@@ -285,6 +286,7 @@ def test_a_board_of_the_users_own_needs_no_card_here_and_gets_no_latency(tiny, t
         (lambda m, f: m["figures"].append({"value": 1}), "does not have exactly the keys"),
         (lambda m, f: m["figures"][0].update(value="1"), "not a number"),
         (lambda m, f: m["models"][0].update(file="absent"), "has no member absent"),
+        (lambda m, f: m["models"][0].update(dtype="int16"), "dtype"),
         (lambda m, f: m["models"][0]["input"].update(shape=[1, 3, 9, 9]), "test vectors do not fit"),
     ],
 )
