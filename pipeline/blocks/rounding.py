@@ -1,0 +1,190 @@
+"""A better rounding than to the nearest: what one weight's code loses, the others make good.
+
+What counts is not how far the codes are from the weights but how far the layer's outputs are from what they
+were: the error of a row w is (q - w) H (q - w), with H the second moments of the layer's inputs. Three steps:
+
+1. GPTQ (Frantar et al., arXiv 2210.17323): column after column is rounded, and the error is made good in the
+   columns that are left, by the rows of the Cholesky factor of H's inverse; the updates of columns further
+   away are gathered, a block at a time. H is damped; columns can go by falling second moment ("act-order",
+   from the authors' code). The scales are those that lose least on the plain weights, weighted by moment.
+2. The scales that are best for these codes: a small linear system per row (our design).
+3. Coordinate descent over the codes on these scales, as QuantEase does it (Behdin et al., arXiv 2309.01885).
+
+Steps 2 and 3 never make a row worse, and a row for which the nearest codes are better keeps those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.blocks.grid import BlockGrid, nearest, usable
+from pipeline.blocks.weight import BlockWeight, code_range, times_scales
+from pipeline.training import check_settings
+from targets.errors import InputError
+
+GATHERED = 128  # columns whose updates of the rest are gathered into one product
+ROWS = 4096  # rows at once: they are independent, and fewer fit the cache
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """How codes are found for given inputs."""
+
+    damping: float = 0.01
+    """Added to H's diagonal, as a share of its mean: how much the plain error counts beside the outputs'."""
+    by_moment: bool = True
+    """Whether columns go by falling second moment ("act-order"), not from left to right."""
+    sweeps: int = 2
+    """Rounds of new scales and coordinate descent after GPTQ; 0 is GPTQ alone."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UsageError: a value that cannot work.
+        """
+        check_settings(self, positive=("damping",), floored=("sweeps",))
+
+
+@torch.no_grad()
+def rounded(
+    weight: Tensor, hessian: Tensor, grid: BlockGrid, config: RoundingConfig | None = None
+) -> BlockWeight:
+    """Codes with which the layer's outputs change least.
+
+    Args:
+        weight: float (out, in), finite.
+        hessian: float (in, in), second moments of the layer's inputs (any factor).
+        grid: the codes there are. On SQuantizer's grids they are the nearest: their zeros are chosen by size.
+        config: how; the defaults where None.
+
+    Returns:
+        For every row of no more (q - w) H (q - w) than `nearest` has.
+
+    Raises:
+        InputError: weights or moments that are not finite, or whose shapes do not fit.
+    """
+    config = config or RoundingConfig()
+    start = nearest(weight, grid)
+    if hessian.shape != (weight.shape[1],) * 2 or not bool(torch.isfinite(hessian).all()):
+        raise InputError(
+            f"second moments of shape {tuple(hessian.shape)} for weights {tuple(weight.shape)}",
+            where="rounded",
+            hint="finite ones of the layer's own inputs are needed",
+        )
+    if grid.levels != "integer":
+        return start
+    moments = _damped(hessian, config.damping)
+    order = torch.argsort(moments.diagonal(), descending=True, stable=True)
+    if not config.by_moment:
+        order = torch.arange(len(order))
+    factor = _factor(moments[order][:, order])
+    moments, plain = moments.float(), hessian.float()
+    scales = nearest(weight, grid, moments.diagonal()).scales
+    codes = torch.empty_like(start.codes)
+    for first in range(0, len(weight), ROWS):
+        part = slice(first, first + ROWS)
+        w = weight[part].float()
+        found, its = _gptq(w, scales[part], factor, order, grid.bits), scales[part]
+        for _ in range(config.sweeps):
+            its = _refitted(w, found, its, moments)
+            found = _descended(w, found, its, moments, grid.bits)
+        worse = _errors(w, found, its, plain) > _errors(w, start.codes[part], start.scales[part], plain)
+        codes[part] = torch.where(worse.unsqueeze(1), start.codes[part], found)
+        scales[part] = torch.where(worse.unsqueeze(1), start.scales[part], its)
+    return BlockWeight(codes, scales, grid.bits, start.block)
+
+
+def weighted_error(weight: Tensor, found: BlockWeight, hessian: Tensor) -> Tensor:
+    """What each row's outputs lose: (q - w) H (q - w), float32 (out,)."""
+    return _errors(weight.float(), found.codes, found.scales, hessian.float())
+
+
+def _errors(weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor) -> Tensor:
+    lost = times_scales(codes.float(), scales) - weight
+    return ((lost @ hessian) * lost).sum(1)
+
+
+def _damped(hessian: Tensor, damping: float) -> Tensor:
+    """H that can be inverted, float64; inputs that never occur count for as little as the damping."""
+    moments = hessian.double()
+    mean = float(moments.diagonal().mean())
+    return moments + (damping * mean if mean > 0 else 1.0) * torch.eye(len(moments), dtype=torch.float64)
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse, float32."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def _gptq(weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, bits: int) -> Tensor:
+    """GPTQ's codes on given scales.
+
+    Args:
+        weight: float32 (out, in).
+        scales: (out, in / block).
+        factor: upper triangular (in, in), in the order of columns.
+        order: (in,), which column comes when.
+        bits: of a code.
+
+    Returns:
+        int8 (out, in).
+    """
+    # Columns lie in rows here: each is a contiguous vector.
+    left = weight[:, order].T.contiguous()
+    wide = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1)[:, order].T.contiguous()
+    codes = torch.empty_like(left)
+    for first in range(0, len(left), GATHERED):
+        last = min(first + GATHERED, len(left))
+        errors = torch.empty_like(left[first:last])
+        for at in range(first, last):
+            codes[at] = (left[at] / wide[at]).round_().clamp_(*code_range(bits))
+            error = errors[at - first] = (left[at] - codes[at] * wide[at]) / factor[at, at]
+            left[at + 1 : last].addr_(factor[at, at + 1 : last], error, alpha=-1)
+        left[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+    return codes[torch.argsort(order)].T.to(torch.int8).contiguous()
+
+
+def _refitted(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor) -> Tensor:
+    """The best scales for given codes, in every row where they are better as they are stored."""
+    groups = scales.shape[1]
+    values = codes.float()
+    blocks = values.unflatten(1, (groups, -1))
+    by_block = torch.stack(
+        [
+            ((part @ rows) * values).unflatten(1, (groups, -1)).sum(2)
+            for part, rows in zip(blocks.unbind(1), moments.unflatten(0, (groups, -1)), strict=True)
+        ],
+        1,
+    ).double()
+    wanted = ((weight @ moments) * values).unflatten(1, (groups, -1)).sum(2).double()
+    diagonal = by_block.diagonal(dim1=1, dim2=2)
+    # A block of zeros has no scale that is better than another; the rest must not be singular either.
+    diagonal += torch.where(diagonal == 0, 1.0, 1e-9 * diagonal)
+    solved = torch.linalg.solve(by_block, wanted).float()
+    fresh = usable(torch.where((solved > 0) & torch.isfinite(solved), solved, scales))
+    better = _errors(weight, codes, fresh, moments) < _errors(weight, codes, scales, moments)
+    return torch.where(better.unsqueeze(1), fresh, scales)
+
+
+def _descended(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor, bits: int) -> Tensor:
+    """One round of coordinate descent: every code becomes the best one beside all others."""
+    wide = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1).T.contiguous()
+    values = codes.T.float().contiguous()
+    slopes = moments @ (values * wide - weight.T)
+    for first in range(0, len(values), GATHERED):
+        last = min(first + GATHERED, len(values))
+        moved = torch.empty_like(values[first:last])
+        near = slopes[first:last].clone()
+        for at in range(first, last):
+            best = values[at] - near[at - first] / (moments[at, at] * wide[at])
+            best = best.round_().clamp_(*code_range(bits))
+            moved[at - first] = (best - values[at]) * wide[at]
+            values[at] = best
+            near[at - first + 1 :].addr_(moments[at, at + 1 : last], moved[at - first])
+        slopes.addmm_(moments[:, first:last], moved)
+    return values.T.to(torch.int8).contiguous()
