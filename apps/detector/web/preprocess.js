@@ -1,0 +1,247 @@
+/**
+ * The preprocessing contract of calibration/preprocess.py, bit for bit: resize, colour order, then a table.
+ *
+ * A canvas resizes in its own way, so the pixels are resized here, as OpenCV's INTER_LINEAR does for 8 bits:
+ * weights in 1/2048, and products shifted as its vector code shifts them.
+ *
+ * @typedef {object} Contract the fields of `Preprocess`
+ * @property {number} width of the network's input, pixels
+ * @property {number} height
+ * @property {"stretch" | "letterbox" | "crop"} resize
+ * @property {"rgb" | "bgr" | "grey"} colour
+ * @property {number[]} mean one per channel, of the value / 255
+ * @property {number[]} std
+ * @property {"nchw" | "nhwc"} layout
+ * @property {number} fill grey level of the letterbox's border
+ *
+ * @typedef {{left: number, top: number, width: number, height: number}} Rectangle whole pixels
+ * @typedef {{data: Uint8Array | Uint8ClampedArray, width: number, height: number}} Picture RGBA, as ImageData
+ * @typedef {{scaleX: number, scaleY: number, offsetX: number, offsetY: number}} Geometry
+ * @typedef {{scale: number, zero_point: number}} Affine real = scale * (code - zero_point)
+ */
+
+const ONE = 2048;
+
+/** @param {Contract} contract */
+const channels = (contract) => (contract.colour === "grey" ? 1 : 3);
+
+/** The quotient of whole numbers, rounded down; exact below 2^53. */
+const div = (a, b) => Math.floor(a / b);
+
+/**
+ * Which part of an image is used, and where in the network's input it goes.
+ *
+ * @param {Contract} contract
+ * @param {number} imageWidth
+ * @param {number} imageHeight
+ * @returns {{source: Rectangle, target: Rectangle}}
+ */
+export function placement(contract, imageWidth, imageHeight) {
+  const { width, height } = contract;
+  const source = { left: 0, top: 0, width: imageWidth, height: imageHeight };
+  const target = { left: 0, top: 0, width, height };
+  const wide = imageWidth * height >= width * imageHeight;
+  if (contract.resize === "letterbox") {
+    if (wide) target.height = Math.max(1, div(imageHeight * width, imageWidth));
+    else target.width = Math.max(1, div(imageWidth * height, imageHeight));
+    target.left = div(width - target.width, 2);
+    target.top = div(height - target.height, 2);
+  } else if (contract.resize === "crop") {
+    if (wide) source.width = Math.max(1, div(imageHeight * width, height));
+    else source.height = Math.max(1, div(imageWidth * height, width));
+    source.left = div(imageWidth - source.width, 2);
+    source.top = div(imageHeight - source.height, 2);
+  }
+  return { source, target };
+}
+
+/**
+ * Where an image lies in the network's input, both normalised: input = image * scale + offset.
+ *
+ * @param {Contract} contract
+ * @param {number} imageWidth
+ * @param {number} imageHeight
+ * @returns {Geometry}
+ */
+export function geometry(contract, imageWidth, imageHeight) {
+  const { source, target } = placement(contract, imageWidth, imageHeight);
+  const perX = target.width / source.width;
+  const perY = target.height / source.height;
+  return {
+    scaleX: (perX * imageWidth) / contract.width,
+    scaleY: (perY * imageHeight) / contract.height,
+    offsetX: (target.left - source.left * perX) / contract.width,
+    offsetY: (target.top - source.top * perY) / contract.height,
+  };
+}
+
+/**
+ * A box on the network's input, mapped back to the image and clipped to it.
+ *
+ * @param {number[]} box x1, y1, x2, y2, normalised
+ * @param {Geometry} place
+ * @returns {number[]}
+ */
+export function toImage([x1, y1, x2, y2], place) {
+  const x = (value) => Math.min(Math.max((value - place.offsetX) / place.scaleX, 0), 1);
+  const y = (value) => Math.min(Math.max((value - place.offsetY) / place.scaleY, 0), 1);
+  return [x(x1), y(y1), x(x2), y(y2)];
+}
+
+/** To the nearest whole number, halves to the even one, as numpy's rint. */
+function rint(value) {
+  const low = Math.floor(value);
+  const over = value - low;
+  return over > 0.5 || (over === 0.5 && low % 2 !== 0) ? low + 1 : low;
+}
+
+/**
+ * For each position of one axis: its two neighbours in the source and their weights in 1/2048.
+ *
+ * @param {number} from length of the source
+ * @param {number} to length of the target
+ * @param {boolean} across OpenCV clamps the weights of columns, but of rows only the indices
+ */
+function taps(from, to, across) {
+  const first = new Int32Array(to);
+  const second = new Int32Array(to);
+  const near = new Int32Array(to);
+  const far = new Int32Array(to);
+  const step = 1 / (to / from);
+  for (let i = 0; i < to; i++) {
+    const position = Math.fround((i + 0.5) * step - 0.5);
+    let index = Math.floor(position);
+    let part = Math.fround(position - index);
+    if (across && (index < 0 || index >= from - 1)) {
+      index = index < 0 ? 0 : from - 1;
+      part = 0;
+    }
+    first[i] = Math.min(Math.max(index, 0), from - 1);
+    second[i] = Math.min(Math.max(index + 1, 0), from - 1);
+    near[i] = rint(Math.fround(1 - part) * ONE);
+    far[i] = rint(part * ONE);
+  }
+  return { first, second, near, far };
+}
+
+/**
+ * Resizes a part of a picture as cv2.resize(..., interpolation=cv2.INTER_LINEAR).
+ *
+ * @param {Picture} picture
+ * @param {Rectangle} part of it
+ * @param {number} width of the result
+ * @param {number} height
+ * @returns {Uint8Array} height * width * 3: R, G, B
+ */
+export function resize(picture, part, width, height) {
+  const { data } = picture;
+  const at = (row, column) => 4 * ((part.top + row) * picture.width + part.left + column);
+  const out = new Uint8Array(3 * width * height);
+  const same = part.width === width && part.height === height;
+  if (same || (part.width === 2 * width && part.height === 2 * height)) {
+    // OpenCV copies, and halves by the mean of four.
+    const [step, shift, half] = same ? [1, 0, 0] : [2, 2, 2];
+    for (let y = 0, o = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        for (let c = 0; c < 3; c++) {
+          let sum = half;
+          for (let row = 0; row < step; row++) {
+            for (let column = 0; column < step; column++) sum += data[at(step * y + row, step * x + column) + c];
+          }
+          out[o++] = sum >> shift;
+        }
+      }
+    }
+    return out;
+  }
+  const columns = taps(part.width, width, true);
+  const rows = taps(part.height, height, false);
+  for (let y = 0, o = 0; y < height; y++) {
+    const above = at(rows.first[y], 0);
+    const below = at(rows.second[y], 0);
+    const [up, down] = [rows.near[y], rows.far[y]];
+    for (let x = 0; x < width; x++) {
+      const left = 4 * columns.first[x];
+      const right = 4 * columns.second[x];
+      const [near, far] = [columns.near[x], columns.far[x]];
+      for (let c = 0; c < 3; c++) {
+        const high = data[above + left + c] * near + data[above + right + c] * far;
+        const low = data[below + left + c] * near + data[below + right + c] * far;
+        out[o++] = (((up * (high >> 4)) >> 16) + ((down * (low >> 4)) >> 16) + 2) >> 2;
+      }
+    }
+  }
+  return out;
+}
+
+/**
+ * Resizes a picture into the network's input and orders its colours.
+ *
+ * @param {Contract} contract
+ * @param {Picture} picture
+ * @returns {Uint8Array} height * width * channels
+ */
+export function pixels(contract, picture) {
+  const { source, target } = placement(contract, picture.width, picture.height);
+  const resized = resize(picture, source, target.width, target.height);
+  const count = channels(contract);
+  const out = new Uint8Array(contract.width * contract.height * count).fill(contract.fill);
+  for (let y = 0, i = 0; y < target.height; y++) {
+    let o = count * ((target.top + y) * contract.width + target.left);
+    for (let x = 0; x < target.width; x++, i += 3) {
+      const [r, g, b] = [resized[i], resized[i + 1], resized[i + 2]];
+      if (count === 1) {
+        out[o++] = (r * 9798 + g * 19235 + b * 3735 + (1 << 14)) >> 15; // BT.601, as OpenCV rounds it
+      } else {
+        out[o++] = contract.colour === "rgb" ? r : b;
+        out[o++] = g;
+        out[o++] = contract.colour === "rgb" ? b : r;
+      }
+    }
+  }
+  return out;
+}
+
+/**
+ * What the network takes for each level of each channel.
+ *
+ * @param {Contract} contract
+ * @param {Affine | null} quantization of an integer network's input: the values are then those of its codes,
+ *   so that its own quantization cannot round otherwise than Python's does
+ * @returns {Float32Array} channels * 256
+ */
+export function table(contract, quantization = null) {
+  const values = new Float32Array(256 * channels(contract));
+  for (let i = 0; i < values.length; i++) {
+    const channel = i >> 8;
+    values[i] = ((i & 255) / 255 - contract.mean[channel]) / contract.std[channel];
+    if (quantization) {
+      const { scale, zero_point: zero } = quantization;
+      const code = Math.min(Math.max(rint(values[i] / scale) + zero, -128), 127);
+      values[i] = (code - zero) * scale;
+    }
+  }
+  return values;
+}
+
+/**
+ * The network's input for a picture.
+ *
+ * @param {Contract} contract
+ * @param {Picture} picture
+ * @param {Float32Array} values of `table`
+ * @param {"nchw" | "nhwc"} layout
+ * @returns {Float32Array}
+ */
+export function preprocess(contract, picture, values, layout = contract.layout) {
+  const count = channels(contract);
+  const levels = pixels(contract, picture);
+  const out = new Float32Array(levels.length);
+  const area = contract.width * contract.height;
+  for (let i = 0; i < area; i++) {
+    for (let c = 0; c < count; c++) {
+      out[layout === "nchw" ? c * area + i : i * count + c] = values[256 * c + levels[i * count + c]];
+    }
+  }
+  return out;
+}
