@@ -285,6 +285,6 @@ class DetectorTask:
 
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy, OpenCV and one runtime, no torch."""
-        folder = "apps/detector/device"
-        names = [f"{folder}/{name}.py" for name in ("__init__", "decode", "draw", "detect")]
-        return {name: ROOT / name for name in ("apps/detector/__init__.py", *names)}
+        code = sorted((ROOT / "apps/detector/device").glob("*.py"))
+        files = [ROOT / "apps/detector/__init__.py", *code]
+        return {path.relative_to(ROOT).as_posix(): path for path in files}

@@ -54,20 +54,28 @@ class Unpacked:
         self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
 
     def __call__(self, image: NDArray[np.uint8], preprocess: Any) -> list[NDArray[np.float32]]:
-        """Runs one image.
+        """Runs one image: `infer(prepare(image, preprocess))`."""
+        return self.infer(self.prepare(image, preprocess))
+
+    def prepare(self, image: NDArray[np.uint8], preprocess: Any) -> NDArray[Any]:
+        """Makes the model's input of an image.
 
         Args:
             image: (H, W, 3) BGR.
             preprocess: a `calibration.preprocess.Preprocess` of this bundle's fields.
 
         Returns:
-            The outputs as real numbers, without their batch of one.
+            (1, C, height, width) of the model's dtype.
         """
         if self._float:
             x = preprocess(image)
         else:
             x = preprocess.quantized(image, self.input["scale"], self.input["zero_point"])
+        return x[None]
+
+    def infer(self, x: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Runs the model; its outputs as real numbers, without their batch of one."""
         return [
             (part[0].astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
-            for part, output in zip(self._run(x[None]), self._outputs, strict=True)
+            for part, output in zip(self._run(x), self._outputs, strict=True)
         ]

@@ -36,14 +36,26 @@ class Detector:
         """Reads the bundle and loads the model."""
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.app = json.loads(self._bundle.files["app.json"])
-        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self.names: list[str] = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:
         """What is in an image (H, W, 3 BGR uint8): boxes normalised to the image."""
-        reals = self._bundle(image, self.preprocess)
-        found = detect(reals, self.app["anchors"], threshold, self.app["nms_iou"])
-        boxes = self.preprocess.geometry(*image.shape[:2]).to_image(found.boxes)
+        outputs = self.infer(self.prepare(image))
+        return self.decode(outputs, (image.shape[0], image.shape[1]), threshold)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The first step: the model's input of an image (H, W, 3 BGR uint8)."""
+        return self._bundle.prepare(image, self.preprocess)
+
+    def infer(self, x: np.ndarray) -> list[np.ndarray]:
+        """The second step: the model's outputs as real numbers."""
+        return self._bundle.infer(x)
+
+    def decode(self, outputs: list[np.ndarray], size: tuple[int, int], threshold: float) -> Detections:
+        """The third step: boxes normalised to an image of this height and width."""
+        found = detect(outputs, self.app["anchors"], threshold, self.app["nms_iou"])
+        boxes = self.preprocess.geometry(*size).to_image(found.boxes)
         return Detections(boxes, found.scores, found.classes)
 
 

@@ -1,0 +1,296 @@
+"""The camera app: `python -m apps.detector.device.camera --source 0`, in an unpacked bundle's folder.
+
+Capture, preprocess, infer, decode, track, count, draw: numpy, OpenCV and a LiteRT interpreter. A live source
+is worked on latest frame first: what comes while the model is busy is dropped, never queued. A file is worked
+on picture by picture, unless --realtime plays it as a camera would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import cv2
+
+from apps.detector.device.counting import Counting, parse_line, parse_zone
+from apps.detector.device.detect import Detector
+from apps.detector.device.handover import Reader
+from apps.detector.device.holding import held
+from apps.detector.device.looker import Looker, Seen
+from apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
+from apps.detector.device.source import Clock, Frame, Log, Paced, Source, is_live, open_source
+from apps.detector.device.timing import STEPS, Split
+from apps.detector.device.tracker import Tracker, TrackerConfig
+from targets.errors import ParedownError, UsageError
+
+#: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.
+READY, NAME = "PAREDOWN_READY", "PAREDOWN_APP"
+STATUS_S = 60.0  # between two lines on standard error that say how it goes
+
+
+class Frames(Protocol):
+    """Where pictures are fetched; `handover.Handover` is one."""
+
+    dropped: int
+
+    def get(self) -> Frame | None:
+        """The next one; None at the end."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What came of it all, as the summary says it."""
+
+    source: str
+    frames: int
+    dropped: int
+    seconds: float
+    seen: dict[str, int]
+    counts: dict[str, Any]
+    ms: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "seconds": round(self.seconds, 3)}
+
+    def lines(self) -> list[str]:
+        """In words."""
+        found = [f"{self.source}: {self.frames} pictures in {self.seconds:.1f} s, {self.dropped} dropped"]
+        found += [f"{name}: {count} seen" for name, count in sorted(self.seen.items())]
+        for kind in self.counts.values():
+            for name, values in kind.items():
+                found.append(f"{name}: " + ", ".join(f"{value} {key}" for key, value in values.items()))
+        if self.ms:
+            steps = ", ".join(f"{step} {self.ms[step]:.1f}" for step in STEPS)
+            found.append(f"median ms: {steps}; latency {self.ms['latency']:.1f}, {self.ms['fps']:.1f} fps")
+        return found
+
+
+def watch(
+    frames: Frames,
+    looker: Looker,
+    outputs: Sequence[Output] = (),
+    *,
+    source: str = "",
+    limit: int | None = None,
+    on_seen: Callable[[Seen], None] = lambda seen: None,
+    clock: Clock = time.monotonic,
+) -> Watched:
+    """Looks at every picture that is handed over, until there are no more.
+
+    Args:
+        frames: where they come from.
+        looker: what is done with each.
+        outputs: told of each, in this order; the caller closes them.
+        source: its name, for the summary.
+        limit: pictures at most.
+        on_seen: called after each.
+        clock: seconds.
+    """
+    split, count, began = looker.split, 0, clock()
+    names = looker.model.names
+    while limit is None or count < limit:
+        frame = frames.get()
+        split.lap("wait")
+        if frame is None:
+            break
+        seen = looker(frame)
+        document = described(seen, names, frames.dropped, clock() - frame.taken)
+        for output in outputs:
+            output.write(seen, document)
+        split.lap("write")
+        split.finish(frame.taken)
+        count += 1
+        on_seen(seen)
+    total = {names[category]: number for category, number in looker.tracker.total.items()}
+    counts, ms = looker.counting.to_dict(), dict(split.summary())
+    return Watched(source, count, frames.dropped, clock() - began, total, counts, ms)
+
+
+def described(seen: Seen, names: Sequence[str], dropped: int, latency: float) -> dict[str, Any]:
+    """What one picture showed, as JSON has it.
+
+    Args:
+        seen: that picture.
+        names: of the classes.
+        dropped: pictures so far.
+        latency: seconds from its capture until now.
+    """
+    height, width = seen.size
+    return {
+        "frame": seen.frame.index, "time": round(seen.frame.at, 4), "size": [width, height],
+        "dropped": dropped,
+        "detections": [
+            {"id": track.id, "class": names[track.category], "score": round(track.score, 4),
+             "box": [round(value, 4) for value in track.box]}
+            for track in seen.tracks
+        ],
+        **seen.counts, "ms": seen.ms, "latency_ms": round(1e3 * latency, 3),
+    }  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, where=self.prog, hint="--help lists the options")
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The options; the same on a board and here.
+
+    Args:
+        prog: the name of the command, for its help.
+    """
+    made = _Parser(prog, description="Watches a camera, a stream, a video or a folder of images.")
+    add = made.add_argument
+    add("--source", required=True, help="0 | /dev/video0 | rtsp://... | video.mp4 | folder/")
+    add("--confidence", type=_number(0.0, 1.0), help="score that begins a track; the bundle's own")
+    add("--threads", type=_count, default=1, help="of the runtime (1)")
+    add("--rotate", type=int, choices=(0, 90, 180, 270), default=0, help="degrees clockwise")
+    add("--mirror", action="store_true", help="left and right, after the rotation")
+    add("--realtime", action="store_true", help="play a file as a camera would, dropping what comes too fast")
+    add("--frames", type=_count, help="stop after so many pictures")
+    add("--patience", type=_number(0.0, 1e9), help="seconds to wait for a lost stream (for ever)")
+    add("--line", type=parse_line, action="append", default=[], metavar="NAME=x1,y1,x2,y2",
+        help="count crossings, in: from left to right, seen from the first point")  # fmt: skip
+    add("--zone", type=parse_zone, action="append", default=[], metavar="NAME=x1,y1,...",
+        help="count who is inside a polygon")  # fmt: skip
+    add("--show", action="store_true", help="open a window; q ends it")
+    add("--save", type=Path, metavar="OUT.mp4", help="write a video with the overlay")
+    add("--snapshot", type=Path, metavar="OUT.png", help="write the newest picture once a second")
+    add("--json", action="store_true", help="a JSON line per picture on standard output, then a summary")
+    add("--mqtt", metavar="HOST[:PORT][/TOPIC]", help="publish the same to a broker (needs paho-mqtt)")
+    return made
+
+
+def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
+    """Watches, until the source ends or a signal says so.
+
+    Args:
+        options: as `parser` reads them.
+        folder: of the unpacked bundle.
+        log: told a line when something happens to the source, and how it goes.
+
+    Raises:
+        UsageError: an option that this machine cannot do.
+        InputError: the bundle, the file or the folder is broken, or an output cannot be written.
+        DeviceError: the camera is absent, busy, or lost for good.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own words on damaged streams; ours are enough
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    detector = Detector(folder, options.threads)
+    sure = options.confidence if options.confidence is not None else detector.app["show_threshold"]
+    config = TrackerConfig(sure=sure, unsure=min(TrackerConfig.unsure, sure))
+    with contextlib.ExitStack() as stack:
+        if is_live(options.source):
+            stack.enter_context(held(options.source, os.environ.get(NAME, "paredown camera")))
+        source = open_source(options.source, options.patience, log)
+        if options.realtime and not source.live:
+            source = Paced(source)
+        frames = stack.enter_context(Reader(source))
+        outputs = _outputs(options, source, frames.end)
+        looker = Looker(
+            detector, Tracker(config), Counting(options.line, options.zone), Split(time.monotonic),
+            rotate=options.rotate, mirror=options.mirror, drawing=any(each.picture for each in outputs),
+        )  # fmt: skip
+        stack.enter_context(_signals(frames.end))
+        summary: dict[str, Any] = {}
+        for output in outputs:
+            stack.callback(output.close, summary)
+        tell = _Teller(looker.split, lambda: frames.dropped, log)
+        watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
+        summary |= watched.to_dict()
+    if not options.json:
+        print("\n".join(watched.lines()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command on a board; returns the exit code."""
+    try:
+        options = parser("python -m apps.detector.device.camera").parse_args(arguments)
+        run(options, Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read our lines has what they wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+class _Teller:
+    """Says that it works, once, and then how it goes, now and then."""
+
+    def __init__(self, split: Split, dropped: Callable[[], int], log: Log) -> None:
+        self._split, self._dropped, self._log = split, dropped, log
+        self._count, self._told = 0, 0.0
+
+    def __call__(self, seen: Seen) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._told = time.monotonic()
+            self._log(f"first picture: {seen.size[1]}x{seen.size[0]}")
+            if ready := os.environ.get(READY):
+                Path(ready).touch()
+        elif time.monotonic() - self._told >= STATUS_S:
+            self._told = time.monotonic()
+            ms = self._split.summary()
+            how = f"{ms['fps']:.1f} fps, latency {ms['latency']:.1f} ms"
+            self._log(f"{self._count} pictures, {self._dropped()} dropped; {how}")
+
+
+def _outputs(options: argparse.Namespace, source: Source, stop: Callable[[], None]) -> list[Output]:
+    outputs: list[Output] = []
+    if options.json:
+        outputs.append(Lines(sys.stdout))
+    if options.mqtt:
+        outputs.append(Mqtt(options.mqtt))
+    if options.snapshot:
+        outputs.append(Snapshot(options.snapshot))
+    if options.save:
+        outputs.append(Video(options.save, None if source.live else source.fps))
+    if options.show:
+        outputs.append(Window(source.name, stop))
+    return outputs
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and a kind kill end the watching, not the process: files are completed, the summary is said."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda *_: stop()) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number from 1 on")
+    return int(text)
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"`{text}` is not a number from {low:g} to {high:g}")
+        return value
+
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
