@@ -39,30 +39,31 @@ class AdbTransport:
         serial: of the device, as `adb devices` has it, or host:port; empty = the only one.
         address: names it in errors.
         patience: how often it is tried.
+        server: another one than everybody's, by its socket, as `adb -L` takes it.
     """
 
     kind: Kind = "adb"
 
-    def __init__(self, serial: str, address: str, patience: Patience = PATIENCE) -> None:
+    def __init__(self, serial: str, address: str, patience: Patience = PATIENCE, server: str = "") -> None:
         """Looks for the device only when needed."""
         self.address = address
-        self._serial, self._patience = serial, patience
+        self._serial, self._patience, self._server = serial, patience, server
 
     async def start(self, command: str) -> Channel:
         """Starts a program; see `Transport.start`."""
         self._serial = await retried(self._choose, self._patience, on=(UnreachableError, AdbOfflineError))
         line = f"({command}); {_SAY_STATUS}"
-        process = await ProcessChannel.start(self._adb(), "-s", self._serial, "shell", "-T", line)
+        process = await ProcessChannel.start(*self._adb(), "-s", self._serial, "shell", "-T", line)
         return AdbChannel(process, self.address)
 
     async def close(self) -> None:
-        """Nothing to disconnect: the server is everybody's."""
+        """Nothing to disconnect: the server goes on for others, or ends with what started it."""
 
-    def _adb(self) -> str:
+    def _adb(self) -> list[str]:
         path = shutil.which("adb")
         if path is None:
             raise AdbMissingError(where=self.address)
-        return path
+        return [path, "-L", self._server] if self._server else [path]
 
     async def _choose(self) -> str:
         """The serial of the device, once it can be worked with."""
@@ -103,7 +104,7 @@ class AdbTransport:
 
     async def _ask(self, *arguments: str) -> str:
         """What adb answers, be it a complaint or not."""
-        command, limit = [self._adb(), *arguments], self._patience.answer_s
+        command, limit = [*self._adb(), *arguments], self._patience.answer_s
         try:
             done = await asyncio.to_thread(
                 subprocess.run, command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, timeout=limit,

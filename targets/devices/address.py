@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from targets.devices.channel import Transport
 from targets.devices.device import Device
 from targets.devices.retry import PATIENCE, Patience
 from targets.devices.shell import ShellDevice
@@ -84,14 +85,26 @@ def open_device(address: str, patience: Patience = PATIENCE) -> Device:
 
 def _emulated(address: Address, patience: Patience) -> Device:
     """Starts a board and connects to it; the board ends with the connection."""
-    from targets.devices.ssh import SshAccess, SshTransport
-    from targets.emulated.board import start
-
     board = contextlib.ExitStack()
-    there = board.enter_context(start(address.name, count_instructions=True))
-    access = SshAccess(there.host, there.port, there.user, there.key_file, there.known_hosts)
-    transport = SshTransport(access, address.text, patience)
+    transport = _switched_on(address, patience, board)
     return ShellDevice(transport, emulated=True, patience=patience, on_close=board.close)
+
+
+def _switched_on(address: Address, patience: Patience, board: contextlib.ExitStack) -> Transport:
+    """The way to a board that `board` ends, the one that leads to the device of its card."""
+    from targets.card import load_card
+
+    if load_card(address.name).reach.kind == "adb":
+        from targets.devices.adb import AdbTransport
+        from targets.emulated import adb_board
+
+        behind = board.enter_context(adb_board.start(address.name, count_instructions=True))
+        return AdbTransport(behind.serial, address.text, patience, behind.server)
+    from targets.devices.ssh import SshTransport
+    from targets.emulated import board as boards
+
+    there = board.enter_context(boards.start(address.name, count_instructions=True))
+    return SshTransport(there, address.text, patience)
 
 
 def _ssh(text: str) -> Address:

@@ -2,7 +2,7 @@
 
 What runs there computes what the board computes: QEMU's user mode executes the same instructions, from the
 same kernels that the runtimes choose on that core. How long it takes says nothing; how many instructions it
-takes is exact (`targets.emulated.instructions`).
+takes is exact (`targets.emulated.instructions`). `targets.emulated.adb_board` is one that adb leads to.
 
 Needs Debian's packages proot and qemu-user (and gcc to count instructions). No root.
 """
@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from targets.cache import cache_folder
 from targets.card import Target, load_card
 from targets.devices.ssh import SshAccess
 from targets.emulated.instructions import plugin
-from targets.emulated.sysroot import emulated, sysroot
+from targets.emulated.sysroot import emulated, linked, sysroot
 from targets.errors import DeviceError
 from targets.tools import output_of
 
@@ -66,6 +66,23 @@ CORES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """A board that nothing leads to yet.
+
+    Attributes:
+        folder: of this board alone, removed at its end.
+        root: its root folder, on this machine.
+        emulator: the start of a command line that runs a program there.
+        environment: of every program.
+    """
+
+    folder: Path
+    root: Path
+    emulator: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmulatedBoard(SshAccess):
     """A running board and how to log in to it, with keys made for this run.
@@ -79,13 +96,14 @@ class EmulatedBoard(SshAccess):
     root: Path
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Tells the user something."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def start(
-    name: str, *, count_instructions: bool = False, say: Callable[[str], None] = _to_stderr
+    name: str, *, count_instructions: bool = False, say: Callable[[str], None] = to_stderr
 ) -> Iterator[EmulatedBoard]:
     """Starts a board; the first one on a machine is preceded by downloads, see `targets.emulated.sysroot`.
 
@@ -108,28 +126,54 @@ def start(
     from targets.emulated.server import HOST, BoardServer
 
     card = load_card(name)
+    with hardware(card, f"{card.summary}, emulated", sysroot, count_instructions, say) as board:
+        host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+        key_file, known_hosts = board.folder / "id", board.folder / "known_hosts"
+        client_key.write_private_key(key_file)
+        key_file.chmod(0o600)  # or `ssh` does not use it
+        with BoardServer(
+            board.root, board.emulator, board.environment, host_key, client_key.export_public_key()
+        ) as server:
+            known_hosts.write_text(f"[{HOST}]:{server.port} {host_key.export_public_key().decode()}")
+            yield EmulatedBoard(
+                HOST, server.port, USER, key_file, known_hosts, name=card.name, root=board.root
+            )
+
+
+@contextmanager
+def hardware(
+    card: Target,
+    model: str,
+    files: Callable[[Path, Callable[[str], None]], Path],
+    count_instructions: bool,
+    say: Callable[[str], None],
+) -> Iterator[Hardware]:
+    """A board's processor and files, for `start` and its like.
+
+    Args:
+        card: of the device.
+        model: as the board calls itself: figures bear it.
+        files: one of `targets.emulated.sysroot`.
+        count_instructions: as `start` has it.
+        say: likewise.
+
+    Raises:
+        DeviceError: as `start`.
+    """
     cpu, core = _core_of(card)
     cache = cache_folder()
-    base = sysroot(cache, say)
+    base = files(cache, say)
     with _own_folder(cache / "boards", card.name) as folder:
         root = folder / "root"
-        # Links, not copies: a board for nothing. Nothing of ours writes into files that are there already.
-        shutil.copytree(base, root, symlinks=True, copy_function=os.link)
-        _describe(root, card, core, 1 if count_instructions else card.cores or 1)
+        linked(base, root)
+        _describe(root, model, core, 1 if count_instructions else card.cores or 1)
         if count_instructions:
             shutil.copy(plugin(cache), root / PLUGIN.lstrip("/"))
         emulator = emulated(root, cpu, PLUGIN if count_instructions else "")
         output_of([*emulator, "/bin/true"], "starting the emulated board")
-        host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
-        client_key.write_private_key(folder / "id")
-        (folder / "id").chmod(0o600)  # or `ssh` does not use it
-        environment = ENVIRONMENT | (REPEATABLE if count_instructions else {})
-        with BoardServer(root, emulator, environment, host_key, client_key.export_public_key()) as server:
-            known_hosts = folder / "known_hosts"
-            known_hosts.write_text(f"[{HOST}]:{server.port} {host_key.export_public_key().decode()}")
-            yield EmulatedBoard(
-                HOST, server.port, USER, folder / "id", known_hosts, name=card.name, root=root
-            )
+        yield Hardware(
+            folder, root, tuple(emulator), ENVIRONMENT | (REPEATABLE if count_instructions else {})
+        )
 
 
 def _core_of(card: Target) -> tuple[str, Core]:
@@ -159,7 +203,7 @@ def _own_folder(boards: Path, name: str) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _describe(root: Path, card: Target, core: Core, cores: int) -> None:
+def _describe(root: Path, model: str, core: Core, cores: int) -> None:
     """Writes what a kernel would tell of this board."""
     processors = [
         f"processor\t: {index}\nBogoMIPS\t: 108.00\nFeatures\t: {core.features}\nCPU implementer\t: 0x41\n"
@@ -167,7 +211,7 @@ def _describe(root: Path, card: Target, core: Core, cores: int) -> None:
         f"CPU revision\t: {core.revision}\n\n"
         for index in range(cores)
     ]
-    files = {"proc/cpuinfo": f"{''.join(processors)}Model\t\t: {card.summary}, emulated\n"}
+    files = {"proc/cpuinfo": f"{''.join(processors)}Model\t\t: {model}\n"}
     files["proc/mounts"] = "board / ext4 rw 0 0\n"  # `df` asks it
     files |= {
         f"sys/devices/system/cpu/{name}": f"0-{cores - 1}\n" for name in ("possible", "present", "online")

@@ -7,10 +7,11 @@ signatures, and unpacked. Every package, with version and sha256, is listed in t
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
@@ -23,12 +24,21 @@ PACKAGES = (
     "busybox-static", "libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libbz2-1.0", "libexpat1", "libffi8",
     "liblzma5", "libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal",
 )  # fmt: skip
+#: Beside them on a board that is reached over adb; of Android's own from a newer suite, which has version 34.
+BACKPORTS = "bookworm-backports"
+ADBD_PACKAGES = (
+    *(f"{name}/{BACKPORTS}"
+      for name in ("adbd", "android-libbase", "android-libboringssl", "android-libcutils", "android-liblog")),
+    "libbrotli1", "libcap2", "libgcrypt20", "libgpg-error0", "liblz4-1", "libprotobuf32", "libsystemd0",
+    "libzstd1",
+)  # fmt: skip
 WHEELS = Path(__file__).with_name("wheels.txt")
 SITE_PACKAGES = "usr/local/lib/python3.11/dist-packages"  # where `pip install` puts them on Debian
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+SHARE = "usr/share"
 #: Half of the bytes: translations, character sets, and an accelerator for graphics cards.
 UNNEEDED = (
-    "usr/share",
+    SHARE,
     "usr/lib/aarch64-linux-gnu/gconv",
     f"{SITE_PACKAGES}/ai_edge_litert/libLiteRtWebGpuAccelerator.so",
 )
@@ -56,18 +66,10 @@ def sysroot(cache: Path, say: Callable[[str], None]) -> Path:
     key = key_of(*PACKAGES, *UNNEEDED, *FOLDERS, SUITE, IMPORTS, WHEELS.read_bytes())
 
     def make(folder: Path) -> None:
-        unpack = tool("dpkg-deb", "dpkg")
-        if not KEYRING.is_file():
-            keyring = "debian-archive-keyring"
-            raise DeviceError("Debian's keys are not installed", hint=f"apt-get install {keyring}")
         for name in FOLDERS:
             (folder / name).mkdir(parents=True)
-        with TemporaryDirectory(dir=folder.parent) as scratch:
-            say(f"emulated boards: getting {len(PACKAGES)} Debian packages for arm64 (once)")
-            packages = _download(Path(scratch))
-            for package in packages:
-                output_of([unpack, "--extract", package, folder], f"unpacking {package.name}")
-            listing = [*map(_entry, packages), *_wheels()]
+        say(f"emulated boards: getting {len(PACKAGES)} Debian packages for arm64 (once)")
+        listing = [*_unpack(folder, PACKAGES, SUITE), *_wheels()]
         say("emulated boards: getting numpy and LiteRT for arm64 (once)")
         _install_wheels(folder)
         for name in UNNEEDED:
@@ -75,9 +77,39 @@ def sysroot(cache: Path, say: Callable[[str], None]) -> Path:
             rmtree(path) if path.is_dir() else path.unlink()
         say("emulated boards: first start (once)")
         _finish(folder)
-        (folder / LISTING).write_text("".join(f"{line}\n" for line in listing))
+        _list(folder, listing)
 
     return made_once(cache / "sysroots" / f"arm64-{key}", make)
+
+
+def adb_sysroot(cache: Path, say: Callable[[str], None]) -> Path:
+    """The sysroot with Debian's adbd: another 3 MB of downloads and 9 MB on disk.
+
+    Args:
+        cache: the folder to keep both in.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        DeviceError: as `sysroot`.
+    """
+    base = sysroot(cache, say)
+    key = key_of(base.name, *ADBD_PACKAGES)
+
+    def make(folder: Path) -> None:
+        say(f"emulated boards: getting {len(ADBD_PACKAGES)} Debian packages for adb (once)")
+        linked(base, folder)
+        (folder / "run").mkdir()
+        listing = (folder / LISTING).read_text().splitlines()
+        listing += _unpack(folder, ADBD_PACKAGES, SUITE, BACKPORTS)
+        rmtree(folder / SHARE)
+        _list(folder, listing)
+
+    return made_once(cache / "sysroots" / f"arm64-adb-{key}", make)
+
+
+def linked(base: Path, root: Path) -> None:
+    """Makes a copy of links, which costs nothing: nobody may write into files that are there already."""
+    copytree(base, root, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
 
 
 def emulated(root: Path, cpu: str, plugin: str = "") -> list[str]:
@@ -100,13 +132,25 @@ def emulated(root: Path, cpu: str, plugin: str = "") -> list[str]:
     return command + [word for path in devices for word in ("-b", path)]
 
 
-def _download(scratch: Path) -> list[Path]:
+def _unpack(folder: Path, packages: Sequence[str], *suites: str) -> list[str]:
+    """Gets packages and takes them apart; returns their lines of the listing."""
+    unpack = tool("dpkg-deb", "dpkg")
+    if not KEYRING.is_file():
+        raise DeviceError("Debian's keys are not installed", hint="apt-get install debian-archive-keyring")
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        files = _download(Path(scratch), packages, suites)
+        for file in files:
+            output_of([unpack, "--extract", file, folder], f"unpacking {file.name}")
+        return [_entry(file) for file in files]
+
+
+def _download(scratch: Path, packages: Sequence[str], suites: Sequence[str]) -> list[Path]:
     """The packages' files, by name, checked by apt against Debian's signatures."""
     for name in ("lists/partial", "cache/archives/partial", "packages"):
         (scratch / name).mkdir(parents=True)
     (scratch / "status").touch()
-    source = f"deb [arch=arm64 signed-by={KEYRING}] {_mirror()} {SUITE} main\n"
-    (scratch / "sources.list").write_text(source)
+    archive = f"deb [arch=arm64 signed-by={KEYRING}] {_mirror()}"
+    (scratch / "sources.list").write_text("".join(f"{archive} {suite} main\n" for suite in suites))
     options = {
         "Dir::State": scratch, "Dir::State::lists": scratch / "lists",
         "Dir::State::status": scratch / "status", "Dir::Cache": scratch / "cache",
@@ -117,7 +161,7 @@ def _download(scratch: Path) -> list[Path]:
     apt: list[str | Path] = [tool("apt-get", "apt"), "--quiet=2"]
     apt += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     output_of([*apt, "update"], "getting Debian's package lists")
-    output_of([*apt, "download", *PACKAGES], "getting Debian's packages", cwd=scratch / "packages")
+    output_of([*apt, "download", *packages], "getting Debian's packages", cwd=scratch / "packages")
     return sorted((scratch / "packages").glob("*.deb"))
 
 
@@ -149,6 +193,11 @@ def _finish(folder: Path) -> None:
     output_of([*run, "/bin/busybox", "--install", "-s"], "the first start of the emulated board")
     python = ["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "/usr/bin/python3"]
     output_of([*run, *python, "-c", IMPORTS], "the first start of the emulated board")
+
+
+def _list(folder: Path, lines: Sequence[str]) -> None:
+    (folder / LISTING).unlink(missing_ok=True)  # it may be a link to that of another sysroot
+    (folder / LISTING).write_text("".join(f"{line}\n" for line in lines))
 
 
 def _entry(package: Path) -> str:
