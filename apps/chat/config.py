@@ -150,8 +150,8 @@ def gguf_config(metadata: Mapping[str, Any], where: object) -> GemmaConfig:
     """A GGUF file's metadata as ours: key to number, string, or list.
 
     Raises:
-        InputError: another architecture, or a key is missing or has a value that this network cannot have; the
-            line names file and key.
+        InputError: another architecture, or a key is missing or has a value that this network cannot have;
+            the line names file and key.
     """
     kind = metadata.get("general.architecture")
     if kind != "gemma3":

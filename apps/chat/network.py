@@ -19,9 +19,6 @@ from apps.chat.config import GemmaConfig
 
 #: Of which positions the logits are wanted: prefill on a device needs the last one's, or none.
 Keep = Literal["all", "last", "none"]
-_NORMS = (
-    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
-)  # fmt: skip
 
 
 class RMSNorm(nn.Module):
@@ -112,8 +109,10 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config.width, config.ffn)
-        for name in _NORMS:
-            setattr(self, name, RMSNorm(config.width, config.eps))
+        self.input_layernorm = RMSNorm(config.width, config.eps)
+        self.post_attention_layernorm = RMSNorm(config.width, config.eps)
+        self.pre_feedforward_layernorm = RMSNorm(config.width, config.eps)
+        self.post_feedforward_layernorm = RMSNorm(config.width, config.eps)
 
     def forward(
         self,
@@ -132,6 +131,10 @@ class Layer(nn.Module):
 
 class Body(nn.Module):
     """Everything before the output layer."""
+
+    embed_scale: Tensor
+    rope_local: Tensor
+    rope_global: Tensor
 
     def __init__(self, config: GemmaConfig) -> None:
         """Makes it with random weights."""
