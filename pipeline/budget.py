@@ -10,6 +10,9 @@ from pipeline.figures import Figure
 from targets.card import Budget
 
 
+LESS_IS_BETTER = ("perplexity",)  # of these a drop of accuracy is a rise, as a share
+
+
 @dataclass(frozen=True)
 class Violation:
     """A broken limit of the budget."""
@@ -48,7 +51,8 @@ def check_budget(budget: Budget, figures: Sequence[Figure], metric: str) -> tupl
     for variant in variants:
         score = cells.get((variant, metric))
         if original is not None and score is not None:
-            judge(variant, "accuracy_drop", budget.accuracy_drop, original - score)
+            worse = score / original - 1 if metric in LESS_IS_BETTER else original - score
+            judge(variant, "accuracy_drop", budget.accuracy_drop, worse)
         judge(variant, "latency_ms", budget.latency_ms, cells.get((variant, "latency_p50")))
         judge(variant, "memory_mib", budget.memory_mib, cells.get((variant, "memory_peak")))
         size = cells.get((variant, "bundle_bytes"))

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.packing import pack_programs
 from pipeline.recipe import Recipe
@@ -65,8 +65,18 @@ class Model(Schema):
     vectors: str = "vectors"
 
 
+class LanguageModel(Schema):
+    """A runtime's program of a language model."""
+
+    runtime: RuntimeName
+    file: str
+    context: Annotated[int, Field(ge=1)]
+    chunk: Annotated[int, Field(ge=1)]
+    vocabulary: Annotated[int, Field(ge=1)]
+
+
 class ScoredOn(Schema):
-    """The test images behind the scores."""
+    """The test images behind the scores; of a language model, the pieces of text."""
 
     images: Count
     fingerprint: str
@@ -94,7 +104,8 @@ class Manifest(Schema):
     app: str
     network: Mapping[str, Any]
     recipe: Recipe
-    models: Annotated[tuple[Model, ...], Field(strict=False, min_length=1)]
+    models: Annotated[tuple[Model, ...], Field(strict=False)] = ()
+    language: Annotated[tuple[LanguageModel, ...], Field(strict=False)] = ()
     preprocess: Mapping[str, Any]
     preprocess_hash: str
     test: ScoredOn
@@ -102,6 +113,17 @@ class Manifest(Schema):
     versions: Mapping[str, str]
     licences: Mapping[str, str]
     members: Mapping[str, Member]
+
+    @property
+    def programs(self) -> tuple[Model | LanguageModel, ...]:
+        """What the runtimes read."""
+        return (*self.models, *self.language)
+
+    @model_validator(mode="after")
+    def _programs(self) -> Manifest:
+        if bool(self.models) == bool(self.language):
+            raise ValueError("either models of images or of language")
+        return self
 
 
 @dataclass(frozen=True)
@@ -250,7 +272,7 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
     programs = expand_programs(archive.read(PACKED), f"{path}:{PACKED}") if together else {}
     members = {n: _member(path, archive, n, entry, programs) for n, entry in manifest.members.items()}
     bundle = Bundle(path, manifest, text, members)
-    for model in manifest.models:
+    for model in manifest.programs:
         bundle.read(model.file)
     return bundle
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from targets.card import Budget, RuntimeName, Schema
 
 EMBEDDED = "digits"  # data and weights that an app brings along
+EMBEDDED_DATA = (EMBEDDED, "pydoc")
 DATA_PATHS = ("names", "label_names", "train", "calibration", "test", "images", "labels")
 
 PathText = Annotated[str, Field(min_length=1)]
@@ -46,8 +47,11 @@ class PreprocessOverride(Schema):
 class Data(Schema):
     """The images: what they are trained, calibrated and scored with."""
 
-    format: Literal["digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar"] = "digits"
-    """The layout of the files; `digits` is the app's own embedded set and needs no other key."""
+    format: Literal["digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar", "text", "pydoc"] = (
+        "digits"
+    )
+    """The layout of the files; `digits` is the app's own embedded set and needs no other key, and `pydoc`, for
+    language models, is the text of Python's own help."""
     names: PathText | None = None
     """File with the network's classes, one a line; unset = the list that lies beside the data (cifar)."""
     label_names: PathText | None = None
@@ -68,10 +72,10 @@ class Data(Schema):
     @model_validator(mode="after")
     def _complete(self) -> Data:
         """A set of the user's own needs to be named in full; the embedded one takes no paths."""
-        if self.format == EMBEDDED:
+        if self.format in EMBEDDED_DATA:
             if extra := [key for key in DATA_PATHS if getattr(self, key) is not None]:
                 raise ValueError(
-                    f'format = "{EMBEDDED}" brings its own images: '
+                    f'format = "{self.format}" brings its own data: '
                     f"remove {', '.join(extra)}, or set the format"
                 )
         elif missing := [key for key in self._needed if getattr(self, key) is None]:
@@ -82,7 +86,12 @@ class Data(Schema):
 
     @property
     def _needed(self) -> tuple[str, ...]:
-        return ("test",) if self.format == "cifar" else ("names", "test")
+        return ("test",) if self.format in ("cifar", "text") else ("names", "test")
+
+    @property
+    def textual(self) -> bool:
+        """Whether these are texts, for a language model, and no images."""
+        return self.format in ("text", "pydoc")
 
 
 class Prune(Schema):
@@ -224,6 +233,39 @@ class Squantize(Training):
         return self
 
 
+class Language(Schema):
+    """A language model: what it remembers, and how its weights are stored."""
+
+    context: int = Field(default=2048, ge=16)
+    """Most tokens of a conversation."""
+    chunk: int = Field(default=64, ge=2)
+    """Most tokens of a prompt that go through the network at once."""
+    weight_bits: Literal[4, 8] = 4
+    """Bits of the weights of its linear layers."""
+    embedding_bits: Literal[4, 8] = 4
+    """Bits of the embedding, which is the last layer too."""
+    block: int = Field(default=32, ge=0)
+    """Weights that share a scale; 0 = a whole output channel. LiteRT takes whole channels in any case."""
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    """`gptq` rounds so that the outputs on the calibration texts change least."""
+    distil_steps: int = Field(default=0, ge=0)
+    """Steps of training the low-bit weights towards the original's probabilities."""
+    distil_lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Their highest learning rate."""
+    calibration_tokens: int = Field(default=4096, ge=64)
+    """Tokens of the calibration texts that rounding and training look at."""
+    window: int = Field(default=512, ge=8)
+    """Tokens of one piece of text, in calibration and scoring; each is read from an empty memory."""
+    test_tokens: int = Field(default=4096, ge=64)
+    """Tokens of the test texts that are scored, from their start."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Language:
+        if self.window > self.context:
+            raise ValueError(f"window = {self.window} is longer than context = {self.context}")
+        return self
+
+
 class Quantize(Schema):
     """Post-training quantization to int8: how ranges are found."""
 
@@ -284,6 +326,8 @@ class Recipe(Schema):
     """Sparse low-bit weights, learned in one pass."""
     quantize: Quantize = Quantize()
     """Post-training quantization."""
+    language: Language = Language()
+    """Language models."""
     lower: Lower = Lower()
     """Runtimes."""
     bench: Bench = Bench()

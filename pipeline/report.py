@@ -10,7 +10,9 @@ from targets.card import Target
 _COLUMNS = (
     ("macs", "MACs", "{:,.0f}"),
     ("map50", "mAP@0.5", "{:.4f}"), ("map", "mAP", "{:.4f}"), ("top1", "top-1", "{:.4f}"),
-    ("top5", "top-5", "{:.4f}"),
+    ("top5", "top-5", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"),
+    ("prefill_rate", "prefill, tokens/s", "{:.1f}"), ("decode_rate", "decode, tokens/s", "{:.1f}"),
+    ("first_token", "first token, ms", "{:.0f}"),
     ("parity_lsb", "parity, LSB", "{:.0f}"), ("file_bytes", "file bytes", "{:,.0f}"),
     ("bundle_bytes", "bundle bytes", "{:,.0f}"), ("instructions", "instructions", "{:,.0f}"),
     ("latency_p50", "median ms", "{:.2f}"),
@@ -25,6 +27,7 @@ def markdown(
     violations: Sequence[str],
     notes: Sequence[str],
     sections: Mapping[str, Sequence[str]] | None = None,
+    preview: bool = True,
 ) -> str:
     """Writes the report.
 
@@ -35,6 +38,7 @@ def markdown(
         violations: one line each.
         notes: one sentence each.
         sections: head -> lines of a section of its own; empty ones are left out.
+        preview: whether there is a picture.
     """
     cells = {(f.variant, f.metric): f for f in figures}
     variants = list(dict.fromkeys(f.variant for f in figures))
@@ -62,8 +66,8 @@ def markdown(
             lines.append(f"- {runtime}, {what}: {pay.buys} ({pay.note})")
     if notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    lines += ["", "![What the model finds on test images](preview.png)", ""]
-    return "\n".join(lines)
+    lines += ["", "![What the model finds on test images](preview.png)"] if preview else []
+    return "\n".join([*lines, ""])
 
 
 def _parity(cells: Mapping[tuple[str, str], Figure], variants: Sequence[str]) -> list[str]:

@@ -158,7 +158,7 @@ def test_unknown_keys_name_the_nearest_known_one(write, text, expected):
         ("network = 2024-01-01", "`network = 2024-01-01` is not accepted: it must be a valid string"),
         ("[data]\nformat = 'yolo'", 'format = "yolo" also needs: names, test'),
         ("[data]\nformat = 'yolo'\nnames = 'n'\ntest = 't'", "also needs: calibration (or train)"),
-        ("[data]\ntrain = 'images'", 'format = "digits" brings its own images: remove train'),
+        ("[data]\ntrain = 'images'", 'format = "digits" brings its own data: remove train'),
         ("[data]\nformat = 'yolo'\nnames = ''\ntest = 't'\ntrain = 'x'", "`data.names"),
     ],
 )

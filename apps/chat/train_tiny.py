@@ -1,0 +1,159 @@
+"""Trains the tiny Gemma 3 that ships with paredown: `python -m apps.chat.train_tiny FOLDER`.
+
+Some 0.7 million parameters and 1,024 tokens, learned from the topics of Python's help: enough to try every
+command without a download, and to test with. FOLDER gets config.json, model.safetensors (bfloat16) and
+tokenizer.json, as a Hugging Face folder has them; a killed training goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from apps.chat.cache import empty_cache
+from apps.chat.config import GemmaConfig, five_to_one
+from apps.chat.network import Gemma
+from apps.chat.texts import pydoc_text
+from pipeline.checkpoint import load_run, save_checkpoint
+from pipeline.store import write_atomic
+from pipeline.training import learning_rate
+
+VOCABULARY = 1024
+TINY = GemmaConfig(
+    local=five_to_one(6), width=96, ffn=256, heads=4, kv_heads=1, head_dim=32, window=32,
+    vocabulary=VOCABULARY, max_positions=512, query_pre_attn_scalar=32,
+)  # fmt: skip
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+LENGTH = 128  # tokens of a piece
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast it learns."""
+
+    steps: int = 1000
+    batch: int = 16
+    lr: float = 3e-3
+    warmup: int = 50
+    last_lr: float = 0.02
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def train_tokenizer(text: str) -> str:
+    """A tokenizer.json of Gemma's make-up: byte fallback, spaces as a letter of their own."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    orders = [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
+    known = [*orders, *(f"<0x{byte:02X}>" for byte in range(256))]
+    # words with the space before them: what a merge must not go beyond
+    words = [part if i == 0 else f" {part}" for line in text.splitlines(keepends=True)
+             for i, part in enumerate(line.split(" "))]  # fmt: skip
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=known, show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = [t for t in made["added_tokens"] if t["content"] in SPECIAL]  # bytes are no orders
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+
+
+def run_whole(network: Gemma, tokens: Tensor) -> Tensor:
+    """Logits of pieces (N, T) side by side, though the network takes one at a time: (N, T, vocabulary)."""
+    positions = torch.arange(tokens.shape[1])
+    cache = empty_cache(network.config, tokens.shape[1], tokens.shape[1])
+    return torch.vmap(lambda piece: network(piece[None], positions, cache)[0][0])(tokens)
+
+
+def train(network: Gemma, ids: Tensor, schedule: Schedule, checkpoint: Path) -> None:
+    """AdamW on random pieces of the text."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": schedule.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95))
+    first = 0
+    if checkpoint.exists():
+        state = load_run(checkpoint, repr((network.config, schedule)))
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    for step in range(first, schedule.steps):
+        chance = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
+        starts = torch.randint(0, len(ids) - LENGTH, (schedule.batch,), generator=chance)
+        pieces = torch.stack([ids[start : start + LENGTH + 1] for start in starts])
+        pieces[:, 0] = network.config.bos
+        loss = F.cross_entropy(run_whole(network, pieces[:, :-1]).flatten(0, 1), pieces[:, 1:].flatten())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, step, schedule.steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_checkpoint(checkpoint, {**state, "identity": repr((network.config, schedule))})
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+
+
+def hf_config(config: GemmaConfig) -> dict[str, object]:
+    """A config.json."""
+    kinds = ["sliding_attention" if local else "full_attention" for local in config.local]
+    return {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "torch_dtype": "bfloat16",
+        "num_hidden_layers": config.layers, "hidden_size": config.width, "intermediate_size": config.ffn,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim, "sliding_window": config.window, "layer_types": kinds,
+        "vocab_size": config.vocabulary, "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.eps, "query_pre_attn_scalar": config.query_pre_attn_scalar,
+        "rope_theta": config.rope_global, "rope_local_base_freq": config.rope_local,
+        "bos_token_id": config.bos, "eos_token_id": list(config.eos), "pad_token_id": 0,
+        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=Schedule.steps)
+    arguments = parser.parse_args()
+    from tokenizers import Tokenizer
+
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(pydoc_text("train"))
+    write_atomic(folder / "tokenizer.json", tokenizer.encode())
+    encode = Tokenizer.from_str(tokenizer).encode
+    ids, held = (torch.tensor(encode(pydoc_text(split)).ids) for split in ("train", "calibration"))
+    network = Gemma(TINY)
+    for matrix in (m for m in network.parameters() if m.ndim > 1):
+        torch.nn.init.normal_(matrix, std=0.02)
+    torch.nn.init.normal_(network.model.embed_tokens.weight, std=TINY.width**-0.5)
+    train(network, ids, Schedule(steps=arguments.steps), folder / "checkpoint.pt")
+    with torch.inference_mode():
+        pieces = held[: len(held) // LENGTH * LENGTH].view(-1, LENGTH)[:40]
+        loss = F.cross_entropy(run_whole(network, pieces)[:, :-1].flatten(0, 1), pieces[:, 1:].flatten())
+    print(f"{len(ids)} tokens; perplexity on held-out topics {math.exp(loss):.2f} per token")
+    state = {n: t.bfloat16().contiguous() for n, t in network.state_dict().items() if n != "lm_head.weight"}
+    save_file(state, folder / "model.safetensors")
+    write_atomic(folder / "config.json", (json.dumps(hf_config(TINY), indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

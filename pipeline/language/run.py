@@ -1,0 +1,213 @@
+"""A whole run of a language model: recipe and target in, bundle, figures and report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import read_json, write_json
+from pipeline.budget import check_budget
+from pipeline.contents import ROOT, SHARED, plain
+from pipeline.figures import Figure, Tag, write_figures
+from pipeline.language.stages import LanguageStages, smoked
+from pipeline.language.task import LanguageTask, load_language_task
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import check_files, resolved_toml
+from pipeline.report import markdown
+from pipeline.results import BUNDLE
+from pipeline.run import FIGURES, RECIPE, REPORT, STORE, Result
+from pipeline.stage import Ledger, Stage, run_stage
+from pipeline.store import Store, file_hash, write_atomic
+from targets.card import Target
+from targets.errors import InputError, UsageError
+from targets.host import package_versions, this_machine
+
+MIB = 2**20
+SUFFIX = {"executorch": "pte", "litert": "tflite"}
+
+
+@dataclass(frozen=True)
+class BenchParams:
+    """How speed is measured, and on what."""
+
+    threads: int
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BundleParams:
+    """What goes into a bundle beside the models."""
+
+    name: str
+    card: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    tag: str
+    app: Mapping[str, str]
+    packages: Mapping[str, str]
+
+
+class LanguageRun:
+    """One recipe of a language model for one target; see `pipeline.run.Run`, whose place it takes.
+
+    Raises:
+        UsageError: the target lacks a runtime that the recipe wants, or cannot run language models.
+        InputError: a file of the recipe is missing or broken, or the model does not fit the target's memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        target: Target,
+        root: Path,
+        *,
+        smoke: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Checks recipe, card and memory against each other; nothing is run."""
+        recipe = recipe.model_copy(update={"lower": recipe.lower.on(target.runtimes)})
+        for wanted in recipe.lower.runtimes:
+            target.runtime(wanted)
+        if target.microcontroller or target.export_only or target.arch == "wasm32":
+            raise UsageError(
+                "language models need a target with an operating system", where=f"target {target.name}"
+            )
+        if recipe.prune.active or recipe.squantize.active:
+            raise UsageError("[prune] and [squantize] are for networks of images", hint="see [language]")
+        check_files(recipe)
+        self.recipe = smoked(recipe) if smoke else recipe
+        self.name, self.target, self.smoke, self.log, self.tick = name, target, smoke, log, tick
+        self.folder, self.store = root / name / target.name, Store(root / STORE)
+        self.tag: Tag = "smoke" if smoke else "measured"
+        self.machine = this_machine()
+        self.task: LanguageTask = load_language_task(self.recipe)
+        self._check_memory()
+        self.stages = LanguageStages(self.recipe, self.task, self.store, tick)
+        self.bundle = self._bundle()
+        self.bench = self._bench(self.bundle) if target.reach.kind == "local" else None
+
+    def plan(self) -> tuple[Stage, ...]:
+        """Every stage, in running order."""
+        return (*self.stages.all(), self.bundle, *([self.bench] if self.bench else []))
+
+    def execute(self) -> Result:
+        """Runs what has to run, writes the run's folder, and checks the budget."""
+        ledger = Ledger.start(self.folder)
+        for stage in self.plan():
+            run_stage(self.store, stage, self.log, ledger)
+        figures = tuple([*self.figures(), *self._sizes(), *self._speeds()])
+        violations = check_budget(self.recipe.budget.over(self.target.budget), figures, "perplexity")
+        write_atomic(self.folder / BUNDLE, (self.stages.path(self.bundle) / BUNDLE).read_bytes())
+        write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
+        write_figures(self.folder / FIGURES, figures)
+        notes = self._notes()
+        lines = [violation.line() for violation in violations]
+        text = markdown(self.name, self.target, figures, lines, notes, preview=False)
+        write_atomic(self.folder / REPORT, text.encode())
+        return Result(self.folder, figures, violations, notes)
+
+    # -- figures ---------------------------------------------------------------------------------------------
+
+    def figures(self) -> list[Figure]:
+        """What is the same on each run: scores and sizes."""
+        found = [
+            self._figure("score", variant, metric, value, "1")
+            for variant in self.stages.scores
+            for metric, value in self.stages.score(variant).items()
+        ]
+        for name in self.stages.runtimes:
+            found.append(self._figure("lower", name, "file_bytes", len(self.stages.program(name)), "B"))
+            found.append(
+                self._figure("quantize", name, "weight_bytes", self.stages.facts(name)["bytes"], "B")
+            )
+        return found
+
+    def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
+        return Figure(stage, variant, metric, value, unit, self.tag, self.machine)
+
+    def _sizes(self) -> list[Figure]:
+        size = (self.stages.path(self.bundle) / BUNDLE).stat().st_size
+        return [self._figure("bundle", name, "bundle_bytes", size, "B") for name in self.stages.runtimes]
+
+    def _speeds(self) -> list[Figure]:
+        from pipeline.language.speed import figures
+
+        if self.bench is None:
+            return []
+        measured = read_json(self.stages.path(self.bench) / "bench.json")
+        return [f for name, facts in measured.items() for f in figures(name, facts, self.tag, self.machine)]
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        before = self.stages.score("fp32")["perplexity"]
+        for name in self.stages.runtimes:
+            after = self.stages.score(name)["perplexity"]
+            notes.append(f"{name}: perplexity {after / before - 1:+.1%} against float32")
+        if self.bench is None:
+            notes.append(f"not validated on a device: no speed for {self.target.name} is known")
+        return tuple(notes)
+
+    # -- the last stages -------------------------------------------------------------------------------------
+
+    def _check_memory(self) -> None:
+        """Refuses, before any work, what the target's memory cannot hold.
+
+        Raises:
+            InputError: by how much.
+        """
+        room = self.target.memory_mib or self.machine.memory_mib
+        needed = self.task.device_bytes(self.recipe.language) / MIB
+        if room and needed > room:
+            raise InputError(
+                f"weights and a context of {self.recipe.language.context} tokens need {needed:,.0f} MiB, "
+                f"it has {room:,} MiB", where=f"target {self.target.name}",
+                hint="--set language.context=..., fewer bits, or a smaller model",
+            )  # fmt: skip
+
+    def _bench(self, bundle: Stage) -> Stage:
+        def build(out: Path) -> None:
+            from pipeline.language.speed import measure_here
+
+            path, threads = self.stages.path(bundle) / BUNDLE, self.recipe.bench.threads
+            write_json(out / "bench.json", measure_here(path, self.smoke, self.tick, threads))
+
+        params = BenchParams(self.recipe.bench.threads, self.machine.to_dict())
+        return Stage("bench", 1, params, {"bundle": bundle.key}, build)
+
+    def _bundle(self) -> Stage:
+        files = {name: ROOT / name for name in SHARED} | self.task.device_files()
+        params = BundleParams(
+            self.name, plain(self.target), plain(self.recipe), self.tag,
+            {name: file_hash(path) for name, path in sorted(files.items())},
+            dict(package_versions(("zstandard", "numpy", "paredown"))),
+        )  # fmt: skip
+        inputs = {stage.name: stage.key for stage in self.stages.all()}
+
+        def build(out: Path) -> None:
+            from pipeline.bundle import pack
+
+            members = dict(self.task.bundle_members()) | {n: p.read_bytes() for n, p in files.items()}
+            models = []
+            for name in self.stages.runtimes:
+                file = f"model.{SUFFIX[name]}"
+                members[file] = self.stages.program(name)
+                models.append({
+                    "runtime": name, "file": file, "context": self.recipe.language.context,
+                    "chunk": self.recipe.language.chunk, "vocabulary": self.task.vocabulary,
+                })  # fmt: skip
+            test = self.task.pieces("test")
+            manifest = {
+                "name": self.name, "target": self.target.name, "card": plain(self.target),
+                "app": self.recipe.app, "network": dict(self.task.network_id), "language": models,
+                "preprocess": {}, "preprocess_hash": "", "recipe": plain(self.recipe),
+                "test": {"images": len(test), "fingerprint": self.task.fingerprint("test")},
+                "figures": [figure.to_dict() for figure in self.figures()],
+                "versions": dict(self.machine.versions),
+                "licences": {"device code": "Apache-2.0", "weights": "that of the recipe's files"},
+            }  # fmt: skip
+            (out / BUNDLE).write_bytes(pack(manifest, members))
+
+        return Stage("bundle", 1, params, inputs, build)
