@@ -39,7 +39,7 @@ LENGTH = 128  # tokens of a piece
 class Schedule:
     """How long and how fast it learns."""
 
-    steps: int = 1000
+    steps: int = 500
     batch: int = 16
     lr: float = 3e-3
     warmup: int = 50

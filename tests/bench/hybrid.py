@@ -4,7 +4,7 @@
     python tests/bench/hybrid.py resnet56 --cifar CIFAR | yolo | digits
 
 The settings are those of tests/bench/pruning.py and tests/bench/squantizer.py; more follow as KEY=VALUE.
-Bytes are those of a LiteRT program in a bundle of its own. The stages are timed side by side on this machine, one
+Bytes are those of a LiteRT program in a bundle of its own. The stages are timed side by side here, one
 thread, and scored on the test images. With --runs the stages are kept. Prints Markdown.
 """
 
