@@ -176,6 +176,21 @@ def fake_int8(x: Tensor) -> Tensor:
     return x + (rounded - x).detach() if x.requires_grad else rounded
 
 
+def plain_weight(network: nn.Module, name: str) -> Tensor:
+    """The weights of a linear layer or embedding that is not in codes, (out, in).
+
+    Raises:
+        InputError: the network has none of that name.
+    """
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
+        kind = "missing" if module is None else type(module).__name__
+        raise InputError(
+            f"{name} is {kind}", where="the network", hint="codes are for linear layers and embeddings"
+        )
+    return module.weight
+
+
 def put(network: nn.Module, weights: Mapping[str, BlockWeight], activation_bits: int | None = None) -> None:
     """Replaces linear layers and embeddings by low-bit ones, in place.
 
@@ -191,19 +206,16 @@ def put(network: nn.Module, weights: Mapping[str, BlockWeight], activation_bits:
     """
     named = dict(network.named_modules(remove_duplicate=False))
     for name, weight in weights.items():
-        given = named.get(name)
-        if not isinstance(given, (nn.Linear, nn.Embedding)):
-            kind = "missing" if given is None else type(given).__name__
-            raise InputError(f"{name} is {kind}", where="put", hint="linear layers and embeddings have codes")
-        if given.weight.shape != weight.codes.shape:
+        given = plain_weight(network, name)
+        if given.shape != weight.codes.shape:
             raise InputError(
-                f"{name} has weights of shape {tuple(given.weight.shape)}",
+                f"{name} has weights of shape {tuple(given.shape)}",
                 where="put",
                 hint=f"the codes have the shape {tuple(weight.codes.shape)}",
             )
         tensor = BlockTensor(weight)
         for other, module in named.items():
-            if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight is given.weight:
+            if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight is given:
                 network.set_submodule(other, _on(tensor, module, activation_bits))
 
 

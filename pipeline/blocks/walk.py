@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.blocks.grid import BlockGrid, nearest
-from pipeline.blocks.modules import fake_int8, put
+from pipeline.blocks.modules import fake_int8, plain_weight, put
 from pipeline.blocks.rounding import RoundingConfig, rounded
 from pipeline.blocks.weight import BlockWeight
 from targets.errors import InputError
@@ -59,7 +59,7 @@ def put_nearest(
         grids: name of a linear layer or embedding -> its codes.
         activation_bits: see `BlockLinear`.
     """
-    weights = {name: nearest(_weight(network, name), grid) for name, grid in grids.items()}
+    weights = {name: nearest(plain_weight(network, name), grid) for name, grid in grids.items()}
     put(network, weights, activation_bits)
     return weights
 
@@ -127,7 +127,7 @@ class _Walk:
         linears = [name for name in names if isinstance(_module(self.network, name), nn.Linear)]
         moments = self._record(linears)
         for name in names:
-            weight, grid = _weight(self.network, name), self.grids[name]
+            weight, grid = plain_weight(self.network, name), self.grids[name]
             if name in linears:
                 uses = sum(getattr(module, "weight", None) is weight for module in self.network.modules())
                 codes = rounded(weight, moments[name], grid, shared if uses > 1 else config)
@@ -182,7 +182,7 @@ class _Walk:
             (common,) = moments.values()
             self._put(
                 {
-                    name: rounded(_weight(self.network, name), common, self.grids[name], config)
+                    name: rounded(plain_weight(self.network, name), common, self.grids[name], config)
                     for name in together
                 }
             )
@@ -246,13 +246,3 @@ def _module(network: nn.Module, name: str) -> nn.Module:
         return network.get_submodule(name)
     except AttributeError as error:
         raise InputError(f"{name} is missing", where="put_rounded", hint="names are the network's") from error
-
-
-def _weight(network: nn.Module, name: str) -> Tensor:
-    module = _module(network, name)
-    if not isinstance(module, (nn.Linear, nn.Embedding)):
-        kind = type(module).__name__
-        raise InputError(
-            f"{name} is {kind}", where="put_rounded", hint="linear layers and embeddings have codes"
-        )
-    return module.weight
