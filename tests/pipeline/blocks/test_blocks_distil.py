@@ -66,7 +66,7 @@ def test_a_short_run_helps_and_the_network_holds_the_best_codes(teacher: nn.Modu
     before = evaluate(network)
     found = distil(network, teacher, batch, logits, CONFIG, evaluate=evaluate)
     assert found.baseline == before and found.best_step in (8, 16, 24)
-    assert found.best == max(row["metric"] for row in found.history) > 0.8 * before
+    assert found.best == max(row["metric"] for row in found.history) > 0.9 * before
     assert evaluate(network) == found.best
     assert all(torch.equal(held(network)[n].weight.codes, w.codes) for n, w in found.weights.items())
     assert network.embed.tensor is network.head.tensor
