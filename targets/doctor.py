@@ -65,12 +65,16 @@ PACKAGES = (
     Need("ethos-u-vela", "ethosu", "placement and cycles on Ethos-U"),
 )
 PROGRAMS = (
-    Need("adb", "adb", "phones and boards over adb"),
+    Need("adb", "adb", "phones and boards over adb, and an emulated one"),
     Need("proot", "proot", "emulated boards"),
     Need("qemu-user", "qemu-aarch64", "emulated boards"),
     Need("gcc", "gcc", "counting the instructions of emulated boards"),
     Need("g++", "g++", "building the ExecuTorch runner for this machine"),
-    Need("g++-aarch64-linux-gnu", "aarch64-linux-gnu-g++", "building the ExecuTorch runner for 64-bit Arm"),
+    Need(
+        "g++-aarch64-linux-gnu",
+        "aarch64-linux-gnu-g++",
+        "building the ExecuTorch runner for 64-bit Arm, and the emulated board over adb",
+    ),
 )
 #: Imports for real: a package that is there may still not load. A crash ends the list early.
 _IMPORTS = """

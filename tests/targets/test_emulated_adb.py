@@ -259,7 +259,8 @@ class TestBoard:
     def test_nothing_is_left_of_it(self, packages: None, users_server: int) -> None:
         with adb_board.start(NAME) as other:
             with connected(other) as device:
-                daemon = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
+                daemon = "setsid sh -c 'echo $$ >pid; exec sleep 1000' >/dev/null 2>&1 &"
+                daemon += "until [ -s pid ]; do sleep 0.1; done; cat pid"
                 pid = int(device.run(["sh", "-c", daemon], timeout=60).out)
             assert lives(pid) and len(processes_of(other)) > 5
         assert not processes_of(other) and not lives(pid) and not other.root.parent.exists()
