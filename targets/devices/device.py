@@ -1,4 +1,4 @@
-"""What every way to a device can do: push, run, pull, clean up. `targets.devices.address` opens one.
+"""What every way to a device can do: push, run, talk, pull, clean up. `targets.devices.address` opens one.
 
 The protocol is small on purpose, so that a board on the other end of a cable, an emulated one and this very
 machine are the same thing to the rest of the house.
@@ -30,6 +30,40 @@ class Completed:
     out: str
     err: str
     seconds: float
+
+
+class Dialogue(Protocol):
+    """A program that runs on a device and is talked to line by line; a context manager that ends it."""
+
+    def send(self, line: str) -> None:
+        """Gives it a line to read; where it has ended, `receive` says so.
+
+        Args:
+            line: without its end.
+        """
+
+    def receive(self, timeout: float) -> str:
+        """The next line of its standard output.
+
+        Args:
+            timeout: seconds to wait for it.
+
+        Raises:
+            TimeoutError: none came so far.
+            EOFError: it has ended, and well.
+            DeviceError: it was killed, took too long, ended with another status, or the connection is lost.
+        """
+
+    def close(self) -> None:
+        """Ends it, if it still runs."""
+
+    def __enter__(self) -> Self:
+        """The dialogue itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes it."""
 
 
 class Device(Protocol):
@@ -88,6 +122,20 @@ class Device(Protocol):
 
         Raises:
             DeviceError: it was killed, took too long, ended with another status, or the connection is lost.
+        """
+
+    def talk(
+        self, command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None
+    ) -> Dialogue:
+        """Starts a program in the workspace to talk to it; it ends as one of `run` does, or when closed.
+
+        Args:
+            command: program and arguments, quoted for no shell.
+            timeout: seconds that it may run.
+            environment: variables beside those that are there.
+
+        Raises:
+            DeviceError: the connection is lost.
         """
 
     def close(self) -> None:

@@ -57,21 +57,37 @@ cat "$2"
 """
 
 # The program has a session, and so a process group, of its own: it is ended as a whole, with what it started.
-_RUN = """
+# What it reads and what the watcher passes on are for `run` nothing.
+_START = """
+setsid env "$@" 3<&- {reads} &
+program=$!
+setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- {passes} 2>&1 &
+watcher=$!
+exec 3<&- {closes}
+{{ echo $program >"$base/jobs/$job"; }} 2>/dev/null
+wait $program 2>/dev/null
+status=$?
+{{ kill -KILL -$program; kill -KILL -$watcher || kill -KILL $watcher; rm -f "$base/jobs/$job"; }} 2>/dev/null
+exit $status
+"""
+
+_ARGUMENTS = """
 base=$1 job=$2 seconds=$3 watch=$4
 shift 4
 cd "$base/work" || exit
 exec 3<&0
-setsid env "$@" 3<&- </dev/null &
-program=$!
-setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- >/dev/null 2>&1 &
-watcher=$!
-exec 3<&-
-{ echo $program >"$base/jobs/$job"; } 2>/dev/null
-wait $program 2>/dev/null
-status=$?
-{ kill -KILL -$program; kill -KILL -$watcher || kill -KILL $watcher; rm -f "$base/jobs/$job"; } 2>/dev/null
-exit $status
+"""
+
+_RUN = _ARGUMENTS + _START.format(reads="</dev/null", passes=">/dev/null", closes="")
+
+# The watcher alone can tell that standard input ends, so it is the one to read it, and passes it on through a
+# pipe. A pipe with both ends in one shell, without a name for which some devices have no place:
+_PIPE = "exec 4<&0 5>/proc/self/fd/0"
+_TALK = f"""{_ARGUMENTS}
+: | {{
+{_PIPE}
+{_START.format(reads="<&4 4<&- 5>&-", passes="4<&- >&5 5>&-", closes="4<&- 5>&-")}
+}}
 """
 
 # Ends the program when standard input does, or after so many seconds. Before `setsid` had its turn there is
@@ -118,9 +134,20 @@ def pull(base: str, source: str) -> str:
 
 def run(base: str, job: str, seconds: float, command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Runs a program in the workspace for at most so many seconds or until standard input ends."""
+    return _started(_RUN, base, job, seconds, command, environment)
+
+
+def talk(base: str, job: str, seconds: float, command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """As `run`; the program reads standard input."""
+    return _started(_TALK, base, job, seconds, command, environment)
+
+
+def _started(
+    start: str, base: str, job: str, seconds: float, command: Sequence[str], environment: Mapping[str, str]
+) -> str:
     variables = [f"{name}={value}" for name, value in environment.items()]
     limits = [base, job, str(math.ceil(seconds)), _WATCH]
-    return shlex.join(["exec", "sh", "-c", _RUN, "sh", *limits, *variables, *command])
+    return shlex.join(["exec", "sh", "-c", start, "sh", *limits, *variables, *command])
 
 
 def end(base: str, jobs: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import queue
 import secrets
 import shlex
 import textwrap
@@ -20,9 +21,10 @@ from typing import Self, TypeVar
 
 from targets.devices import script
 from targets.devices.arrival import Arrival
-from targets.devices.channel import Transport
+from targets.devices.channel import Channel, Transport
 from targets.devices.conversation import Lines, converse
-from targets.devices.device import Completed
+from targets.devices.device import Completed, Dialogue
+from targets.devices.dialogue import ChannelDialogue
 from targets.devices.errors import (
     ConnectionLostError,
     MissingToolError,
@@ -105,6 +107,12 @@ class ShellDevice:
         if check and code:
             raise failure(_name(command), code, err, self.address)
         return completed
+
+    def talk(
+        self, command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None
+    ) -> Dialogue:
+        """Starts a program there to talk to it; see `Device.talk`."""
+        return self._worker.call(self._talk(command, timeout, environment or {}))
 
     def close(self) -> None:
         """Ends what we started, removes the workspace, disconnects; see `Device.close`."""
@@ -190,12 +198,9 @@ class ShellDevice:
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None,
     ) -> tuple[int, str, str]:
-        if unsure := frozenset(self._unsure):
-            await self._ask("ending what still ran", script.end(self._base, unsure), STEP_S)
-            self._unsure -= unsure
+        await self._end_unsure()
         job = secrets.token_hex(4)
-        own_limit = timeout + self._patience.grace_s  # for when nobody can tell the device any more
-        line = script.run(self._base, job, own_limit, command, environment)
+        line = script.run(self._base, job, self._own_limit(timeout), command, environment)
         out, err = Lines(), Lines(on_line)
         try:
             status = await self._exchange(_name(command), line, timeout, out.take, err, leash=True)
@@ -203,6 +208,36 @@ class ShellDevice:
             self._unsure.add(job)
             raise
         return status, out.text, err.text
+
+    async def _talk(
+        self, command: Sequence[str], timeout: float, environment: Mapping[str, str]
+    ) -> ChannelDialogue:
+        await self._end_unsure()
+        job, name = secrets.token_hex(4), _name(command)
+        line = script.talk(self._base, job, self._own_limit(timeout), command, environment)
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        out, err = Lines(lines.put), Lines()
+        channel = await self._transport.start(line)
+        work = asyncio.create_task(self._attend(channel, name, timeout, out.take, err, leash=True))
+
+        def ended(work: asyncio.Task[int]) -> None:
+            if work.cancelled() or work.exception():
+                self._unsure.add(job)
+
+        work.add_done_callback(ended)
+        return ChannelDialogue(
+            self._worker, channel, lines, work, lambda status: failure(name, status, err.text, self.address)
+        )
+
+    def _own_limit(self, seconds: float) -> float:
+        """Seconds after which a program ends where nobody can tell the device any more."""
+        return seconds + self._patience.grace_s
+
+    async def _end_unsure(self) -> None:
+        """Ends the programs whose end nobody saw."""
+        if unsure := frozenset(self._unsure):
+            await self._ask("ending what still ran", script.end(self._base, unsure), STEP_S)
+            self._unsure -= unsure
 
     async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """For what can be done twice: copying and cleaning up, when the connection was lost."""
@@ -229,6 +264,20 @@ class ShellDevice:
     ) -> int:
         """Starts a program and talks to it to its end; returns its status as `converse` does."""
         channel = await self._transport.start(command)
+        return await self._attend(channel, doing, seconds, out, err, source=source, leash=leash)
+
+    async def _attend(
+        self,
+        channel: Channel,
+        doing: str,
+        seconds: float,
+        out: Callable[[bytes], None],
+        err: Lines,
+        *,
+        source: Path | None = None,
+        leash: bool = False,
+    ) -> int:
+        """Talks to a program to its end; returns its status as `converse` does."""
         try:
             return await converse(
                 channel, out, err.take, source=source, leash=leash, seconds=seconds,

@@ -281,3 +281,42 @@ class DeviceContract:
         device.push(payload, "x")
         with pytest.raises(InputError, match="back: cannot write here: No such file"):
             device.pull("x", tmp_path / "no folder" / "back")
+
+    def test_a_program_is_talked_to(self, device):
+        script = 'while read -r line; do echo "$A $line"; done'
+        with device.talk(["sh", "-c", script], timeout=60, environment={"A": "got"}) as program:
+            for line in ("one", "two  words", "it's $HOME", "é", "x" * 100_000):
+                program.send(line)
+                assert program.receive(30) == f"got {line}"
+            with pytest.raises(TimeoutError):
+                program.receive(0.01)
+            assert device.run(["echo", "meanwhile"], timeout=30).out == "meanwhile\n"
+
+    def test_how_a_dialogue_ends(self, device):
+        with device.talk(["sh", "-c", "echo last; printf unended"], timeout=60) as program:
+            assert [program.receive(30), program.receive(30)] == ["last", "unended"]
+            for _ in range(2):
+                with pytest.raises(EOFError):
+                    program.receive(30)
+            program.send("nobody reads this")
+        with device.talk(["sh", "-c", "read -r x; echo no model >&2; exit 4"], timeout=60) as program:
+            program.send("")
+            with pytest.raises(ExitStatusError, match=r"`sh -c .* ended with status 4: no model$"):
+                program.receive(30)
+        with device.talk(["sh", "-c", "sleep 1000"], timeout=1) as program:
+            with pytest.raises(TimedOutError, match="took longer than 1 s"):
+                program.receive(30)
+
+    def test_leaving_a_dialogue_ends_the_program_and_what_it_started(self, device):
+        with device.talk(["sh", "-c", TWO_PROGRAMS], timeout=60):
+            pids = pids_in(device.workspace)
+        gone(pids)
+        assert device.run(["echo", "still there"], timeout=30).out == "still there\n"
+
+    def test_closing_the_device_ends_a_dialogue(self, device):
+        program = device.talk(["sh", "-c", TWO_PROGRAMS], timeout=60)
+        pids = pids_in(device.workspace)
+        device.close()
+        gone(pids)
+        with pytest.raises((DeviceError, EOFError)):
+            program.receive(30)
