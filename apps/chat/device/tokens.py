@@ -148,9 +148,9 @@ class _Merges:
         order = np.argsort(keys, kind="stable")
         self._keys, self._ranks, self._merged = keys[order], order.astype(np.int32), merged[order]
         # The same memory: one number at a time, Python reads it faster so.
-        self._key_view: memoryview[int] = memoryview(self._keys)
-        self._rank_view: memoryview[int] = memoryview(self._ranks)
-        self._merged_view: memoryview[int] = memoryview(self._merged)
+        self._key_view: memoryview[int] = self._keys.data
+        self._rank_view: memoryview[int] = self._ranks.data
+        self._merged_view: memoryview[int] = self._merged.data
 
     def join(self, symbols: Ids) -> list[int]:
         """Joins neighbours until none can be: always the pair of the lowest rank, of equals the leftmost."""
