@@ -24,6 +24,7 @@ ROOMS = ("targets", "calibration", "pipeline", "apps")  # ground floor first
 LOWERING = {"executorch", "litert_torch", "torchao"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
 NUMERIC = {"numpy", "cv2"}
+ON_DEMAND = {"paho"}  # of a board, inside a function, where its user asks for it
 # What may be called while a module is imported: definitions, never work.
 DEFINING_CALLS = {
     "dataclass",
@@ -233,7 +234,7 @@ def heavy_reaches(house: dict[str, Module]) -> list[str]:
         if not must_be_torch_free(name):
             continue
         allowed = (
-            NUMERIC | RUNTIMES
+            NUMERIC | RUNTIMES | ON_DEMAND
             if is_device_code(name)
             else NUMERIC
             if name == "calibration.preprocess"
