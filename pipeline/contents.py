@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 SHARED = (
     "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py", "targets/__init__.py",
     "targets/errors.py", "targets/quiet.py", "targets/vectors.py", "targets/runners/__init__.py",
-    "targets/runners/expand.py", "targets/runners/litert.py", "targets/runners/unpacked.py",
+    "targets/runners/expand.py", "targets/runners/litert.py", "targets/runners/prove.py",
+    "targets/runners/unpacked.py",
 )  # fmt: skip
 
 
