@@ -7,20 +7,21 @@ another machine, see `serve.py`. Needs numpy and a runtime; no torch.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apps.chat.device.sampling import Sampling
+from apps.chat.device.serve import serve
 from apps.chat.device.session import Chat, Manner, Session
 from apps.chat.device.terminal import Streams, Terminal
 from apps.chat.device.tokens import Tokens
-from targets.errors import InputError, ParedownError
+from targets.errors import InputError, ParedownError, UsageError
 
 TOKENIZER, SETTINGS = "tokenizer.npz", "app.json"
 GEMMA = "gemma"  # the template of a model that was taught to chat
@@ -29,16 +30,11 @@ UNREAD, INTERRUPTED = 1, 130  # exit codes: nobody reads the answers any more; C
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    options = parser("python -m apps.chat.device.chat").parse_args(arguments)
     try:
-        session = open_session(
-            Path.cwd(), manner_of(options), options.runtime, options.threads, options.times
-        )
         if options.serve:
-            from apps.chat.device.serve import serve
-
-            return serve(session)
-        return converse(session, options.prompt)
+            return serve(lambda: open_session(Path.cwd(), options))
+        return converse(open_session(Path.cwd(), options), options.prompt)
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -46,65 +42,65 @@ def main(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    default = Sampling()
-    found = argparse.ArgumentParser(
-        "python -m apps.chat.device.chat", description="Talks to a bundle's model."
-    )
+def parser(program: str) -> argparse.ArgumentParser:
+    """The command line, the same on every machine."""
+    default, found = Sampling(), argparse.ArgumentParser(program, description="Talks to a bundle's model.")
     found.add_argument("--prompt", help="answer this and leave")
-    found.add_argument(
-        "--temperature", type=float, default=default.temperature, help="0: the likeliest token"
-    )
-    found.add_argument("--top-k", type=int, default=default.top_k, help="0: all tokens")
-    found.add_argument("--top-p", type=float, default=default.top_p, help="1: all tokens")
+    found.add_argument("--temperature", type=float, default=default.temperature, help="0 = greedy")
+    found.add_argument("--top-k", type=int, default=default.top_k, help="0 = all tokens")
+    found.add_argument("--top-p", type=float, default=default.top_p, help="1 = all tokens")
     found.add_argument("--seed", type=int, help="the same answers every time")
     found.add_argument("--stop", action="append", default=[], help="a string that ends an answer; repeatable")
     found.add_argument("--max-tokens", type=int, help="of an answer")
     found.add_argument("--runtime", help="executorch or litert, where the bundle has both")
-    found.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    found.add_argument("--no-times", dest="times", action="store_false", help="an emulated board: no speed")
+    found.add_argument("--threads", type=int, help="of the runtime; all cores")
+    found.add_argument("--no-times", action="store_true", help="an emulated board: speeds mean nothing")
     found.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return found
 
 
+def as_arguments(options: argparse.Namespace) -> list[str]:
+    """What makes the same answers on another machine."""
+    names = ("temperature", "top_k", "top_p", "seed", "max_tokens", "runtime", "threads")
+    given = {name.replace("_", "-"): getattr(options, name) for name in names}
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*words, *(f"--stop={string}" for string in options.stop)]
+
+
 def manner_of(options: argparse.Namespace) -> Manner:
-    """What the options ask for; whether the model chats is the bundle's to say.
+    """How the options ask to answer; whether the model chats is the bundle's to say.
 
     Raises:
         UsageError: a value is out of its range.
     """
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"{options.threads} threads compute nothing", hint="give 1 or more")
     return Manner(sampling=sampling, stops=tuple(options.stop), max_tokens=options.max_tokens)
 
 
-def open_session(
-    folder: Path, manner: Manner, runtime: str | None = None, threads: int = 1, times: bool = True
-) -> Session:
+def open_session(folder: Path, options: argparse.Namespace) -> Session:
     """A session with the model of an unpacked bundle.
 
     Args:
         folder: of the bundle, with its manifest.json.
-        manner: of answering; its turns are the bundle's to say.
-        runtime: whose model; None = the first one that runs here.
-        threads: of the runtime.
-        times: whether they mean something.
+        options: of `parser`.
 
     Raises:
         InputError: the folder is no unpacked bundle of a language model, or a file of it is damaged.
+        UsageError: an option is out of its range.
     """
     from apps.chat.device.models import open_model
 
+    manner = manner_of(options)
     files = read_members(folder, (TOKENIZER, SETTINGS))
     try:
-        turns = json.loads(files[SETTINGS])["template"] == GEMMA
+        manner = replace(manner, turns=json.loads(files[SETTINGS])["template"] == GEMMA)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("names no template", where=folder / SETTINGS) from error
     tokens = Tokens(files[TOKENIZER], folder / TOKENIZER)
-    model = open_model(folder, runtime, threads)
-    return Session(
-        model, tokens, dataclasses.replace(manner, turns=turns), time.perf_counter if times else None
-    )
+    model = open_model(folder, options.runtime, options.threads or os.cpu_count() or 1)
+    return Session(model, tokens, manner, None if options.no_times else time.perf_counter)
 
 
 def read_members(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
@@ -140,7 +136,10 @@ def converse(chat: Chat, prompt: str | None) -> int:
     try:
         if prompt is not None:
             return terminal.filter([prompt])
-        return terminal.talk() if streams.interactive else terminal.filter(streams.source)
+        if streams.interactive:
+            return terminal.talk()
+        lines = (line.rstrip("\r\n") for line in streams.source)
+        return terminal.filter(line for line in lines if line.strip())
     except BrokenPipeError:  # the reader has what it wanted: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), streams.out.fileno())
         return UNREAD

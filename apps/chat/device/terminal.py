@@ -141,15 +141,14 @@ class Terminal:
         return 0
 
     def filter(self, prompts: Iterable[str]) -> int:
-        """Without a person: answers each prompt that is not blank; returns the exit code.
+        """Without a person: answers each prompt; returns the exit code.
 
         A prompt that cannot be answered is told as such, the next ones are answered, and the code is its.
         """
         code = 0
         for prompt in prompts:
             try:
-                if prompt.strip():
-                    self._answer(prompt, never)
+                self._answer(prompt, never)
             except InputError as error:
                 self._note(str(error))
                 code = error.exit_code

@@ -1,0 +1,120 @@
+"""A chat whose model runs on a device; the terminal is here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.chat.device.serve import from_json
+from apps.chat.device.session import Done, Event, never
+from targets.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Bundle
+    from targets.devices.device import Device, Dialogue
+
+HEAR_S = 0.1  # how late a Ctrl-C is heard
+LONGEST_S = 24 * 3600.0  # a chat may take so long
+
+
+class RemoteChat:
+    """See `Chat`, which it is one of.
+
+    Args:
+        program: `apps.chat.device.chat --serve` on a device.
+        where: names the device in errors.
+
+    Raises:
+        InputError: the device says that the bundle's model cannot run there.
+        DeviceError: the device failed, or says what we do not understand.
+    """
+
+    def __init__(self, program: Dialogue, where: str) -> None:
+        """Waits until the model is loaded."""
+        self._program, self._where, self._number = program, where, 0
+        self.description = f"{self._reply()['hello']}; on {where}"
+
+    def answer(self, text: str, cancelled: Callable[[], bool] = never) -> Iterator[Event]:
+        """Answers; see `Chat.answer`.
+
+        Raises:
+            InputError: the device says that it cannot be answered.
+            DeviceError: the device failed.
+        """
+        self._number += 1
+        self._send({"prompt": text, "number": self._number})
+        asked = False
+        while True:
+            if cancelled() and not asked:
+                self._send({"interrupt": self._number})
+                asked = True
+            with contextlib.suppress(TimeoutError):
+                event = self._event(self._reply(HEAR_S))
+                yield event
+                if isinstance(event, Done):
+                    return
+
+    def reset(self) -> None:
+        """Forgets everything that was said."""
+        self._send({"reset": True})
+
+    def _send(self, request: dict[str, Any]) -> None:
+        self._program.send(json.dumps(request))
+
+    def _reply(self, seconds: float = LONGEST_S) -> dict[str, Any]:
+        """The next reply that is no complaint.
+
+        Raises:
+            TimeoutError: none came.
+        """
+        try:
+            reply: dict[str, Any] = json.loads(self._program.receive(seconds))
+        except EOFError:
+            raise DeviceError("the chat ended by itself", where=self._where) from None
+        except ValueError as error:
+            raise self._strange(error) from error
+        if "error" in reply:
+            raise InputError(reply["error"], where=self._where)
+        return reply
+
+    def _event(self, reply: dict[str, Any]) -> Event:
+        try:
+            return from_json(reply)
+        except (KeyError, TypeError) as error:
+            raise self._strange(error) from error
+
+    def _strange(self, error: Exception) -> DeviceError:
+        return DeviceError(f"the chat there says nothing that can be read: {error!r}", where=self._where)
+
+
+@contextlib.contextmanager
+def on_device(
+    bundle: Bundle, device: Device, options: Sequence[str], log: Callable[[str], None] = lambda line: None
+) -> Iterator[RemoteChat]:
+    """Brings a bundle to a device and starts a chat there, which ends in the end.
+
+    Args:
+        bundle: of a language model.
+        device: connected.
+        options: of `apps.chat.device.chat`.
+        log: told what is being brought there.
+
+    Raises:
+        InputError: the model cannot run there.
+        DeviceError: the device failed.
+    """
+    log(f"bundle to {device.address}: running")
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "member"
+        for name, data in {**bundle.members, "manifest.json": bundle.text}.items():
+            local.write_bytes(data)
+            device.push(local, name)
+    times = ["--no-times"] if device.emulated else []
+    command = ["python3", "-m", "apps.chat.device.chat", "--serve", *times, *options]
+    log(f"model on {device.address}: running")
+    with device.talk(command, timeout=LONGEST_S) as program:
+        yield RemoteChat(program, device.address)
