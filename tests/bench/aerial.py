@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -26,7 +25,7 @@ import numpy as np
 
 from apps.detector.anchors import kmeans_anchors, mean_iou
 from apps.detector.device.tiles import Tiling
-from calibration.datasets import Dataset, ImageSet, Sample, open_dataset
+from calibration.datasets import ImageSet, Sample, open_dataset
 
 LABELLED = ("car", "truck", "bus", "minibus", "cyclist")
 NAMES = ("car", "bus", "minibus")

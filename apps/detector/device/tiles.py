@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from apps.detector.device.decode import Detections, nms
 from targets.errors import UsageError
 
 Array = np.ndarray
