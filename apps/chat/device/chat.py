@@ -129,7 +129,7 @@ def converse(chat: Chat, prompt: str | None) -> int:
         prompt: the only one; None = those of standard input.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, twice where a person sits there.
+        DeviceError: of a chat on a device.
     """
     streams = Streams.standard()
     terminal = Terminal(chat, streams)
@@ -140,6 +140,8 @@ def converse(chat: Chat, prompt: str | None) -> int:
             return terminal.talk()
         lines = (line.rstrip("\r\n") for line in streams.source)
         return terminal.filter(line for line in lines if line.strip())
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader has what it wanted: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), streams.out.fileno())
         return UNREAD

@@ -15,6 +15,9 @@ import numpy as np
 
 from targets.errors import InputError
 
+BOS, EOS = "<bos>", "<eos>"
+START, END = "<start_of_turn>", "<end_of_turn>"
+USED = (BOS, EOS, START, END)  # special tokens of a text model; others can lie beyond its vocabulary
 SPACE = "▁"  # what a vocabulary has for a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -33,7 +36,7 @@ def pack(data: bytes, where: object = "tokenizer.json") -> bytes:
     Returns:
         An .npz file of `text` and `lengths`, the bytes that each token stands for; `letters` and
         `letter_ids`, the characters that are tokens; `byte_ids`; `left`, `right` and `merged`, the tokens of
-        each merge, the first to be done first; `size`, the entries of the vocabulary; `names`, JSON with the
+        each merge, the first to be done first; `size`, entries that a model must know; `names`, JSON with the
         special tokens and the others that were added, which are tokens wherever they stand.
 
     Raises:
@@ -93,7 +96,7 @@ def _pack(document: dict[str, Any], where: object) -> bytes:
         right=right,
         merged=merged,
         byte_ids=np.array([vocabulary[f"<0x{byte:02X}>"] for byte in range(256)], np.int32),
-        size=np.int64(len(vocabulary)),
+        size=np.int64(1 + max(*vocabulary.values(), *plain.values(), *(added.get(name, 0) for name in USED))),
         names=np.frombuffer(
             json.dumps({"added": plain, "special": {pieces[token]: token for token in special}}).encode(),
             np.uint8,

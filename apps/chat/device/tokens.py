@@ -17,11 +17,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.chat.device.pack_tokens import SPACE, pack
+from apps.chat.device.pack_tokens import BOS, END, EOS, SPACE, START, pack
 from targets.errors import InputError
-
-BOS, EOS = "<bos>", "<eos>"
-START, END = "<start_of_turn>", "<end_of_turn>"
 
 ID_BITS = 32  # two tokens in one number: the left one above, the right one below
 GONE = -1  # what was joined to its neighbour
@@ -39,7 +36,7 @@ class Tokens:
         where: names it in errors.
 
     Attributes:
-        size: entries of the vocabulary; what was added beyond it is no business of a text model.
+        size: entries that a model must know; Gemma's has one for images beyond them.
         bos: what every prompt starts with.
         ends: what ends an answer.
         has_turns: whether it knows the turns of a chat.
