@@ -4,8 +4,8 @@ It is the way to an Android device and a 64-bit Arm processor, and not Android: 
 bionic, no NNAPI, no APKs, no drivers. Its figures say so: "emulated, adb transport".
 
 Nothing of it is on a network, not even on the loopback, where every user of this machine could open it: adbd
-and an adb server of its own are reached by sockets in the board's folder. The user's adb server, the devices
-that are plugged in and ~/.android are left alone.
+and an adb server of its own are reached by sockets in the board's folder. The user's own adb server and
+~/.android are left alone.
 
 Needs Debian's packages adb, proot, qemu-user and g++-aarch64-linux-gnu (and gcc to count instructions). No
 root.
@@ -38,10 +38,11 @@ ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
 SOCKET, LIBRARY = "/run/adbd", "/opt/paredown/adbd_socket.so"
 SOURCE = Path(__file__).with_name("adbd_socket.c")
 FLAGS = ("-O2", "-shared", "-fPIC", f'-DSOCKET="{SOCKET}"')
-#: For a server that looks for no devices: not by USB, nor in the network, nor Android's own emulators.
+#: For a server that looks for no devices: not by USB nor in the network (adb 29 does so all the same, 34 does
+#: not), nor for Android's own emulators.
 ALONE = {"ADB_USB": "0", "ADB_MDNS": "0", "ADB_LOCAL_TRANSPORT_MAX_PORT": "1"}
 LONGEST = 107  # bytes of a socket's path: sun_path of Linux, less the zero at its end
-START_S = 120.0  # seconds in which adbd listens, on a busy machine
+START_S = 120.0  # seconds in which adbd listens, and then answers, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,6 @@ def start(
             _wait_for(server, host, board.folder / "adb.log")
             _connect(adb, found)
             yield found
-            subprocess.run([adb, "-L", found.server, "kill-server"], capture_output=True)
 
 
 @contextmanager
@@ -116,7 +116,10 @@ def _server(board: Hardware, adb: str, server: str) -> Iterator[subprocess.Popen
     environment = {"PATH": board.environment["PATH"], "HOME": str(board.folder), **ALONE}
     command = [adb, "-L", server, "nodaemon", "server"]
     with held(command, "TERM", board.folder / "adb.log", environment) as holder:
-        yield holder
+        try:
+            yield holder
+        finally:  # where it ended before its time, an `adb` has started another one
+            subprocess.run([adb, "-L", server, "kill-server"], capture_output=True)
 
 
 def _library() -> Path:
@@ -161,10 +164,16 @@ def _wait_for(path: Path, holder: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _connect(adb: str, board: EmulatedAdbBoard) -> None:
-    command = [adb, "-L", board.server, "connect", board.serial]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if not done.stdout.startswith("connected to "):
-        raise DeviceError(
-            f"adb does not connect to the emulated board{last_line(done.stdout + done.stderr)}",
-            hint="version 34 does (Debian: apt-get install -t bookworm-backports adb)",
-        )
+    """Makes the board known to its server, which gives up sooner than a busy machine has answered."""
+    command, end = [adb, "-L", board.server, "connect", board.serial], time.monotonic() + START_S
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if "connected to" in done.stdout:  # "already", where it was an earlier attempt
+            return
+        if time.monotonic() > end:
+            said = last_line(done.stdout + done.stderr)
+            raise DeviceError(
+                f"adb does not connect to the emulated board{said}",
+                hint="adb 29 and 34 do, `adb --version` tells yours",
+            )
+        time.sleep(0.1)
