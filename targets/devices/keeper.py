@@ -196,10 +196,16 @@ def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s
                 raise
             _launch(app, was_service)
             raise Failure(f"{error}; release {before} runs again") from error
-        for old in app.releases.iterdir():  # the one before stays, to go back to
-            if old.name.partition(".")[0] not in (release, before):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        if before != release:
+            _prune(app, {release, before})
     return app.status() | {"previous": before}
+
+
+def _prune(app: App, keep: set[str | None]) -> None:
+    """Removes every release but these: the new one, and the one to go back to."""
+    for old in app.releases.iterdir():
+        if old.name.partition(".")[0] not in keep:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _switch(app: App, release: str) -> None:

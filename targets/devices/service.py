@@ -107,5 +107,5 @@ class Service:
         if done.code:
             said = done.err.strip().splitlines()
             what = said[-1] if said else f"python3 ended with status {done.code}"
-            raise DeviceError(what, where=self.device.address)
+            raise DeviceError(what, where=self.device.address.rstrip(":"))
         return dict(json.loads(done.out))
