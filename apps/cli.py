@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apps import cli_device
+from apps import cli_camera, cli_chat, cli_device, cli_web
 from apps.console import (
     AsJson,
     RecipeName,
@@ -53,16 +53,17 @@ def run(
 ) -> None:
     """Makes a bundle: prunes where the recipe says so, quantizes, lowers, checks, scores, times, packs."""
     with handled(as_json):
+        from pipeline.language.run import LanguageRun
         from pipeline.recipe_file import load_recipe, resolved_toml
         from pipeline.run import Run, recipe_name
         from targets.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        card = load_card(target)
+        kind: type[Run | LanguageRun] = LanguageRun if resolved.data.textual else Run
         with screen() as (log, tick):
-            work = Run(
-                recipe_name(recipe), resolved, card, runs, smoke=smoke, device=device, device_images=limit,
-                log=log, tick=tick,
+            work = kind(
+                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
+                device_limit=limit, log=log, tick=tick,
             )  # fmt: skip
             if dry_run:
                 _print_plan(work, resolved_toml(resolved), as_json)
@@ -195,7 +196,8 @@ def targets(as_json: AsJson = False) -> None:
         tables().print(table)
 
 
-app.add_typer(cli_device.app)
+for commands in (cli_device, cli_camera, cli_web, cli_chat):
+    app.add_typer(commands.app)
 
 
 def _version(asked: bool) -> None:
@@ -234,6 +236,7 @@ def _print_run(result: Any, as_json: bool) -> None:
     from pipeline.run import BUNDLE, PREVIEW, REPORT
 
     files = {"bundle": BUNDLE, "preview": PREVIEW, "report": REPORT}
+    files = {name: file for name, file in files.items() if (result.folder / file).exists()}
     if as_json:
         print_json(
             {

@@ -16,7 +16,7 @@ from pipeline.recipe import DATA_PATHS, Recipe
 from targets.errors import InputError, UsageError
 from targets.tomlfile import first_problem, nearest, place, read_toml, written
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights", ".gguf")
 
 
 def known_recipes(search: Sequence[Path]) -> dict[str, Path]:

@@ -94,7 +94,7 @@ class Run:
         smoke: handfuls of samples everywhere; every figure says so.
         device: where the result is proved, and what is slower there than before is taken back; see
             `targets.devices.address`.
-        device_images: scores at most so many images there; None = all.
+        device_limit: scores at most so many images there; None = all.
         log: told one line per stage.
         tick: progress within a stage.
 
@@ -112,7 +112,7 @@ class Run:
         *,
         smoke: bool = False,
         device: str | None = None,
-        device_images: int | None = None,
+        device_limit: int | None = None,
         log: Callable[[str], None] = lambda line: None,
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -129,7 +129,7 @@ class Run:
             device = SIMULATED
         check_files(recipe)
         self.name, self.recipe, self.target, self.smoke = name, recipe, target, smoke
-        self.device, self.device_images = device, device_images
+        self.device, self.device_limit = device, device_limit
         self.log, self.tick = log, tick
         self.folder = root / name / target.name
         self.store = Store(root / STORE)
@@ -162,7 +162,7 @@ class Run:
             checks = proof.checks
             figures = (*self.results.figures(), *proof.figures)
             # a part's score says nothing of what was lost on the whole
-            part = self.device_images is not None and self.device_images < self.stages.images
+            part = self.device_limit is not None and self.device_limit < self.stages.images
             judged = tuple(f for f in figures if not (part and f.stage == "score" and f in proof.figures))
             notes = (*self.results.notes(), *proof.notes)
         violations = check_budget(self.recipe.budget.over(self.target.budget), judged, self.task.metric)
@@ -194,7 +194,7 @@ class Run:
             self.results.bundle = self.bundle
             for stage in (self.bundle, self.preview):
                 run_stage(self.store, stage, self.log, ledger)
-            return prover.prove(self.stages.path(self.bundle) / BUNDLE, self.device_images)
+            return prover.prove(self.stages.path(self.bundle) / BUNDLE, self.device_limit)
 
     def sense(self) -> Sensitivity:
         """Runs the sensitivity test alone, and writes its table's JSON and its plot."""

@@ -91,6 +91,10 @@ def validate(
     """
     bundle = unpack(path)
     log(f"hashes: {len(bundle.members)} members are what the manifest says")
+    if bundle.manifest.language:
+        from pipeline.language.validate import validate_language
+
+        return validate_language(bundle, device, limit=limit, score=score, log=log, tick=tick)
     with open_executor(device, bundle.manifest.card, log) as executor:
         return Validator(bundle, executor, log, tick).validate(limit, score, runs)
 

@@ -1,1 +1,16 @@
-"""The chat app: a Gemma 3 text network from trained weights to 4-bit, and a terminal to talk to it."""
+"""The chat app: Gemma 3 from trained weights to a conversation on the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apps.chat.task import ChatTask
+    from pipeline.recipe import Recipe
+
+
+def make_language_task(recipe: Recipe) -> ChatTask:
+    """What the pipeline asks of this app; see `pipeline.language.task.LanguageTask`."""
+    from apps.chat.task import ChatTask
+
+    return ChatTask(recipe)

@@ -32,8 +32,8 @@ def find_codes(
     """
     network = task.network()
     linears, head = task.matrices(network)
-    grids = {name: BlockGrid(language.weight_bits, block or None) for name in linears}
-    grids[head] = BlockGrid(language.embedding_bits, block or None if language.embedding_bits == 4 else None)
+    grids = {name: BlockGrid(language.weight_bits, _block(language.weight_bits, block)) for name in linears}
+    grids[head] = BlockGrid(language.embedding_bits, _block(language.embedding_bits, block))
     if language.rounding == "nearest":
         return put_nearest(network, grids, activation_bits=8)
     count = -(-language.calibration_tokens // language.window)
@@ -78,3 +78,8 @@ def read_codes(path: Path) -> dict[str, BlockWeight]:
             return found
     except Exception as error:  # safetensors has an exception of its own that it does not export
         raise InputError(f"no file of codes: {error}", where=path) from error
+
+
+def _block(bits: int, block: int) -> int | None:
+    """Runtimes have codes of 8 bits with a scale per row alone."""
+    return block if block and bits == 4 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artefacts import read_json, write_json
 from pipeline.budget import check_budget
@@ -23,6 +23,9 @@ from pipeline.store import Store, file_hash, write_atomic
 from targets.card import Target
 from targets.errors import InputError, UsageError
 from targets.host import package_versions, this_machine
+
+if TYPE_CHECKING:
+    from pipeline.validate import Check, Validation
 
 MIB = 2**20
 SUFFIX = {"executorch": "pte", "litert": "tflite"}
@@ -64,6 +67,8 @@ class LanguageRun:
         root: Path,
         *,
         smoke: bool = False,
+        device: str | None = None,
+        device_limit: int | None = None,
         log: Callable[[str], None] = lambda line: None,
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -81,13 +86,14 @@ class LanguageRun:
         self.recipe = smoked(recipe) if smoke else recipe
         self.name, self.target, self.smoke, self.log, self.tick = name, target, smoke, log, tick
         self.folder, self.store = root / name / target.name, Store(root / STORE)
+        self.device, self.device_limit = device, device_limit
         self.tag: Tag = "smoke" if smoke else "measured"
         self.machine = this_machine()
         self.task: LanguageTask = load_language_task(self.recipe)
         self._check_memory()
         self.stages = LanguageStages(self.recipe, self.task, self.store, tick)
         self.bundle = self._bundle()
-        self.bench = self._bench(self.bundle) if target.reach.kind == "local" else None
+        self.bench = self._bench(self.bundle) if target.reach.kind == "local" and not device else None
 
     def plan(self) -> tuple[Stage, ...]:
         """Every stage, in running order."""
@@ -98,7 +104,11 @@ class LanguageRun:
         ledger = Ledger.start(self.folder)
         for stage in self.plan():
             run_stage(self.store, stage, self.log, ledger)
-        figures = tuple([*self.figures(), *self._sizes(), *self._speeds()])
+        checks: tuple[Check, ...] = ()
+        figures = (*self.figures(), *self._sizes(), *self._speeds())
+        if self.device is not None:
+            proved = self._prove(self.device)
+            figures, checks = (*figures, *proved.figures), proved.checks
         violations = check_budget(self.recipe.budget.over(self.target.budget), figures, "perplexity")
         write_atomic(self.folder / BUNDLE, (self.stages.path(self.bundle) / BUNDLE).read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
@@ -107,7 +117,14 @@ class LanguageRun:
         lines = [violation.line() for violation in violations]
         text = markdown(self.name, self.target, figures, lines, notes, preview=False)
         write_atomic(self.folder / REPORT, text.encode())
-        return Result(self.folder, figures, violations, notes)
+        return Result(self.folder, figures, violations, notes, checks)
+
+    def _prove(self, device: str) -> Validation:
+        from pipeline.bundle import unpack
+        from pipeline.language.validate import validate_language
+
+        made = unpack(self.stages.path(self.bundle) / BUNDLE)
+        return validate_language(made, device, limit=self.device_limit, log=self.log, tick=self.tick)
 
     # -- figures ---------------------------------------------------------------------------------------------
 
@@ -146,7 +163,9 @@ class LanguageRun:
         for name in self.stages.runtimes:
             after = self.stages.score(name)["perplexity"]
             notes.append(f"{name}: perplexity {after / before - 1:+.1%} against float32")
-        if self.bench is None:
+        if self.device is not None:
+            notes.append(f"validated on {self.device}, perplexity from what it computed itself")
+        elif self.bench is None:
             notes.append(f"not validated on a device: no speed for {self.target.name} is known")
         return tuple(notes)
 

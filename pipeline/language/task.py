@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,8 +16,9 @@ from targets.errors import InputError
 if TYPE_CHECKING:
     from pipeline.blocks.walk import Calibration
 
-#: The tokens of a piece (window,) to logits (window, vocabulary), each after all tokens up to its own.
-PredictTokens = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+#: The tokens of a piece (window,) to logits (window, vocabulary), each after all tokens up to its own; whole,
+#: or in blocks of rows one after the other.
+PredictTokens = Callable[[NDArray[np.int64]], Iterable[NDArray[np.float32]]]
 
 
 class LanguageTask(Protocol):

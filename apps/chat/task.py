@@ -1,0 +1,243 @@
+"""The chat's side of a recipe: Gemma 3 with its texts, and what the device needs.
+
+Torch is imported only where a network is built: a run in which everything is reused never needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.chat.texts import Split, file_text, fingerprint, pydoc_text
+from pipeline.language.task import PredictTokens
+from pipeline.recipe import Language, Recipe
+from pipeline.store import file_hash
+from targets.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from apps.chat.config import GemmaConfig
+    from apps.chat.device.language_model import LanguageModel
+    from pipeline.blocks.walk import Calibration
+    from pipeline.lower.language import LanguageFacts
+
+ROOT = Path(__file__).parents[2]
+TINY = "tiny"  # the weights that ship
+NETWORK = "gemma3"
+CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
+DEVICE = (
+    "chat", "language_model", "models", "sampling", "score", "serve", "session", "speed", "stats", "terminal",
+    "tokens",
+)  # fmt: skip
+
+
+class ChatTask:
+    """Gemma 3 of a Hugging Face folder or a GGUF file; satisfies `pipeline.language.task.LanguageTask`.
+
+    Args:
+        recipe: resolved.
+
+    Raises:
+        InputError: the weights' file is missing, broken, or no Gemma 3's.
+        UsageError: another network is asked for.
+    """
+
+    name = "apps.chat"
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Reads the network's configuration; no weights."""
+        from apps.chat.weights import open_weights
+
+        if recipe.network != NETWORK:
+            hint = f'set it to "{NETWORK}": which size, the weights\' own file says'
+            raise UsageError(f"no network `{recipe.network}`", where="recipe, key network", hint=hint)
+        self.recipe, self.language = recipe, recipe.language
+        self.path = Path(__file__).with_name(TINY) if recipe.weights == TINY else Path(recipe.weights)
+        if not self.path.exists():
+            hint = "--set weights=PATH: a Hugging Face folder, or a .gguf file"
+            raise InputError("no such folder or file (`weights` of the recipe)", where=self.path, hint=hint)
+        self.config: GemmaConfig = open_weights(self.path).config
+        self.vocabulary, self.bos, self.ends = self.config.vocabulary, self.config.bos, self.config.eos
+        self.facts()  # sizes that do not fit are told before any work
+
+    # -- network -------------------------------------------------------------------------------------------
+
+    @property
+    def network_id(self) -> Mapping[str, Any]:
+        """The numbers of its configuration."""
+        config = dataclasses.asdict(self.config)
+        lists = {"local": list(self.config.local), "eos": list(self.config.eos)}
+        return {"app": self.name, **config, **lists}
+
+    @functools.cached_property
+    def _hash(self) -> str:
+        if self.path.is_file():
+            return file_hash(self.path)
+        names = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json"))
+        listed = "".join(f"{path.name} {file_hash(path)}\n" for path in names)
+        return hashlib.sha256(listed.encode()).hexdigest()
+
+    def weights_hash(self) -> str:
+        """Sha256 over the weights' files and the tokenizer."""
+        return self._hash
+
+    def network(self) -> Any:
+        """The trained network in evaluation mode."""
+        from apps.chat.weights import load_gemma
+
+        return load_gemma(self.path)
+
+    def facts(self) -> LanguageFacts:
+        """Sizes of a program.
+
+        Raises:
+            InputError: a context beyond what the network was trained for, or a chunk beyond the context.
+        """
+        from pipeline.lower.language import LanguageFacts
+
+        wanted = self.language
+        return LanguageFacts(
+            self.vocabulary, wanted.context, wanted.chunk, self.config.max_positions, self.bos, self.ends
+        )
+
+    def device_bytes(self, language: Language) -> int:
+        """Memory of the weights as codes with a scale per block, and of the ring buffers."""
+        from apps.chat.cache import slots
+
+        config = self.config
+        attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
+        linears = config.layers * (attention + 3 * config.width * config.ffn)
+        weights = (
+            linears * language.weight_bits + config.vocabulary * config.width * language.embedding_bits
+        ) // 8
+        block = language.block or config.width
+        scales = SCALE_BYTES * (linears + config.vocabulary * config.width) // block
+        rows = sum(slots(config, local, language.context, language.chunk) for local in config.local)
+        return weights + scales + rows * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
+
+    def matrices(self, network: Any) -> tuple[tuple[str, ...], str]:
+        """The projections of every layer, and the head."""
+        from torch import nn
+
+        linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        return tuple(name for name in linears if name != "lm_head"), "lm_head"
+
+    def calibration(self, network: Any, pieces: NDArray[np.int64]) -> Calibration:
+        """Runs whole pieces."""
+        import torch
+
+        from apps.chat.cache import empty_cache
+        from pipeline.blocks.walk import Calibration
+
+        length = pieces.shape[1]
+        cache, positions = empty_cache(self.config, length, length), torch.arange(length)
+
+        def run(model: Any, piece: Any) -> Any:
+            return model(piece, positions, cache)
+
+        layers = [f"model.layers.{number}" for number in range(self.config.layers)]
+        return Calibration(run, [torch.from_numpy(piece)[None] for piece in pieces], layers)
+
+    # -- texts ---------------------------------------------------------------------------------------------
+
+    def _text(self, split: str) -> str:
+        data = self.recipe.data
+        if data.format == "pydoc":
+            part: Split = "test" if split == "test" else "calibration"
+            return pydoc_text(part)
+        path = data.test if split == "test" else data.calibration
+        assert path is not None  # the recipe's schema asks for both
+        return file_text(Path(path))
+
+    def fingerprint(self, split: str) -> str:
+        """Sha256 of a split's text."""
+        return fingerprint(self._text(split))
+
+    def pieces(self, split: str) -> NDArray[np.int64]:
+        """As many as the recipe asks for, if the text has them.
+
+        Raises:
+            InputError: the text does not fill one.
+        """
+        from apps.chat.perplexity import windows
+        from apps.chat.tokenizer import load_tokenizer
+
+        tokenizer, wanted = load_tokenizer(self.path, self.vocabulary), self.language
+        tokens = wanted.test_tokens if split == "test" else wanted.calibration_tokens
+        ids = tokenizer.encode(self._text(split), add_special_tokens=False).ids
+        count = min(max(1, tokens // wanted.window), len(ids) // (wanted.window - 1))
+        return np.stack(windows(ids, wanted.window, self.bos, max(1, count)))
+
+    def predict(self, network: Any) -> PredictTokens:
+        """In torch, in chunks."""
+        from apps.chat.perplexity import eager
+
+        return eager(network)
+
+    def score(self, predict: PredictTokens, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """Perplexity on the test text's pieces."""
+        from apps.chat.perplexity import measure
+
+        pieces = self.pieces("test")
+
+        def counted() -> Iterator[NDArray[np.int64]]:
+            for done, piece in enumerate(pieces, start=1):
+                yield piece
+                progress(done, len(pieces))
+
+        return {"perplexity": measure(predict, counted()).perplexity}
+
+    # -- programs ------------------------------------------------------------------------------------------
+
+    def lower(self, network: Any, runtime: str) -> bytes:
+        """A program with the recipe's context and chunk."""
+        from apps.chat.cache import empty_cache
+        from apps.chat.network import Stateful
+
+        facts = self.facts()
+        if runtime == "executorch":
+            from pipeline.lower import language_executorch
+
+            whole = Stateful(network, facts.context, facts.chunk)
+            return language_executorch.lower_language(whole, facts).data
+        from pipeline.lower import language_litert
+
+        memory = empty_cache(self.config, facts.context, facts.chunk)
+        return language_litert.lower_language(network, memory, facts)
+
+    def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
+        """A program on this machine, read token by token."""
+        from apps.chat.device.models import load_model
+
+        model: LanguageModel = load_model(program, runtime, threads)
+
+        def predict(tokens: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+            model.reset()
+            for token in tokens.tolist():
+                yield model.feed([token])[None]
+
+        return predict
+
+    # -- device --------------------------------------------------------------------------------------------
+
+    def bundle_members(self) -> dict[str, bytes]:
+        """The tokenizer as arrays, and whether the model was taught to chat."""
+        from apps.chat.device.pack_tokens import pack
+        from apps.chat.tokenizer import is_for_chat, tokenizer_json
+
+        settings = {"template": "gemma" if is_for_chat(self.path) else "none"}
+        text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
+        return {"tokenizer.npz": pack(tokenizer_json(self.path), self.path), "app.json": text.encode()}
+
+    def device_files(self) -> dict[str, Path]:
+        """The code that runs on the device: numpy and one runtime, no torch."""
+        folder = "apps/chat/device"
+        names = [f"{folder}/{name}.py" for name in ("__init__", *DEVICE)]
+        return {name: ROOT / name for name in ("apps/chat/__init__.py", *names)}
