@@ -2,8 +2,8 @@
 
 Frames, as MAVLink and the autopilots have them: the camera's is OpenCV's (x right, y down in the image, z
 along the view); the body's is FRD (x forward, y right, z down); the earth's is NED (north, east, down) with
-its origin at the vehicle. Angles are radians, aerospace order: yaw, then pitch, then roll. The ground is flat and
-level, at the height that the caller gives. Lens distortion is not undone. Our design; the formulas are
+its origin at the vehicle. Angles are radians, aerospace order: yaw, then pitch, then roll. The ground is flat
+and level, at the height that the caller gives. Lens distortion is not undone. Our design; the formulas are
 textbook (Hartley and Zisserman, chapter 6; Stevens and Lewis, section 1.3; WGS 84, NIMA TR8350.2).
 """
 
