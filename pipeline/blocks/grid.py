@@ -20,7 +20,7 @@ from pipeline.squantize.grid import LARGEST_SIGMA, GridConfig, encode, sigma_for
 from targets.errors import InputError, UsageError
 
 LEVELS = ("integer", "uniform", "threshold")
-SHRINK = tuple(1 - 0.04 * step for step in range(18))  # candidates of a scale, of the one that cuts nothing
+SHRINK = tuple(1 - 0.07 * step for step in range(10))  # candidates of a scale, of the one that cuts nothing
 SMALLEST = 2.0**-60  # scale: products with it are still normal numbers
 CHUNK = 1 << 18  # weights at once: they stay in the cache
 

@@ -150,25 +150,31 @@ def _gptq(weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, bits: i
 
 
 def _refitted(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor) -> Tensor:
-    """The best scales for given codes, in every row where they are better as they are stored."""
+    """The best scales for given codes, in every row where they are better as they are stored.
+
+    With q_b the codes of block b, zero elsewhere, a row's error is s A s - 2 b s and a constant, where
+    A = (q_a H q_b) and b = (q_a H w).
+    """
     groups = scales.shape[1]
     values = codes.float()
-    blocks = values.unflatten(1, (groups, -1))
-    by_block = torch.stack(
-        [
-            ((part @ rows) * values).unflatten(1, (groups, -1)).sum(2)
-            for part, rows in zip(blocks.unbind(1), moments.unflatten(0, (groups, -1)), strict=True)
-        ],
-        1,
-    ).double()
-    wanted = ((weight @ moments) * values).unflatten(1, (groups, -1)).sum(2).double()
-    diagonal = by_block.diagonal(dim1=1, dim2=2)
-    # A block of zeros has no scale that is better than another; the rest must not be singular either.
-    diagonal += torch.where(diagonal == 0, 1.0, 1e-9 * diagonal)
-    solved = torch.linalg.solve(by_block, wanted).float()
+
+    def by_block(rows: Tensor) -> Tensor:
+        return (rows * values).unflatten(1, (groups, -1)).sum(2).double()
+
+    parts = zip(values.split(len(moments) // groups, 1), moments.split(len(moments) // groups), strict=True)
+    matrix = torch.stack([by_block(part @ rows) for part, rows in parts], 1)
+    wanted = by_block(weight @ moments)
+
+    def error(scales: Tensor) -> Tensor:
+        wide = scales.double()
+        return ((matrix @ wide.unsqueeze(2)).squeeze(2) * wide - 2 * wanted * wide).sum(1)
+
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    # No scale of a block of zeros is better than another; the rest must not be singular either.
+    ridge = torch.where(diagonal == 0, 1.0, 1e-9 * diagonal)
+    solved = torch.linalg.solve(matrix + ridge.diag_embed(), wanted).float()
     fresh = usable(torch.where((solved > 0) & torch.isfinite(solved), solved, scales))
-    better = _errors(weight, codes, fresh, moments) < _errors(weight, codes, scales, moments)
-    return torch.where(better.unsqueeze(1), fresh, scales)
+    return torch.where((error(fresh) < error(scales)).unsqueeze(1), fresh, scales)
 
 
 def _descended(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor, bits: int) -> Tensor:

@@ -134,7 +134,10 @@ class _Walk:
             else:
                 codes = nearest(weight, grid)
             self._put({name: codes})
-        self._run_all(self.calibration.layers[:1], lambda name, args, kwargs: self.hidden.append(args[0]))
+        first = self.calibration.layers[:1]
+        _run_all(
+            self.network, first, self.calibration, lambda name, args, kwargs: self.hidden.append(args[0])
+        )
 
     def _record(self, linears: Sequence[str]) -> dict[str, Tensor]:
         """One run of the plain network: the layers' other arguments, and moments of these inputs."""
@@ -146,23 +149,8 @@ class _Walk:
             else:
                 self.others.setdefault(name, []).append((args[1:], kwargs))
 
-        self._run_all([*self.calibration.layers, *linears], seen)
+        _run_all(self.network, [*self.calibration.layers, *linears], self.calibration, seen)
         return moments
-
-    def _run_all(self, names: Sequence[str], seen: Seen) -> None:
-        """Runs every batch until each of these modules was called once."""
-        for batch in self.calibration.batches if names else ():
-            left = set(names)
-
-            def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], left: set[str] = left) -> None:
-                seen(name, args, kwargs)
-                left.discard(name)
-                if not left:
-                    raise _Reached
-
-            with _calls(self.network, names, note), suppress(_Reached):
-                self.calibration.run(self.network, batch)
-            _all_run(left)
 
     def inside(self, layer: str, config: RoundingConfig) -> None:
         """Rounds a layer's matrices, and takes the hidden states through it."""
@@ -210,13 +198,54 @@ class _Walk:
         return out[0] if isinstance(out, tuple) else out
 
     def _add(self, moments: dict[str, Tensor], name: str, x: Tensor) -> None:
-        """Adds the second moments of inputs, as the matrix will get them, to those so far."""
-        x = (fake_int8(x) if self.activation_bits else x).flatten(0, -2).float()
-        moments[name] = moments.get(name, torch.zeros(())) + x.T @ x
+        """Adds the second moments of inputs, as the matrix will get them."""
+        _add(moments, name, fake_int8(x) if self.activation_bits else x)
 
     def _put(self, weights: Mapping[str, BlockWeight]) -> None:
         put(self.network, weights, self.activation_bits)
         self.found.update(weights)
+
+
+@torch.no_grad()
+def input_moments(network: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    """Second moments of the inputs of linear layers, summed over all calibration tokens.
+
+    Args:
+        network: in full precision.
+        names: of linear layers.
+        calibration: runs it; its layers' names are not used.
+
+    Returns:
+        Name -> float32 (in, in).
+
+    Raises:
+        InputError: a name that is missing, or one that no run reaches.
+    """
+    moments: dict[str, Tensor] = {}
+    _run_all(network, names, calibration, lambda name, args, kwargs: _add(moments, name, args[0]))
+    return moments
+
+
+def _run_all(network: nn.Module, names: Sequence[str], calibration: Calibration, seen: Seen) -> None:
+    """Runs every batch until each of these modules was called once."""
+    for batch in calibration.batches if names else ():
+        left = set(names)
+
+        def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], left: set[str] = left) -> None:
+            seen(name, args, kwargs)
+            left.discard(name)
+            if not left:
+                raise _Reached
+
+        with _calls(network, names, note), suppress(_Reached):
+            calibration.run(network, batch)
+        _all_run(left)
+
+
+def _add(moments: dict[str, Tensor], name: str, x: Tensor) -> None:
+    """Adds the second moments of inputs to those so far."""
+    x = x.flatten(0, -2).float()
+    moments[name] = moments.get(name, torch.zeros(())) + x.T @ x
 
 
 @contextmanager
