@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def serve(
             print(f"{'https' if https else 'http'}://{address}:{server.server_port}/", flush=True)
             for line in _warnings(lan, https):
                 print(line, file=sys.stderr)
-            server.serve_forever()
+            with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+                server.serve_forever()
 
 
 def _warnings(lan: bool, https: bool) -> list[str]:

@@ -16,7 +16,7 @@ const detector = new Detector();
 const medians = new Medians();
 /** What is shown and how; `run` counts sources, so that a loop knows when its own is over. */
 const state = {
-  model: null, stream: null, still: null, paused: false, turns: 0, result: null, run: 0, began: 0,
+  model: null, stream: null, still: null, paused: false, turns: 0, result: null, words: "", run: 0,
 };
 
 // -- words -----------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ function redraw() {
   at("picture").classList.toggle("mirrored", at("mirror").checked);
   if (!state.result) return;
   drawBoxes(at("boxes"), visible(), state.model.labels, at("mirror").checked);
-  at("found").title = listFound(at("found"), visible(), state.model.labels);
+  state.words = listFound(at("found"), visible(), state.model.labels);
 }
 
 function show(result) {
@@ -95,7 +95,7 @@ function stop() {
   state.stream = null;
   video.srcObject = null;
   medians.clear();
-  for (const id of ["pause", "flip"]) at(id).disabled = true;
+  for (const id of ["pause", "flip", "turn"]) at(id).disabled = true;
 }
 
 function nextFrame() {
@@ -125,7 +125,7 @@ async function startCamera(id = null) {
   await video.play();
   await listCameras(track.getSettings().deviceId);
   pause(false);
-  at("pause").disabled = at("turn").disabled = false;
+  at("pause").disabled = false;
   await follow(run);
 }
 
@@ -186,9 +186,10 @@ function pause(paused) {
   at("pause").setAttribute("aria-pressed", String(paused));
   at("pause").querySelector("span").textContent = paused ? "Go on" : "Pause";
   at("pause").querySelector("path").setAttribute("d", paused ? "M8 5l11 7-11 7z" : "M8 5v14M16 5v14");
+  at("turn").disabled = paused;
   if (paused) {
     status("Paused");
-    at("summary").textContent = `Paused. Found: ${at("found").title || "nothing"}.`;
+    at("summary").textContent = `Paused. Found: ${state.words || "nothing"}.`;
   }
 }
 

@@ -49,8 +49,9 @@ export function decode(outputs, anchors, threshold) {
       const start = (cell * count + anchor) * classes;
       const logits = cls.data.subarray(start, start + classes);
       const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-      const exponents = Array.from(logits, (logit) => Math.exp(logit - most));
-      const part = objectness / exponents.reduce((a, b) => a + b);
+      // Rounded after every step, as numpy's float32: scores that are equal there are equal here.
+      const exponents = Array.from(logits, (logit) => Math.fround(Math.exp(Math.fround(logit - most))));
+      const part = Math.fround(objectness / exponents.reduce((a, b) => Math.fround(a + b)));
       exponents.forEach((exponent, category) => {
         const score = Math.fround(exponent * part);
         if (score > threshold) found.push({ box, score, category });
