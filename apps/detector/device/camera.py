@@ -151,13 +151,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     made = _Parser(prog, description="Watches a camera, a stream, a video or a folder of images.")
     add = made.add_argument
     add("--source", required=True, help="0 | /dev/video0 | rtsp://... | video.mp4 | folder/")
-    add("--confidence", type=_number(0.0, 1.0), help="score that begins a track; the bundle's own")
-    add("--threads", type=_count, default=1, help="of the runtime (1)")
+    add("--confidence", type=number_within(0.0, 1.0), help="score that begins a track; the bundle's own")
+    add("--threads", type=whole_number, default=1, help="of the runtime (1)")
     add("--rotate", type=int, choices=(0, 90, 180, 270), default=0, help="degrees clockwise")
     add("--mirror", action="store_true", help="left and right, after the rotation")
     add("--realtime", action="store_true", help="play a file as a camera would, dropping what comes too fast")
-    add("--frames", type=_count, help="stop after so many pictures")
-    add("--patience", type=_number(0.0, 1e9), help="seconds to wait for a lost stream (for ever)")
+    add("--frames", type=whole_number, help="stop after so many pictures")
+    add("--patience", type=number_within(0.0, 1e9), help="seconds to wait for a lost stream (for ever)")
     add("--line", type=parse_line, action="append", default=[], metavar="NAME=x1,y1,x2,y2",
         help="count crossings, in: from left to right, seen from the first point")  # fmt: skip
     add("--zone", type=parse_zone, action="append", default=[], metavar="NAME=x1,y1,...",
@@ -195,16 +195,16 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         if options.realtime and not source.live:
             source = Paced(source)
         frames = stack.enter_context(Reader(source))
-        outputs = _outputs(options, source, frames.end)
+        outputs = outputs_for(options, source, frames.end)
         looker = Looker(
             detector, Tracker(config), Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, mirror=options.mirror, drawing=any(each.picture for each in outputs),
         )  # fmt: skip
-        stack.enter_context(_signals(frames.end))
+        stack.enter_context(ended_by_signals(frames.end))
         summary: dict[str, Any] = {}
         for output in outputs:
             stack.callback(output.close, summary)
-        tell = _Teller(looker.split, lambda: frames.dropped, log)
+        tell = Teller(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
         summary |= watched.to_dict()
     if not options.json:
@@ -225,14 +225,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Teller:
+class Teller:
     """Says that it works, once, and then how it goes, now and then."""
 
     def __init__(self, split: Split, dropped: Callable[[], int], log: Log) -> None:
+        """Says nothing yet."""
         self._split, self._dropped, self._log = split, dropped, log
         self._count, self._told = 0, 0.0
 
     def __call__(self, seen: Seen) -> None:
+        """Takes the next picture."""
         self._count += 1
         if self._count == 1:
             self._told = time.monotonic()
@@ -246,7 +248,8 @@ class _Teller:
             self._log(f"{self._count} pictures, {self._dropped()} dropped; {how}")
 
 
-def _outputs(options: argparse.Namespace, source: Source, stop: Callable[[], None]) -> list[Output]:
+def outputs_for(options: argparse.Namespace, source: Source, stop: Callable[[], None]) -> list[Output]:
+    """The outputs that the options ask for."""
     outputs: list[Output] = []
     if options.json:
         outputs.append(Lines(sys.stdout))
@@ -262,7 +265,7 @@ def _outputs(options: argparse.Namespace, source: Source, stop: Callable[[], Non
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and a kind kill end the watching, not the process: files are completed, the summary is said."""
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.signal(kind, lambda *_: stop()) for kind in kinds}
@@ -273,13 +276,16 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _count(text: str) -> int:
+def whole_number(text: str) -> int:
+    """An option's value, a number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"`{text}` is not a number from 1 on")
     return int(text)
 
 
-def _number(low: float, high: float) -> Callable[[str], float]:
+def number_within(low: float, high: float) -> Callable[[str], float]:
+    """Reads an option's value, a number from low to high."""
+
     def number(text: str) -> float:
         try:
             value = float(text)

@@ -1,15 +1,17 @@
 """The MAVLink side of the drone app: an address, a link that lives in a thread of its own, two messages.
 
 We are an onboard computer: component 191 of the vehicle's own system, as the MAVLink guide has it. What
-autopilots take, read in their sources: ArduPilot's AC_PrecLand_MAVLink wants LANDING_TARGET in MAV_FRAME_BODY_FRD
-with distance > 0; PX4's mavlink_receiver takes a position in MAV_FRAME_LOCAL_NED alone. ArduPilot's AP_Follow
-passes over what comes from its own system: FOLLOW_TARGET speaks for the target, under a system id of its own.
+autopilots take, read in their sources: ArduPilot's AC_PrecLand_MAVLink wants LANDING_TARGET in
+MAV_FRAME_BODY_FRD with distance > 0; PX4's mavlink_receiver takes a position in MAV_FRAME_LOCAL_NED alone.
+ArduPilot's AP_Follow passes over what comes from its own system: FOLLOW_TARGET speaks for the target, under a
+system id of its own.
 pymavlink carries, packs and parses.
 """
 
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -105,11 +107,14 @@ def connect(address: Address) -> Any:
             return mavutil.mavserial(address.place, baud=address.number)
         if address.kind == "tcp":
             return mavutil.mavtcp(place, retries=1)
+        if address.kind == "udpout":
+            socket.getaddrinfo(
+                address.place, address.number
+            )  # pymavlink would keep an unknown host to itself
         return mavutil.mavudp(place, input=address.kind == "udp")
     except ImportError:
-        raise UsageError(
-            "pyserial is not installed here", where="--mavlink", hint="`pip install pyserial`"
-        ) from None
+        what, hint = "pyserial is not installed here", "`pip install pyserial`"
+        raise UsageError(what, where="--mavlink", hint=hint) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise DeviceError(f"no MAVLink here: {reason}", where=f"{address.kind}:{place}", hint=HINT) from error
@@ -195,9 +200,7 @@ class Link:
                 if there and now - asked >= REQUEST_S:
                     self._ask()
                     asked = now
-            except (
-                OSError
-            ) as error:  # a cable that was pulled: what is sent meanwhile is lost, and known to be
+            except OSError as error:  # a cable that was pulled; it may come back
                 self._log(f"MAVLink: {error.strerror or error}")
                 self._over.wait(HEARTBEAT_S)
 
@@ -212,13 +215,8 @@ class Link:
     def _beat(self) -> None:
         common = self._common
         with self._sending:
-            self._us.heartbeat_send(
-                common.MAV_TYPE_ONBOARD_CONTROLLER,
-                common.MAV_AUTOPILOT_INVALID,
-                0,
-                0,
-                common.MAV_STATE_ACTIVE,
-            )
+            kind, none = common.MAV_TYPE_ONBOARD_CONTROLLER, common.MAV_AUTOPILOT_INVALID
+            self._us.heartbeat_send(kind, none, 0, 0, common.MAV_STATE_ACTIVE)
 
     def _ask(self) -> None:
         """Asks for what we need, again and again: an autopilot that restarts has forgotten."""

@@ -172,7 +172,7 @@ class _Pieces:
 
     def _agreeing(self) -> list[tuple[float, int, int]]:
         """Pairs of boxes of one class from two tiles that agree where both see, with how well they do."""
-        pairs = []
+        pairs: list[tuple[float, int, int]] = []
         for s, t in itertools.combinations(range(len(self.edges)), 2):
             low = np.maximum(self.edges[s, :2], self.edges[t, :2])
             zone = np.concatenate([low, np.minimum(self.edges[s, 2:], self.edges[t, 2:])])

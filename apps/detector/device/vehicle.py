@@ -1,7 +1,7 @@
 """What an autopilot has said of its vehicle, and whether to believe it for the moment of a picture.
 
-A wrong position is worse than none: whatever is missing, old or implausible is a reason to be silent, in words.
-Our design. Heard by one thread and asked by another.
+A wrong position is worse than none: whatever is missing, old or implausible is a reason to be silent, in
+words. Our design. Heard by one thread and asked by another.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from apps.detector.device.geometry import Attitude, moved, offset
 
 REMEMBERED = 400  # messages of each kind: eight seconds at 50 Hz
+RESTART_MS = 1000  # an autopilot's clock that falls by more has begun anew; by less, a message was late
 MAV_AUTOPILOT_INVALID, MAV_AUTOPILOT_PX4, AUTOPILOT_COMPONENT = 8, 12, 1
 
 T = TypeVar("T")
@@ -145,11 +146,12 @@ class Vehicle:
                 self._locals.add(now, (message.x, message.y, message.z))
 
     def _new(self, boot_ms: int, now: float) -> bool:
-        """Whether an attitude is one: a clock that stands still repeats itself, one that falls has restarted."""
-        if boot_ms < self._boot_ms:
+        """Whether an attitude is newer than the last: a clock that stands still only repeats itself."""
+        restarted = boot_ms < self._boot_ms - RESTART_MS
+        if restarted:
             for past in (self._attitudes, self._positions, self._locals):
                 past.clear()
-        fresh = boot_ms != self._boot_ms
+        fresh = restarted or boot_ms > self._boot_ms
         if fresh:
             self._boot_ms, self._boot_at = boot_ms, now
         return fresh

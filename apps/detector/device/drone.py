@@ -1,0 +1,224 @@
+"""The drone app: `python -m apps.detector.device.drone --source 0 --fov 62 --mavlink serial:/dev/ttyAMA0`.
+
+The camera app's pictures, tracks and outputs; what can be trusted of them is told to an autopilot. Runs on a
+companion computer in an unpacked bundle's folder: numpy, OpenCV, a LiteRT interpreter and pymavlink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from apps.detector.device.camera import (
+    NAME,
+    Teller,
+    ended_by_signals,
+    number_within,
+    outputs_for,
+    watch,
+    whole_number,
+)
+from apps.detector.device.camera import parser as camera_parser
+from apps.detector.device.counting import Counting
+from apps.detector.device.detect import Detector
+from apps.detector.device.geometry import Attitude, Camera, Lens
+from apps.detector.device.handover import Reader
+from apps.detector.device.holding import held
+from apps.detector.device.looker import Looker, Model
+from apps.detector.device.mavlink import HINT, Link, connect, parse_address
+from apps.detector.device.pilot import FOLLOW, LANDING, CameraOf, Orders, Pilot
+from apps.detector.device.source import Log, Paced, is_live, open_source
+from apps.detector.device.tiles import Tiled, Tiling
+from apps.detector.device.timing import Split
+from apps.detector.device.tracker import Tracker, TrackerConfig
+from apps.detector.device.vehicle import Trust, Vehicle
+from targets.errors import ParedownError, UsageError
+
+OVERLAP = 0.25
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The options: the camera app's, and those of the vehicle.
+
+    Args:
+        prog: the name of the command, for its help.
+    """
+    made = camera_parser(prog)
+    made.description = "Tells an autopilot over MAVLink where the objects are that a camera sees."
+    trust, degrees = Trust(), number_within(-360.0, 360.0)
+    add = made.add_argument
+    add("--mavlink", required=True, metavar="ADDRESS", help=HINT)
+    add("--system", type=whole_number, default=1, help="MAVLink system id of the vehicle (1)")
+    add("--send", choices=(LANDING, FOLLOW, "both"), default=LANDING, help="LANDING_TARGET or FOLLOW_TARGET")
+    add("--follow-system", type=whole_number, default=200, metavar="ID",
+        help="system id that FOLLOW_TARGET comes from, ArduPilot's FOLL_SYSID (200)")  # fmt: skip
+    add("--target", metavar="CLASS[,CLASS]", help="classes to look for (all)")
+    add("--tiles", default="auto", metavar="SIZE",
+        help="side of a tile in pixels, off, or auto: the model's own input's")  # fmt: skip
+    add("--overlap", type=number_within(0.0, 0.9), default=OVERLAP, help=f"share of a tile ({OVERLAP})")
+    lens = made.add_mutually_exclusive_group(required=True)
+    lens.add_argument("--fov", type=number_within(1.0, 170.0), help="horizontal field of view, degrees")
+    lens.add_argument("--intrinsics", metavar="fx,fy,cx,cy,WIDTH", help="as calibrated at that width, pixels")
+    add("--mount", type=degrees, nargs=3, default=(0.0, -90.0, 0.0), metavar=("ROLL", "PITCH", "YAW"),
+        help="how the camera is turned, degrees (0 -90 0: straight down, top ahead)")  # fmt: skip
+    for name, high, text in (
+        ("confidence", 1.0, "least score of what is told"),
+        ("link", 60.0, "longest silence of the autopilot, seconds"),
+        ("attitude", 5.0, "greatest age of an attitude, seconds"),
+        ("position", 5.0, "greatest age of a position, seconds"),
+        ("latency", 60.0, "greatest age of a picture, seconds"),
+        ("tilt", 90.0, "largest angle against level, degrees"),
+        ("lowest", 1e4, "least height above home, metres"),
+        ("highest", 1e4, "greatest height above home, metres"),
+        ("depression", 90.0, "least angle below the horizon, degrees"),
+        ("range", 1e5, "greatest distance, metres"),
+    ):
+        field = name if hasattr(trust, name) else f"{name}_s"
+        option = f"--{'min' if name == 'confidence' else 'trust'}-{name}"
+        default = getattr(trust, field)
+        add(option, dest=f"trust_{field}", type=number_within(0.0, high), default=default,
+            help=f"{text} ({default:g})")  # fmt: skip
+    add("--trust-sightings", type=whole_number, default=trust.sightings,
+        help=f"pictures in a row that confirm a track ({trust.sightings})")  # fmt: skip
+    return made
+
+
+def trust_of(options: argparse.Namespace) -> Trust:
+    """What the options let us believe."""
+    return Trust(**{name: getattr(options, f"trust_{name}") for name in vars(Trust())})
+
+
+def camera_of(options: argparse.Namespace) -> CameraOf:
+    """The camera of a picture, by its height and width.
+
+    Raises:
+        UsageError: intrinsics that are none.
+    """
+    roll, pitch, yaw = (math.radians(angle) for angle in options.mount)
+    mount = Attitude(roll, pitch, yaw)
+    if options.fov is not None:
+        return lambda size: Camera(Lens.from_fov(options.fov, size[1], size[0]), mount)
+    try:
+        *values, width = (float(value) for value in options.intrinsics.split(","))
+        fx, fy, cx, cy = values
+        Lens(fx, fy, cx, cy)
+        if not 0 < width < math.inf:
+            raise ValueError
+    except ValueError:
+        what = f"`{options.intrinsics}` is no camera matrix"
+        hint = "write fx,fy,cx,cy,WIDTH, as 920.5,921.0,640.2,358.8,1280"
+        raise UsageError(what, where="--intrinsics", hint=hint) from None
+
+    def scaled(size: tuple[int, int]) -> Camera:
+        scale = size[1] / width  # a stream may give another size than was calibrated
+        return Camera(Lens(fx * scale, fy * scale, cx * scale, cy * scale), mount)
+
+    return scaled
+
+
+def model_of(detector: Detector, tiles: str, overlap: float) -> Model:
+    """The detector, through tiles where they are wanted.
+
+    Raises:
+        UsageError: a size that is none.
+    """
+    if tiles == "off":
+        return detector
+    if tiles == "auto":
+        return Tiled(detector, Tiling(max(detector.preprocess.width, detector.preprocess.height), overlap))
+    if not tiles.isdecimal():
+        raise UsageError(f"`{tiles}` is no size of a tile", where="--tiles", hint="pixels, or auto, or off")
+    return Tiled(detector, Tiling(int(tiles), overlap))
+
+
+def orders_of(options: argparse.Namespace, names: Sequence[str]) -> Orders:
+    """What is to be sent, of which classes.
+
+    Raises:
+        UsageError: a class that the bundle does not know.
+    """
+    wanted = options.target.split(",") if options.target else names
+    for name in wanted:
+        if name not in names:
+            raise UsageError(f"no class `{name}`", where="--target", hint=f"there are: {', '.join(names)}")
+    send = (LANDING, FOLLOW) if options.send == "both" else (options.send,)
+    return Orders(send, frozenset(names.index(name) for name in wanted))
+
+
+def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
+    """Watches and tells, until the source ends or a signal says so.
+
+    Args:
+        options: as `parser` reads them.
+        folder: of the unpacked bundle.
+        log: told a line when something happens to the source or the autopilot, and how it goes.
+
+    Raises:
+        UsageError: an option that cannot be.
+        InputError: the bundle, the file or the folder is broken, or an output cannot be written.
+        DeviceError: the camera or the autopilot's address cannot be opened, or the camera is lost for good.
+    """
+    if options.mirror:
+        hint = "turn the camera, or its picture by --rotate"
+        raise UsageError("a mirrored picture shows no bearing", where="--mirror", hint=hint)
+    if options.system == options.follow_system or max(options.system, options.follow_system) > 255:
+        where = "--system, --follow-system"
+        raise UsageError("system ids are two different numbers from 1 to 255", where=where)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # as the camera app
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    address, camera = parse_address(options.mavlink), camera_of(options)
+    detector = Detector(folder, options.threads)
+    model, orders = model_of(detector, options.tiles, options.overlap), orders_of(options, detector.names)
+    trust = trust_of(options)
+    sure = options.confidence if options.confidence is not None else trust.confidence
+    tracker = Tracker(TrackerConfig(sure=sure, unsure=min(TrackerConfig.unsure, sure)))
+    vehicle = Vehicle(options.system)
+    with contextlib.ExitStack() as stack:
+        if is_live(options.source):
+            stack.enter_context(held(options.source, os.environ.get(NAME, "paredown drone")))
+        source = open_source(options.source, options.patience, log)
+        if options.realtime and not source.live:
+            source = Paced(source)
+        link = stack.enter_context(Link(connect(address), vehicle, options.follow_system, log))
+        frames = stack.enter_context(Reader(source))
+        pilot = Pilot(link, vehicle, camera, orders, trust)
+        outputs = [pilot, *outputs_for(options, source, frames.end)]  # the autopilot first
+        looker = Looker(
+            model, tracker, Counting(options.line, options.zone), Split(time.monotonic),
+            rotate=options.rotate, drawing=any(each.picture for each in outputs),
+        )  # fmt: skip
+        stack.enter_context(ended_by_signals(frames.end))
+        summary: dict[str, Any] = {}
+        for output in reversed(outputs):
+            stack.callback(output.close, summary)
+        tell = Teller(looker.split, lambda: frames.dropped, log)
+        watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
+        summary |= watched.to_dict()
+    if not options.json:
+        print("\n".join(watched.lines()))
+        said = ", ".join(f"{count} {name}" for name, count in pilot.sent.items()) or "nothing"
+        print(f"told the autopilot {said}; silent in {pilot.silent} pictures")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command on a companion computer; returns the exit code."""
+    try:
+        options = parser("python -m apps.detector.device.drone").parse_args(arguments)
+        run(options, Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
