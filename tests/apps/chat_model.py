@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from apps.chat.device.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-LINES = [AddedToken("\n" * count, normalized=False) for count in range(1, 5)]
 
 
 def small_tokenizer(size: int = 700) -> str:
     """The `tokenizer.json` of a small vocabulary, of this project's own words."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence(
@@ -31,7 +31,7 @@ def small_tokenizer(size: int = 700) -> str:
     lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.add_tokens(LINES)
+    tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in range(1, 5)])
     document = json.loads(tokenizer.to_str())
     for token in document["added_tokens"]:
         token["special"] = token["content"] in SPECIAL

@@ -135,7 +135,7 @@ def converse(chat: Chat, prompt: str | None) -> int:
     terminal = Terminal(chat, streams)
     try:
         if prompt is not None:
-            return terminal.filter([prompt])
+            return terminal.filter([os.fsencode(prompt).decode(errors="replace")])
         if streams.interactive:
             return terminal.talk()
         lines = (line.rstrip("\r\n") for line in streams.source)

@@ -163,15 +163,16 @@ class Session:
         if not text.strip():
             raise InputError("the prompt is empty")
         most = self._model.context - self._room - 1  # the one is `bos`
+        turn: list[int] = []
         count = self._tokens.fewest(text)
-        if count <= most:
+        if exact := count <= most:
             turn = self._tokens.user_turn(text) if self._manner.turns else self._tokens.encode(text)
             count = len(turn)
-            if count <= most:
-                return turn
+        if count <= most:
+            return turn
         raise InputError(
-            f"a prompt of {count:,} tokens or more is too long: the context of {self._model.context:,} leaves"
-            f" {most:,} for it and {self._room:,} for the answer"
+            f"a prompt of {'' if exact else 'at least '}{count:,} tokens is too long: the context of"
+            f" {self._model.context:,} leaves {most:,} for it and {self._room:,} for the answer"
         )
 
     def _answer(self, exchange: list[int], cancelled: Callable[[], bool], meter: Meter) -> Iterator[Event]:

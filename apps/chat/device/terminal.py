@@ -66,11 +66,11 @@ class Streams:
     @classmethod
     def standard(cls) -> Streams:
         """This process's own: UTF-8 in, and what cannot be read or written is replaced."""
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
+        for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8")
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
         colour = interactive and sys.stderr.isatty() and "NO_COLOR" not in os.environ
         return cls(sys.stdin, sys.stdout, sys.stderr, interactive, colour)
