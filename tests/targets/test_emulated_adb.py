@@ -17,9 +17,10 @@ import pytest
 from adb_device import free_port, listens_on
 from device_contract import gone, lives, until
 from needs import needs
-from small_programs import Programs, Small, small_programs
+from small_programs import Small, small_programs
 from tiny_project import call
 
+from targets.card import load_card
 from targets.devices.adb import AdbTransport
 from targets.devices.errors import ExitStatusError, TimedOutError
 from targets.devices.facts import facts
@@ -28,7 +29,7 @@ from targets.devices.shell import ShellDevice
 from targets.doctor import examine
 from targets.emulated import adb_board
 from targets.emulated.adb_board import EmulatedAdbBoard
-from targets.emulated.board import Hardware
+from targets.emulated.board import CORES, Hardware
 from targets.emulated.leash import held
 from targets.emulated.sysroot import LISTING
 from targets.errors import DeviceError
@@ -145,6 +146,13 @@ def test_a_folder_whose_name_is_too_long_for_a_socket(tmp_path, monkeypatch):
             pytest.fail("started")
 
 
+def test_its_card_says_how_to_start_it_and_what_it_is_not():
+    card = load_card(NAME)
+    assert card.emulate is not None and card.emulate.cpu in CORES and card.reach.kind == "adb"
+    for words in (f"--device {ADDRESS}", "adb transport", "not Android", "its milliseconds mean nothing"):
+        assert words in card.emulate.text
+
+
 # -- the whole of it ---------------------------------------------------------------------------------------
 
 
@@ -234,11 +242,11 @@ class TestBoard:
             device.run(["sh", "-c", "echo $$ >pid; sleep 1000"], timeout=5)
         assert device.run(["sh", "-c", "kill -0 $(cat pid) || echo gone"], timeout=60).out == "gone\n"
 
-    @pytest.mark.parametrize("runtime", ["litert", "executorch"])
-    def test_int8_is_bit_identical_and_counts_repeat(self, device: ShellDevice, runtime: str) -> None:
+    def test_int8_is_bit_identical_and_counts_repeat(self, device: ShellDevice) -> None:
         programs = small_programs()
         there = DevicePrograms(device, "aarch64")
-        program = small_program(programs, runtime)
+        outputs = (Tensor((1, 8, 4, 4)), Tensor((1, 5)))
+        program = Program("executorch", programs.int8["executorch"], Tensor((1, 3, 8, 8)), outputs)
         found = [part for parts in there.run(program, programs.codes) for part in parts]
         assert b"".join(part.tobytes() for part in found) == programs.expected
         first, second = (there.time(program, programs.codes[:1], 3) for _ in range(2))
@@ -267,15 +275,9 @@ class TestBoard:
         assert not listens_on(users_server)
 
 
-def small_program(programs: Programs, runtime: str) -> Program:
-    outputs = (Tensor((1, 8, 4, 4)), Tensor((1, 5)))
-    return Program(runtime, programs.int8[runtime], Tensor((1, 3, 8, 8)), outputs)
-
-
 @pytest.mark.slow
 def test_digits_for_android_are_proved_there(packages: None, tmp_path: Path) -> None:
-    asked = ("run", "digits", "--target", NAME, "--smoke", "--runs", tmp_path)
-    done = call(*asked)
+    done = call("run", "digits", "--target", NAME, "--smoke", "--runs", tmp_path)
     assert done.code == 0, done.err
     first, second = (validated(tmp_path / "digits" / NAME / "bundle.paredown") for _ in range(2))
     checks = {check["name"]: check for check in first["checks"]}
