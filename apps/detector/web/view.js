@@ -44,17 +44,25 @@ export function drawBoxes(canvas, detections, labels, mirrored) {
   context.font = `600 15px ${LETTERS}`;
   context.textBaseline = "middle";
   context.lineWidth = 3;
-  for (const { box, score, category } of [...detections].reverse()) {
-    const [x1, y1, x2, y2] = mirrored ? [1 - box[2], box[1], 1 - box[0], box[3]] : box;
-    const [left, top] = [x1 * width, y1 * height];
-    context.strokeStyle = context.fillStyle = classColour(category);
+  const placed = detections.toReversed().map(({ box, score, category }) => ({
+    colour: classColour(category),
+    text: `${labels[category] ?? category} ${Math.round(100 * score)} %`,
+    left: (mirrored ? 1 - box[2] : box[0]) * width,
+    top: box[1] * height,
+    across: (box[2] - box[0]) * width,
+    down: (box[3] - box[1]) * height,
+  }));
+  for (const { colour, left, top, across, down } of placed) {
+    context.strokeStyle = colour;
     context.beginPath();
-    context.roundRect(left, top, (x2 - x1) * width, (y2 - y1) * height, 6);
+    context.roundRect(left, top, across, down, 6);
     context.stroke();
-    const text = `${labels[category] ?? category} ${Math.round(100 * score)} %`;
+  }
+  for (const { colour, text, left, top } of placed) {
     const across = context.measureText(text).width + 14;
     const x = Math.min(Math.max(left - 1.5, 0), Math.max(width - across, 0));
     const y = top >= 26 ? top - 26 : Math.min(top, height - 24); // above the box, else in it
+    context.fillStyle = colour;
     context.beginPath();
     context.roundRect(x, y, across, 24, 6);
     context.fill();
