@@ -146,8 +146,8 @@ def hf_config(given: Mapping[str, Any], where: object) -> GemmaConfig:
     return _build(keys, _hf_pattern(keys), keys.tokens("eos_token_id", eos), keys.number("rope_factor"))
 
 
-def gguf_config(metadata: Mapping[str, Any], where: object) -> GemmaConfig:
-    """A GGUF file's metadata as ours: key to number, string, or list.
+def gguf_config(metadata: Mapping[str, Any], vocabulary: int, where: object) -> GemmaConfig:
+    """A GGUF file's metadata as ours: key to number or string, beside the embedding's rows.
 
     Raises:
         InputError: another architecture, or a key is missing or has a value that this network cannot have;
@@ -162,8 +162,8 @@ def gguf_config(metadata: Mapping[str, Any], where: object) -> GemmaConfig:
     if metadata.get("gemma3.rope.scaling.type", "none") == "linear":
         factor = metadata.get("gemma3.rope.scaling.factor", 1.0)
     given = {
-        "gemma3.vocab_size": len(metadata.get("tokenizer.ggml.tokens", ())),
         **metadata,
+        "gemma3.vocab_size": vocabulary,
         "rope_factor": factor,
     }
     keys = _Keys(given, where, _GGUF, {"gemma3.rope.freq_base_swa": 1e4, "gemma3.rope.freq_base": 1e6})
@@ -207,6 +207,8 @@ class _Keys:
 
     def tokens(self, key: str, found: Any) -> tuple[int, ...]:
         """One token's number or a list of them, each in the vocabulary."""
+        if found is None:
+            raise self.wrong(key, "is missing")
         listed = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
         size = self.integer("vocabulary")
         for token in listed:

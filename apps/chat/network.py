@@ -143,6 +143,11 @@ class Body(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
+        self.set_constants()
+
+    def set_constants(self) -> None:
+        """Fills the buffers, which follow from the configuration."""
+        config = self.config
         # A tensor because Gemma rounds it to the weights' precision: in bfloat16 the root of 640 is 25.25.
         self.register_buffer("embed_scale", torch.tensor(math.sqrt(config.width)), persistent=False)
         exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
@@ -177,6 +182,10 @@ class Gemma(nn.Module):
         self.config = config
         self.model = Body(config)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes the output layer's weight the embedding's."""
         self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
@@ -251,6 +260,16 @@ class Stateful(nn.Module):
         positions = input_pos + torch.arange(tokens.shape[1], device=tokens.device)
         logits, _ = self.gemma(tokens, positions, self.cache, self.keep, Tensor.index_copy_)
         return logits[:, -1] if self.keep == "last" else logits
+
+
+def make_unset(config: GemmaConfig) -> Gemma:
+    """A network whose weights are allocated and hold anything: for those who fill them, all of them."""
+    with torch.device("meta"):
+        gemma = Gemma(config)
+    gemma.to_empty(device="cpu")
+    gemma.tie()
+    gemma.model.set_constants()
+    return gemma
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
