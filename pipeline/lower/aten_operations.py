@@ -37,7 +37,7 @@ def write(sub: Subgraph, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str
 
 
 def reads(node: fx.Node) -> list[fx.Node]:
-    """What a node reads; a matrix product its second factor as it was before its last two axes were swapped."""
+    """What a node reads; a matrix product its second factor from before its last two axes were swapped."""
     if node.target is not aten.matmul.default:
         return list(node.all_input_nodes)
     left, right = node.args

@@ -31,9 +31,9 @@ def lower_language(network: nn.Module, facts: LanguageFacts) -> Lowered:
     """Lowers a network that keeps its own cache.
 
     Args:
-        network: forward(tokens int64 (1, T), input_pos int64 (1,)) -> float32 (1, vocabulary), the logits after
-            the last token; its buffers are the cache, for chunks of up to `facts.chunk` tokens. It is left as
-            it is.
+        network: forward(tokens int64 (1, T), input_pos int64 (1,)) -> float32 (1, vocabulary), the logits
+            after the last token; its buffers are the cache, for chunks of up to `facts.chunk` tokens. It is
+            left as it is.
         facts: told to the runner by methods of their own.
 
     Returns:
@@ -73,7 +73,7 @@ def lower_language(network: nn.Module, facts: LanguageFacts) -> Lowered:
 
 def _register() -> None:
     """The quantized operations and their kernels live in modules that register them when imported."""
-    import executorch.kernels.quantized
+    import executorch.kernels.quantized  # noqa: F401
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
 

@@ -21,6 +21,8 @@ from targets.errors import DeviceError, ParedownError
 from targets.tools import output_of, tool
 
 SOURCE = Path(__file__).with_name("executorch") / "run.cpp"
+#: Runs language models.
+LANGUAGE = Path(__file__).with_name("executorch") / "language.cpp"
 #: The wheel for a foreign architecture with its sha256, in pip's words.
 WHEELS = Path(__file__).with_name("executorch") / "wheels.txt"
 LIBRARIES = (
@@ -34,7 +36,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014")
 
 
 def build(arch: str, cache: Path) -> Path:
-    """A folder with the program `run` and the libraries it needs in `lib`, ready to be copied to a device.
+    """A folder to copy to a device: programs `run` and `language`, the libraries they need in `lib`.
 
     Args:
         arch: "x86_64", "aarch64", or "native".
@@ -47,7 +49,8 @@ def build(arch: str, cache: Path) -> Path:
     compiler = _compiler(arch)
     version = output_of([compiler, "-dumpfullversion"], "asking the compiler for its version").strip()
     executorch = _version()
-    key = key_of(SOURCE.read_bytes(), arch, version, executorch, repr((FLAGS, LINK, LIBRARIES)))
+    sources = SOURCE.read_bytes() + LANGUAGE.read_bytes()
+    key = key_of(sources, arch, version, executorch, repr((FLAGS, LINK, LIBRARIES)))
 
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -95,7 +98,9 @@ def _compile(compiler: str, version: str, package: Path, folder: Path) -> None:
     include = package / "include"
     c10 = include / "executorch" / "runtime" / "core" / "portable_type" / "c10"
     command = [compiler, *FLAGS, f'-DEXECUTORCH_VERSION="{version}"', f"-isystem{include}", f"-isystem{c10}"]
-    output_of([*command, SOURCE, "-o", folder / "run", *LINK, *libraries], "building the ExecuTorch runner")
+    for source in (SOURCE, LANGUAGE):
+        program = folder / source.stem
+        output_of([*command, source, "-o", program, *LINK, *libraries], "building the ExecuTorch runner")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,172 @@
+// Runs a language model's .pte, a chunk at a time, for a process that talks to it by pipes.
+//
+//   language MODEL [--threads T]
+//
+// First standard output gets one line of JSON: vocabulary, context and chunk. Then, for each chunk: standard
+// input has int32 count (1 to chunk), int32 position of the first token, count int32 tokens; standard output
+// gets as many float32 logits as the vocabulary has tokens, those after the last token. All little-endian. It
+// ends with its input. Exit status as that of run.cpp.
+//
+// Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
+
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/platform/platform.h>
+
+#include <charconv>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// The wheel has this class in libexecutorch_threadpool.so, but not its header.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
+
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::extension::from_blob;
+using executorch::extension::Module;
+using executorch::runtime::Error;
+using executorch::runtime::Program;
+
+constexpr int kUsage = 2;
+constexpr int kBadInput = 4;
+constexpr int kDevice = 5;
+
+struct Failure : std::runtime_error {
+  int status;
+  Failure(int status, const std::string& line) : std::runtime_error(line), status(status) {}
+};
+
+// The runtime's last complaint; everything else that it logs is dropped, standard error is for our own lines.
+std::string& complaint() {
+  static std::string text;
+  return text;
+}
+
+void on_log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
+            size_t length) {
+  if (level == kError || level == kFatal) complaint() = " (" + std::string(message, length) + ")";
+}
+
+struct Options {
+  std::string model;
+  uint32_t threads = 1;
+};
+
+Options parse(int count, char** arguments) {
+  const Failure wrong(kUsage, "usage: language MODEL [--threads T]");
+  if (count != 2 && count != 4) throw wrong;
+  Options options{arguments[1]};
+  if (count == 4) {
+    const std::string_view text = arguments[3];
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), options.threads);
+    const bool whole = error == std::errc() && end == text.data() + text.size();
+    if (std::string_view(arguments[2]) != "--threads" || !whole || options.threads < 1) throw wrong;
+  }
+  return options;
+}
+
+class Model {
+ public:
+  explicit Model(const std::string& path) : path_(path), module_(path) {
+    const bool sound = std::filesystem::is_regular_file(path) &&
+                       module_.load(Program::Verification::InternalConsistency) == Error::Ok &&
+                       module_.load_forward() == Error::Ok;
+    if (!sound) {
+      throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or " +
+                                   "damaged?" + complaint() + "; make it again with `paredown run`");
+    }
+    vocabulary = fact("get_vocab_size");
+    context = fact("get_max_context_len");
+    chunk = fact("get_max_seq_len");
+  }
+
+  // The logits after the last of these tokens.
+  const float* read(std::vector<int64_t>& tokens, int64_t position) {
+    using Sizes = std::vector<executorch::aten::SizesType>;
+    const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
+    const auto given = from_blob(tokens.data(), Sizes{1, count}, ScalarType::Long);
+    const auto start = from_blob(&position, Sizes{1}, ScalarType::Long);
+    auto outputs = module_.forward({given, start});
+    if (!outputs.ok()) throw Failure(kBadInput, path_ + ": the model does not run" + complaint());
+    kept_ = std::move(*outputs);
+    const auto& logits = kept_.at(0).toTensor();
+    if (logits.scalar_type() != ScalarType::Float || logits.numel() != vocabulary) {
+      throw Failure(kBadInput, path_ + ": the model does not give one float for each token");
+    }
+    return logits.const_data_ptr<float>();
+  }
+
+  int64_t vocabulary, context, chunk;
+
+ private:
+  int64_t fact(const std::string& name) {
+    auto values = module_.execute(name);
+    if (!values.ok() || values->empty() || !values->at(0).isInt()) {
+      throw Failure(kBadInput, path_ + ": no language model, it has no `" + name + "`");
+    }
+    return values->at(0).toInt();
+  }
+
+  const std::string path_;
+  Module module_;
+  std::vector<executorch::runtime::EValue> kept_;
+};
+
+template <typename Value>
+bool receive(Value* values, size_t count) {
+  const size_t found = std::fread(values, sizeof(Value), count, stdin);
+  if (found != count && found != 0) throw Failure(kUsage, "the input ends within a chunk");
+  return found == count;
+}
+
+int run(const Options& options) {
+  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(on_log, __FILE__));
+  auto* pool = executorch::extension::threadpool::get_threadpool();
+  if (pool == nullptr || !pool->_unsafe_reset_threadpool(options.threads)) {
+    throw Failure(kDevice, "the runtime cannot start its threads: it does not understand /proc/cpuinfo");
+  }
+  Model model(options.model);
+  std::cout << "{\"vocabulary\": " << model.vocabulary << ", \"context\": " << model.context
+            << ", \"chunk\": " << model.chunk << "}" << std::endl;
+
+  for (int32_t head[2]; receive(head, 2);) {
+    if (head[0] < 1 || head[0] > model.chunk || head[1] < 0 || head[1] > model.context - head[0]) {
+      throw Failure(kUsage, "a chunk of " + std::to_string(head[0]) + " tokens at " +
+                                std::to_string(head[1]) + " is beyond the model");
+    }
+    std::vector<int32_t> given(head[0]);
+    if (!receive(given.data(), given.size())) throw Failure(kUsage, "the input ends within a chunk");
+    for (const auto token : given) {
+      if (token < 0 || token >= model.vocabulary) throw Failure(kUsage, "a token beyond the vocabulary");
+    }
+    std::vector<int64_t> tokens(given.begin(), given.end());
+    const float* logits = model.read(tokens, head[1]);
+    const auto size = static_cast<size_t>(model.vocabulary);
+    if (std::fwrite(logits, sizeof(float), size, stdout) != size || std::fflush(stdout) != 0) return 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    return run(parse(count, arguments));
+  } catch (const Failure& failure) {
+    std::cerr << failure.what() << std::endl;
+    return failure.status;
+  }
+}
