@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 HEAR_S = 0.1  # how late a Ctrl-C is heard
 LONGEST_S = 24 * 3600.0  # a chat may take so long
+UNPACK_S = 300.0
+ARCHIVE, LARGE = "bundle.zip", 1 << 20  # bytes of a member that goes alone
 
 
 class RemoteChat:
@@ -35,8 +38,8 @@ class RemoteChat:
 
     def __init__(self, program: Dialogue, where: str) -> None:
         """Waits until the model is loaded."""
-        self._program, self._where, self._number = program, where, 0
-        self.description = f"{self._reply()['hello']}; on {where}"
+        self._program, self._where, self._number = program, where.rstrip(":"), 0
+        self.description = f"{self._reply()['hello']}; on {self._where}"
 
     def answer(self, text: str, cancelled: Callable[[], bool] = never) -> Iterator[Event]:
         """Answers; see `Chat.answer`.
@@ -108,13 +111,25 @@ def on_device(
         DeviceError: the device failed.
     """
     log(f"bundle to {device.address}: running")
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "member"
-        for name, data in {**bundle.members, "manifest.json": bundle.text}.items():
-            local.write_bytes(data)
-            device.push(local, name)
+    _bring({**bundle.members, "manifest.json": bundle.text}, device)
     times = ["--no-times"] if device.emulated else []
     command = ["python3", "-m", "apps.chat.device.chat", "--serve", *times, *options]
     log(f"model on {device.address}: running")
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)
+
+
+def _bring(members: Mapping[str, bytes], device: Device) -> None:
+    """Large members go alone, as an archive needs their room twice; the many small ones in one."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / ARCHIVE
+        with zipfile.ZipFile(local, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                if len(data) < LARGE:
+                    archive.writestr(name, data)
+        device.push(local, ARCHIVE)
+        for name, data in members.items():
+            if len(data) >= LARGE:
+                local.write_bytes(data)
+                device.push(local, name)
+    device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
