@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import shutil
@@ -20,7 +19,7 @@ SOURCES = Path(__file__).with_name("web")
 #: package.json and its lock, which pins LiteRT.js by version and sha512 of the package.
 NPM = SOURCES / "npm"
 RUNTIME = "litert"
-PROGRAM, MODEL = "model.tflite", "model.json"
+PROGRAM, MODEL, WORKER = "model.tflite", "model.json", "sw.js"
 #: LiteRT.js without and with threads, and for processors without relaxed SIMD; others are never loaded.
 _VARIANTS = ("litert_wasm_internal", "litert_wasm_threaded_internal", "litert_wasm_compat_internal")
 
@@ -32,14 +31,12 @@ class Site:
     Attributes:
         folder: with index.html.
         files: in it, relative.
-        bytes: of all of them.
-        first_bytes: of those that every visit needs; of the runtime's variants a browser loads one.
+        bytes: of all of them; a browser loads one of the runtime's three variants.
     """
 
     folder: Path
     files: tuple[str, ...]
     bytes: int
-    first_bytes: int
 
 
 def build(bundle: Bundle, out: Path, modules: Path | None = None) -> Site:
@@ -58,34 +55,34 @@ def build(bundle: Bundle, out: Path, modules: Path | None = None) -> Site:
     page = _page(bundle)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MODEL).is_file())):
         raise UsageError("holds something that is no page", where=out, hint="give --out a new folder")
-    runtime = _runtime(modules or fetched())
-    shell = {name: text.encode() for name, text in _texts(page).items()}
-    shell |= {path.name: path.read_bytes() for path in SOURCES.glob("icon*")} | page
-    names = {"./": b"", **shell}.keys() - {"sw.js", "index.html"}
-    digest = hashlib.sha256()
-    for name in sorted(shell | runtime):
-        digest.update(name.encode() + b"\0" + hashlib.sha256((shell | runtime)[name]).digest())
-    worker = shell["sw.js"].decode().replace("@VERSION@", digest.hexdigest()[:16])
-    shell["sw.js"] = worker.replace('["@FILES@"]', json.dumps(sorted(names))).encode()
-    files = shell | runtime
+    shell = {**_sources(bundle.manifest.name), **page}
+    files = {**shell, **_runtime(modules or fetched())}
+    kept = sorted({"./", *shell} - {"index.html", WORKER})
+    files[WORKER] = (
+        files[WORKER]
+        .replace(b"@VERSION@", _version(files).encode())
+        .replace(b'["@FILES@"]', json.dumps(kept).encode())
+    )
     for name, data in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return Site(
-        out, tuple(sorted(files)), sum(map(len, files.values())), sum(map(len, shell.values()))
-    )  # fmt: skip
+    return Site(out, tuple(sorted(files)), sum(map(len, files.values())))
 
 
-def _texts(page: Mapping[str, bytes]) -> dict[str, str]:
-    """The sources, with the bundle's name where they say so."""
-    name = json.loads(page[MODEL])["name"]
-    suffixes = {".html": html.escape(name), ".webmanifest": json.dumps(name)[1:-1]}
-    return {
-        path.name: path.read_text("utf-8").replace("@NAME@", suffixes.get(path.suffix, name))
-        for path in sorted(SOURCES.iterdir())
-        if path.suffix in {".html", ".css", ".js", ".webmanifest"}
-    }
+def _sources(name: str) -> dict[str, bytes]:
+    """The page's own files, with the bundle's name where they say so."""
+    spelled = {".html": html.escape(name), ".webmanifest": json.dumps(name)[1:-1]}
+    files = {path.name: path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file()}
+    for file, data in files.items():
+        if (spelling := spelled.get(Path(file).suffix)) is not None:
+            files[file] = data.replace(b"@NAME@", spelling.encode())
+    return files
+
+
+def _version(files: Mapping[str, bytes]) -> str:
+    """Another one for other files: the service worker keeps a page until its version changes."""
+    return key_of(*(part for item in sorted(files.items()) for part in item))
 
 
 def _page(bundle: Bundle) -> dict[str, bytes]:

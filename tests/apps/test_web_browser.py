@@ -96,6 +96,7 @@ def test_camera_boxes_are_pythons_and_the_page_works_offline(
         browser.wait("document.getElementById('state').hasAttribute('data-live')")
         frames = [browser.next() for _ in range(6)]
         assert browser.driver.execute_script("return crossOriginIsolated")
+        assert browser.driver.execute_script("return document.documentElement.scrollWidth") == 390
         assert browser.text("where").startswith("Medians, measured in this browser just now: 640 × 480")
         manifest = browser.cdp("Page.getAppManifest", {})
         assert manifest["errors"] == [] and json.loads(manifest["data"])["display"] == "standalone"

@@ -6,8 +6,8 @@
 
 const LETTERS = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
 
-/** A class's colour: hues a golden angle apart, as apps/detector/device/draw.py has them. */
-export const classColour = (category) => `hsl(${((category * 0.381966) % 1) * 360} 95% 58%)`;
+/** A class's colour: hues a golden angle apart, as in apps/detector/device/draw.py, light enough for dark words. */
+export const classColour = (category) => `hsl(${((category * 0.381966) % 1) * 360} 95% 68%)`;
 
 /**
  * Shows a frame, in a picture of its own proportions.

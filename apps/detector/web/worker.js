@@ -82,13 +82,13 @@ async function run({ bitmap, turns }) {
   const place = detector.geometry(model.preprocess, picture.width, picture.height);
   const detections = found.map((each) => ({ ...each, box: detector.toImage(each.box, place) }));
   lap();
-  const [read_, prepare, network, boxes] = times.slice(1).map((time, i) => time - times[i]);
+  const [reading, preparing, inferring, decoding] = times.slice(1).map((time, i) => time - times[i]);
   return {
     bitmap: canvas.transferToImageBitmap(), // the very pixels that were looked at
     width: picture.width,
     height: picture.height,
     detections,
-    milliseconds: { read: read_, prepare, network, boxes },
+    milliseconds: { read: reading, prepare: preparing, network: inferring, boxes: decoding },
   };
 }
 
