@@ -36,6 +36,7 @@ from typing import IO, Any
 FAILED = 5  # exit status
 LOG_BYTES = 2 << 20  # of each of two
 POLL_S = 0.05
+GRACE_S = 10.0  # for an app to complete its files
 PACKED, EXPAND, PROVE = "models.packed", "targets.runners.expand", "targets.runners.prove"
 UNIT = """[Unit]
 Description=paredown {name}
@@ -178,14 +179,14 @@ def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s
         before, was_running, was_service = app.release(), app.running(), app.unit.exists()
         file = app.releases / f"{release}.json"
         old_command = file.read_bytes() if file.exists() else None
-        _end(app, grace_s=10.0)
+        _end(app, GRACE_S, forget=not service)
         _write(file, json.dumps(command).encode())
         _switch(app, release)
         try:
             _launch(app, service)
             _await_ready(app, wait_s)
         except BaseException as error:
-            _end(app, grace_s=10.0)
+            _end(app, GRACE_S, forget=before is None or not was_service)
             if before is None:
                 app.current.unlink()
                 raise
@@ -300,15 +301,18 @@ def stop(app: App, grace_s: float) -> dict[str, Any]:
         raise Failure(f"no app called {app.name} was deployed here")
     with app.changing():
         was = app.running()
-        _end(app, grace_s)
+        _end(app, grace_s, forget=True)
     return app.status() | {"was_running": was}
 
 
-def _end(app: App, grace_s: float) -> None:
-    if app.unit.exists():
+def _end(app: App, grace_s: float, forget: bool) -> None:
+    """Ends what runs; where systemd is not to forget it, a device that restarts now comes up with it."""
+    if app.unit.exists() and forget:
         _system("systemctl", "--user", "disable", "--now", app.unit.name)
         app.unit.unlink()
         _system("systemctl", "--user", "daemon-reload")
+    elif app.unit.exists():
+        _system("systemctl", "--user", "stop", app.unit.name)
     for kind, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         if not app.running():
             return

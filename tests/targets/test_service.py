@@ -128,10 +128,16 @@ def test_systemd_keeps_it(service, home, tmp_path, monkeypatch):
         unit = home / ".config/systemd/user/paredown-app.service"
         text = unit.read_text()
         assert "Restart=on-failure" in text and "WantedBy=default.target" in text
+        there.start("r1", "app", ["stay", "more"], service=True)  # an upgrade never leaves it disabled
         assert there.status()["running"] and there.stop()["was_running"] and not unit.exists()
     asked = (home / "asked").read_text().splitlines()
     assert asked == [
         "systemctl --user show-environment",
+        "loginctl enable-linger",
+        "systemctl --user daemon-reload",
+        "systemctl --user enable --now paredown-app.service",
+        "systemctl --user show-environment",
+        "systemctl --user stop paredown-app.service",
         "loginctl enable-linger",
         "systemctl --user daemon-reload",
         "systemctl --user enable --now paredown-app.service",

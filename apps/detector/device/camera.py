@@ -29,7 +29,7 @@ from apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, W
 from apps.detector.device.source import Clock, Frame, Log, Paced, Source, is_live, open_source
 from apps.detector.device.timing import STEPS, Split
 from apps.detector.device.tracker import Tracker, TrackerConfig
-from targets.errors import ParedownError, UsageError
+from targets.errors import InputError, ParedownError, UsageError
 
 #: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.
 READY, NAME = "PAREDOWN_READY", "PAREDOWN_APP"
@@ -222,6 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our lines has what they wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(InputError(str(error.strerror), where=error.filename), file=sys.stderr)
+        return InputError.exit_code
     return 0
 
 

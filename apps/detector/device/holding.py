@@ -15,7 +15,7 @@ from apps.detector.device.source import device_file, hidden_password
 from targets.errors import DeviceError
 
 #: Below the home folder; another user's program is caught by the driver, which calls the camera busy.
-FOLDER = Path(".local/share/paredown/cameras")
+FOLDER = Path(".local/share/paredown/.cameras")
 
 
 @contextlib.contextmanager

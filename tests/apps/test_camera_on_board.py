@@ -1,0 +1,140 @@
+"""The camera deployed to an emulated Raspberry Pi over ssh, where it must see what this machine sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from camera_command import call, film, pictures
+from needs import needs
+from tiny_project import predict_of
+
+from apps.detector.device.decode import iou_matrix
+from apps.detector.task import DetectorTask
+from pipeline.bundle import unpack
+from pipeline.deploy import deploy
+from pipeline.recipe_file import load_recipe
+from targets.cache import cache_folder, made_once
+from targets.devices.service import Service
+from targets.devices.shell import ShellDevice
+from targets.devices.ssh import SshTransport
+from targets.emulated.board import EmulatedBoard, start
+from targets.emulated.sysroot import PLATFORMS, SITE_PACKAGES
+from targets.errors import DeviceError
+
+pytestmark = pytest.mark.slow
+
+OPENCV = "opencv-python-headless"
+COUNT = 6
+
+
+def opencv_wheel() -> Path:
+    """OpenCV for the board, of the version that is installed here; 40 MB, once."""
+    version = metadata.version(OPENCV)
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        command += [word for name in PLATFORMS for word in ("--platform", name)]
+        command += ["--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
+        subprocess.run([*command, "--abi", "abi3", f"{OPENCV}=={version}"], check=True)
+
+    folder = made_once(cache_folder() / "wheels" / f"{OPENCV}-{version}-arm64", make)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def board() -> Iterator[EmulatedBoard]:
+    needs("qemu-aarch64", "qemu-user")
+    needs("proot", "proot")
+    with start("raspberry-pi-5") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def with_opencv(board) -> EmulatedBoard:
+    with zipfile.ZipFile(opencv_wheel()) as wheel:
+        wheel.extractall(board.root / SITE_PACKAGES)
+    return board
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    """As large as the network's input: processors resize alike only to a level of 255."""
+    return [np.ascontiguousarray(image[:64, :64]) for image in pictures(COUNT)]
+
+
+def connected(board: EmulatedBoard) -> ShellDevice:
+    return ShellDevice(SshTransport(board, f"ssh://{board.user}@{board.host}"), emulated=True)
+
+
+def test_a_board_without_opencv_is_told_what_it_lacks(tiny, board):
+    with connected(board) as device:
+        there = Service(device, "early")
+        if (board.root / SITE_PACKAGES / "cv2").exists():
+            pytest.fail("this test must come before the one that brings OpenCV")
+        expected = "no cv2 for /usr/bin/python3; there: python3 -m pip install opencv-python-headless"
+        with pytest.raises(DeviceError, match=expected):
+            deploy(tiny.bundle, device, name="early", arguments=("--source", "0"))
+        assert not there.status()["running"]
+
+
+def test_it_sees_there_what_it_sees_here(tiny, with_opencv, images, tmp_path):
+    for index, image in enumerate(images):
+        for folder in (tmp_path, with_opencv.root / "home/pi/images"):
+            folder.mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / f"{index}.png"), image)
+    with connected(with_opencv) as device:
+        made = deploy(tiny.bundle, device, arguments=("--source", "/home/pi/images", "--json"))
+        assert made.differing == 0 and made.codes > 100
+    with connected(with_opencv) as device:
+        found, status = documents(device, "camera", follow=True)
+        assert status["ended"]["status"] == 0
+    here = call("camera", tiny.bundle, "--source", tmp_path, "--json")
+    expected = [json.loads(line)["detections"] for line in here.out.splitlines()[:-1]]
+    assert [document["detections"] for document in found] == expected
+    assert len(expected) == COUNT and min(map(len, expected)) > 3
+
+
+def test_a_film_goes_on_without_us_and_ends_when_told(tiny, with_opencv, tmp_path):
+    """Its codec and the resizing differ by a level or two, and what is found hardly."""
+    source = film(tmp_path / "clip.avi", pictures(600))
+    shutil.copy(source, with_opencv.root / "home/pi/clip.avi")
+    asked = ("--source", "/home/pi/clip.avi", "--realtime", "--json")
+    with connected(with_opencv) as device:
+        deploy(tiny.bundle, device, name="hall", arguments=asked)
+    with connected(with_opencv) as device:  # another connection
+        ended = Service(device, "hall").stop()
+        found, _ = documents(device, "hall", follow=False)
+        assert ended["was_running"] and not ended["running"] and ended["ended"]["status"] == 0
+    task, predict = DetectorTask(load_recipe(tiny.recipe)), predict_of(unpack(tiny.bundle))
+    capture = cv2.VideoCapture(str(source))
+    decoded = [capture.read()[1] for _ in range(found[-1]["frame"] + 1)]
+    compared = 0
+    for document in found[:5]:
+        here = task.detections(predict, decoded[document["frame"]], 0.4)
+        for there in document["detections"]:
+            if there["score"] > 0.6:
+                same = here.classes == task.names.index(there["class"])
+                overlaps = iou_matrix(np.array([there["box"]], np.float32), here.boxes[same])[0]
+                best = int(np.argmax(overlaps))
+                assert overlaps[best] > 0.95 and abs(here.scores[same][best] - there["score"]) < 0.05
+                compared += 1
+    assert compared > 20
+
+
+def documents(device: ShellDevice, name: str, follow: bool) -> tuple[list[dict], dict]:
+    """What an app there said of its pictures, and how it is."""
+    said: list[str] = []
+    there = Service(device, name)
+    there.logs(said.append, lines=10_000, follow=follow)
+    found = [json.loads(line) for line in said if line.startswith('{"frame"')]
+    return found, there.status()
