@@ -61,11 +61,10 @@ def _here(bundle: Bundle, options: Namespace, stack: contextlib.ExitStack) -> Ch
 
 def _there(bundle: Bundle, options: Namespace, stack: contextlib.ExitStack) -> Chat:
     """A session on a device, and a terminal here."""
-    from apps.chat.device.chat import as_arguments
     from apps.chat.remote import on_device
     from targets.devices.address import open_device
 
     with screen() as (log, _):
         log(f"connecting to {options.device}: running")
         device = stack.enter_context(open_device(options.device))
-        return stack.enter_context(on_device(bundle, device, as_arguments(options), log))
+        return stack.enter_context(on_device(bundle, device, options, log))

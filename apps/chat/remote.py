@@ -6,15 +6,18 @@ import contextlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.chat.device.chat import as_arguments
 from apps.chat.device.serve import from_json
 from apps.chat.device.session import Done, Event, never
-from targets.errors import DeviceError, InputError
+from targets.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from pipeline.bundle import Bundle
     from targets.devices.device import Device, Dialogue
 
@@ -96,7 +99,7 @@ class RemoteChat:
 
 @contextlib.contextmanager
 def on_device(
-    bundle: Bundle, device: Device, options: Sequence[str], log: Callable[[str], None] = lambda line: None
+    bundle: Bundle, device: Device, options: Namespace, log: Callable[[str], None] = lambda line: None
 ) -> Iterator[RemoteChat]:
     """Brings a bundle to a device and starts a chat there, which ends in the end.
 
@@ -107,14 +110,25 @@ def on_device(
         log: told what is being brought there.
 
     Raises:
+        UsageError: the bundle has no program for the runtime that is asked for.
         InputError: the model cannot run there.
         DeviceError: the device failed.
     """
+    models = {str(model.runtime): model.file for model in bundle.manifest.language}
+    runtime = options.runtime or next(iter(models))
+    if runtime not in models:
+        hint = f"it has one for {' and '.join(models)}"
+        raise UsageError(f"no program for {runtime}", where=bundle.path, hint=hint)
     log(f"bundle to {device.address}: running")
-    _bring({**bundle.members, "manifest.json": bundle.text}, device)
-    times = ["--no-times"] if device.emulated else []
-    command = ["python3", "-m", "apps.chat.device.chat", "--serve", *times, *options]
+    others = {file for name, file in models.items() if name != runtime}
+    members = {name: data for name, data in bundle.members.items() if name not in others}
+    _bring({**members, "manifest.json": bundle.text}, device)
+    if runtime == "executorch":
+        log(f"executorch: runner to {device.address}")
+        _bring_runner(device)
+    words = [*as_arguments(options), f"--runtime={runtime}", *(["--no-times"] if device.emulated else [])]
     log(f"model on {device.address}: running")
+    command = ["python3", "-m", "apps.chat.device.chat", "--serve", *words]
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)
 
@@ -133,3 +147,14 @@ def _bring(members: Mapping[str, bytes], device: Device) -> None:
                 local.write_bytes(data)
                 device.push(local, name)
     device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
+
+
+def _bring_runner(device: Device) -> None:
+    """ExecuTorch's own program for language models, beside the model."""
+    from targets.cache import cache_folder
+    from targets.devices.facts import facts
+    from targets.runners.executorch_build import build
+
+    built = build(facts(device).arch, cache_folder())
+    for file in sorted(path for path in built.rglob("*") if path.is_file()):
+        device.push(file, f"executorch/{file.relative_to(built).as_posix()}")

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 from chat_model import Echo, small_tokenizer
 
-from apps.chat.device.pack_tokens import pack
 from apps.chat.device.tokens import Tokens
 
 RAW = "red \x1b[31m, title \x1b]0;x\x07, up \x1b[A, c1 \x9b2J, back \r\x08, run \u202eback, e\u0301 漢\n"
@@ -24,6 +23,8 @@ RAW = "red \x1b[31m, title \x1b]0;x\x07, up \x1b[A, c1 \x9b2J, back \r\x08, run 
 
 def chat_folder(folder: Path) -> Path:
     """Makes an unpacked bundle of it, without a model."""
+    from apps.chat.device.pack_tokens import pack  # a board does without
+
     files = {"tokenizer.npz": pack(small_tokenizer().encode()), "app.json": b'{"template": "gemma"}'}
     for name, data in files.items():
         (folder / name).write_bytes(data)

@@ -13,20 +13,21 @@ from types import SimpleNamespace
 import pytest
 from chat_program import chat_folder
 
+from apps.chat.device.chat import parser
 from apps.chat.device.serve import Server, from_json
 from apps.chat.device.session import Done, Forgot, Text
 from apps.chat.device.stats import Stats
 from apps.chat.remote import on_device
 from targets.devices.address import open_device
 from targets.devices.errors import ExitStatusError
-from targets.errors import DeviceError, InputError
+from targets.errors import DeviceError, InputError, UsageError
 
 ROOT = Path(__file__).parents[2]
 #: What a board needs of ours; the model comes from the tests.
 DEVICE_FILES = (
     "apps/__init__.py", "apps/chat/__init__.py", "targets/__init__.py", "targets/errors.py",
     *(f"apps/chat/device/{name}.py" for name in (
-        "__init__", "chat", "language_model", "pack_tokens", "sampling", "serve", "session", "stats",
+        "__init__", "chat", "language_model", "sampling", "serve", "session", "stats",
         "terminal", "tokens",
     )),
 )  # fmt: skip
@@ -44,7 +45,27 @@ def bundle(tmp_path_factory):
     }
     members["apps/chat/device/models.py"] = b"from chat_program import open_model as open_model\n"
     members["large.bin"] = bytes(3 << 20)
-    return SimpleNamespace(members=members, text=(folder / "manifest.json").read_bytes())
+    members["model.tflite"] = members["model.pte"] = b"the tests' model needs none"
+    manifest = SimpleNamespace(
+        language=[
+            SimpleNamespace(runtime="litert", file="model.tflite"),
+            SimpleNamespace(runtime="executorch", file="model.pte"),
+        ]
+    )
+    text = (folder / "manifest.json").read_bytes()
+    return SimpleNamespace(members=members, text=text, manifest=manifest, path="x.paredown")
+
+
+def changed(bundle, name, data):
+    """The bundle with another member, or without one."""
+    members = {**bundle.members, name: data}
+    if data is None:
+        del members[name]
+    return SimpleNamespace(**{**vars(bundle), "members": members})
+
+
+def options(*words):
+    return parser("chat").parse_args(["--temperature=0", *words])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +91,7 @@ def told(events):
 
 
 def test_a_chat_on_a_device(device, bundle):
-    with on_device(bundle, device, ["--temperature=0"]) as chat:
+    with on_device(bundle, device, options()) as chat:
         assert (Path(device.workspace) / "large.bin").stat().st_size == 3 << 20
         assert chat.description == "chat; context of 256 tokens; on local"
         text, done = told(chat.answer("the device é漢\n\x1b[0m \U0001f600"))
@@ -90,7 +111,7 @@ def test_a_chat_on_a_device(device, bundle):
 def test_an_interrupted_answer_ends_there_too(device, bundle, monkeypatch):
     monkeypatch.setenv("WAY", "endless")
     monkeypatch.setenv("CONTEXT", "100000")
-    with on_device(bundle, device, ["--temperature=0"]) as chat:
+    with on_device(bundle, device, options()) as chat:
         asked = itertools.count()
         text, done = told(chat.answer("go", lambda: next(asked) > 20))
         assert done.why == "interrupted" and text.startswith("and on")
@@ -100,35 +121,40 @@ def test_an_interrupted_answer_ends_there_too(device, bundle, monkeypatch):
 
 def test_an_emulated_device_tells_no_times(device, bundle):
     device.emulated = True
-    with on_device(bundle, device, ["--temperature=0"]) as chat:
+    with on_device(bundle, device, options()) as chat:
         _, done = told(chat.answer("x"))
     assert done.stats.answer_tokens == 1 and done.stats.prefill_s is done.stats.decode_s is None
 
 
 def test_what_is_wrong_there_is_said_here(device, bundle):
-    broken = SimpleNamespace(members={**bundle.members, "app.json": b"{}"}, text=bundle.text)
+    broken = changed(bundle, "app.json", b"{}")
     with pytest.raises(InputError, match=r"^local: .*app\.json: damaged: not what the manifest says$"):
-        with on_device(broken, device, []):
+        with on_device(broken, device, options()):
             pass
 
 
 def test_a_board_that_lacks_a_module(device, bundle):
-    broken = SimpleNamespace(members={**bundle.members}, text=bundle.text)
-    del broken.members["apps/chat/device/tokens.py"]
+    broken = changed(bundle, "apps/chat/device/tokens.py", None)
     with pytest.raises(ExitStatusError, match=r"status 1: .*No module named 'apps\.chat\.device\.tokens'"):
-        with on_device(broken, device, []):
+        with on_device(broken, device, options()):
             pass
 
 
 def test_a_program_there_that_says_something_else(device, bundle):
-    odd = SimpleNamespace(members={**bundle.members}, text=bundle.text)
-    odd.members["apps/chat/device/chat.py"] = b"print('hello')"
-    with pytest.raises(DeviceError, match="says nothing that can be read"):
-        with on_device(odd, device, []):
-            pass
-    odd.members["apps/chat/device/chat.py"] = b""
-    with pytest.raises(DeviceError, match="the chat ended by itself"):
-        with on_device(odd, device, []):
+    for says, found in ((b"print('hello')", "says nothing that can be read"), (b"", "ended by itself")):
+        odd = changed(bundle, "apps/chat/device/chat.py", says)
+        with pytest.raises(DeviceError, match=f"^local: the chat.* {found}"):
+            with on_device(odd, device, options()):
+                pass
+
+
+def test_only_the_runtime_that_is_asked_for_is_brought(device, bundle):
+    with on_device(bundle, device, options("--runtime=litert")) as chat:
+        assert told(chat.answer("x"))[0] == "x"
+    assert (Path(device.workspace) / "model.tflite").exists()
+    assert not (Path(device.workspace) / "model.pte").exists()
+    with pytest.raises(UsageError, match=r"x\.paredown: no program for coreml; it has one for litert"):
+        with on_device(bundle, device, options("--runtime=coreml")):
             pass
 
 

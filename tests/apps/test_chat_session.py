@@ -10,6 +10,7 @@ from chat_model import Echo, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.chat.device.pack_tokens import pack
 from apps.chat.device.sampling import Sampling
 from apps.chat.device.session import Done, Forgot, Manner, Session, Text
 from apps.chat.device.stats import Stats
@@ -22,7 +23,7 @@ CHAT, PLAIN = Manner(sampling=GREEDY), Manner(turns=False, sampling=GREEDY)
 
 @pytest.fixture(scope="module")
 def tokens() -> Tokens:
-    return Tokens(small_tokenizer().encode())
+    return Tokens(pack(small_tokenizer().encode()))
 
 
 def told(events):

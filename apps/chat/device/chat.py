@@ -60,8 +60,8 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def as_arguments(options: argparse.Namespace) -> list[str]:
-    """What makes the same answers on another machine."""
-    names = ("temperature", "top_k", "top_p", "seed", "max_tokens", "runtime", "threads")
+    """What makes the same answers on another machine, whatever runtime that has."""
+    names = ("temperature", "top_k", "top_p", "seed", "max_tokens", "threads")
     given = {name.replace("_", "-"): getattr(options, name) for name in names}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*words, *(f"--stop={string}" for string in options.stop)]

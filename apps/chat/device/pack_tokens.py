@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from apps.chat.device.tokens import BOS, END, EOS, SPACE, START
 from targets.errors import InputError
 
-BOS, EOS = "<bos>", "<eos>"
-START, END = "<start_of_turn>", "<end_of_turn>"
 USED = (BOS, EOS, START, END)  # special tokens of a text model; others can lie beyond its vocabulary
-SPACE = "▁"  # what a vocabulary has for a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _DECODERS = ["Replace", "ByteFallback", "Fuse"]

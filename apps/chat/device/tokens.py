@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.chat.device.pack_tokens import BOS, END, EOS, SPACE, START, pack
 from targets.errors import InputError
 
+BOS, EOS = "<bos>", "<eos>"
+START, END = "<start_of_turn>", "<end_of_turn>"
+SPACE = "▁"  # what a vocabulary has for a space
 ID_BITS = 32  # two tokens in one number: the left one above, the right one below
 GONE = -1  # what was joined to its neighbour
 
@@ -32,7 +34,7 @@ class Tokens:
     """A tokenizer of Gemma's make-up: BPE over text whose spaces are replaced, with a token for each byte.
 
     Args:
-        data: a `tokenizer.json`, or what `pack` makes of one, which needs less time and memory.
+        data: what `pack_tokens.pack` makes of a `tokenizer.json`.
         where: names it in errors.
 
     Attributes:
@@ -48,8 +50,6 @@ class Tokens:
 
     def __init__(self, data: bytes, where: object = "tokenizer") -> None:
         """Reads it."""
-        if data[:1] in (b"{", b""):
-            data = pack(data, where)
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 self._text, lengths = arrays["text"].tobytes(), arrays["lengths"]
@@ -58,7 +58,7 @@ class Tokens:
                 self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
                 self.size = int(arrays["size"])
                 names = json.loads(arrays["names"].tobytes())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"no packed tokenizer: {error}", where=where) from error
         self._ends, self._longest = lengths.cumsum(dtype=np.int64), int(lengths.max())
         self._where, self._special = where, names["special"]
