@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from apps.console import AsJson, handled, print_json, screen
 PASSED_ON: dict[str, Any] = {
     "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
 }  # fmt: skip
+APPS = ("camera", "drone")
 Address = Annotated[str, typer.Option("--device", help="ssh://user@host | adb:SERIAL | local:")]
 Name = Annotated[str, typer.Option(help="Of the app on the device; the kind of app, unless given otherwise.")]
 
@@ -47,7 +49,9 @@ def deploy(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="A .paredown file.")],
     device: Address,
-    kind: Annotated[str, typer.Option("--app", help="What the bundle is to be there.")] = "camera",
+    kind: Annotated[
+        str, typer.Option("--app", help=f"What the bundle is to be there: {', '.join(APPS)}.")
+    ] = "camera",
     name: Annotated[str | None, typer.Option(help="Of the app there, where one device has several.")] = None,
     service: Annotated[bool, typer.Option(help="Start it with the device, by systemd.")] = False,
     tail: Annotated[bool, typer.Option(help="Show what it says, until Ctrl-C; it goes on.")] = True,
@@ -57,11 +61,12 @@ def deploy(
     with handled(as_json):
         from pipeline.deploy import deploy as install
         from targets.devices.address import open_device
+        from targets.errors import UsageError
 
-        if kind == "camera":  # better told here than by the device
-            from apps.detector.device.camera import parser
-
-            parser("--app camera").parse_args(context.args)
+        if kind not in APPS:
+            raise UsageError(f"no app is called `{kind}`", where="--app", hint=f"there are {', '.join(APPS)}")
+        device_code = importlib.import_module(f"apps.detector.device.{kind}")
+        device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
         with open_device(device) as connected:
             with screen() as (log, _):
                 made = install(

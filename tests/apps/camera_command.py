@@ -28,11 +28,11 @@ def pictures(count: int, seed: int = 3) -> list[np.ndarray]:
     return [np.roll(image, (index % 5, 2 * index), axis=(0, 1)) for index in range(count)]
 
 
-def film(path: Path, images: list[np.ndarray], fps: float = 10.0) -> Path:
-    """Writes a video."""
+def film(path: Path, images: list[np.ndarray], fps: float = 10.0, codec: str = "") -> Path:
+    """Writes a video; the codec MPNG is lossless."""
     height, width = images[0].shape[:2]
-    codec = cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
-    writer = cv2.VideoWriter(str(path), codec, fps, (width, height))
+    codec = codec or ("MJPG" if path.suffix == ".avi" else "mp4v")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, (width, height))
     for image in images:
         writer.write(image)
     writer.release()

@@ -11,18 +11,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from camera_command import call, film, pictures
 from needs import needs
-from tiny_project import predict_of
 
-from apps.detector.device.decode import iou_matrix
-from apps.detector.task import DetectorTask
-from pipeline.bundle import unpack
 from pipeline.deploy import deploy
-from pipeline.recipe_file import load_recipe
 from targets.cache import cache_folder, made_once
 from targets.devices.service import Service
 from targets.devices.shell import ShellDevice
@@ -66,10 +60,9 @@ def with_opencv(board) -> EmulatedBoard:
     return board
 
 
-@pytest.fixture(scope="module")
-def images() -> list[np.ndarray]:
-    """As large as the network's input: processors resize alike only to a level of 255."""
-    return [np.ascontiguousarray(image[:64, :64]) for image in pictures(COUNT)]
+def clip(path: Path, count: int) -> Path:
+    """A film of the very same pixels on every processor: lossless, and as large as the network's input."""
+    return film(path, [np.ascontiguousarray(image[:64, :64]) for image in pictures(count)], codec="MPNG")
 
 
 def connected(board: EmulatedBoard) -> ShellDevice:
@@ -87,48 +80,31 @@ def test_a_board_without_opencv_is_told_what_it_lacks(tiny, board):
         assert not there.status()["running"]
 
 
-def test_it_sees_there_what_it_sees_here(tiny, with_opencv, images, tmp_path):
-    for index, image in enumerate(images):
-        for folder in (tmp_path, with_opencv.root / "home/pi/images"):
-            folder.mkdir(exist_ok=True)
-            cv2.imwrite(str(folder / f"{index}.png"), image)
+def test_it_sees_there_what_it_sees_here(tiny, with_opencv, tmp_path):
+    source = clip(tmp_path / "clip.avi", COUNT)
+    shutil.copy(source, with_opencv.root / "home/pi/clip.avi")
     with connected(with_opencv) as device:
-        made = deploy(tiny.bundle, device, arguments=("--source", "/home/pi/images", "--json"))
+        made = deploy(tiny.bundle, device, arguments=("--source", "/home/pi/clip.avi", "--json"))
         assert made.differing == 0 and made.codes > 100
-    with connected(with_opencv) as device:
+    with connected(with_opencv) as device:  # another connection
         found, status = documents(device, "camera", follow=True)
         assert status["ended"]["status"] == 0
-    here = call("camera", tiny.bundle, "--source", tmp_path, "--json")
+    here = call("camera", tiny.bundle, "--source", source, "--json")
     expected = [json.loads(line)["detections"] for line in here.out.splitlines()[:-1]]
     assert [document["detections"] for document in found] == expected
     assert len(expected) == COUNT and min(map(len, expected)) > 3
 
 
-def test_a_film_goes_on_without_us_and_ends_when_told(tiny, with_opencv, tmp_path):
-    """Its codec and the resizing differ by a level or two, and what is found hardly."""
-    source = film(tmp_path / "clip.avi", pictures(600))
-    shutil.copy(source, with_opencv.root / "home/pi/clip.avi")
-    asked = ("--source", "/home/pi/clip.avi", "--realtime", "--json")
+def test_it_goes_on_without_us_and_ends_when_told(tiny, with_opencv, tmp_path):
+    shutil.copy(clip(tmp_path / "long.avi", 600), with_opencv.root / "home/pi/long.avi")
+    asked = ("--source", "/home/pi/long.avi", "--realtime", "--json")
     with connected(with_opencv) as device:
         deploy(tiny.bundle, device, name="hall", arguments=asked)
-    with connected(with_opencv) as device:  # another connection
-        ended = Service(device, "hall").stop()
+    with connected(with_opencv) as device:
+        ended = Service(device, "hall").stop(grace_s=60.0)
         found, _ = documents(device, "hall", follow=False)
-        assert ended["was_running"] and not ended["running"] and ended["ended"]["status"] == 0
-    task, predict = DetectorTask(load_recipe(tiny.recipe)), predict_of(unpack(tiny.bundle))
-    capture = cv2.VideoCapture(str(source))
-    decoded = [capture.read()[1] for _ in range(found[-1]["frame"] + 1)]
-    compared = 0
-    for document in found[:5]:
-        here = task.detections(predict, decoded[document["frame"]], 0.4)
-        for there in document["detections"]:
-            if there["score"] > 0.6:
-                same = here.classes == task.names.index(there["class"])
-                overlaps = iou_matrix(np.array([there["box"]], np.float32), here.boxes[same])[0]
-                best = int(np.argmax(overlaps))
-                assert overlaps[best] > 0.95 and abs(here.scores[same][best] - there["score"]) < 0.05
-                compared += 1
-    assert compared > 20
+    assert ended["was_running"] and not ended["running"] and ended["ended"]["status"] == 0
+    assert 0 < len(found) < 600
 
 
 def documents(device: ShellDevice, name: str, follow: bool) -> tuple[list[dict], dict]:

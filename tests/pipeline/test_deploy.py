@@ -119,6 +119,7 @@ def test_a_bundle_that_fails_its_vectors_changes_nothing(tiny, device, home, liv
     assert releases(home) == {made.release}
 
 
+@pytest.mark.slow
 def test_an_app_that_does_not_start_is_taken_back(tiny, device, home, live, tmp_path):
     made = deploy(tiny.bundle, device, arguments=live)
     broken = {"apps/detector/device/camera.py": b"raise SystemExit('this release is no good')\n"}
