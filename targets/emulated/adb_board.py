@@ -82,12 +82,12 @@ def start(
             not start.
     """
     card = load_card(name)
-    adb = tool("adb", "adb")
+    adb, library = tool("adb", "adb"), _library()
     with hardware(card, MODEL, adb_sysroot, count_instructions, say) as board:
         device, server = board.root / SOCKET.lstrip("/"), board.folder / "adb"
         for path in (device, server):
             _require_short(path)
-        shutil.copy(_library(), board.root / LIBRARY.lstrip("/"))
+        shutil.copy(library, board.root / LIBRARY.lstrip("/"))
         found = EmulatedAdbBoard(
             card.name, board.root, f"localfilesystem:{device}", f"localfilesystem:{server}"
         )

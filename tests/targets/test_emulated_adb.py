@@ -132,8 +132,22 @@ def test_a_missing_adb_is_named_with_its_package(tmp_path, monkeypatch):
             pytest.fail("started")
 
 
+def test_a_missing_compiler_is_named_before_anything_is_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "adb").symlink_to(needs("adb", "adb"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PAREDOWN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(adb_board.platform, "machine", lambda: "x86_64")
+    with pytest.raises(
+        DeviceError, match=r"`aarch64-linux-gnu-gcc` .*; apt-get install g\+\+-aarch"
+    ):
+        with adb_board.start(NAME):
+            pytest.fail("started")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_folder_whose_name_is_too_long_for_a_socket(tmp_path, monkeypatch):
     needs("adb", "adb")
+    needs("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
     long = tmp_path / ("x" * adb_board.LONGEST)
 
     @contextmanager
