@@ -82,9 +82,9 @@ def parse_address(text: str) -> Address:
         number = number or str(BAUD)
     else:
         place, _, number = rest.rpartition(":")
-    known = kind in ("udp", "udpout", "tcp", "serial")
+    known = kind == "serial" or (kind in ("udp", "udpout", "tcp") and not {":", "/"} & set(place))
     limit = 10_000_000 if kind == "serial" else 65535
-    if not (known and place and ":" not in place and number.isdecimal() and 0 < int(number) <= limit):
+    if not (known and place and number.isdecimal() and 0 < int(number) <= limit):
         raise UsageError(f"`{text}` is no MAVLink address", where="--mavlink", hint=HINT)
     return Address(kind, place, int(number))
 
