@@ -15,7 +15,7 @@ from typing import Any
 from targets.errors import DeviceError, InputError
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
-_VALID = datetime.timedelta(days=30)
+_DAYS = 30  # that a certificate is valid
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -98,7 +98,7 @@ def self_signed(addresses: Sequence[str]) -> bytes:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + _VALID)
+        .not_valid_after(now + datetime.timedelta(days=_DAYS))
         .add_extension(
             x509.SubjectAlternativeName([_alternative(each) for each in addresses]), critical=False
         )

@@ -16,8 +16,8 @@ from targets.cache import cache_folder, key_of, made_once
 from targets.errors import DeviceError, InputError, UsageError
 
 SOURCES = Path(__file__).with_name("web")
-#: package.json and its lock, which pins LiteRT.js by version and sha512 of the package.
-NPM = SOURCES / "npm"
+#: For npm, no part of the page: the lock pins LiteRT.js by version and sha512 of the package.
+PACKAGE, LOCK = "package.json", "package-lock.json"
 RUNTIME = "litert"
 PROGRAM, MODEL, WORKER = "model.tflite", "model.json", "sw.js"
 #: LiteRT.js without and with threads, and for processors without relaxed SIMD; others are never loaded.
@@ -73,7 +73,8 @@ def build(bundle: Bundle, out: Path, modules: Path | None = None) -> Site:
 def _sources(name: str) -> dict[str, bytes]:
     """The page's own files, with the bundle's name where they say so."""
     spelled = {".html": html.escape(name), ".webmanifest": json.dumps(name)[1:-1]}
-    files = {path.name: path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file()}
+    files = {path.name: path.read_bytes() for path in sorted(SOURCES.iterdir())}
+    del files[PACKAGE], files[LOCK]
     for file, data in files.items():
         if (spelling := spelled.get(Path(file).suffix)) is not None:
             files[file] = data.replace(b"@NAME@", spelling.encode())
@@ -128,7 +129,7 @@ def _program(bundle: Bundle, entry: Model) -> bytes:
 
 def pinned() -> dict[str, str]:
     """The packages of LiteRT.js and the version of each, as the lock has them."""
-    packages = json.loads((NPM / "package-lock.json").read_text())["packages"]
+    packages = json.loads((SOURCES / LOCK).read_text())["packages"]
     return {name.removeprefix("node_modules/"): entry["version"] for name, entry in packages.items() if name}
 
 
@@ -138,7 +139,7 @@ def fetched() -> Path:
     Raises:
         DeviceError: npm is missing or fails.
     """
-    lock = (NPM / "package-lock.json").read_bytes()
+    lock = (SOURCES / LOCK).read_bytes()
     return made_once(cache_folder() / f"litertjs-{key_of(lock)}", _install) / "node_modules"
 
 
@@ -151,8 +152,8 @@ def _install(folder: Path) -> None:
             "the page needs LiteRT.js, and `npm`, which fetches it, is not installed",
             hint=f"apt-get install npm, or {otherwise}",
         )
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(NPM / name, folder)
+    for name in (PACKAGE, LOCK):
+        shutil.copy(SOURCES / name, folder)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:

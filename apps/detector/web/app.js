@@ -39,7 +39,7 @@ function fail(error) {
   stop();
   status("Stopped");
   if (error instanceof CameraError) say(error.title, error.message, { start: "Try again" });
-  else say("Something went wrong", error.message, { start: state.model ? "Try again" : "" });
+  else say("Something went wrong", error.message, { start: detector.threads ? "Try again" : "" });
 }
 
 /** Runs what a button or a choice asks for; what goes wrong is told on the page. */
@@ -247,7 +247,7 @@ async function main() {
   redraw();
   await detector.load(state.model);
   status("Ready");
-  at("file").disabled = false;
+  at("file").disabled = false; // before that there is nothing that could look at it
   if (await allowed()) await startCamera();
   else say("Ready", "Point the camera at something, or choose a picture. Nothing leaves this device.", { start: "Start camera" });
 }
