@@ -7,7 +7,8 @@ nobody asks for is not written. Whole numbers become int32, the type that TFLite
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ from pipeline.blocks.weight import BlockWeight, pack
 from targets.errors import InputError
 
 
-class Ref(NamedTuple):
+@dataclass(frozen=True)
+class Ref:
     """A tensor of the file: its number within its subgraph."""
 
     index: int
 
 
-class Weight(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Weight:
     """A parameter that is held in codes."""
 
     codes: BlockWeight
@@ -168,7 +171,10 @@ class Subgraph:
         return self._values[node]
 
     def _made(self, node: fx.Node) -> Value:
-        arguments = fx.map_arg((node.args, node.kwargs), lambda n: self._values.get(n, n))
+        def known(read: fx.Node) -> Any:
+            return self._values.get(read, read)
+
+        arguments: Any = fx.map_arg((node.args, node.kwargs), known)
         if all(not isinstance(self._values.get(n), (Ref, Weight)) for n in node.all_input_nodes):
             return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]  # a constant
         return self._operations.write(self, node, *arguments)

@@ -30,7 +30,7 @@ def write(sub: Subgraph, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str
     Raises:
         InputError: nobody has written how.
     """
-    handler = _HANDLERS.get(node.target)  # type: ignore[arg-type]
+    handler = _HANDLERS.get(node.target)
     if handler is None:
         raise InputError(f"no way to write {node.target}", where="lowering to LiteRT")
     return handler(sub, node, *args, **kwargs)
@@ -50,7 +50,7 @@ def _swapped(node: Any) -> fx.Node | None:
     if not isinstance(node, fx.Node) or node.target is not aten.transpose.int:
         return None
     rank = node.meta["val"].ndim
-    if {axis % rank for axis in node.args[1:]} != {rank - 2, rank - 1}:  # type: ignore[operator]
+    if {axis % rank for axis in node.args[1:]} != {rank - 2, rank - 1}:
         return None
     return node.args[0]  # type: ignore[return-value]
 

@@ -83,7 +83,7 @@ def _plain(module: BlockLinear | BlockEmbedding, shape: torch.Size) -> nn.Module
         plain: nn.Module = nn.Embedding(rows, columns, device="meta")
     else:
         plain = nn.Linear(columns, rows, bias=module.bias is not None, device="meta")
-        plain.bias = module.bias
+        plain.register_parameter("bias", module.bias)
     plain.weight = nn.Parameter(_weightless(rows, columns), requires_grad=False)
     return plain
 
