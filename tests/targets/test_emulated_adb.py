@@ -137,9 +137,7 @@ def test_a_missing_compiler_is_named_before_anything_is_downloaded(tmp_path, mon
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PAREDOWN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(adb_board.platform, "machine", lambda: "x86_64")
-    with pytest.raises(
-        DeviceError, match=r"`aarch64-linux-gnu-gcc` .*; apt-get install g\+\+-aarch"
-    ):
+    with pytest.raises(DeviceError, match=r"`aarch64-linux-gnu-gcc` .*; apt-get install g\+\+-aarch"):
         with adb_board.start(NAME):
             pytest.fail("started")
     assert not (tmp_path / "cache").exists()
