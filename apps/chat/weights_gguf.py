@@ -52,7 +52,8 @@ class GgufFile:
             except NotImplementedError as error:
                 what = f"{tensor.name} is {tensor.tensor_type.name}, which cannot be read"
                 raise InputError(what, where=self.where, hint="use Q4_K, Q5_0, Q8_0, F16 or BF16") from error
-            into[start : start + _ROWS].copy_(torch.from_numpy(rows))
+            writable = np.require(rows, requirements="W")  # float32 comes as a view of the file
+            into[start : start + _ROWS].copy_(torch.from_numpy(writable))
         if name.endswith("norm.weight"):
             into.sub_(1)
 
