@@ -1,9 +1,9 @@
 """A detector of cars seen from above: its data, its training, the pipeline, and what tiles are worth.
 
-    python tests/bench/aerial.py prepare ../shared/data/aerial-cars WORK   # split, tiles, anchors: a minute
-    python tests/bench/aerial.py train WORK --voc ../shared/data/yololite-yolov2
-    python tests/bench/aerial.py pipeline WORK                             # prune, squantize, lower
-    python tests/bench/aerial.py score WORK [BUNDLE_FOLDER]                # whole frames: tiled, untiled
+    python tests/bench/aerial.py prepare WORK     # split, tiles, anchors: a minute
+    python tests/bench/aerial.py train WORK       # 3,200 steps, about an hour on a core
+    python tests/bench/aerial.py pipeline WORK    # prune, squantize, lower, by the recipe `aerial`
+    python tests/bench/aerial.py score WORK       # whole frames: untiled, tiled
 
 Each goes on where it was killed. `--smoke` before the command takes a handful of steps and images.
 
@@ -18,12 +18,14 @@ import argparse
 import hashlib
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from apps.detector.anchors import kmeans_anchors, mean_iou
+from apps.detector.device.decode import Detections, iou_matrix
 from apps.detector.device.tiles import Tiling
 from calibration.datasets import ImageSet, Sample, open_dataset
 
@@ -229,6 +231,68 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+# -- pipeline and score --------------------------------------------------------------------------------------
+
+
+def run_pipeline(work: Path, smoke: bool) -> None:
+    """Prunes, squantizes and lowers by the recipe that ships with the detector; goes on where it was killed."""
+    from apps.console import recipe_folders
+    from pipeline.figures import figures_table
+    from pipeline.recipe_file import load_recipe
+    from pipeline.run import Run
+    from targets.card import load_card
+
+    here = {
+        "weights": WEIGHTS, "data.names": "aerial.names", "data.train": "train.txt", "data.test": "test.txt",
+    }  # fmt: skip
+    settings = [f"{key}={work / name}" for key, name in here.items()]
+    recipe = load_recipe("aerial", settings, recipe_folders())
+    result = Run("aerial", recipe, load_card("host"), work / "runs", smoke=smoke, log=say).execute()
+    from rich.console import Console
+
+    Console(width=120).print(figures_table(result.figures))
+    for note in result.notes:
+        print(f"note: {note}")
+
+
+def score(source: Path, bundle: Path, smoke: bool) -> None:
+    """Prints what the bundle finds in whole test frames, untiled and tiled."""
+    from apps.detector.device.detect import Detector
+    from apps.detector.device.tiles import Tiled
+    from apps.detector.score import class_average_precisions, map50_interval
+    from pipeline.bundle import extract, unpack
+
+    samples = frames(source, test=True)[:: 10 if smoke else 1]
+    with tempfile.TemporaryDirectory() as folder:
+        extract(unpack(bundle), Path(folder))
+        detector = Detector(Path(folder))
+    total = [sum(int((s.classes == c).sum()) for s in samples) for c in range(len(NAMES))]
+    heads = [f"{name} ({count})" for name, count in zip(NAMES, total, strict=True)]
+    print(f"| {len(samples)} whole frames | mAP@0.5 | 95 % | {' | '.join(heads)} | found of {sum(total)} |")
+    print(f"|{'---|' * (len(heads) + 4)}")
+    for name, model in (("untiled", detector), ("tiled", Tiled(detector, TILING))):
+        found = []
+        for sample in samples:
+            outputs = model.infer(model.prepare(sample.image))
+            found.append(model.decode(outputs, sample.image.shape[:2], 0.005))
+        each = class_average_precisions(found, samples)
+        low, high = map50_interval(found, samples)
+        right = sum(count_found(one, sample) for one, sample in zip(found, samples, strict=True))
+        cells = [f"{each[c]:.4f}" if c in each else "-" for c in range(len(NAMES))]
+        mean = float(np.mean(list(each.values())))
+        row = [name, f"{mean:.4f}", f"{low:.3f} to {high:.3f}", *cells, str(right)]
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def count_found(found: Detections, sample: Sample) -> int:
+    """How many labelled objects a shown detection (score over 0.5) of their class covers with IoU 0.5."""
+    shown = found.above(0.5)
+    height, width = sample.image.shape[:2]
+    overlaps = iou_matrix(corners(sample) / [width, height, width, height], shown.boxes)
+    overlaps[sample.classes[:, None] != shown.classes] = 0
+    return int((overlaps >= 0.5).any(axis=1).sum())
+
+
 # -- command -------------------------------------------------------------------------------------------------
 
 
@@ -246,12 +310,20 @@ def main() -> None:
         if name == "train":
             each.add_argument("--voc", type=Path, default=SHARED / "yololite-yolov2")
             each.add_argument("--steps", type=int, default=3200, help="of 16 crops")
+        if name == "score":
+            each.add_argument("--bundle", type=Path, help="unless it is that of `pipeline`")
     arguments = parser.parse_args()
     work, source = arguments.work, arguments.source
     if arguments.command == "prepare":
         prepare(source, work)
     elif arguments.command == "train":
         train_detector(source, work, arguments.voc, 4 if arguments.smoke else arguments.steps)
+    elif arguments.command == "pipeline":
+        run_pipeline(work, arguments.smoke)
+    else:
+        score(
+            source, arguments.bundle or work / "runs" / "aerial" / "host" / "bundle.paredown", arguments.smoke
+        )
 
 
 if __name__ == "__main__":
