@@ -56,21 +56,6 @@ echo "$(sha256 "$2") $(wc -c <"$2")"
 cat "$2"
 """
 
-# The program has a session, and so a process group, of its own: it is ended as a whole, with what it started.
-# What it reads and what the watcher passes on are for `run` nothing.
-_START = """
-setsid env "$@" 3<&- {reads} &
-program=$!
-setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- {passes} 2>&1 &
-watcher=$!
-exec 3<&- {closes}
-{{ echo $program >"$base/jobs/$job"; }} 2>/dev/null
-wait $program 2>/dev/null
-status=$?
-{{ kill -KILL -$program; kill -KILL -$watcher || kill -KILL $watcher; rm -f "$base/jobs/$job"; }} 2>/dev/null
-exit $status
-"""
-
 _ARGUMENTS = """
 base=$1 job=$2 seconds=$3 watch=$4
 shift 4
@@ -78,15 +63,34 @@ cd "$base/work" || exit
 exec 3<&0
 """
 
-_RUN = _ARGUMENTS + _START.format(reads="</dev/null", passes=">/dev/null", closes="")
+_WAIT = """
+watcher=$!
+exec 3<&-
+{ echo $program >"$base/jobs/$job"; } 2>/dev/null
+wait $program 2>/dev/null
+status=$?
+{ kill -KILL -$program; kill -KILL -$watcher || kill -KILL $watcher; rm -f "$base/jobs/$job"; } 2>/dev/null
+exit $status
+"""
 
-# The watcher alone can tell that standard input ends, so it is the one to read it, and passes it on through a
-# pipe. A pipe with both ends in one shell, without a name for which some devices have no place:
-_PIPE = "exec 4<&0 5>/proc/self/fd/0"
+# The program has a session, and so a process group, of its own: it is ended as a whole, with what it started.
+_RUN = f"""{_ARGUMENTS}
+setsid env "$@" 3<&- </dev/null &
+program=$!
+setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- >/dev/null 2>&1 &
+{_WAIT}
+"""
+
+# Only one can read standard input, and it is the watcher, who has to know when it ends; he passes on what he
+# reads. Both ends of the pipe that `:` leaves are ours: not every device has a place for one with a name.
 _TALK = f"""{_ARGUMENTS}
 : | {{
-{_PIPE}
-{_START.format(reads="<&4 4<&- 5>&-", passes="4<&- >&5 5>&-", closes="4<&- 5>&-")}
+exec 4<&0 5>/proc/self/fd/0
+setsid env "$@" 3<&- <&4 4<&- 5>&- &
+program=$!
+setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- 4<&- >&5 5>&- 2>/dev/null &
+exec 4<&- 5>&-
+{_WAIT}
 }}
 """
 

@@ -7,6 +7,7 @@ every control character is shown by its picture. Width and wrapping are left to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -33,16 +34,18 @@ _WHY: dict[End, str] = {
     "interrupted": "interrupted",
 }
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # let text run the other way
-_SHOWN = (
-    {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    | {0x7F: 0x2421}
-    | dict.fromkeys([*range(0x80, 0xA0), *map(ord, _BIDI)], 0xFFFD)
-)
 
 
 def harmless(text: str) -> str:
     """A text whose control characters, line ends and tabs excepted, are shown instead of obeyed."""
-    return text.translate(_SHOWN)
+    return text.translate(_shown())
+
+
+@functools.cache
+def _shown() -> dict[int, int]:
+    """Code points that are not let through, and what stands for them: their picture, or U+FFFD."""
+    pictured = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+    return pictured | dict.fromkeys([*range(0x80, 0xA0), *map(ord, _BIDI)], 0xFFFD)
 
 
 @dataclass(frozen=True)
