@@ -1,6 +1,6 @@
 """How each ATen operation of a language model is written into a .tflite.
 
-The table at the end is all there is; an operation that is not in it is an error that names it.
+The tables at the end are all there is; an operation that is in none is an error that names it.
 """
 
 from __future__ import annotations
@@ -98,20 +98,14 @@ def _cast(sub: Subgraph, node: fx.Node, x: Value, *_: Any, **__: Any) -> Ref:
     return sub.op("CAST", 1, [ref], _shape(node), _dtype(node))
 
 
-def _unary(kind: str) -> Callable[..., Ref]:
-    def handler(sub: Subgraph, node: fx.Node, x: Value) -> Ref:
-        return sub.op(kind, 1, [x], _shape(node), _dtype(node))
+def _binary(sub: Subgraph, node: fx.Node, x: Value, y: Value | float) -> Ref:
+    kind, options = _BINARY[node.target]
+    sides = [_number(sub, side, x) for side in (x, y)]
+    return sub.op(kind, 1, sides, _shape(node), _dtype(node), getattr(sub.s, options)())
 
-    return handler
 
-
-def _binary(kind: str, version: int = 1, options: str | None = None) -> Callable[..., Ref]:
-    def handler(sub: Subgraph, node: fx.Node, x: Value, y: Value | float) -> Ref:
-        sides = [_number(sub, side, x) for side in (x, y)]
-        made = getattr(sub.s, options)() if options else None
-        return sub.op(kind, version, sides, _shape(node), _dtype(node), made)
-
-    return handler
+def _unary(sub: Subgraph, node: fx.Node, x: Value) -> Ref:
+    return sub.op(_UNARY[node.target], 1, [x], _shape(node), _dtype(node))
 
 
 def _number(sub: Subgraph, value: Any, like: Value) -> Ref:
@@ -271,18 +265,21 @@ def _sources(sub: Subgraph, index: Ref, length: int) -> Ref:
     return sub.sources[index, length]
 
 
+#: Each with its kind and its table of options.
+_BINARY: dict[Any, tuple[str, str]] = {
+    aten.add.Tensor: ("ADD", "AddOptionsT"),
+    aten.sub.Tensor: ("SUB", "SubOptionsT"),
+    aten.mul.Tensor: ("MUL", "MulOptionsT"),
+    aten.remainder.Scalar: ("FLOOR_MOD", "FloorModOptionsT"),
+    aten.ge.Scalar: ("GREATER_EQUAL", "GreaterEqualOptionsT"),
+    aten.lt.Scalar: ("LESS", "LessOptionsT"),
+    aten.bitwise_and.Tensor: ("LOGICAL_AND", "LogicalAndOptionsT"),
+    aten.__and__.Tensor: ("LOGICAL_AND", "LogicalAndOptionsT"),
+}
+_UNARY: dict[Any, str] = {aten.rsqrt.default: "RSQRT", aten.cos.default: "COS", aten.sin.default: "SIN"}
 _HANDLERS: dict[Any, Callable[..., Value]] = {
-    aten.add.Tensor: _binary("ADD", 1, "AddOptionsT"),
-    aten.sub.Tensor: _binary("SUB", 1, "SubOptionsT"),
-    aten.mul.Tensor: _binary("MUL", 1, "MulOptionsT"),
-    aten.remainder.Scalar: _binary("FLOOR_MOD", 1, "FloorModOptionsT"),
-    aten.ge.Scalar: _binary("GREATER_EQUAL", 1, "GreaterEqualOptionsT"),
-    aten.lt.Scalar: _binary("LESS", 1, "LessOptionsT"),
-    aten.bitwise_and.Tensor: _binary("LOGICAL_AND", 1, "LogicalAndOptionsT"),
-    aten.__and__.Tensor: _binary("LOGICAL_AND", 1, "LogicalAndOptionsT"),
-    aten.rsqrt.default: _unary("RSQRT"),
-    aten.cos.default: _unary("COS"),
-    aten.sin.default: _unary("SIN"),
+    **{operation: _binary for operation in _BINARY},
+    **{operation: _unary for operation in _UNARY},
     aten.gelu.default: _gelu,
     aten.mean.dim: _mean,
     aten.softmax.int: _softmax,
