@@ -37,7 +37,7 @@ class RoundingConfig:
     """Added to H's diagonal, as a share of its mean: how much the plain error counts beside the outputs'."""
     by_moment: bool = True
     """Whether columns go by falling second moment ("act-order"), not from left to right."""
-    sweeps: int = 2
+    sweeps: int = 1
     """Rounds of new scales and coordinate descent after GPTQ; 0 is GPTQ alone."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from pipeline.blocks.rounding import RoundingConfig, rounded
 from pipeline.blocks.weight import BlockWeight
 from targets.errors import InputError
 
+SHARED_DAMPING = 0.1
 #: Runs a network on one calibration batch; what it returns is not looked at.
 Run = Callable[[nn.Module, Any], Any]
 Tick = Callable[[int, int], None]
@@ -83,8 +84,8 @@ def put_rounded(
             that shares a linear layer's weights is named by that layer.
         calibration: what is run.
         config: how codes are found.
-        shared: the same for linear layers whose weights something else shares: there the plain error counts
-            too, by the damping.
+        shared: the same for linear layers whose weights something else shares, as an embedding: there the
+            plain error counts too, by the damping, which is `SHARED_DAMPING` at least where this is None.
         activation_bits: see `BlockLinear`; the inputs are rounded likewise.
         tick: takes (layers done, layers in all).
 
@@ -96,7 +97,7 @@ def put_rounded(
     """
     config = config or RoundingConfig()
     walk = _Walk(network, grids, calibration, activation_bits)
-    walk.outside(config, shared or config)
+    walk.outside(config, shared or replace(config, damping=max(config.damping, SHARED_DAMPING)))
     for done, layer in enumerate(calibration.layers, 1):
         walk.inside(layer, config)
         if tick:
