@@ -83,7 +83,7 @@ def sysroot(cache: Path, say: Callable[[str], None]) -> Path:
 
 
 def adb_sysroot(cache: Path, say: Callable[[str], None]) -> Path:
-    """The sysroot with Debian's adbd: another 3 MB of downloads and 9 MB on disk.
+    """The sysroot with Debian's adbd: another 3 MB of downloads and 11 MB on disk.
 
     Args:
         cache: the folder to keep both in.
