@@ -235,7 +235,7 @@ def say(line: str) -> None:
 
 
 def run_pipeline(work: Path, smoke: bool) -> None:
-    """Prunes, squantizes and lowers by the recipe that ships with the detector; goes on where it was killed."""
+    """Prunes, squantizes and lowers by the recipe `aerial`; goes on where it was killed."""
     from apps.console import recipe_folders
     from pipeline.figures import figures_table
     from pipeline.recipe_file import load_recipe
