@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apps import cli_camera, cli_chat, cli_device, cli_web
+from apps import cli_camera, cli_chat, cli_device, cli_drone, cli_web
 from apps.console import (
     AsJson,
     RecipeName,
@@ -196,8 +196,11 @@ def targets(as_json: AsJson = False) -> None:
         tables().print(table)
 
 
-for commands in (cli_device, cli_camera, cli_web, cli_chat):
-    app.add_typer(commands.app)
+app.add_typer(cli_device.app)
+app.add_typer(cli_camera.app)
+app.add_typer(cli_drone.app)
+app.add_typer(cli_web.app)
+app.add_typer(cli_chat.app)
 
 
 def _version(asked: bool) -> None:

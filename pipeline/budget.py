@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pipeline.figures import Figure
 from targets.card import Budget
 
-
 LESS_IS_BETTER = ("perplexity",)  # of these a drop of accuracy is a rise, as a share
 
 

@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.bundle import unpack
+from pipeline.checks import Check
 from pipeline.executor import SIMULATED, Executor, open_executor, stands_for
 from pipeline.figures import ORIGINAL, Figure
 from pipeline.stage import Stage
 from pipeline.stages import SMOKE_RUNS, Stages
-from pipeline.validate import Check, Validator, tag_of, time_figures
+from pipeline.validate import Validator, tag_of, time_figures
 from pipeline.veto import FLOAT, Veto, veto
 from targets.card import Target
 from targets.devices.programs import Program, Timing

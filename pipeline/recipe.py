@@ -50,8 +50,8 @@ class Data(Schema):
     format: Literal["digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar", "text", "pydoc"] = (
         "digits"
     )
-    """The layout of the files; `digits` is the app's own embedded set and needs no other key, and `pydoc`, for
-    language models, is the text of Python's own help."""
+    """The layout of the files; `digits` is the app's own embedded set and needs no other key, nor does
+    `pydoc`: for language models, the text of Python's own help."""
     names: PathText | None = None
     """File with the network's classes, one a line; unset = the list that lies beside the data (cifar)."""
     label_names: PathText | None = None

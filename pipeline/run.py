@@ -33,10 +33,10 @@ from targets.errors import UsageError
 from targets.host import package_versions, this_machine
 
 if TYPE_CHECKING:
+    from pipeline.checks import Check
     from pipeline.prove import Proof
     from pipeline.prune.sensitivity import Sensitivity
     from pipeline.squantize.summary import Facts
-    from pipeline.validate import Check
 
 FIGURES, PREVIEW, REPORT, RECIPE = "figures.json", "preview.png", "report.md", "recipe.toml"
 PRUNED = "pruned.safetensors"

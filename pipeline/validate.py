@@ -8,15 +8,16 @@ device's milliseconds and memory mean nothing and are no figures; everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.datasets import Dataset, First
-from pipeline.budget import Violation, check_budget
+from pipeline.budget import check_budget
 from pipeline.bundle import Bundle, Model, unpack
+from pipeline.checks import Check, Validation
 from pipeline.executor import Executor, Predictor, open_executor, stands_for
 from pipeline.figures import SCORES, Figure, Tag, parse_figures
 from pipeline.recipe_file import check_files
@@ -37,30 +38,6 @@ SCORE_TOLERANCE = 1e-6
 FLOAT_TOLERANCE = 1e-3
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a validation: what was checked, how it went, and the words for it."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Everything a validation found."""
-
-    checks: tuple[Check, ...]
-    figures: tuple[Figure, ...]
-    violations: tuple[Violation, ...]
-    scored: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed and the budget is kept."""
-        return all(check.passed for check in self.checks) and not self.violations
 
 
 def validate(

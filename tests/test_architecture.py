@@ -24,7 +24,7 @@ ROOMS = ("targets", "calibration", "pipeline", "apps")  # ground floor first
 LOWERING = {"executorch", "litert_torch", "torchao"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
 NUMERIC = {"numpy", "cv2"}
-ON_DEMAND = {"paho"}  # of a board, inside a function, where its user asks for it
+ON_DEMAND = {"paho", "pymavlink"}  # of a board, inside a function, where its user asks for it
 # What may be called while a module is imported: definitions, never work.
 DEFINING_CALLS = {
     "dataclass",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from apps.chat.device.chat import as_arguments
 from apps.chat.device.serve import from_json
 from apps.chat.device.session import Done, Event, never
+from pipeline.language.device import bring
 from targets.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
 HEAR_S = 0.1  # how late a Ctrl-C is heard
 LONGEST_S = 24 * 3600.0  # a chat may take so long
-UNPACK_S = 300.0
-ARCHIVE, LARGE = "bundle.zip", 1 << 20  # bytes of a member that goes alone
 
 
 class RemoteChat:
@@ -119,42 +115,9 @@ def on_device(
     if runtime not in models:
         hint = f"it has one for {' and '.join(models)}"
         raise UsageError(f"no program for {runtime}", where=bundle.path, hint=hint)
-    log(f"bundle to {device.address}: running")
-    others = {file for name, file in models.items() if name != runtime}
-    members = {name: data for name, data in bundle.members.items() if name not in others}
-    _bring({**members, "manifest.json": bundle.text}, device)
-    if runtime == "executorch":
-        log(f"executorch: runner to {device.address}")
-        _bring_runner(device)
+    bring(bundle, device, {runtime}, log)
     words = [*as_arguments(options), f"--runtime={runtime}", *(["--no-times"] if device.emulated else [])]
     log(f"model on {device.address}: running")
     command = ["python3", "-m", "apps.chat.device.chat", "--serve", *words]
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)
-
-
-def _bring(members: Mapping[str, bytes], device: Device) -> None:
-    """Large members go alone, as an archive needs their room twice; the many small ones in one."""
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / ARCHIVE
-        with zipfile.ZipFile(local, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in members.items():
-                if len(data) < LARGE:
-                    archive.writestr(name, data)
-        device.push(local, ARCHIVE)
-        for name, data in members.items():
-            if len(data) >= LARGE:
-                local.write_bytes(data)
-                device.push(local, name)
-    device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
-
-
-def _bring_runner(device: Device) -> None:
-    """ExecuTorch's own program for language models, beside the model."""
-    from targets.cache import cache_folder
-    from targets.devices.facts import facts
-    from targets.runners.executorch_build import build
-
-    built = build(facts(device).arch, cache_folder())
-    for file in sorted(path for path in built.rglob("*") if path.is_file()):
-        device.push(file, f"executorch/{file.relative_to(built).as_posix()}")

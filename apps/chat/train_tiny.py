@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apps.chat.cache import empty_cache
-from apps.chat.config import GemmaConfig, five_to_one
+from apps.chat.config import GemmaConfig
 from apps.chat.network import Gemma
 from apps.chat.texts import pydoc_text
 from pipeline.checkpoint import load_run, save_checkpoint
@@ -28,8 +28,8 @@ from pipeline.training import learning_rate
 
 VOCABULARY = 1024
 TINY = GemmaConfig(
-    local=five_to_one(6), width=96, ffn=256, heads=4, kv_heads=1, head_dim=32, window=32,
-    vocabulary=VOCABULARY, max_positions=512, query_pre_attn_scalar=32,
+    local=(True, True, True, True, True, False), width=96, ffn=256, heads=4, kv_heads=1, head_dim=32,
+    window=32, vocabulary=VOCABULARY, max_positions=512, query_pre_attn_scalar=32,
 )  # fmt: skip
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 LENGTH = 128  # tokens of a piece

@@ -25,7 +25,7 @@ from targets.errors import InputError, UsageError
 from targets.host import package_versions, this_machine
 
 if TYPE_CHECKING:
-    from pipeline.validate import Check, Validation
+    from pipeline.checks import Check, Validation
 
 MIB = 2**20
 SUFFIX = {"executorch": "pte", "litert": "tflite"}

@@ -7,7 +7,6 @@ per runtime and round, and prints one JSON: tokens a second, time to the first t
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -49,9 +48,8 @@ def measure_here(
             name = names[done % len(names)]
             asked = command(app, name, prompt, answer, threads)
             run = subprocess.run(
-                [sys.executable, *asked], cwd=folder, capture_output=True, text=True,
-                env=os.environ | {"PYTHONPATH": folder},
-            )  # fmt: skip
+                [sys.executable, "-P", *asked], cwd=folder, capture_output=True, text=True
+            )  # -P: this machine's own packages, which can build what is not in the bundle
             found[name].append(parse(run.stdout, run.returncode, run.stderr, name))
             tick(done + 1, rounds * len(names))
     return {name: medians(rows) for name, rows in found.items()}

@@ -5,23 +5,23 @@ The bundle's own files go there and its own code runs there, in Python; `local:`
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.budget import check_budget
-from pipeline.bundle import MANIFEST, Bundle
+from pipeline.bundle import Bundle
+from pipeline.checks import Check, Validation
 from pipeline.figures import Figure, Tag, parse_figures
+from pipeline.language.device import bring
 from pipeline.language.speed import ANSWER, PROMPT, ROUNDS, command, figures, medians, parse
 from pipeline.language.task import load_language_task
 from pipeline.recipe_file import check_files
-from pipeline.validate import Check, Validation
 from targets.devices.device import Device
 from targets.devices.facts import facts as facts_of
 from targets.devices.facts import machine as machine_of
@@ -60,22 +60,11 @@ def validate_language(
         UsageError: this is no address.
         DeviceError: the device cannot be reached, or failed on the way.
     """
-    with brought(bundle, address, log) as there:
-        return _Validator(bundle, there, log, tick).validate(limit, score, speed)
-
-
-@contextlib.contextmanager
-def brought(bundle: Bundle, address: str, log: Callable[[str], None]) -> Iterator[Device]:
-    """A device with the bundle's files in its workspace."""
     from targets.devices.address import open_device
 
-    with open_device(address) as device, tempfile.TemporaryDirectory() as folder:
-        log(f"bundle: to {device.address}")
-        local = Path(folder) / "member"
-        for name, data in {**bundle.members, MANIFEST: bundle.text}.items():
-            local.write_bytes(data)
-            device.push(local, name)
-        yield device
+    with open_device(address) as device:
+        bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, log)
+        return _Validator(bundle, device, log, tick).validate(limit, score, speed)
 
 
 class _Validator:

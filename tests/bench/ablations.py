@@ -64,9 +64,10 @@ def plot(rows: dict[str, list[tuple[float, float]]], path: Path) -> None:
     figure = Figure((6.5, 4), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     pane = figure.subplots()
-    for marker, (name, found) in zip("osD^v", rows.items(), strict=False):
+    for size, marker, (name, found) in zip((11, 9, 8, 7, 5), "osD^v", rows.items(), strict=False):
         scores, zeros = zip(*found, strict=True)
-        pane.plot([100 * z for z in zeros], [100 * s for s in scores], marker, label=name, alpha=0.8)
+        style = {"markersize": size, "fillstyle": "none", "markeredgewidth": 1.6}  # equal points show both
+        pane.plot([100 * z for z in zeros], [100 * s for s in scores], marker, label=name, **style)
     pane.set_xlabel("zeros that are left, %")
     pane.set_ylabel("top-1, %")
     pane.grid(lw=0.3)

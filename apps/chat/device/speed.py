@@ -2,7 +2,7 @@
 
 Runs in an unpacked bundle's folder. Reads so many tokens in chunks, then writes so many one by one, the most
 likely each time. Prints one JSON: tokens per second of both, the time until the first token is there (ms) and
-the peak memory of this process (MiB).
+the peak memory of this process and of those that it started (MiB).
 """
 
 from __future__ import annotations
@@ -48,9 +48,16 @@ def measure(model: LanguageModel, prompt: int, answer: int) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has had, in MiB; 0 where the system does not tell."""
+    """The most memory that this process and those it started have had, in MiB; 0 where nothing tells."""
+    children = [
+        word for file in Path("/proc/self/task").glob("*/children") for word in file.read_text().split()
+    ]
+    return sum(_peak(process) for process in ("self", *children))
+
+
+def _peak(process: str) -> float:
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc", process, "status").read_text()
     except OSError:
         return 0.0
     lines = (line.split() for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,0 +1,61 @@
+"""Draws the tables of tests/bench/squantizer.py: how much smaller against what it costs.
+
+    python tests/bench/squantizer.py resnet20 --cifar CIFAR squantize.weight_bits=8,4,2 ... >resnet20.md
+    python tests/bench/frontier.py resnet20.md OUT.png
+
+Every row of the tables is a point; those that no other row beats on both axes are joined.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """The cells of Markdown tables that all have the first one's heads."""
+    lines = [
+        [cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    heads = lines[0]
+    return [
+        dict(zip(heads, cells, strict=True)) for cells in lines if cells != heads and "---" not in cells[0]
+    ]
+
+
+def main() -> None:
+    """Draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", type=Path, nargs="+")
+    parser.add_argument("picture", type=Path)
+    arguments = parser.parse_args()
+    found = [row for path in arguments.tables for row in rows(path.read_text())]
+    points = sorted((float(r["rate"].rstrip("x")), 100 * float(r["int8"]), r) for r in found)
+    figure = Figure((6.5, 4), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    pane = figure.subplots()
+    best = [p for p in points if not any(q[0] >= p[0] and q[1] > p[1] for q in points)]
+    pane.plot([p[0] for p in best], [p[1] for p in best], "-", color="0.7", lw=1, zorder=1)
+    for bits, marker in (("8", "s"), ("4", "o"), ("2", "^")):
+        part = [p for p in points if p[2]["bits"] == bits]
+        pane.plot([p[0] for p in part], [p[1] for p in part], marker, label=f"{bits}-bit weights")
+    for rate, score, row in points:
+        note = f"{100 * float(row['zeros']):.0f} %" + (
+            "" if row["act."] == "8" else f", {row['act.']}-bit act."
+        )
+        pane.annotate(note, (rate, score), (4, 5), textcoords="offset points", fontsize=7)
+    pane.axhline(100 * float(found[0]["fp32"]), ls=":", color="0.4", lw=1, label="float32")
+    pane.set_xlabel("times smaller, in a bundle (labels: zeros)")
+    pane.set_ylabel("score, int8, %")
+    pane.grid(lw=0.3)
+    pane.legend(fontsize=8)
+    canvas.print_png(str(arguments.picture))
+
+
+if __name__ == "__main__":
+    main()
