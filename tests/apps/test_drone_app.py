@@ -184,16 +184,7 @@ def test_px4_without_an_origin_is_told_nothing() -> None:
     assert flight.pilot.sent == {}
 
 
-PATIENT = (
-    "--trust-latency",
-    60,
-    "--trust-attitude",
-    5,
-    "--trust-position",
-    5,
-    "--trust-link",
-    60,
-)  # a busy machine
+PATIENT = "--trust-latency 60 --trust-attitude 5 --trust-position 5 --trust-link 60".split()  # when busy
 
 
 # -- the command -----------------------------------------------------------------------------------------
