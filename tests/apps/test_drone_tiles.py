@@ -74,7 +74,7 @@ def test_an_object_is_one_box_wherever_it_lies(box: list[float]) -> None:
     assert np.abs(boxes[0] - box).max() < 0.01
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(x=st.integers(0, 1540), y=st.integers(0, 870), length=st.integers(16, 300), tall=st.booleans())
 def test_any_object_is_one_box(x: int, y: int, length: int, tall: bool) -> None:
     width, height = (20, length) if tall else (length, 20)
@@ -103,6 +103,17 @@ def test_nothing_is_nothing() -> None:
     windows = TILING.windows(*SIZE)
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert len(merge([nothing] * len(windows), windows, SIZE)) == 0
+
+
+def test_a_model_that_sees_things_everywhere_does_not_fill_the_memory() -> None:
+    chance, windows = np.random.default_rng(0), Tiling(900, 0.25).windows(*SIZE)
+    low = chance.uniform(0, 0.95, (len(windows), 3000, 2))
+    boxes = np.concatenate([low, low + 0.04], axis=2).astype(np.float32)
+    scores, classes = chance.random((len(windows), 3000)), np.zeros(3000, np.int64)
+    found = [Detections(*each, classes) for each in zip(boxes, scores, strict=True)]
+    merged = merge(found, windows, SIZE)
+    assert len(windows) * 100 < len(merged) <= len(windows) * 200
+    assert merged.scores[0] == pytest.approx(scores.max())
 
 
 class _Bright:

@@ -24,6 +24,7 @@ Array = np.ndarray
 
 SAME_IOU = 0.5  # of two boxes, where both tiles see, to be one object
 SAME_PART = 0.7  # or of a cut box, the part that the other one covers there
+MOST = 200  # boxes of a tile, the best: a model that sees things everywhere must not fill the memory
 BORDER = 3.0  # pixels; a box that ends this near to a tile's border may go on behind it
 
 
@@ -140,6 +141,7 @@ class _Pieces:
     """All boxes of all tiles, in pixels of the frame: what each tile can know of the objects."""
 
     def __init__(self, found: Sequence[Detections], windows: Sequence[Window], size: tuple[int, int]) -> None:
+        found = [_best(each) for each in found]
         self.edges = np.array([[w.left, w.top, w.right, w.bottom] for w in windows], float)
         self.tiles = np.repeat(np.arange(len(found)), [len(each) for each in found])
         self.scores = np.concatenate([each.scores for each in found])
@@ -197,6 +199,11 @@ class _Pieces:
         """Indices of a tile's boxes of which something lies in a zone (4,)."""
         mine = np.flatnonzero(self.tiles == tile)
         return mine[_areas(_clipped(self.boxes[mine], zone)) > 0]
+
+
+def _best(found: Detections) -> Detections:
+    order = np.argsort(-found.scores, kind="stable")[:MOST]
+    return Detections(found.boxes[order], found.scores[order], found.classes[order])
 
 
 def _clipped(boxes: Array, edge: Array) -> Array:
