@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,22 @@ def test_the_commands_for_devices_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "latency-host-litert.json").stat().st_size > 0
     command = ["run", "digits", "--target", "cortex-m4", "--limit", "2", "--smoke"]
     assert "LiteRT Micro" in paredown(command, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_chat_and_the_camera_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    for line in "".join(blocks("zsh")).splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "paredown"
+        assert paredown([*arguments, *SHORT.get(arguments[0], [])], tmp_path).strip()
+    photos = folder / "photos"
+    photos.mkdir()
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", photos)
+    (line,) = "".join(blocks("fish")).splitlines()
+    (found,) = paredown(shlex.split(line)[1:], folder).splitlines()
+    assert json.loads(found) and (folder / "found.png").is_file()
 
 
 def test_the_training_command_is_there() -> None:

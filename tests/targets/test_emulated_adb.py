@@ -217,7 +217,6 @@ def processes_of(board: EmulatedAdbBoard) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 class TestBoard:
     def test_it_is_an_arm64_board_that_says_what_it_is_not(self, device: ShellDevice) -> None:
         told = facts(device)
