@@ -181,7 +181,7 @@ class LanguageRun:
         needed = self.task.device_bytes(self.recipe.language) / MIB
         if room and needed > room:
             raise InputError(
-                f"weights and a context of {self.recipe.language.context} tokens need {needed:,.0f} MiB, "
+                f"weights and a context of {self.recipe.language.context} tokens need {needed:,.1f} MiB, "
                 f"it has {room:,} MiB", where=f"target {self.target.name}",
                 hint="--set language.context=..., fewer bits, or a smaller model",
             )  # fmt: skip

@@ -109,7 +109,8 @@ class _Validator:
 
     def _runs(self, name: str) -> bool:
         """Whether the device has a runtime; one that it lacks is told, and no failure while another runs."""
-        probe = f"from {self.manifest.app}.device.models import open_model as o; o('.', {name!r}, 1)"
+        models = f"{self.manifest.app}.device.models"
+        probe = f"import pathlib, {models} as m; m.open_model(pathlib.Path(), {name!r}, 1)"
         done = self.device.run(["python3", "-c", probe], timeout=START_S, check=False)
         if done.code:
             last = (done.err.strip().splitlines() or ["it says nothing"])[-1]

@@ -52,6 +52,7 @@ def main() -> None:
     pane.axhline(100 * float(found[0]["fp32"]), ls=":", color="0.4", lw=1, label="float32")
     pane.set_xlabel("times smaller, in a bundle (labels: zeros)")
     pane.set_ylabel("score, int8, %")
+    pane.margins(0.1)
     pane.grid(lw=0.3)
     pane.legend(fontsize=8)
     canvas.print_png(str(arguments.picture))
