@@ -192,9 +192,9 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path):
 
 
 def test_an_unknown_builtin_lists_the_known_ones():
-    assert builtin_names() == ("yolov2-nano", "yolov2-tiny-voc", "yolov2-voc")
+    assert builtin_names() == ("yolov2-aerial", "yolov2-nano", "yolov2-tiny-voc", "yolov2-voc")
     for name in ("yolov9", "../cfgs/yolov2-nano", ""):
-        with pytest.raises(UsageError, match="yolov2-nano, yolov2-tiny-voc, yolov2-voc"):
+        with pytest.raises(UsageError, match="yolov2-aerial, yolov2-nano, yolov2-tiny-voc, yolov2-voc"):
             builtin_cfg(name)
 
 

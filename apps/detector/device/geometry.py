@@ -19,7 +19,8 @@ from targets.errors import UsageError
 Array = np.ndarray
 
 SEMI_MAJOR_M, ECCENTRICITY_2 = 6378137.0, 6.69437999014e-3  # WGS 84
-_FORWARD = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # camera axes in FRD when it looks straight ahead
+#: Camera axes in FRD when it looks straight ahead.
+_FORWARD = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ class Camera:
 
     def body_ray(self, x: float, y: float) -> Array:
         """The unit vector (3,), body frame, to what is seen at a pixel."""
-        return self.mount.matrix @ _FORWARD @ self.lens.ray(x, y)
+        return self.mount.matrix @ np.array(_FORWARD) @ self.lens.ray(x, y)
 
     def pixel(self, body: Array) -> tuple[float, float] | None:
         """Where a body-frame vector (3,) is seen; None behind the camera."""
-        return self.lens.pixel(_FORWARD.T @ self.mount.matrix.T @ body)
+        return self.lens.pixel(np.array(_FORWARD).T @ self.mount.matrix.T @ body)
 
 
 def bearing(body: Array) -> tuple[float, float] | None:
