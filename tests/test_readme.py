@@ -133,8 +133,8 @@ def test_the_chat_and_the_camera_run(folder: Path, tmp_path: Path, monkeypatch: 
     photos.mkdir()
     shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", photos)
     (line,) = "".join(blocks("fish")).splitlines()
-    (found,) = paredown(shlex.split(line)[1:], folder).splitlines()
-    assert json.loads(found) and (folder / "found.png").is_file()
+    seen, whole = map(json.loads, paredown(shlex.split(line)[1:], folder).splitlines())
+    assert seen["detections"] and whole["summary"]["frames"] == 1 and (folder / "found.png").is_file()
 
 
 def test_the_training_command_is_there() -> None:

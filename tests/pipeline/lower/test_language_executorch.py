@@ -34,7 +34,6 @@ def coded():
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 class TestCodes:
     def test_logits_are_those_of_the_same_codes_in_eager_torch(self, coded):
         """Both round activations to int8; see test_language_litert for the tolerance."""
