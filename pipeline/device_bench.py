@@ -88,6 +88,11 @@ def bench(
     bundle = unpack(path)
     if device == SIMULATED:
         raise UsageError("nothing of a microcontroller is timed here", hint="`paredown validate` scores it")
+    if bundle.manifest.language:
+        from pipeline.language.validate import validate_language
+
+        found_there = validate_language(bundle, device, score=False, log=log, tick=tick)
+        return Bench(found_there.figures, (), None, tuple(check.detail for check in found_there.checks))
     programs = {str(model.runtime): bundle_program(bundle, model) for model in bundle.manifest.models}
     x = test_inputs(bundle.manifest.models[0].input.shape, 1)
     with open_executor(device, bundle.manifest.card, log) as executor:

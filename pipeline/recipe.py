@@ -248,12 +248,8 @@ class Language(Schema):
     """Weights that share a scale; 0 = a whole output channel. LiteRT takes whole channels in any case."""
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`gptq` rounds so that the outputs on the calibration texts change least."""
-    distil_steps: int = Field(default=0, ge=0)
-    """Steps of training the low-bit weights towards the original's probabilities."""
-    distil_lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Their highest learning rate."""
     calibration_tokens: int = Field(default=4096, ge=64)
-    """Tokens of the calibration texts that rounding and training look at."""
+    """Tokens of the calibration texts that rounding looks at."""
     window: int = Field(default=512, ge=8)
     """Tokens of one piece of text, in calibration and scoring; each is read from an empty memory."""
     test_tokens: int = Field(default=4096, ge=64)

@@ -19,16 +19,15 @@ from targets.errors import InputError
 
 
 def find_codes(
-    task: LanguageTask, language: Language, block: int, tick: Callable[[int, int], None], checkpoint: Path
+    task: LanguageTask, language: Language, block: int, tick: Callable[[int, int], None]
 ) -> dict[str, BlockWeight]:
-    """Rounds, and trains where the recipe says so.
+    """Rounds as the recipe says.
 
     Args:
         task: whose network.
         language: the recipe's section.
         block: weights that share a scale; 0 = a whole output channel.
         tick: progress.
-        checkpoint: of the training, which goes on from there.
     """
     network = task.network()
     linears, head = task.matrices(network)

@@ -124,7 +124,8 @@ class LanguageRun:
         from pipeline.language.validate import validate_language
 
         made = unpack(self.stages.path(self.bundle) / BUNDLE)
-        return validate_language(made, device, limit=self.device_limit, log=self.log, tick=self.tick)
+        limit = self.device_limit
+        return validate_language(made, device, limit=limit, smoke=self.smoke, log=self.log, tick=self.tick)
 
     # -- figures ---------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from pipeline.store import Store
 from targets.host import package_version, this_machine
 
 CODES = "codes.safetensors"
-SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "distil_steps": 0, "rounding": "nearest"}
+SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "rounding": "nearest"}
 Tick = Callable[[int, int], None]
 
 
@@ -138,16 +138,13 @@ class LanguageStages:
         def build(out: Path) -> None:
             from pipeline.language.codes import count, find_codes, write_codes
 
-            found = find_codes(
-                self.task, language, block, self.tick, self.store.root / "checkpoints" / f"{stage.key}.pt"
-            )
+            found = find_codes(self.task, language, block, self.tick)
             write_codes(out / CODES, found)
             write_json(out / "codes.json", count(found))
 
         params = QuantizeParams(self.task.network_id, wanted, block, package_version("torch"))
         inputs = {"weights": self.task.weights_hash(), "calibration": self.task.fingerprint("calibration")}
-        stage = Stage(name, 1, params, inputs, build)
-        return stage
+        return Stage(name, 1, params, inputs, build)
 
     def _lower(self, name: str) -> Stage:
         def build(out: Path) -> None:

@@ -41,6 +41,7 @@ def validate_language(
     limit: int | None = None,
     score: bool = True,
     speed: bool = True,
+    smoke: bool = False,
     log: Callable[[str], None] = lambda line: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -52,6 +53,7 @@ def validate_language(
         limit: score at most so many pieces of text; a part's score is reported, not compared.
         score: whether to score at all.
         speed: whether to measure speed, which nothing emulated has.
+        smoke: every figure says so.
         log: told one line per step.
         tick: progress within a step.
 
@@ -64,21 +66,26 @@ def validate_language(
 
     with open_device(address) as device:
         bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, log)
-        return _Validator(bundle, device, log, tick).validate(limit, score, speed)
+        return _Validator(bundle, device, smoke, log, tick).validate(limit, score, speed)
 
 
 class _Validator:
     """One validation: what is known so far."""
 
     def __init__(
-        self, bundle: Bundle, device: Device, log: Callable[[str], None], tick: Callable[[int, int], None]
+        self,
+        bundle: Bundle,
+        device: Device,
+        smoke: bool,
+        log: Callable[[str], None],
+        tick: Callable[[int, int], None],
     ) -> None:
         self.bundle, self.device, self.log, self.tick = bundle, device, log, tick
         self.manifest = bundle.manifest
         known = parse_figures(bundle.manifest.figures, bundle.path)
         self.recorded = {(figure.variant, figure.metric): figure for figure in known}
         self.machine = machine_of(device.address, facts_of(device))
-        self.tag: Tag = "simulated" if device.emulated else "measured"
+        self.tag: Tag = "smoke" if smoke else "simulated" if device.emulated else "measured"
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
         self.figures: list[Figure] = []
         self.scored = 0
@@ -154,6 +161,10 @@ class _Validator:
     def _speed(self, name: str) -> None:
         if self.device.emulated:
             detail = f"not measured: {self.device.address} is emulated, its milliseconds mean nothing"
+            self.checks.append(Check(f"{name} speed", True, detail))
+            return
+        if self.device.kind == "local" and self.manifest.card.reach.kind != "local":
+            detail = f"not measured: this machine is no {self.manifest.target}"
             self.checks.append(Check(f"{name} speed", True, detail))
             return
         self.log(f"{name}: speed")

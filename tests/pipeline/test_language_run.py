@@ -63,6 +63,13 @@ def test_it_is_proved_where_it_runs(folder: Path) -> None:
     assert {"hashes", "litert score", "runs there"} <= passed
 
 
+def test_its_speed_is_measured_where_it_is_asked_for(folder: Path) -> None:
+    done = call("bench", folder / "bundle.paredown", "--json")
+    assert done.code == 0, done.err
+    found = {(f["metric"], f["tag"]): f["value"] for f in json.loads(done.out)["figures"]}
+    assert found["prefill_rate", "measured"] > 0 and found["decode_rate", "measured"] > 0
+
+
 def test_it_answers(folder: Path) -> None:
     asked = ("--prompt", "The assert statement", "--max-tokens", "8", "--temperature", "0")
     first, second = (call("chat", folder / "bundle.paredown", *asked) for _ in range(2))
