@@ -192,6 +192,9 @@ class Squantize(Training):
     """Instead of it SQuantizer's own knob: zero below mean + sigma * standard deviation of |weight|."""
     grid: Literal["threshold", "uniform", "ternary"] = "threshold"
     """SQuantizer's levels; whole multiples of one step, as native int4 has them; or -1, 0, 1."""
+    per: Literal["layer", "channel"] = "layer"
+    """What has a threshold and a step of its own: a layer, as in the paper; or each output channel, for
+    networks whose channels differ much in size."""
     order: Literal["sparsify-first", "quantize-first"] = "sparsify-first"
     """The reverse is there to reproduce the paper's ablation."""
     masked_gradient: bool = False

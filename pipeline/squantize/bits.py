@@ -26,7 +26,7 @@ from pipeline.squantize.fold import fold
 from pipeline.squantize.ledger import EXTRA, entropy
 from pipeline.squantize.live import LayerPlan, LiveNetwork
 
-CHOICES = (2, 3, 4)
+CHOICES = (2, 3, 4, 5, 6)
 INT8 = 8  # the full precision: post-training int8
 CHUNK = 32
 

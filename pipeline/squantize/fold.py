@@ -41,7 +41,7 @@ def fold(live: LiveNetwork, shape: tuple[int, ...]) -> Graph:
 
 
 def codes_of(live: LiveNetwork, name: str) -> tuple[Tensor, Tensor]:
-    """The codes of a weight as they are trained, before folding, and their step."""
+    """The codes of a weight as they are trained, before folding, and their step or steps."""
     weight = live.network.get_parameter(name)
     return encode(weight, live.final_sigma(name, weight), live.plans[name].config)
 
@@ -50,7 +50,7 @@ def _folded(live: LiveNetwork, node: Node, name: str) -> Node:
     codes, step = codes_of(live, name)
     gain = _gain(live, node, len(codes))
     gain = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp_min(SMALLEST_GAIN * float(gain.abs().max()))
-    scale = (gain.abs() * step.double()).float()
+    scale = (gain.abs() * step.flatten().double()).float()
     across = (-1, *[1] * (codes.dim() - 1))
     folded = codes * gain.sign().reshape(across).float() * scale.reshape(across)
     return replace(node, weight=folded, scale=scale)

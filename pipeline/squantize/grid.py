@@ -12,6 +12,10 @@ step = max|W| / 127, so that the layer is an exact int8 layer for every int8 ker
 different codes. `uniform` (our design) has the codes -n..n and step = max|W| / n, which is what native int4
 tensors hold; `ternary` has -1, 0, 1 and for its step the mean of the survivors, the nearest one in the
 least-squares sense. What survives the threshold never becomes zero by rounding.
+
+A layer has one grid, as in the paper; or (our design) each output channel has its own: its weights are
+measured in units of the channel's largest, threshold included, and the step is a step per channel. That is
+for networks whose channels differ much in size, as those of depthwise separable ones do.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from torch import Tensor
 from targets.errors import UsageError
 
 GRIDS = ("threshold", "uniform", "ternary")
+PER = ("layer", "channel")
 BITS = (2, 3, 4, 5, 6, 7, 8)
 ORDERS = ("sparsify-first", "quantize-first")
 TOP = 127  # largest int8 code; -128 is not used
@@ -33,6 +38,7 @@ LARGEST_SIGMA = 30.0  # no weight is that far out
 
 Grid = Literal["threshold", "uniform", "ternary"]
 Order = Literal["sparsify-first", "quantize-first"]
+Per = Literal["layer", "channel"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,16 @@ class GridConfig:
     """The reverse exists to reproduce the ablation: it compares quantized weights with the threshold."""
     masked_gradient: bool = False
     """Whether a weight that is zero now gets no gradient; without, it can grow back."""
+    per: Per = "layer"
+    """What has a grid of its own."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-            UsageError: bits, grid or order are none that exist.
+            UsageError: one of them is none that exists.
         """
-        for name, known in (("bits", BITS), ("grid", GRIDS), ("order", ORDERS)):
+        for name, known in (("bits", BITS), ("grid", GRIDS), ("order", ORDERS), ("per", PER)):
             if getattr(self, name) not in known:
                 listed = ", ".join(map(str, known))
                 raise UsageError(
@@ -81,6 +89,25 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+def in_units(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
+    """A weight in the units of its grids.
+
+    Args:
+        weight: (out, ...).
+        per: what has a grid of its own.
+
+    Returns:
+        The weight divided by its units; and these: a scalar of 1, or (out, 1, ...), the largest |weight| of
+        each output channel; of a channel that is all zero, the layer's.
+    """
+    if per == "layer":
+        return weight, weight.new_ones(())
+    top = weight.detach().abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
+    largest = top.max()
+    units = torch.where(top == 0, torch.where(largest == 0, 1.0, largest), top)
+    return weight / units, units
+
+
 def threshold_at(weight: Tensor, sigma: Tensor | float) -> Tensor:
     """T = mean|W| + sigma * std|W|, but never beyond the largest weight, so that one survives."""
     size = weight.detach().abs()
@@ -88,14 +115,15 @@ def threshold_at(weight: Tensor, sigma: Tensor | float) -> Tensor:
     return t.clamp_min(0.0).minimum(size.max())
 
 
-def sigma_for(weight: Tensor, sparsity: float) -> float:
+def sigma_for(weight: Tensor, sparsity: float, per: Per = "layer") -> float:
     """The sigma at which a share of the weights is zero, rounded down to whole weights; one survives.
 
     Args:
-        weight: of any shape, finite.
+        weight: of any shape, finite; (out, ...) per channel.
         sparsity: 0 <= sparsity < 1.
+        per: what has a grid of its own.
     """
-    size = weight.detach().abs().flatten().sort().values
+    size = in_units(weight, per)[0].detach().abs().flatten().sort().values
     zeros = min(int(sparsity * len(size) + 1e-9), len(size) - 1)
     spread = float(size.std(correction=0))
     if not spread:
@@ -115,9 +143,16 @@ def encode(weight: Tensor, sigma: Tensor | float, config: GridConfig) -> tuple[T
         config: the grid.
 
     Returns:
-        Whole numbers from -127 to 127 as floats, of the weight's shape; and the real value of code 1.
-        For weights that are all zero the codes are zero and the step is 1.
+        Whole numbers from -127 to 127 as floats, of the weight's shape; and the real value of code 1: a
+        scalar, or (out, 1, ...) where each channel has a grid. For weights that are all zero the codes are
+        zero and the step is 1.
     """
+    weight, units = in_units(weight, config.per)
+    codes, step = _encode(weight, sigma, config)
+    return codes, step * units
+
+
+def _encode(weight: Tensor, sigma: Tensor | float, config: GridConfig) -> tuple[Tensor, Tensor]:
     if config.order == "sparsify-first":
         t = threshold_at(weight, sigma)
         return _levels(weight, t, weight.abs() >= t, config)

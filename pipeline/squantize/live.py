@@ -171,7 +171,9 @@ class LiveNetwork(nn.Module):
     def final_sigma(self, name: str, weight: Tensor) -> float:
         """A layer's threshold as it is shipped: the wanted sparsity, to the weight."""
         plan = self.plans[name]
-        return sigma_for(weight, plan.sparsity) if plan.sparsity is not None else plan.sigma or 0.0
+        if plan.sparsity is None:
+            return plan.sigma or 0.0
+        return sigma_for(weight, plan.sparsity, plan.config.per)
 
     def _solve(self, state: State) -> None:
         """This step's thresholds; a wanted sparsity is solved for every so often, by the step's number."""
@@ -181,7 +183,7 @@ class LiveNetwork(nn.Module):
         share = self.schedule.share(int(self.step))
         for index, (name, plan) in enumerate(self.plans.items()):
             if plan.sparsity is not None:
-                self.sigmas[index] = sigma_for(state[name], plan.sparsity * share)
+                self.sigmas[index] = sigma_for(state[name], plan.sparsity * share, plan.config.per)
             else:
                 self.sigmas[index] = plan.sigma or 0.0
 

@@ -50,7 +50,7 @@ def layer_plans(
     plans = {}
     for layer, name in possible.items():
         if layer in chosen and changed.get(layer) != INT8:
-            config = GridConfig(chosen[layer], wanted.grid, wanted.order, wanted.masked_gradient)
+            config = GridConfig(chosen[layer], wanted.grid, wanted.order, wanted.masked_gradient, wanted.per)
             plans[name] = LayerPlan(config, wanted.zeros, wanted.sigma)
     if not plans:
         raise UsageError(

@@ -112,6 +112,25 @@ def test_a_wanted_sparsity_is_met_to_the_weight(weight: np.ndarray, sparsity: fl
     assert int((codes == 0).sum()) == wanted
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_per_channel_is_the_layers_grid_of_channels_of_one_size(grid: str):
+    rows = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
+    rows /= rows.abs().amax(1, keepdim=True)
+    sizes = torch.tensor([1e-4, 0.03, 1.0, 2.0, 50.0, 1e3]).unsqueeze(1)
+    together, step = encode(rows, 0.2, GridConfig(4, grid))
+    codes, steps = encode(rows * sizes, 0.2, GridConfig(4, grid, per="channel"))
+    assert steps.shape == (6, 1) and torch.allclose(steps, step * sizes)
+    assert float((codes != together).float().mean()) < 0.02  # but for ties of float32
+    sigma = sigma_for(rows * sizes, 0.5, "channel")
+    assert int((encode(rows * sizes, sigma, GridConfig(4, grid, per="channel"))[0] == 0).sum()) == 120
+
+
+def test_a_channel_of_zeros_stays_zero_beside_others():
+    weight = torch.stack([torch.zeros(9), torch.arange(1.0, 10.0)])
+    codes, steps = encode(weight, -30.0, GridConfig(4, "uniform", per="channel"))
+    assert not codes[0].any() and codes[1].all() and torch.allclose(steps, torch.tensor(9 / 7))
+
+
 def test_sigma_of_a_gaussian_gives_the_published_sparsities():
     weights = torch.from_numpy(np.random.default_rng(1).normal(0, 1, 400_000).astype(np.float32))
     for sigma, zeros in ((-0.5, 0.380), (0.0, 0.575), (0.1, 0.609), (0.5, 0.728), (1.0, 0.839)):
@@ -139,7 +158,9 @@ def test_the_reverse_order_compares_what_was_quantized():
     assert torch.equal(codes, first * (values >= t)) and same == step
 
 
-@pytest.mark.parametrize("change", [{"bits": 1}, {"bits": 9}, {"grid": "log"}, {"order": "both"}])
+@pytest.mark.parametrize(
+    "change", [{"bits": 1}, {"bits": 9}, {"grid": "log"}, {"order": "both"}, {"per": "row"}]
+)
 def test_what_does_not_exist_is_refused(change):
     with pytest.raises(UsageError, match="one of"):
         GridConfig(**change)

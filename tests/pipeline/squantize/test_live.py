@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.lower import reference
 from pipeline.lower.integer import quantize
 from pipeline.squantize.fold import codes_of, fold
-from pipeline.squantize.grid import GRIDS, GridConfig
+from pipeline.squantize.grid import GRIDS, PER, GridConfig
 from pipeline.squantize.ledger import check_codes, entropy, ledger
 from pipeline.squantize.live import (
     LayerPlan,
@@ -92,8 +92,9 @@ def test_it_trains_the_users_own_parameters(network: Net):
 
 @pytest.mark.parametrize("bits", [None, 8, 4, 2])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_folding_keeps_every_code(network: Net, bits: int | None, grid: str):
-    live = LiveNetwork(network, trace(network, SHAPE), plans(GridConfig(4, grid)), bits)
+@pytest.mark.parametrize("per", PER)
+def test_folding_keeps_every_code(network: Net, bits: int | None, grid: str, per: str):
+    live = LiveNetwork(network, trace(network, SHAPE), plans(GridConfig(4, grid, per=per)), bits)
     if bits:
         live.start_clips(images())
     graph = fold(live, SHAPE)
