@@ -25,7 +25,9 @@ def validate(
     device: DeviceAddress = "local:",
     limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many test images.")] = None,
     score: Annotated[bool, typer.Option(help="Score on the recipe's test images.")] = True,
-    times: Annotated[int, typer.Option(min=1, help="Timed inferences per runtime.")] = 30,
+    times: Annotated[
+        int, typer.Option(min=1, help="Timed inferences per runtime; of a language model, tokens written.")
+    ] = 30,
     as_json: AsJson = False,
 ) -> None:
     """Proves a bundle: hashes, test vectors, score against the recorded one, latency, budget."""

@@ -57,7 +57,7 @@ def validate(
         device: an address, see `targets.devices.address`; `local:` is this machine.
         limit: score at most this many test images; a partial score is reported, not compared.
         score: whether to score at all.
-        runs: timed inferences per runtime.
+        runs: timed inferences per runtime; of a language model, tokens that it writes.
         log: told one line per step.
         tick: progress within a step.
 
@@ -71,7 +71,7 @@ def validate(
     if bundle.manifest.language:
         from pipeline.language.validate import validate_language
 
-        return validate_language(bundle, device, limit=limit, score=score, log=log, tick=tick)
+        return validate_language(bundle, device, limit=limit, score=score, answer=runs, log=log, tick=tick)
     with open_executor(device, bundle.manifest.card, log) as executor:
         return Validator(bundle, executor, log, tick).validate(limit, score, runs)
 

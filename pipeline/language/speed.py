@@ -30,6 +30,12 @@ def command(app: str, runtime: str, prompt: int, answer: int, threads: int) -> l
     return ["-m", f"{app}.device.speed", runtime, str(prompt), str(answer), str(threads)]
 
 
+def lengths(context: int, answer: int = ANSWER) -> tuple[int, int]:
+    """Tokens that are read and then written: so many, or as many as the context has room for."""
+    prompt = min(PROMPT, context // 2)
+    return prompt, min(answer, context - prompt)
+
+
 def measure_here(
     bundle: Path, smoke: bool, tick: Callable[[int, int], None], threads: int = 1
 ) -> dict[str, dict[str, float]]:
@@ -40,7 +46,8 @@ def measure_here(
     """
     opened = unpack(bundle)
     app, names = opened.manifest.app, [str(model.runtime) for model in opened.manifest.language]
-    prompt, answer, rounds = SMOKE if smoke else (PROMPT, ANSWER, ROUNDS)
+    context = min(model.context for model in opened.manifest.language)
+    prompt, answer, rounds = SMOKE if smoke else (*lengths(context), ROUNDS)
     found: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         extract(opened, Path(folder))

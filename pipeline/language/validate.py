@@ -19,7 +19,7 @@ from pipeline.bundle import Bundle
 from pipeline.checks import Check, Validation
 from pipeline.figures import Figure, Tag, parse_figures
 from pipeline.language.device import bring
-from pipeline.language.speed import ANSWER, PROMPT, ROUNDS, command, figures, medians, parse
+from pipeline.language.speed import ANSWER, ROUNDS, command, figures, lengths, medians, parse
 from pipeline.language.task import load_language_task
 from pipeline.recipe_file import check_files
 from targets.devices.device import Device
@@ -41,6 +41,7 @@ def validate_language(
     limit: int | None = None,
     score: bool = True,
     speed: bool = True,
+    answer: int = ANSWER,
     smoke: bool = False,
     log: Callable[[str], None] = lambda line: None,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -53,6 +54,7 @@ def validate_language(
         limit: score at most so many pieces of text; a part's score is reported, not compared.
         score: whether to score at all.
         speed: whether to measure speed, which nothing emulated has.
+        answer: tokens that are written for it, if they fit the context.
         smoke: every figure says so.
         log: told one line per step.
         tick: progress within a step.
@@ -66,7 +68,7 @@ def validate_language(
 
     with open_device(address) as device:
         bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, log)
-        return _Validator(bundle, device, smoke, log, tick).validate(limit, score, speed)
+        return _Validator(bundle, device, smoke, log, tick).validate(limit, score, answer if speed else 0)
 
 
 class _Validator:
@@ -90,8 +92,8 @@ class _Validator:
         self.figures: list[Figure] = []
         self.scored = 0
 
-    def validate(self, limit: int | None, score: bool, speed: bool) -> Validation:
-        """Everything."""
+    def validate(self, limit: int | None, score: bool, answer: int) -> Validation:
+        """Everything; speed by so many tokens written, if any."""
         ran: list[str] = []
         for model in self.manifest.language:
             name, here = str(model.runtime), this_machine()
@@ -103,8 +105,8 @@ class _Validator:
             ran.append(name)
             if score:
                 self._score(name, limit)
-            if speed:
-                self._speed(name)
+            if answer:
+                self._speed(name, *lengths(model.context, answer))
         self.checks.append(Check("runs there", bool(ran), ", ".join(ran) or "no runtime of this bundle"))
         originals = [f for (variant, _), f in self.recorded.items() if variant == "fp32" and limit is None]
         budget = self.manifest.recipe.budget.over(self.manifest.card.budget)
@@ -158,7 +160,7 @@ class _Validator:
         apart = abs(perplexity / known.value - 1)
         self.checks.append(Check(f"{name} score", apart <= TOLERANCE, f"{said}; recorded {known.value:.3f}"))
 
-    def _speed(self, name: str) -> None:
+    def _speed(self, name: str, prompt: int, answer: int) -> None:
         if self.device.emulated:
             detail = f"not measured: {self.device.address} is emulated, its milliseconds mean nothing"
             self.checks.append(Check(f"{name} speed", True, detail))
@@ -168,7 +170,7 @@ class _Validator:
             self.checks.append(Check(f"{name} speed", True, detail))
             return
         self.log(f"{name}: speed")
-        asked = command(self.manifest.app, name, PROMPT, ANSWER, self.manifest.recipe.bench.threads)
+        asked = command(self.manifest.app, name, prompt, answer, self.manifest.recipe.bench.threads)
         rows = []
         for done in range(ROUNDS):
             out = self._python(*asked, seconds=START_S)

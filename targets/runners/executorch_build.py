@@ -1,6 +1,6 @@
 """Builds the ExecuTorch runner for a machine or a board: `python -m targets.runners.executorch_build ARCH`.
 
-One C++ source of ours against the shared libraries of the ExecuTorch wheel, which need no torch: this
+C++ sources of ours against the shared libraries of the ExecuTorch wheel, which need no torch: this
 environment's own wheel for this machine, the wheel for Linux on Arm for a board.
 """
 
@@ -23,6 +23,8 @@ from targets.tools import output_of, tool
 SOURCE = Path(__file__).with_name("executorch") / "run.cpp"
 #: Runs language models.
 LANGUAGE = Path(__file__).with_name("executorch") / "language.cpp"
+#: What both include.
+HEADER = Path(__file__).with_name("executorch") / "runner.h"
 #: The wheel for a foreign architecture with its sha256, in pip's words.
 WHEELS = Path(__file__).with_name("executorch") / "wheels.txt"
 LIBRARIES = (
@@ -49,7 +51,7 @@ def build(arch: str, cache: Path) -> Path:
     compiler = _compiler(arch)
     version = output_of([compiler, "-dumpfullversion"], "asking the compiler for its version").strip()
     executorch = _version()
-    sources = SOURCE.read_bytes() + LANGUAGE.read_bytes()
+    sources = SOURCE.read_bytes() + LANGUAGE.read_bytes() + HEADER.read_bytes()
     key = key_of(sources, arch, version, executorch, repr((FLAGS, LINK, LIBRARIES)))
 
     def make(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_project import call
@@ -11,6 +12,7 @@ from tiny_project import call
 from pipeline.bundle import unpack
 from pipeline.language.codes import read_codes
 from pipeline.language.run import LanguageRun
+from pipeline.language.speed import command, lengths
 from pipeline.recipe_file import load_recipe
 from targets.card import load_card
 from targets.errors import InputError
@@ -61,6 +63,19 @@ def test_it_is_proved_where_it_runs(folder: Path) -> None:
     assert done.code == 0, done.out
     passed = {check["name"] for check in found["checks"] if check["passed"]}
     assert {"hashes", "litert score", "runs there"} <= passed
+
+
+def test_as_many_tokens_are_timed_as_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(*words: Any) -> list[str]:
+        asked.append(words)
+        return command(*words)
+
+    monkeypatch.setattr("pipeline.language.validate.command", recorded)
+    done = call("validate", folder / "bundle.paredown", "--no-score", "--times", "3", "--json")
+    assert done.code == 0 and asked == [("apps.chat", "litert", 64, 3, 1)]
+    assert lengths(256, 300) == (64, 192) and lengths(20, 300) == (10, 10)
 
 
 def test_its_speed_is_measured_where_it_is_asked_for(folder: Path) -> None:

@@ -181,6 +181,7 @@ class LitertModel(_Model):
         with quiet():
             try:
                 self._interpreter = interpreter_class()(model_content=data, num_threads=threads)
+                self._interpreter.allocate_tensors()  # or the delegate announces itself at the first token
                 self._prefill = self._interpreter.get_signature_runner("prefill")
                 self._decode = self._interpreter.get_signature_runner("decode")
                 inputs = self._prefill.get_input_details()

@@ -9,56 +9,29 @@
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
+#include "runner.h"
+
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <executorch/runtime/platform/platform.h>
 
 #include <charconv>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
-
-// The wheel has this class in libexecutorch_threadpool.so, but not its header.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  bool _unsafe_reset_threadpool(uint32_t threads);
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
 
 namespace {
 
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
 using executorch::extension::Module;
-using executorch::runtime::Error;
-using executorch::runtime::Program;
-
-constexpr int kUsage = 2;
-constexpr int kBadInput = 4;
-constexpr int kDevice = 5;
-
-struct Failure : std::runtime_error {
-  int status;
-  Failure(int status, const std::string& line) : std::runtime_error(line), status(status) {}
-};
-
-// The runtime's last complaint; everything else that it logs is dropped, standard error is for our own lines.
-std::string& complaint() {
-  static std::string text;
-  return text;
-}
-
-void on_log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
-            size_t length) {
-  if (level == kError || level == kFatal) complaint() = " (" + std::string(message, length) + ")";
-}
+using runner::complaint;
+using runner::Failure;
+using runner::kBadInput;
+using runner::kUsage;
 
 struct Options {
   std::string model;
@@ -81,13 +54,7 @@ Options parse(int count, char** arguments) {
 class Model {
  public:
   explicit Model(const std::string& path) : path_(path), module_(path) {
-    const bool sound = std::filesystem::is_regular_file(path) &&
-                       module_.load(Program::Verification::InternalConsistency) == Error::Ok &&
-                       module_.load_forward() == Error::Ok;
-    if (!sound) {
-      throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or " +
-                                   "damaged?" + complaint() + "; make it again with `paredown run`");
-    }
+    runner::load(module_, path);
     vocabulary = fact("get_vocab_size");
     context = fact("get_max_context_len");
     chunk = fact("get_max_seq_len");
@@ -133,11 +100,8 @@ bool receive(Value* values, size_t count) {
 }
 
 int run(const Options& options) {
-  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(on_log, __FILE__));
-  auto* pool = executorch::extension::threadpool::get_threadpool();
-  if (pool == nullptr || !pool->_unsafe_reset_threadpool(options.threads)) {
-    throw Failure(kDevice, "the runtime cannot start its threads: it does not understand /proc/cpuinfo");
-  }
+  std::signal(SIGINT, SIG_IGN);  // Ctrl-C in a terminal reaches all its processes: it is for the one that talks to us
+  runner::start_runtime(options.threads);
   Model model(options.model);
   std::cout << "{\"vocabulary\": " << model.vocabulary << ", \"context\": " << model.context
             << ", \"chunk\": " << model.chunk << "}" << std::endl;
@@ -163,10 +127,5 @@ int run(const Options& options) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  try {
-    return run(parse(count, arguments));
-  } catch (const Failure& failure) {
-    std::cerr << failure.what() << std::endl;
-    return failure.status;
-  }
+  return runner::status_of([&] { return run(parse(count, arguments)); });
 }

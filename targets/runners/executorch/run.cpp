@@ -9,10 +9,11 @@
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
+#include "runner.h"
+
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/core/exec_aten/util/dim_order_util.h>
-#include <executorch/runtime/platform/platform.h>
 
 #include <sys/resource.h>
 #include <unistd.h>
@@ -26,19 +27,9 @@
 #include <functional>
 #include <iostream>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
-
-// The wheel has this class in libexecutorch_threadpool.so, but not its header.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  bool _unsafe_reset_threadpool(uint32_t threads);
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
 
 namespace {
 
@@ -47,18 +38,12 @@ using Clock = std::chrono::steady_clock;
 using executorch::aten::ScalarType;
 using executorch::aten::SizesType;
 using executorch::extension::Module;
-using executorch::runtime::Error;
 using executorch::runtime::EValue;
-using executorch::runtime::Program;
-
-constexpr int kUsage = 2;
-constexpr int kBadInput = 4;
-constexpr int kDevice = 5;
-
-struct Failure : std::runtime_error {
-  int status;
-  Failure(int status, const std::string& line) : std::runtime_error(line), status(status) {}
-};
+using runner::complaint;
+using runner::Failure;
+using runner::kBadInput;
+using runner::kDevice;
+using runner::kUsage;
 
 struct Options {
   std::string model, inputs, outputs;
@@ -70,17 +55,6 @@ struct Tensor {
   std::vector<SizesType> shape;
   ScalarType type;
 };
-
-// The runtime's last complaint; everything else that it logs is dropped, standard error is for our own lines.
-std::string& complaint() {
-  static std::string text;
-  return text;
-}
-
-void on_log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message,
-            size_t length) {
-  if (level == kError || level == kFatal) complaint() = " (" + std::string(message, length) + ")";
-}
 
 std::string usage() {
   return "usage: run MODEL --inputs IN.bin --outputs OUT.bin [--runs N] [--warmup W] [--threads T] [--marks]";
@@ -147,18 +121,6 @@ Tensor described(const Value& tensor, const std::string& model) {
     throw Failure(kBadInput, model + ": the model has tensors that do not lie in memory as NCHW");
   }
   return {{tensor.sizes().begin(), tensor.sizes().end()}, tensor.scalar_type()};
-}
-
-// Loads everything, so that the first inference is like the others, and checks offsets, so that a damaged
-// file is an error and no crash.
-void load(Module& module, const std::string& path) {
-  const bool sound = fs::is_regular_file(path) &&
-                     module.load(Program::Verification::InternalConsistency) == Error::Ok &&
-                     module.load_forward() == Error::Ok;
-  if (!sound) {
-    throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or " +
-                                 "damaged?" + complaint() + "; make it again with `paredown run`");
-  }
 }
 
 Tensor input_of(Module& module, const std::string& path) {
@@ -288,14 +250,10 @@ void print_tensor(std::ostream& text, const Tensor& tensor) {
 }
 
 int run(const Options& options) {
-  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(on_log, __FILE__));
-  auto* pool = executorch::extension::threadpool::get_threadpool();
-  if (pool == nullptr || !pool->_unsafe_reset_threadpool(options.threads)) {
-    throw Failure(kDevice, "the runtime cannot start its threads: it does not understand /proc/cpuinfo");
-  }
+  runner::start_runtime(options.threads);
   const auto start = Clock::now();
   Module module(options.model);
-  load(module, options.model);
+  runner::load(module, options.model);
   const double load_ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 
   const Tensor input = input_of(module, options.model);
@@ -318,10 +276,5 @@ int run(const Options& options) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  try {
-    return run(parse(count, arguments));
-  } catch (const Failure& failure) {
-    std::cerr << failure.what() << std::endl;
-    return failure.status;
-  }
+  return runner::status_of([&] { return run(parse(count, arguments)); });
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -50,6 +51,13 @@ class TestCodes:
         for token in TOKENS:
             single = model.feed([token])
         assert np.abs(chunks - single).max() < 1e-3
+
+    def test_ctrl_c_in_a_terminal_does_not_end_the_process_that_computes(self, coded):
+        model = load_model(coded[1], "executorch")
+        before = model.feed(TOKENS[:5])
+        model._process.send_signal(signal.SIGINT)
+        model.reset()
+        assert np.array_equal(model.feed(TOKENS[:5]), before)
 
     def test_the_file_holds_the_networks_codes_and_scales(self, coded):
         """XNNPACK's packing: two codes a byte, each plus 8, the first in the lower half; bfloat16 scales."""

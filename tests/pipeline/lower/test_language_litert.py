@@ -110,6 +110,11 @@ def test_the_file_holds_the_networks_codes_and_scales_once(coded):
         )
 
 
+def test_the_delegate_says_nothing_where_people_chat(whole, capfd):
+    load_model(whole[1], "litert").feed(TOKENS[:12])
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, 5000, -2000])
 def test_a_cut_file_is_one_line(whole, keep):
     with pytest.raises(InputError, match="truncated or damaged") as caught:
