@@ -19,6 +19,8 @@ from targets.errors import InputError
 
 #: What every app needs there beside a runtime, which says itself what it lacks: module -> package.
 NEEDS = {"numpy": "numpy", "cv2": "opencv-python-headless"}
+#: And what one app alone needs.
+OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
 PROVE = "targets/runners/prove.py"
 RELEASE_DIGITS = 12
 
@@ -88,7 +90,7 @@ def deploy(
     archive = release_archive(bundle)
     release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     log(f"release {release}: running")
-    proof = there.install(archive, release, NEEDS)
+    proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}))
     log(f"release {release}: done, {proof['differing']} of {proof['codes']} codes differ")
     log(f"{there.name}: running")
     status = there.start(release, module, arguments, service)

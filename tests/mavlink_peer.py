@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -11,6 +12,13 @@ from pymavlink import mavutil
 from pymavlink.dialects.v20 import common
 
 LATITUDE, LONGITUDE, ALTITUDE, HEIGHT = 47.3977418, 8.5455939, 500.0, 20.0
+
+
+def free_port() -> int:
+    """A UDP port of this machine that nobody listens on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wire(message: Any, system: int = 1, component: int = 1) -> Any:

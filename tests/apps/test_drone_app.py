@@ -14,8 +14,18 @@ import cv2
 import numpy as np
 import pytest
 from camera_command import pictures
-from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot, attitude, heartbeat, position, wire
-from test_drone_mavlink import free_port
+from mavlink_peer import (
+    ALTITUDE,
+    HEIGHT,
+    LATITUDE,
+    LONGITUDE,
+    Autopilot,
+    attitude,
+    free_port,
+    heartbeat,
+    position,
+    wire,
+)
 from tiny_project import Done
 
 from apps.detector.device.geometry import Attitude, Camera, Lens, offset

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot
+from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot, free_port
 from pymavlink.dialects.v20 import common
 
 from apps.detector.device.geometry import Attitude, offset
@@ -24,12 +24,6 @@ POSE = Pose(
     Attitude(0, 0, 0), Position(LATITUDE, LONGITUDE, ALTITUDE, HEIGHT), (3.0, 4.0, -HEIGHT), 12345, px4=False
 )
 FIX = Fix(7, (-1.5, 2.25, 19.0), (2.25, 1.5, 20.0), (0.125, -0.25), (0.03125, 0.0625), (3.0, -4.0, 0.0))
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Peer:

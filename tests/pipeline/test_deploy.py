@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mavlink_peer import Autopilot, free_port
 
 from pipeline.bundle import Bundle, extract, pack, unpack
 from pipeline.deploy import deploy, release_archive
@@ -137,17 +138,44 @@ def test_an_app_that_does_not_start_is_taken_back(tiny, device, home, live, tmp_
     assert Service(device, "camera").status()["running"]
 
 
-def test_two_apps_do_not_share_a_camera(tiny, device, home):
+@pytest.mark.parametrize(
+    ("app", "own"), [("camera", ()), ("drone", ("--fov", "60", "--mavlink", "udp:127.0.0.1:1"))]
+)
+def test_two_apps_do_not_share_a_camera(tiny, device, home, app, own):
     """The lock is the app's own; here its holder is this test."""
     from apps.detector.device.holding import held
 
-    with held("rtsp://127.0.0.1:1/a", "door"):
-        with pytest.raises(
-            DeviceError, match=r"ended with status 5: rtsp://127.0.0.1:1/a: in use by door \(pro"
-        ):
-            deploy(tiny.bundle, device, name="hall", arguments=("--source", "rtsp://127.0.0.1:1/a"))
+    camera = "rtsp://127.0.0.1:1/a"
+    with held(camera, "door"):
+        with pytest.raises(DeviceError, match=rf"ended with status 5: {camera}: in use by door \(pro"):
+            deploy(tiny.bundle, device, app, name="hall", arguments=("--source", camera, *own))
     status = Service(device, "hall").status()
     assert not status["running"] and status["release"] is None
+
+
+def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(tiny, device, home, live, tmp_path):
+    """Beside a camera app of the same bundle; a release that fails is taken back, with its own options."""
+    port = free_port()
+    options = (*live, "--fov", "60", "--mavlink", f"udp:127.0.0.1:{port}")
+    deploy(tiny.bundle, device, arguments=live)
+    with Autopilot(port) as autopilot:
+        made = deploy(tiny.bundle, device, "drone", arguments=options)
+        assert made.name == "drone" and made.running and made.differing == 0
+        (hello, *_) = autopilot.waits_for("HEARTBEAT")
+        assert (hello.get_srcSystem(), hello.get_srcComponent()) == (1, 191)
+        broken = {"apps/detector/device/pilot.py": b"raise SystemExit('this release is no good')\n"}
+        bad = changed(unpack(tiny.bundle), tmp_path / "bad.paredown", broken)
+        expected = f"it ended with status 1: this release is no good; release {made.release} runs again"
+        with pytest.raises(DeviceError, match=expected):
+            deploy(bad, device, "drone", arguments=("--system", "2", *options))
+        autopilot.received.clear()
+        (again, *_) = autopilot.waits_for("HEARTBEAT")
+        assert again.get_srcSystem() == 1
+    for name in ("drone", "camera"):
+        status = Service(device, name).status()
+        assert status["running"] and status["release"] == made.release
+    assert not Service(device, "drone").stop()["running"]
+    assert Service(device, "camera").status()["running"]
 
 
 def test_a_short_film_is_over_at_once_and_its_log_is_there(tiny, device, home, tmp_path):

@@ -213,9 +213,23 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command on a board; returns the exit code."""
+    return command(parser("python -m apps.detector.device.camera"), run, arguments)
+
+
+def command(
+    made: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Path, Log], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs an app in the folder of its bundle; what goes wrong is one line and the exit code.
+
+    Args:
+        made: reads its options.
+        run: the app, given options, folder and log.
+        arguments: of the command line; None = this program's own.
+    """
     try:
-        options = parser("python -m apps.detector.device.camera").parse_args(arguments)
-        run(options, Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
+        run(made.parse_args(arguments), Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code

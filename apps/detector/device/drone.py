@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import cv2
 from apps.detector.device.camera import (
     NAME,
     Teller,
+    command,
     ended_by_signals,
     number_within,
     outputs_for,
@@ -41,7 +41,7 @@ from apps.detector.device.tiles import Tiled, Tiling
 from apps.detector.device.timing import Split
 from apps.detector.device.tracker import Tracker, TrackerConfig
 from apps.detector.device.vehicle import Trust, Vehicle
-from targets.errors import ParedownError, UsageError
+from targets.errors import UsageError
 
 OVERLAP = 0.25
 
@@ -211,13 +211,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command on a companion computer; returns the exit code."""
-    try:
-        options = parser("python -m apps.detector.device.drone").parse_args(arguments)
-        run(options, Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
-    except ParedownError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(parser("python -m apps.detector.device.drone"), run, arguments)
 
 
 if __name__ == "__main__":
