@@ -251,6 +251,25 @@ class Language(Schema):
     """Weights that share a scale; 0 = a whole output channel. LiteRT takes whole channels in any case."""
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`gptq` rounds so that the outputs on the calibration texts change least."""
+    weights_mib: Annotated[float, Field(gt=0)] | None = None
+    """Mixed bits: most MiB of codes and scales. Matrices of 4 bits get 8, as far as it reaches, where that
+    brings the probabilities on the calibration texts nearest to the full-precision network's."""
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """SQuantizer's uniform grid in the linear layers: this share of every matrix, the smallest weights, is
+    zero, and stays zero in training. It saves bytes of the compressed bundle, and no time."""
+    ffn: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Hybrid pruning: share of the feed-forward layers' channels to keep; the width becomes a multiple of the
+    target card's, and what is left is solved for the former outputs. Unset, all stay."""
+    distil_steps: int = Field(default=0, ge=0)
+    """Training in codes after rounding (QAT): texts to learn the full-precision network's probabilities
+    from, one a step; 0 trains nothing. A killed run goes on where it was."""
+    distil_lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Its highest learning rate."""
+    distil_tokens: int = Field(default=256, ge=8)
+    """Tokens of one text of it: of `data.train`, or else of the calibration texts."""
+    distil_learns: Literal["codes", "scales"] = "codes"
+    """What is learned beside the norms: the linear layers' codes and scales, or their scales alone, which
+    takes a third of the memory. The embedding's codes stay."""
     calibration_tokens: int = Field(default=4096, ge=64)
     """Tokens of the calibration texts that rounding looks at."""
     window: int = Field(default=512, ge=8)
@@ -262,6 +281,10 @@ class Language(Schema):
     def _fits(self) -> Language:
         if self.window > self.context:
             raise ValueError(f"window = {self.window} is longer than context = {self.context}")
+        if self.distil_tokens > self.context:
+            raise ValueError(f"distil_tokens = {self.distil_tokens} is more than context = {self.context}")
+        if self.weights_mib is not None and self.weight_bits == self.embedding_bits == 8:
+            raise ValueError("weights_mib without a choice: weight_bits or embedding_bits has to be 4")
         return self
 
 

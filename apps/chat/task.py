@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,11 @@ from pipeline.store import file_hash
 from targets.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from apps.chat.config import GemmaConfig
     from apps.chat.device.language_model import LanguageModel
+    from pipeline.blocks.thin import GatedFfn
     from pipeline.blocks.walk import Calibration
     from pipeline.lower.language import LanguageFacts
 
@@ -113,14 +116,17 @@ class ChatTask:
 
         config = self.config
         attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-        linears = config.layers * (attention + 3 * config.width * config.ffn)
+        linears = config.layers * (attention + 3 * config.width * round(config.ffn * (language.ffn or 1)))
         weights = (
             linears * language.weight_bits + config.vocabulary * config.width * language.embedding_bits
         ) // 8
         block = language.block or config.width
         scales = SCALE_BYTES * (linears + config.vocabulary * config.width) // block
+        held = weights + scales
+        if language.weights_mib is not None:  # which mixed bits fill up
+            held = max(held, int(language.weights_mib * 2**20))
         rows = sum(slots(config, local, language.context, language.chunk) for local in config.local)
-        return weights + scales + rows * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
+        return held + rows * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
 
     def matrices(self, network: Any) -> tuple[tuple[str, ...], str]:
         """The projections of every layer, and the head."""
@@ -142,17 +148,46 @@ class ChatTask:
         def run(model: Any, piece: Any) -> Any:
             return model(piece, positions, cache)
 
-        layers = [f"model.layers.{number}" for number in range(self.config.layers)]
-        return Calibration(run, [torch.from_numpy(piece)[None] for piece in pieces], layers)
+        return Calibration(run, [torch.from_numpy(piece)[None] for piece in pieces], self._layers)
+
+    @property
+    def _layers(self) -> list[str]:
+        return [f"model.layers.{number}" for number in range(self.config.layers)]
+
+    def ffns(self, network: Any) -> list[GatedFfn]:
+        """Of every layer."""
+        from pipeline.blocks.thin import GatedFfn
+
+        parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        return [GatedFfn(*(f"{layer}.{part}" for part in parts)) for layer in self._layers]
+
+    def lesson(self, pieces: NDArray[np.int64]) -> Callable[[Any, NDArray[np.int64]], Tensor]:
+        """Whole pieces, with the head's rows for their tokens alone."""
+        import torch
+
+        from apps.chat.cache import empty_cache
+        from pipeline.blocks.modules import some_outputs
+
+        tokens = torch.from_numpy(np.unique(pieces))
+
+        def logits(network: Any, piece: NDArray[np.int64]) -> Tensor:
+            length = len(piece)
+            cache = empty_cache(self.config, length, length)
+            hidden, _ = network.model(
+                torch.from_numpy(piece)[None], torch.arange(length), cache, torch.Tensor.index_copy
+            )
+            return some_outputs(network.lm_head, hidden[0], tokens)
+
+        return logits
 
     # -- texts ---------------------------------------------------------------------------------------------
 
     def _text(self, split: str) -> str:
         data = self.recipe.data
         if data.format == "pydoc":
-            part: Split = "test" if split == "test" else "calibration"
-            return pydoc_text(part)
-        path = data.test if split == "test" else data.calibration
+            return pydoc_text(cast("Split", split))
+        own = {"test": data.test, "train": data.train or data.calibration}
+        path = own.get(split, data.calibration)
         assert path is not None  # the recipe's schema asks for both
         return file_text(Path(path))
 
@@ -161,7 +196,7 @@ class ChatTask:
         return fingerprint(self._text(split))
 
     def pieces(self, split: str) -> NDArray[np.int64]:
-        """As many as the recipe asks for, if the text has them.
+        """As many as the recipe asks for, if the text has them; of "train" all.
 
         Raises:
             InputError: the text does not fill one.
@@ -170,8 +205,10 @@ class ChatTask:
         from apps.chat.tokenizer import load_tokenizer
 
         tokenizer, wanted = load_tokenizer(self.path, self.vocabulary), self.language
-        tokens = wanted.test_tokens if split == "test" else wanted.calibration_tokens
         ids = tokenizer.encode(self._text(split), add_special_tokens=False).ids
+        if split == "train":
+            return np.stack(windows(ids, wanted.distil_tokens, self.bos))
+        tokens = wanted.test_tokens if split == "test" else wanted.calibration_tokens
         count = min(max(1, tokens // wanted.window), len(ids) // (wanted.window - 1))
         return np.stack(windows(ids, wanted.window, self.bos, max(1, count)))
 

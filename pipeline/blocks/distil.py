@@ -2,8 +2,10 @@
 
 As the official Gemma recipe has it (the Gemma 3 report, arXiv 2503.19786): no labels, the loss is how far the
 student's probabilities are from the teacher's. In every forward pass the codes are made anew of float weights
-and of scales that are learned too (`LatentTensor`); the float weights begin as close to the teacher's as the
-codes that were found before allow, so that nothing of a better rounding is lost (our design).
+and of scales that are learned too (`LatentTensor`); the float weights begin as close to the trained ones as
+the codes that were found before allow, so that nothing of a better rounding is lost (our design). Cheaper:
+the codes stay, and their scales alone are learned (`ScaledTensor`). The float parameters that a student has
+beside its codes (norms) can be learned with either.
 
 A run is a pure function of its settings, the networks and the batches: a resumed run ends where an
 uninterrupted one would have, bit for bit, on the same machine with the same number of threads.
@@ -15,22 +17,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.blocks.modules import BlockTensor, LatentTensor, held, hold, plain_weight
+from pipeline.blocks.modules import BlockTensor, LatentTensor, ScaledTensor, held, hold, plain_weight
 from pipeline.blocks.weight import BlockWeight, code_range, times_scales
 from pipeline.checkpoint import damaged, load_run, save_checkpoint
 from pipeline.training import check_settings, diverged, learning_rate, run_identity
-from targets.errors import InputError
+from targets.errors import InputError, UsageError
 
 #: A network and a batch, to logits (..., classes).
 Logits = Callable[[nn.Module, Any], Tensor]
 #: A network to a metric; more is better.
 Evaluate = Callable[[nn.Module], float]
 
+LEARNS = ("codes", "scales")
 MARGIN = 0.02  # of a code's cell: how far from its edge the float weights begin
 _PLAIN_STATE = ("identity", "step", "history", "baseline", "best", "best_step")
 
@@ -45,6 +48,12 @@ class DistilConfig:
     """Highest learning rate of the float weights."""
     scale_lr: float = 1e-5
     """Of the scales."""
+    float_lr: float = 0.0
+    """Of the float parameters beside the codes; 0 leaves them as they are."""
+    learns: Literal["codes", "scales"] = "codes"
+    """Whether codes are learned with their scales, or stay."""
+    keep_zeros: bool = False
+    """Whether codes that are zero at the start stay so."""
     warmup: int = 10
     """Steps over which the rates rise from 0; at most half of all."""
     last_lr: float = 0.05
@@ -68,8 +77,12 @@ class DistilConfig:
             self,
             whole=("steps", "evaluate_every", "checkpoint_every"),
             positive=("lr", "clip"),
-            floored=("scale_lr", "warmup", "last_lr", "seed"),
+            floored=("scale_lr", "float_lr", "warmup", "last_lr", "seed"),
         )
+        if self.learns not in LEARNS:
+            raise UsageError(
+                f"learns = {self.learns!r}", where="DistilConfig", hint=f"one of {', '.join(LEARNS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Distilled:
 
     Attributes:
         weights: the codes that the network holds now: the best that were met.
+        floats: the float parameters that were learned, by name, at the same step.
         history: per evaluation its step, the mean loss since the one before, and the metric if there is one.
         baseline: the metric before the first step; None without evaluation.
         best: the metric of `weights`; None without evaluation.
@@ -85,6 +99,7 @@ class Distilled:
     """
 
     weights: Mapping[str, BlockWeight]
+    floats: Mapping[str, Tensor]
     history: Sequence[Mapping[str, float]]
     baseline: float | None
     best: float | None
@@ -109,6 +124,7 @@ def distil(
     logits: Logits,
     config: DistilConfig | None = None,
     *,
+    source: nn.Module | None = None,
     trained: Sequence[str] | None = None,
     evaluate: Evaluate | None = None,
     checkpoint: Path | None = None,
@@ -118,11 +134,13 @@ def distil(
     """Trains a network's codes in place.
 
     Args:
-        student: holds codes (`put`); everything else of it stays as it is.
-        teacher: the network that it was made of, with the same names; not changed.
+        student: holds codes (`put`).
+        teacher: the network whose probabilities are learned; not changed.
         batches: a pure function of the step.
         logits: of either network and a batch.
         config: how; the defaults where None.
+        source: the network in full precision that the student's codes were found for, with the same names;
+            the teacher where None.
         trained: names of `held` whose codes are trained; all where None.
         evaluate: of the student, on data that is neither trained nor scored on; more is better. Without it
             the last codes stay.
@@ -138,7 +156,7 @@ def distil(
     config = config or DistilConfig()
     names = tuple(held(student)) if trained is None else tuple(trained)
     own = run_identity([asdict(config), identity, names], student, teacher)
-    run = _Run(student, teacher, names, config, own)
+    run = _Run(student, teacher, source or teacher, names, config, own)
     if checkpoint and checkpoint.exists():
         run.resume(checkpoint)
     elif evaluate:
@@ -165,29 +183,29 @@ class _Run:
         self,
         student: nn.Module,
         teacher: nn.Module,
+        source: nn.Module,
         names: Sequence[str],
         config: DistilConfig,
         identity: str,
     ) -> None:
-        self.student, self.teacher, self.config, self.identity = (
-            student.eval(),
-            teacher.eval(),
-            config,
-            identity,
-        )
+        self.student, self.teacher = student.eval(), teacher.eval()
+        self.config, self.identity = config, identity
         self.best_weights = {name: _codes_of(student, name) for name in names}
         self.tensors = {
-            name: LatentTensor(_inside(plain_weight(teacher, name).detach().float(), weight), weight)
-            for name, weight in self.best_weights.items()
+            name: _learned(weight, source, name, config) for name, weight in self.best_weights.items()
         }
-        for parameter in student.parameters():
-            parameter.requires_grad_(False)
+        self.floats = dict(student.named_parameters()) if config.float_lr else {}
+        self.best_floats = {name: value.detach().clone() for name, value in self.floats.items()}
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name in self.floats)
         hold(student, self.tensors)
+        groups = (
+            (config.lr, [t.latent for t in self.tensors.values() if isinstance(t, LatentTensor)]),
+            (config.scale_lr, [t.scales for t in self.tensors.values()]),
+            (config.float_lr, list(self.floats.values())),
+        )
         self.optimizer = torch.optim.Adam(
-            [
-                {"params": [t.latent for t in self.tensors.values()], "share": 1.0},
-                {"params": [t.scales for t in self.tensors.values()], "share": config.scale_lr / config.lr},
-            ],
+            [{"params": found, "share": lr / config.lr} for lr, found in groups if found],
             lr=config.lr,
             betas=(0.9, 0.99),
         )
@@ -235,16 +253,26 @@ class _Run:
     def _keep(self, metric: float | None) -> None:
         self.best, self.best_step = metric, self.step
         self.best_weights = {name: tensor.weight for name, tensor in self.tensors.items()}
+        self.best_floats = {name: value.detach().clone() for name, value in self.floats.items()}
 
+    @torch.no_grad()
     def finish(self) -> Distilled:
-        """Leaves the best codes in the network."""
+        """Leaves the best codes and floats in the network."""
         hold(self.student, {name: BlockTensor(weight) for name, weight in self.best_weights.items()})
-        return Distilled(self.best_weights, tuple(self.history), self.baseline, self.best, self.best_step)
+        for name, parameter in self.floats.items():
+            parameter.copy_(self.best_floats[name])
+            parameter.requires_grad_(False)
+        history = tuple(self.history)
+        return Distilled(
+            self.best_weights, self.best_floats, history, self.baseline, self.best, self.best_step
+        )
 
     def save(self, path: Path) -> None:
         """Writes everything that a resumed run needs."""
         state: dict[str, Any] = {name: getattr(self, name) for name in (*_PLAIN_STATE, "losses")}
         state["tensors"] = {name: tensor.state_dict() for name, tensor in self.tensors.items()}
+        state["floats"] = {name: value.detach() for name, value in self.floats.items()}
+        state["best_floats"] = self.best_floats
         state["optimizer"] = self.optimizer.state_dict()
         state["best_weights"] = {
             name: {"codes": weight.codes, "scales": weight.scales}
@@ -266,6 +294,10 @@ class _Run:
                 self.best_weights[name] = BlockWeight(
                     best["codes"], best["scales"], tensor.bits, tensor.block
                 )
+            with torch.no_grad():
+                for name, parameter in self.floats.items():
+                    parameter.copy_(state["floats"][name])
+                    self.best_floats[name].copy_(state["best_floats"][name])
             self.optimizer.load_state_dict(state["optimizer"])
             for name in (*_PLAIN_STATE, "losses"):
                 setattr(self, name, state[name])
@@ -278,6 +310,15 @@ def _codes_of(student: nn.Module, name: str) -> BlockWeight:
     if tensor is None:
         raise InputError(f"{name} holds no codes", where="distil", hint="put codes there first")
     return tensor.weight
+
+
+def _learned(
+    weight: BlockWeight, source: nn.Module, name: str, config: DistilConfig
+) -> LatentTensor | ScaledTensor:
+    if config.learns == "scales":
+        return ScaledTensor(weight)
+    latent = _inside(plain_weight(source, name).detach().float(), weight)
+    return LatentTensor(latent, weight, config.keep_zeros)
 
 
 def _inside(weight: Tensor, start: BlockWeight) -> Tensor:

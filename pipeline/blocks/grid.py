@@ -66,6 +66,12 @@ class BlockGrid:
         """Bits of the integers that hold the codes."""
         return 8 if self.levels == "threshold" else self.bits
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The smallest and the largest code; SQuantizer's grids are symmetric."""
+        low, high = code_range(self.stored_bits)
+        return (low, high) if self.levels == "integer" else (-high, high)
+
     def block_in(self, columns: int) -> int:
         """The block's size in rows of so many weights.
 

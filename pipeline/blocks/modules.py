@@ -3,7 +3,8 @@
 `BlockLinear` and `BlockEmbedding` compute what the runtimes compute: the codes times their scales, then a
 matrix product or a look-up; on request with activations rounded to int8, token by token, as XNNPACK's
 dynamically quantized kernels do. Where the weights come from is a module of its own, so that an embedding and
-a head can share one: `BlockTensor` holds codes; `LatentTensor` makes them of weights in training, every time.
+a head can share one: `BlockTensor` holds codes; in training `LatentTensor` makes them of weights, every time,
+and `ScaledTensor` learns the scales of codes that stay.
 """
 
 from __future__ import annotations
@@ -63,9 +64,12 @@ class LatentTensor(nn.Module):
     Args:
         latent: float (out, in), what is trained.
         start: gives bits, blocks and the scales to start from.
+        keep_zeros: whether codes that are zero at the start stay so.
     """
 
-    def __init__(self, latent: Tensor, start: BlockWeight) -> None:
+    survives: Tensor | None
+
+    def __init__(self, latent: Tensor, start: BlockWeight, keep_zeros: bool = False) -> None:
         """Keeps weights and scales as parameters."""
         super().__init__()
         if latent.shape != start.codes.shape:
@@ -77,28 +81,61 @@ class LatentTensor(nn.Module):
         self.bits, self.block = start.bits, start.block
         self.latent = nn.Parameter(latent.detach().clone())
         self.scales = nn.Parameter(start.scales.clone())
+        self.register_buffer("survives", start.codes != 0 if keep_zeros else None)
 
     @property
     def weight(self) -> BlockWeight:
         """The codes and scales of the present weights."""
         with torch.no_grad():
-            scales = self._stored()
-            codes = _codes(self.latent, scales, self.bits)
+            scales = _shipped(self.scales)
+            codes = _codes(self._latent, scales, self.bits)
         return BlockWeight(codes.to(torch.int8), scales, self.bits, self.block)
+
+    @property
+    def _latent(self) -> Tensor:
+        return self.latent if self.survives is None else self.latent * self.survives
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """As `BlockTensor.forward`; differentiable straight through."""
         if rows is None:
-            return _FakeCodes.apply(self.latent, self._stored(), self.bits)
+            return _FakeCodes.apply(self._latent, _shipped(self.scales), self.bits)
         flat = rows.flatten()
-        return _FakeCodes.apply(self.latent[flat], self._stored()[flat], self.bits).unflatten(0, rows.shape)
+        found = _FakeCodes.apply(self._latent[flat], _shipped(self.scales)[flat], self.bits)
+        return found.unflatten(0, rows.shape)
 
-    def _stored(self) -> Tensor:
-        """The scales as they are shipped, with a gradient straight through."""
-        scales = self.scales.clamp_min(torch.finfo(torch.bfloat16).tiny)
-        if scales.shape[1] == 1:
-            return scales
-        return scales + (stored_scales(scales.detach()) - scales.detach())
+
+class ScaledTensor(nn.Module):
+    """The weights of a layer in training: codes that stay, on scales that are learned.
+
+    Args:
+        start: the codes, and the scales to start from.
+    """
+
+    codes: Tensor
+
+    def __init__(self, start: BlockWeight) -> None:
+        """Keeps codes as a buffer, scales as a parameter."""
+        super().__init__()
+        self.bits, self.block = start.bits, start.block
+        self.register_buffer("codes", start.codes)
+        self.scales = nn.Parameter(start.scales.clone())
+
+    @property
+    def weight(self) -> BlockWeight:
+        """Codes and present scales."""
+        return BlockWeight(self.codes, _shipped(self.scales.detach()), self.bits, self.block)
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """As `BlockTensor.forward`; differentiable."""
+        if rows is None:
+            return times_scales(self.codes.to(self.scales.dtype), _shipped(self.scales))
+        flat = rows.flatten()
+        chosen = times_scales(self.codes[flat].to(self.scales.dtype), _shipped(self.scales)[flat])
+        return chosen.unflatten(0, rows.shape)
+
+
+#: What a low-bit layer can hold.
+AnyTensor = BlockTensor | LatentTensor | ScaledTensor
 
 
 class BlockLinear(nn.Module):
@@ -112,7 +149,7 @@ class BlockLinear(nn.Module):
 
     def __init__(
         self,
-        tensor: BlockTensor | LatentTensor,
+        tensor: AnyTensor,
         bias: Tensor | None = None,
         activation_bits: int | None = None,
     ) -> None:
@@ -141,7 +178,7 @@ class BlockEmbedding(nn.Module):
         tensor: its weights, (vocabulary, width).
     """
 
-    def __init__(self, tensor: BlockTensor | LatentTensor) -> None:
+    def __init__(self, tensor: AnyTensor) -> None:
         """Keeps the weights."""
         super().__init__()
         self.tensor = tensor
@@ -174,6 +211,26 @@ def fake_int8(x: Tensor) -> Tensor:
         zero = torch.where(below + above > 0, -128 - low / scale, 127 - high / scale).clamp(-128, 127).round()
         rounded = ((x / scale + zero).round().clamp(-128, 127) - zero) * scale
     return x + (rounded - x).detach() if x.requires_grad else rounded
+
+
+def some_outputs(layer: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """What a linear layer, low-bit or not, gives for some of its outputs alone.
+
+    Args:
+        layer: `BlockLinear` or `nn.Linear`.
+        x: (..., in).
+        rows: int64 (outputs,), which.
+
+    Returns:
+        (..., outputs).
+    """
+    if isinstance(layer, BlockLinear):
+        weight = layer.tensor(rows)
+        x = fake_int8(x) if layer.activation_bits else x
+    else:
+        assert isinstance(layer, nn.Linear)
+        weight = layer.weight[rows]
+    return F.linear(x, weight, None if layer.bias is None else layer.bias[rows])
 
 
 def plain_weight(network: nn.Module, name: str) -> Tensor:
@@ -219,16 +276,16 @@ def put(network: nn.Module, weights: Mapping[str, BlockWeight], activation_bits:
                 network.set_submodule(other, _on(tensor, module, activation_bits))
 
 
-def held(network: nn.Module) -> dict[str, BlockTensor | LatentTensor]:
+def held(network: nn.Module) -> dict[str, AnyTensor]:
     """The low-bit weights of a network: module's name -> what holds them; of sharing modules the first."""
-    found: dict[int, tuple[str, BlockTensor | LatentTensor]] = {}
+    found: dict[int, tuple[str, AnyTensor]] = {}
     for name, module in network.named_modules():
         if isinstance(module, (BlockLinear, BlockEmbedding)):
             found.setdefault(id(module.tensor), (name, module.tensor))
     return dict(found.values())
 
 
-def hold(network: nn.Module, tensors: Mapping[str, BlockTensor | LatentTensor]) -> None:
+def hold(network: nn.Module, tensors: Mapping[str, AnyTensor]) -> None:
     """Gives low-bit modules other weights, in place; those that shared them share the new ones.
 
     Args:
@@ -253,6 +310,14 @@ def _on(
 def _check_activation(bits: int | None) -> None:
     if bits not in (None, 8):
         raise InputError(f"activation_bits = {bits}", where="BlockLinear", hint="8, or none for float")
+
+
+def _shipped(scales: Tensor) -> Tensor:
+    """Learned scales as they are shipped, with a gradient straight through."""
+    scales = scales.clamp_min(torch.finfo(torch.bfloat16).tiny)
+    if scales.shape[1] == 1:
+        return scales
+    return scales + (stored_scales(scales.detach()) - scales.detach())
 
 
 def _codes(latent: Tensor, scales: Tensor, bits: int) -> Tensor:

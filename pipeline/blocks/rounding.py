@@ -10,7 +10,9 @@ were: the error of a row w is (q - w) H (q - w), with H the second moments of th
 2. The scales that are best for these codes: a small linear system per row (our design).
 3. Coordinate descent over the codes on these scales, as QuantEase does it (Behdin et al., arXiv 2309.01885).
 
-Steps 2 and 3 never make a row worse, and a row for which the nearest codes are better keeps those.
+Steps 2 and 3 never make a row worse, and a row for which the nearest codes are better keeps those. On
+SQuantizer's uniform grid the weights that its threshold makes zero stay zero throughout, and the others make
+good for them too, as in SparseGPT (Frantar and Alistarh, arXiv 2301.00774).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.blocks.grid import BlockGrid, nearest, usable
-from pipeline.blocks.weight import BlockWeight, code_range, times_scales
+from pipeline.blocks.weight import BlockWeight, times_scales
 from pipeline.training import check_settings
 from targets.errors import InputError
 
@@ -58,7 +60,7 @@ def rounded(
     Args:
         weight: float (out, in), finite.
         hessian: float (in, in), second moments of the layer's inputs (any factor).
-        grid: the codes there are. On SQuantizer's grids they are the nearest: their zeros are chosen by size.
+        grid: the codes there are. On SQuantizer's threshold grid they are the nearest.
         config: how; the defaults where None.
 
     Returns:
@@ -75,7 +77,7 @@ def rounded(
             where="rounded",
             hint="finite ones of the layer's own inputs are needed",
         )
-    if grid.levels != "integer":
+    if grid.levels == "threshold":
         return start
     moments = _damped(hessian, config.damping)
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
@@ -83,15 +85,18 @@ def rounded(
         order = torch.arange(len(order))
     factor = _factor(moments[order][:, order])
     moments, plain = moments.float(), hessian.float()
-    scales = nearest(weight, grid, moments.diagonal()).scales
+    ends = grid.ends
+    sparse = grid.levels != "integer"
+    scales = start.scales.clone() if sparse else nearest(weight, grid, moments.diagonal()).scales
     codes = torch.empty_like(start.codes)
     for first in range(0, len(weight), ROWS):
         part = slice(first, first + ROWS)
-        w = weight[part].float()
-        found, its = _gptq(w, scales[part], factor, order, grid.bits), scales[part]
+        w, its = weight[part].float(), scales[part]
+        zeros = start.codes[part] == 0 if sparse else None
+        found = _gptq(w, its, factor, order, ends, zeros)
         for _ in range(config.sweeps):
             its = _refitted(w, found, its, moments)
-            found = _descended(w, found, its, moments, grid.bits)
+            found = _descended(w, found, its, moments, ends, zeros)
         worse = _errors(w, found, its, plain) > _errors(w, start.codes[part], start.scales[part], plain)
         codes[part] = torch.where(worse.unsqueeze(1), start.codes[part], found)
         scales[part] = torch.where(worse.unsqueeze(1), start.scales[part], its)
@@ -121,7 +126,9 @@ def _factor(moments: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def _gptq(weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, bits: int) -> Tensor:
+def _gptq(
+    weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, ends: tuple[int, int], zeros: Tensor | None
+) -> Tensor:
     """GPTQ's codes on given scales.
 
     Args:
@@ -129,7 +136,8 @@ def _gptq(weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, bits: i
         scales: (out, in / block).
         factor: upper triangular (in, in), in the order of columns.
         order: (in,), which column comes when.
-        bits: of a code.
+        ends: the smallest and the largest code.
+        zeros: (out, in) codes that are zero in any case; None for none.
 
     Returns:
         int8 (out, in).
@@ -138,11 +146,14 @@ def _gptq(weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, bits: i
     left = weight[:, order].T.contiguous()
     wide = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1)[:, order].T.contiguous()
     codes = torch.empty_like(left)
+    survives = None if zeros is None else ~zeros[:, order].T
     for first in range(0, len(left), GATHERED):
         last = min(first + GATHERED, len(left))
         errors = torch.empty_like(left[first:last])
         for at in range(first, last):
-            codes[at] = (left[at] / wide[at]).round_().clamp_(*code_range(bits))
+            codes[at] = (left[at] / wide[at]).round_().clamp_(*ends)
+            if survives is not None:
+                codes[at] *= survives[at]
             error = errors[at - first] = (left[at] - codes[at] * wide[at]) / factor[at, at]
             left[at + 1 : last].addr_(factor[at, at + 1 : last], error, alpha=-1)
         left[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
@@ -177,8 +188,16 @@ def _refitted(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor) ->
     return torch.where((error(fresh) < error(scales)).unsqueeze(1), fresh, scales)
 
 
-def _descended(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor, bits: int) -> Tensor:
+def _descended(
+    weight: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    moments: Tensor,
+    ends: tuple[int, int],
+    zeros: Tensor | None,
+) -> Tensor:
     """One round of coordinate descent: every code becomes the best one beside all others."""
+    survives = None if zeros is None else ~zeros.T
     wide = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1).T.contiguous()
     values = codes.T.float().contiguous()
     slopes = moments @ (values * wide - weight.T)
@@ -188,7 +207,9 @@ def _descended(weight: Tensor, codes: Tensor, scales: Tensor, moments: Tensor, b
         near = slopes[first:last].clone()
         for at in range(first, last):
             best = values[at] - near[at - first] / (moments[at, at] * wide[at])
-            best = best.round_().clamp_(*code_range(bits))
+            best = best.round_().clamp_(*ends)
+            if survives is not None:
+                best *= survives[at]
             moved[at - first] = (best - values[at]) * wide[at]
             values[at] = best
             near[at - first + 1 :].addr_(moments[at, at + 1 : last], moved[at - first])

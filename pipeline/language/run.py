@@ -91,7 +91,8 @@ class LanguageRun:
         self.machine = this_machine()
         self.task: LanguageTask = load_language_task(self.recipe)
         self._check_memory()
-        self.stages = LanguageStages(self.recipe, self.task, self.store, tick)
+        multiple = target.channel_multiple.linear
+        self.stages = LanguageStages(self.recipe, self.task, self.store, multiple, tick)
         self.bundle = self._bundle()
         self.bench = self._bench(self.bundle) if target.reach.kind == "local" and not device else None
 
@@ -164,11 +165,42 @@ class LanguageRun:
         for name in self.stages.runtimes:
             after = self.stages.score(name)["perplexity"]
             notes.append(f"{name}: perplexity {after / before - 1:+.1%} against float32")
+        notes += self._changes(before)
         if self.device is not None:
             notes.append(f"validated on {self.device}, perplexity from what it computed itself")
         elif self.bench is None:
             notes.append(f"not validated on a device: no speed for {self.target.name} is known")
         return tuple(notes)
+
+    def _changes(self, before: float) -> list[str]:
+        """What pruning, mixed bits, zeros and training did to the network."""
+        notes, language = [], self.recipe.language
+        if widths := self.stages.widths():
+            after = self.stages.score("pruned")["perplexity"] / before - 1
+            notes.append(
+                f"pruned: feed-forward layers {widths['before']:,} -> {widths['after']:,} channels, "
+                f"perplexity {after:+.1%} in float32"
+            )
+        for name in self.stages.runtimes:
+            counted = self.stages.facts(name)
+            if language.weights_mib is not None:
+                matrices, size = counted["matrices"], counted["bytes"] / MIB
+                notes.append(
+                    f"{name}: {matrices.get('8', 0)} of {sum(matrices.values())} matrices have 8 bits, "
+                    f"{size:,.2f} of {language.weights_mib:,.2f} MiB"
+                )
+            if language.sparsity:
+                share, pays = counted["zeros"] / counted["weights"], self.target.runtime(name).pays.zeros
+                notes.append(
+                    f"{name}: {share:.0%} of the codes are zero, which buys {pays.buys}: {pays.note}"
+                )
+            if self.stages.trains:
+                told = self.stages.history(name)
+                notes.append(
+                    f"{name}: training moved the divergence on text held out from {-told['baseline']:.4f} "
+                    f"to {-told['best']:.4f} nats, best after step {told['best_step']}"
+                )
+        return notes
 
     # -- the last stages -------------------------------------------------------------------------------------
 

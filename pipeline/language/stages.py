@@ -1,17 +1,19 @@
 """The stages of a language model's run.
 
-    quantize-RUNTIME -> lower-RUNTIME -> score-VARIANT -> bundle
+    prune -> sense-BLOCKS -> quantize-BLOCKS -> distil-BLOCKS -> lower-RUNTIME -> score-VARIANT -> bundle
 
 Weights become codes once for every way in which a runtime stores them: ExecuTorch takes a scale per block,
-LiteRT one per output channel. Scores of programs come from feeding them token by token, as a chat does.
+LiteRT one per output channel. `prune`, `sense` and `distil` are there where the recipe asks for them. Scores
+of programs come from feeding them token by token, as a chat does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artefacts import read_json, stored, write_json
 from pipeline.language.task import LanguageTask
@@ -20,9 +22,41 @@ from pipeline.stage import Stage
 from pipeline.store import Store
 from targets.host import package_version, this_machine
 
-CODES = "codes.safetensors"
+if TYPE_CHECKING:
+    from torch import nn
+
+CODES, COUNTS, FLOATS = "codes.safetensors", "codes.json", "floats.safetensors"
+PRUNED, PLAN, SENSE, HISTORY = "ffn.safetensors", "ffn.json", "sensitivity.json", "history.json"
 SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "rounding": "nearest"}
+SMOKE_STEPS = 2
+QUANTIZE_KEYS = (
+    "weight_bits", "embedding_bits", "rounding", "calibration_tokens", "window", "sparsity", "weights_mib",
+)  # fmt: skip
+DISTIL_KEYS = ("distil_steps", "distil_lr", "distil_tokens", "distil_learns")
 Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PruneParams:
+    """How wide feed-forward layers stay."""
+
+    network: Mapping[str, Any]
+    ffn: float
+    multiple: int
+    tokens: int
+    window: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class SenseParams:
+    """Whose bits have a choice, and on how many tokens it is judged."""
+
+    bits: Mapping[str, int]
+    block: int
+    tokens: int
+    window: int
+    torch: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,14 @@ class QuantizeParams:
     network: Mapping[str, Any]
     language: Mapping[str, Any]
     block: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class DistilParams:
+    """How codes are trained."""
+
+    settings: Mapping[str, Any]
     torch: str
 
 
@@ -57,7 +99,9 @@ class ScoreParams:
 
 def smoked(recipe: Recipe) -> Recipe:
     """The recipe on a handful of tokens."""
-    return recipe.model_copy(update={"language": recipe.language.model_copy(update=SMOKE)})
+    steps = min(recipe.language.distil_steps, SMOKE_STEPS)
+    changed = recipe.language.model_copy(update={**SMOKE, "distil_steps": steps})
+    return recipe.model_copy(update={"language": changed})
 
 
 class LanguageStages:
@@ -67,39 +111,54 @@ class LanguageStages:
         recipe: resolved.
         task: of the recipe's app.
         store: where inputs of a stage are found when it runs.
+        multiple: of channels that the target wants in a linear layer.
         tick: progress of the stage that is running.
 
     Attributes:
+        prune: what makes feed-forward layers thinner; None where none is asked for.
+        sense: runtime -> what measures what bits cost; empty where bits are not mixed.
         quantize: runtime -> what finds its codes; the same stage where both store them alike.
+        codes: runtime -> the stage whose codes it gets: `quantize`, or what trains them.
         lower: runtime -> what writes its program.
-        scores: variant -> what scores it: fp32, quantized networks in torch, programs.
+        scores: variant -> what scores it: fp32, pruned, quantized networks in torch, programs.
     """
 
-    def __init__(self, recipe: Recipe, task: LanguageTask, store: Store, tick: Tick) -> None:
+    def __init__(self, recipe: Recipe, task: LanguageTask, store: Store, multiple: int, tick: Tick) -> None:
         """Opens the texts."""
-        self.recipe, self.language, self.task, self.store, self.tick = (
-            recipe,
-            recipe.language,
-            task,
-            store,
-            tick,
-        )
+        self.recipe, self.language, self.task, self.store = recipe, recipe.language, task, store
+        self.tick = tick
         self.machine = this_machine().to_dict()
         self.runtimes = tuple(str(name) for name in recipe.lower.runtimes)
-        ways = {name: self.language.block if name == "executorch" else 0 for name in self.runtimes}
-        made = {block: self._quantize(block) for block in dict.fromkeys(ways.values())}
+        language: Language = self.language
+        self.prune = self._prune(language.ffn, multiple) if language.ffn is not None else None
+        ways = {name: language.block if name == "executorch" else 0 for name in self.runtimes}
+        blocks = tuple(dict.fromkeys(ways.values()))
+        senses = {block: self._sense(block) for block in blocks} if language.weights_mib else {}
+        made = {block: self._quantize(block, senses.get(block)) for block in blocks}
+        final = {block: self._distil(block, made[block]) for block in blocks} if self.trains else made
+        self.sense = {name: senses[block] for name, block in ways.items() if senses}
         self.quantize = {name: made[block] for name, block in ways.items()}
+        self.codes = {name: final[block] for name, block in ways.items()}
         self.lower = {name: self._lower(name) for name in self.runtimes}
         self.scores = {"fp32": self._score("fp32", None)}
+        if self.prune:
+            self.scores["pruned"] = self._score("pruned", self.prune)
         self.scores |= {
-            f"{name}-codes": self._score(f"{name}-codes", self.quantize[name]) for name in self.runtimes
+            f"{name}-codes": self._score(f"{name}-codes", self.codes[name]) for name in self.runtimes
         }
         self.scores |= {name: self._score(name, self.lower[name]) for name in self.runtimes}
 
     def all(self) -> tuple[Stage, ...]:
         """In running order."""
-        quantize = tuple({stage.key: stage for stage in self.quantize.values()}.values())
-        return (*quantize, *self.lower.values(), *self.scores.values())
+        of_codes = (*self.sense.values(), *self.quantize.values(), *self.codes.values())
+        first = (*([self.prune] if self.prune else []), *of_codes)
+        distinct = tuple({stage.key: stage for stage in first}.values())
+        return (*distinct, *self.lower.values(), *self.scores.values())
+
+    @property
+    def trains(self) -> bool:
+        """Whether codes are trained."""
+        return self.language.distil_steps > 0
 
     def path(self, stage: Stage) -> Path:
         """The folder of a stage's artefact, which must have run."""
@@ -111,56 +170,148 @@ class LanguageStages:
 
     def facts(self, runtime: str) -> Mapping[str, Any]:
         """What was counted of a runtime's codes: bytes, bits, weights."""
-        found: dict[str, Any] = read_json(self.path(self.quantize[runtime]) / "codes.json")
+        found: dict[str, Any] = read_json(self.path(self.codes[runtime]) / COUNTS)
         return found
+
+    def history(self, runtime: str) -> Mapping[str, Any]:
+        """What the training of a runtime's codes gave."""
+        found: dict[str, Any] = read_json(self.path(self.codes[runtime]) / HISTORY)
+        return found
+
+    def widths(self) -> Mapping[str, Any] | None:
+        """Channels of the feed-forward layers before and after pruning, and what each layer lost."""
+        return read_json(self.path(self.prune) / PLAN) if self.prune else None
 
     def score(self, variant: str) -> dict[str, float]:
         """Metric to value."""
         found: dict[str, float] = read_json(self.path(self.scores[variant]) / "score.json")
         return found
 
-    def network(self, quantize: Stage | None) -> Any:
-        """The trained network, with the codes that a stage found."""
-        network = self.task.network()
-        if quantize is not None:
-            from pipeline.blocks.modules import put
-            from pipeline.language.codes import read_codes
+    def plain(self) -> nn.Module:
+        """The network in full precision, pruned where the recipe says so."""
+        network: nn.Module = self.task.network()
+        if self.prune:
+            from pipeline.language.thin import read_thinner
 
-            put(network, read_codes(self.path(quantize) / CODES), activation_bits=8)
+            read_thinner(self.path(self.prune) / PRUNED, network)
+        return network
+
+    def network(self, codes: Stage) -> nn.Module:
+        """The network with the codes that a stage found, and the floats that it learned with them."""
+        from pipeline.blocks.modules import put
+        from pipeline.language.codes import read_codes
+
+        network, folder = self.plain(), self.path(codes)
+        put(network, read_codes(folder / CODES), activation_bits=8)
+        if (folder / FLOATS).exists():
+            from safetensors.torch import load_file
+
+            network.load_state_dict(load_file(folder / FLOATS), strict=False)
         return network
 
     # -- one of each -----------------------------------------------------------------------------------------
 
-    def _quantize(self, block: int) -> Stage:
-        language, name = self.language, "quantize-blocks" if block else "quantize-rows"
-        wanted = language.model_dump(exclude={"context", "chunk", "test_tokens", "block"})
+    def _sources(self) -> dict[str, str]:
+        return {"weights": self.task.weights_hash(), "calibration": self.task.fingerprint("calibration")}
+
+    def _inputs(self) -> dict[str, str]:
+        """What stages that look at the network, pruned or not, and at the calibration texts start from."""
+        return self._sources() | ({"prune": self.prune.key} if self.prune else {})
+
+    def _prune(self, share: float, multiple: int) -> Stage:
+        language, task = self.language, self.task
+        multiple = math.lcm(multiple, language.block or 1)  # a row of `down` is cut into whole blocks
 
         def build(out: Path) -> None:
-            from pipeline.language.codes import count, find_codes, write_codes
+            from pipeline.language.thin import write_thinner
 
-            found = find_codes(self.task, language, block, self.tick)
+            write_json(out / PLAN, write_thinner(out / PRUNED, task, share, multiple))
+
+        params = PruneParams(
+            task.network_id, share, multiple, language.calibration_tokens, language.window,
+            package_version("torch"),
+        )  # fmt: skip
+        return Stage("prune", 1, params, self._sources(), build)
+
+    def _sense(self, block: int) -> Stage:
+        language = self.language
+
+        def build(out: Path) -> None:
+            from pipeline.language.codes import recipe_bits
+            from pipeline.language.mixed import measure_loss
+
+            network = self.plain()
+            bits = recipe_bits(self.task, network, language)
+            write_json(out / SENSE, measure_loss(self.task, network, bits, block, self.tick))
+
+        bits = {"linear": int(language.weight_bits), "embedding": int(language.embedding_bits)}
+        params = SenseParams(
+            bits, block, language.calibration_tokens, language.window, package_version("torch")
+        )
+        return Stage(f"sense-{_way(block)}", 1, params, self._inputs(), build)
+
+    def _quantize(self, block: int, sense: Stage | None) -> Stage:
+        language = self.language
+        wanted = language.model_dump(include=set(QUANTIZE_KEYS))
+
+        def build(out: Path) -> None:
+            from pipeline.language.codes import count, find_codes, recipe_bits, write_codes
+            from pipeline.language.mixed import mix
+
+            network = self.plain()
+            bits = recipe_bits(self.task, network, language)
+            if sense is not None and language.weights_mib is not None:
+                bits = mix(read_json(self.path(sense) / SENSE), bits, language.weights_mib)
+            found = find_codes(self.task, network, language, bits, block, self.tick)
             write_codes(out / CODES, found)
-            write_json(out / "codes.json", count(found))
+            write_json(out / COUNTS, count(found))
 
         params = QuantizeParams(self.task.network_id, wanted, block, package_version("torch"))
-        inputs = {"weights": self.task.weights_hash(), "calibration": self.task.fingerprint("calibration")}
-        return Stage(name, 1, params, inputs, build)
+        inputs = self._inputs() | ({"sense": sense.key} if sense else {})
+        return Stage(f"quantize-{_way(block)}", 2, params, inputs, build)
+
+    def _distil(self, block: int, quantize: Stage) -> Stage:
+        language = self.language
+
+        def build(out: Path) -> None:
+            from safetensors.torch import save_file
+
+            from pipeline.language.codes import count, read_codes, write_codes
+            from pipeline.language.training import train
+
+            checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
+            start = read_codes(self.path(quantize) / CODES)
+            codes, found = train(self.task, self.plain(), start, language, checkpoint, self.tick)
+            write_codes(out / CODES, codes)
+            write_json(out / COUNTS, count(codes))
+            save_file(dict(found.floats), out / FLOATS)
+            history = {"baseline": found.baseline, "best": found.best, "best_step": found.best_step}
+            write_json(out / HISTORY, history | {"history": [dict(row) for row in found.history]})
+            checkpoint.unlink(missing_ok=True)
+
+        wanted = language.model_dump(include=set(DISTIL_KEYS))
+        params = DistilParams(wanted, package_version("torch"))
+        inputs = {"codes": quantize.key, "train": self.task.fingerprint("train")}
+        stage = Stage(f"distil-{_way(block)}", 1, params, inputs, build)
+        return stage
 
     def _lower(self, name: str) -> Stage:
         def build(out: Path) -> None:
-            network = self.network(self.quantize[name])
+            network = self.network(self.codes[name])
             (out / "program").write_bytes(self.task.lower(network, name))
 
         package = {"executorch": "executorch", "litert": "litert-torch"}[name]
         params = LowerParams(name, package_version(package), self.language.context, self.language.chunk)
-        return Stage(f"lower-{name}", 1, params, {"codes": self.quantize[name].key}, build)
+        return Stage(f"lower-{name}", 1, params, {"codes": self.codes[name].key}, build)
 
     def _score(self, variant: str, source: Stage | None) -> Stage:
         def build(out: Path) -> None:
             if source is not None and source in self.lower.values():
                 predict = self.task.open(self.program(variant), variant, self.recipe.bench.threads)
+            elif source is None:
+                predict = self.task.predict(self.task.network())
             else:
-                predict = self.task.predict(self.network(source))
+                predict = self.task.predict(self.plain() if source is self.prune else self.network(source))
             write_json(out / "score.json", self.task.score(predict, self.tick))
 
         language: Language = self.language
@@ -168,3 +319,7 @@ class LanguageStages:
         inputs = {"test": self.task.fingerprint("test"), "weights": self.task.weights_hash()}
         inputs |= {"source": source.key} if source is not None else {}
         return Stage(f"score-{variant}", 1, params, inputs, build)
+
+
+def _way(block: int) -> str:
+    return "blocks" if block else "rows"

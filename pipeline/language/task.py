@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,9 @@ from pipeline.recipe import Language, Recipe
 from targets.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.blocks.thin import GatedFfn
     from pipeline.blocks.walk import Calibration
 
 #: The tokens of a piece (window,) to logits (window, vocabulary), each after all tokens up to its own; whole,
@@ -48,7 +51,10 @@ class LanguageTask(Protocol):
         """Memory that the network takes on a device: its weights as codes, and its key-value cache."""
 
     def pieces(self, split: str) -> NDArray[np.int64]:
-        """The texts of "calibration" or "test" as pieces (N, window), each beginning with `bos`."""
+        """The texts of "calibration" or "test" as pieces (N, window), of "train" (N, distil_tokens).
+
+        Each begins with `bos`. Training takes what there is, the others as much as the recipe wants.
+        """
 
     def fingerprint(self, split: str) -> str:
         """Sha256 of a split's text."""
@@ -56,8 +62,17 @@ class LanguageTask(Protocol):
     def matrices(self, network: Any) -> tuple[tuple[str, ...], str]:
         """Names of the linear layers, and of the output layer, which shares the embedding's weights."""
 
+    def ffns(self, network: Any) -> Sequence[GatedFfn]:
+        """Names of the feed-forward layers' matrices."""
+
     def calibration(self, network: Any, pieces: NDArray[np.int64]) -> Calibration:
         """How the network is run on pieces, for rounding."""
+
+    def lesson(self, pieces: NDArray[np.int64]) -> Callable[[Any, NDArray[np.int64]], Tensor]:
+        """Runs a network on a piece (T,), to logits (T, tokens) of those tokens that occur in `pieces`.
+
+        They hold nearly all probability there; a large vocabulary's rest would take most of the time.
+        """
 
     def predict(self, network: Any) -> PredictTokens:
         """Runs a network of `network()`, or one with low-bit matrices, in torch."""
