@@ -1,7 +1,7 @@
 """MobileNetV2 with TensorFlow's weights on ImageNet images: scores it, or makes a data set for recipes of it.
 
     python tests/bench/mobilenet.py DATA
-    python tests/bench/mobilenet.py DATA --prepare FOLDER    # as the benches that train take it
+    python tests/bench/mobilenet.py DATA --prepare FOLDER --more DATA/coco/images    # as the benches take it
 
 DATA holds imagenet-mobilenet-v2/ (weights as NumPy arrays, batch norm folded, and the list of 1001 names) and
 imagenet/ (WNID_name.jpg). TensorFlow pads a convolution of stride 2 by one pixel right and below, torch left
@@ -9,8 +9,9 @@ and above: the same arithmetic, half a turn apart. So kernels and images are tur
 the network computes what TensorFlow's does, exactly; without the turn (--plain) it sees a shifted image.
 
 --prepare writes turned images, those of even number without labels to train/ and the others into a folder per
-class to test/, and weights whose batch norm is one again: its statistics are those of the training images,
-its gain and shift undo them, so that the network is the same and can be trained.
+class to test/, the images of --more without labels to train/ too, and weights whose batch norm is one again:
+its statistics are those of the training images, its gain and shift undo them, so that the network is the same
+and can be trained.
 """
 
 from __future__ import annotations
@@ -86,14 +87,18 @@ def live_norm(network: nn.Module, images: torch.Tensor) -> None:
         hook.remove()
 
 
-def prepare(network: nn.Module, files: list[Path], truth: torch.Tensor, folder: Path) -> None:
+def prepare(
+    network: nn.Module, files: list[Path], truth: torch.Tensor, more: list[Path], folder: Path
+) -> None:
     """Writes images, names and weights."""
-    for index, file in enumerate(files):
-        part = Path("train") if index % 2 == 0 else Path("test", f"{int(truth[index]):04}")
+    shares = [Path("train") if i % 2 == 0 else Path("test", f"{int(c):04}") for i, c in enumerate(truth)]
+    written = []
+    for file, part in zip([*files, *more], [*shares, *[Path("train")] * len(more)], strict=True):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / part / f"{file.stem}.png"), cv2.flip(cv2.imread(str(file)), -1))
+        written.append(folder / part / f"{file.stem}.png")
+        cv2.imwrite(str(written[-1]), cv2.flip(cv2.imread(str(file)), -1))
     (folder / "names").write_text("".join(f"{index:04}\n" for index in range(1001)))
-    images = [PREPROCESS(cv2.imread(str(file))) for file in sorted((folder / "train").iterdir())[:64]]
+    images = [PREPROCESS(cv2.imread(str(file))) for file in written[: len(files) : 2][:64]]
     live_norm(network, torch.from_numpy(np.stack(images)))
     torch.save(network.state_dict(), folder / "mobilenet_v2.pt")
 
@@ -104,6 +109,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--plain", action="store_true", help="torch's padding instead of TensorFlow's")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write a data set instead of scoring")
+    parser.add_argument("--more", type=Path, metavar="FOLDER", help="images to learn from, without labels")
     options = parser.parse_args()
     folder = options.data / "imagenet-mobilenet-v2"
     lines = (folder / "imagenet_labels.txt").read_text().splitlines()
@@ -112,7 +118,8 @@ def main() -> None:
     truth = classes(files, names)
     network = load(folder / "mobilenet_v2_fp32_dequantized.npz", not options.plain)
     if options.prepare:
-        prepare(network, files, truth, options.prepare)
+        more = sorted(options.more.rglob("*.jpg")) if options.more else []
+        prepare(network, files, truth, more, options.prepare)
         return
     first = five = 0
     for start in range(0, len(files), 10):

@@ -28,16 +28,27 @@ from pipeline.packing import pack_program
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.stage import run_stage
 
+# Bits of MobileNetV2's layers, by the divergence that each alone causes on training images: the thin ones between
+# blocks are sensitive, the wide ones (4 bits) and the last are not.
+MOBILENET = {"features.1.conv.1": 6, "features.18.0": 4, "classifier.1": 3} | {
+    f"features.{block}.conv.2": 6 if block < 8 or block in (14, 16) else 5 for block in range(2, 18)
+}
+LAYERS = ", ".join(f'"{layer}"={bits}' for layer, bits in MOBILENET.items())
+
 USUAL = {
     "digits": ("squantize.epochs=10", "squantize.patience=10"),
     "yolo": ("squantize.epochs=24", "squantize.batch=16", "squantize.lr=0.001", "squantize.patience=24"),
     "mobilenet": (
-        "squantize.epochs=20",
+        "squantize.epochs=12",
         "squantize.batch=16",
-        "squantize.lr=0.01",
+        "squantize.lr=0.005",
         "squantize.patience=24",
-        "squantize.sparsity=0.4",
-        'squantize.layers={"classifier.1"=4}',
+        "squantize.ema=0.98",
+        "squantize.warmup=20",
+        "squantize.per=channel",
+        "squantize.grid=uniform",
+        "squantize.sigma=-30",
+        f"squantize.layers={{{LAYERS}}}",
     ),  # fmt: skip
     "resnet20": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
     "resnet56": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
