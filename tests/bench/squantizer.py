@@ -28,8 +28,8 @@ from pipeline.packing import pack_program
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.stage import run_stage
 
-# Bits of MobileNetV2's layers, by the divergence that each alone causes on training images: the thin ones between
-# blocks are sensitive, the wide ones (4 bits) and the last are not.
+# Bits of MobileNetV2's layers, by the divergence that each alone causes on training images: the thin ones
+# between blocks are sensitive, the wide ones (4 bits) and the last are not.
 MOBILENET = {"features.1.conv.1": 6, "features.18.0": 4, "classifier.1": 3} | {
     f"features.{block}.conv.2": 6 if block < 8 or block in (14, 16) else 5 for block in range(2, 18)
 }
