@@ -1,4 +1,4 @@
-"""The camera deployed to an emulated Raspberry Pi over ssh, where it must see what this machine sees."""
+"""The apps deployed to an emulated Raspberry Pi over ssh, where they must see what this machine sees."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pymavlink
 import pytest
 from camera_command import call, film, pictures
+from mavlink_peer import Autopilot, free_port
 from needs import needs
 
 from pipeline.deploy import deploy
@@ -22,13 +24,14 @@ from targets.devices.service import Service
 from targets.devices.shell import ShellDevice
 from targets.devices.ssh import SshTransport
 from targets.emulated.board import EmulatedBoard, start
-from targets.emulated.sysroot import PLATFORMS, SITE_PACKAGES
+from targets.emulated.sysroot import PLATFORMS, SITE_PACKAGES, SUITE, _unpack
 from targets.errors import DeviceError
 
 pytestmark = pytest.mark.slow
 
 OPENCV = "opencv-python-headless"
 COUNT = 6
+PATIENT = "--trust-latency 60 --trust-attitude 5 --trust-position 5 --trust-link 60".split()  # emulated
 
 
 def opencv_wheel() -> Path:
@@ -43,6 +46,15 @@ def opencv_wheel() -> Path:
 
     folder = made_once(cache_folder() / "wheels" / f"{OPENCV}-{version}-arm64", make)
     return next(folder.glob("*.whl"))
+
+
+def bring_pymavlink(root: Path) -> None:
+    """Pymavlink is Python alone; `ssl`, which it imports, needs a library that every real board has."""
+    package = Path(pymavlink.__file__).parent
+    foreign = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(package, root / SITE_PACKAGES / package.name, ignore=foreign)
+    system = made_once(cache_folder() / "libssl3-arm64", lambda folder: _unpack(folder, ("libssl3",), SUITE))
+    shutil.copytree(system / "usr/lib", root / "usr/lib", dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +117,24 @@ def test_it_goes_on_without_us_and_ends_when_told(tiny, with_opencv, tmp_path):
         found, _ = documents(device, "hall", follow=False)
     assert ended["was_running"] and not ended["running"] and ended["ended"]["status"] == 0
     assert 0 < len(found) < 600
+
+
+def test_a_drone_app_there_tells_an_autopilot_here(tiny, with_opencv, tmp_path):
+    """What leaves the board as MAVLink is what its own lines say that it sent."""
+    shutil.copy(clip(tmp_path / "flight.avi", COUNT), with_opencv.root / "home/pi/flight.avi")
+    port = free_port()
+    asked = ("--source", "/home/pi/flight.avi", "--fov", "60", "--mavlink", f"udp:127.0.0.1:{port}", "--json")
+    asked += ("--tiles", "off", "--trust-sightings", "1", "--min-confidence", "0.3", *PATIENT)
+    with Autopilot(port) as autopilot, connected(with_opencv) as device:
+        with pytest.raises(DeviceError, match="no pymavlink for .*; there: .* install pymavlink"):
+            deploy(tiny.bundle, device, "drone", arguments=asked)
+        bring_pymavlink(with_opencv.root)
+        deploy(tiny.bundle, device, "drone", arguments=asked)
+        found, status = documents(device, "drone", follow=True)
+        assert status["ended"]["status"] == 0
+        said = [document["drone"]["target"] for document in found if "sent" in document["drone"]]
+        landing = autopilot.waits_for("LANDING_TARGET", len(said))
+    assert len(said) == len(landing) > 0
 
 
 def documents(device: ShellDevice, name: str, follow: bool) -> tuple[list[dict], dict]:

@@ -153,6 +153,8 @@ def test_two_apps_do_not_share_a_camera(tiny, device, home, app, own):
     assert not status["running"] and status["release"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(tiny, device, home, live, tmp_path):
     """Beside a camera app of the same bundle; a release that fails is taken back, with its own options."""
     port = free_port()

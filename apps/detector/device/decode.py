@@ -96,8 +96,8 @@ def iou_matrix(a: Array, b: Array) -> Array:
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     side = np.maximum(high - low, 0)
     intersection = side[..., 0] * side[..., 1]
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - intersection
+    areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (a, b)]
+    union = areas[0][:, None] + areas[1] - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 

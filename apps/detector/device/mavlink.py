@@ -93,14 +93,14 @@ def connect(address: Address) -> Any:
     """Pymavlink's connection: `recv`, `write`, `select` and `close`.
 
     Raises:
-        UsageError: pymavlink, or pyserial for a serial line, is not installed.
+        UsageError: pymavlink, or pyserial for a serial line, is not installed or cannot be loaded.
         DeviceError: the port is taken, nobody answers, or there is no such line.
     """
     try:
         from pymavlink import mavutil
-    except ImportError:
-        what, hint = "pymavlink is not installed here", "`pip install pymavlink`"
-        raise UsageError(what, where="--mavlink", hint=hint) from None
+    except ImportError as error:  # it, or something of the system that it needs
+        what, hint = f"pymavlink cannot be loaded here: {error}", "`pip install pymavlink`"
+        raise UsageError(what, where="--mavlink", hint=hint) from error
     place = f"{address.place}:{address.number}"
     try:
         if address.kind == "serial":

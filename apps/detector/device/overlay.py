@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -63,19 +64,26 @@ def _outline(
 
 def _panel(picture: np.ndarray, median_ms: Mapping[str, float]) -> None:
     """Milliseconds of each step, in the upper left corner, on a shaded ground."""
-    rows = [(step, median_ms[step]) for step in (*STEPS, "latency") if median_ms.get(step)]
+    rows = [(step, f"{median_ms[step]:.1f} ms") for step in (*STEPS, "latency") if median_ms.get(step)]
     if not rows:
         return
-    scale, line = line_and_scale(picture)
+    letters = _letters(tuple(rows), *line_and_scale(picture))
+    ground = picture[: letters.shape[0], : letters.shape[1]]
+    shaded = cv2.convertScaleAbs(ground, alpha=_SHADE)
+    ground[:] = cv2.max(shaded, letters[: ground.shape[0], : ground.shape[1]])
+
+
+@functools.lru_cache(maxsize=1)  # medians hardly change from one picture to the next, and text takes time
+def _letters(rows: tuple[tuple[str, str], ...], scale: float, line: int) -> np.ndarray:
+    """Names and values in white on black, uint8 (height, width, 3)."""
     (_, up), below = cv2.getTextSize("latency", FONT, scale, line)
     (column, _), _ = cv2.getTextSize("preprocess ", FONT, scale, line)
     (number, _), _ = cv2.getTextSize("0000.0 ms", FONT, scale, line)
     step, margin = round(1.5 * (up + below)), up
-    ground = picture[: margin + step * len(rows), : 2 * margin + column + number]
-    ground[:] = (ground * _SHADE).astype(np.uint8)
+    right = margin + column + number
+    letters = np.zeros((margin + step * len(rows), right + margin, 3), np.uint8)
     for row, (name, value) in enumerate(rows, start=1):
-        text = f"{value:.1f} ms"
-        (across, _), _ = cv2.getTextSize(text, FONT, scale, line)
-        cv2.putText(picture, name, (margin, row * step), FONT, scale, _WHITE, line, cv2.LINE_AA)
-        right = margin + column + number - across
-        cv2.putText(picture, text, (right, row * step), FONT, scale, _WHITE, line, cv2.LINE_AA)
+        (across, _), _ = cv2.getTextSize(value, FONT, scale, line)
+        cv2.putText(letters, name, (margin, row * step), FONT, scale, _WHITE, line, cv2.LINE_AA)
+        cv2.putText(letters, value, (right - across, row * step), FONT, scale, _WHITE, line, cv2.LINE_AA)
+    return letters

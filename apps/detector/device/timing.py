@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,8 +23,7 @@ class Split:
     def __init__(self, clock: Clock) -> None:
         """Starts the first step."""
         self._clock, self._mark = clock, clock()
-        self._past: deque[list[float]] = deque(maxlen=REMEMBERED)
-        self._latencies: deque[float] = deque(maxlen=REMEMBERED)
+        self._past, self._count = np.zeros((REMEMBERED, len(STEPS) + 1)), 0  # a ring; latency comes last
         self._now = dict.fromkeys(STEPS, 0.0)
 
     def lap(self, step: str) -> None:
@@ -40,8 +38,8 @@ class Split:
         Args:
             taken: by our clock, when it had been read.
         """
-        self._past.append([self._now[step] for step in STEPS])
-        self._latencies.append(self._mark - taken)
+        self._past[self._count % REMEMBERED] = [*self._now.values(), self._mark - taken]
+        self._count += 1
         self._now = dict.fromkeys(STEPS, 0.0)
 
     @property
@@ -51,18 +49,24 @@ class Split:
 
     def median_ms(self) -> dict[str, float]:
         """Of each step, and of `latency`, from read to done; empty before the first picture ends."""
-        if not self._past:
+        if not self._count:
             return {}
-        medians = 1e3 * np.median(np.array(self._past), axis=0)
-        found = {step: round(float(value), 3) for step, value in zip(STEPS, medians, strict=True)}
-        return found | {"latency": round(1e3 * float(np.median(self._latencies)), 3)}
+        medians = 1e3 * np.median(self._known, axis=0)
+        return {
+            name: round(float(value), 3) for name, value in zip((*STEPS, "latency"), medians, strict=True)
+        }
 
     def summary(self) -> Mapping[str, float]:
         """`median_ms`, the 90th percentile of the latency, and pictures per second."""
-        if not self._past:
+        if not self._count:
             return {}
-        seconds = np.array(self._past).sum(axis=1)
+        seconds = self._known[:, :-1].sum()
         return self.median_ms() | {
-            "latency_p90": round(1e3 * float(np.percentile(self._latencies, 90)), 3),
-            "fps": round(float(len(seconds) / max(seconds.sum(), 1e-9)), 2),
+            "latency_p90": round(1e3 * float(np.percentile(self._known[:, -1], 90)), 3),
+            "fps": round(float(len(self._known) / max(seconds, 1e-9)), 2),
         }
+
+    @property
+    def _known(self) -> np.ndarray:
+        """Seconds (pictures, steps and latency) of the last pictures, in no order."""
+        return self._past[: min(self._count, REMEMBERED)]
