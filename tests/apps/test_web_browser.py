@@ -39,6 +39,54 @@ done(answers);
 """
 
 
+AUDIT = """
+const shown = (element) => element.checkVisibility() && element.getBoundingClientRect().width > 1;
+const channels = (colour) => {
+  const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
+  return { rgb: [r, g, b], a };
+};
+const ground = (element) => {
+  if (!element) return [255, 255, 255];
+  const { rgb, a } = channels(getComputedStyle(element).backgroundColor);
+  if (a === 1) return rgb;
+  const below = ground(element.parentElement);
+  return rgb.map((value, i) => a * value + (1 - a) * below[i]);
+};
+const luminance = (rgb) => {
+  const [r, g, b] = rgb.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (element) => {
+  const text = channels(getComputedStyle(element).color).rgb;
+  const [low, high] = [luminance(text), luminance(ground(element))].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const texts = [...document.querySelectorAll("body *")].filter((element) =>
+  shown(element) && !element.closest(":disabled, .unseen") &&
+  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()));
+const targets = [...document.querySelectorAll("button, .button, .switch, select, input[type=range]")];
+const themes = [...document.querySelectorAll("meta[name=theme-color]")];
+const probe = document.createElement("i");
+probe.style.color = themes.find(({ media }) => matchMedia(media).matches).content;
+document.body.append(probe);
+const theme = getComputedStyle(probe).color;
+probe.remove();
+return {
+  texts: texts.map((element) => [element.textContent.trim().slice(0, 40), contrast(element)]),
+  targets: targets.filter(shown).map((element) => {
+    const { width, height } = element.getBoundingClientRect();
+    return [element.id || element.textContent.trim(), Math.min(width, height)];
+  }),
+  unnamed: [...document.querySelectorAll("button, input, select")].filter((element) =>
+    element.checkVisibility() && !(element.textContent.trim() || element.ariaLabel || element.labels.length)
+  ).map(({ id }) => id),
+  across: document.documentElement.scrollWidth,
+  theme: theme === getComputedStyle(document.body).backgroundColor,
+};
+"""
+SCREENS = [((390, 844), False), ((390, 844), True), ((844, 390), False), ((844, 390), True)]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits for this machine, and for a browser."""
@@ -134,6 +182,24 @@ def test_controls_do_what_they_say(browser: Browser, site: Path) -> None:
         assert not browser.driver.execute_script("return window.moved")
         browser.click("pause")
         browser.wait("window.moved")
+
+
+def test_fingers_hit_and_eyes_read(browser: Browser, site: Path) -> None:
+    """Targets of 44 pixels (WCAG 2.2, 2.5.5) and a contrast of 4.5 (1.4.3), with the camera and without."""
+    shown = {"granted": "'state').hasAttribute('data-live')", "denied": "'start').checkVisibility()"}
+    with served(site) as port:
+        for setting, condition in shown.items():
+            browser.allow(port, setting)
+            browser.driver.get(f"http://localhost:{port}/")
+            browser.wait(f"document.getElementById({condition}")
+            assert browser.cdp("Page.getInstallabilityErrors", {})["installabilityErrors"] == []
+            for (width, height), dark in SCREENS:
+                browser.size(width, height, dark=dark)
+                found = browser.driver.execute_script(AUDIT)
+                assert len(found["texts"]) > 15 and min(ratio for _, ratio in found["texts"]) >= 4.5, found
+                assert len(found["targets"]) > 6 and min(side for _, side in found["targets"]) >= 44, found
+                assert (found["unnamed"], found["across"], found["theme"]) == ([], width, True)
+    browser.size(390, 844)
 
 
 def test_a_refused_camera_is_told_and_a_picture_does_instead(

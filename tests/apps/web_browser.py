@@ -69,7 +69,8 @@ class Browser:
 
     def size(self, width: int, height: int, scale: float = 1, dark: bool = False) -> None:
         """The screen: CSS pixels, device pixels of each, colours."""
-        screen = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        screen = {"width": width, "height": height, "deviceScaleFactor": scale}
+        screen["mobile"] = min(width, height) < 600
         self.cdp("Emulation.setDeviceMetricsOverride", screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.cdp("Emulation.setEmulatedMedia", {"features": [scheme]})

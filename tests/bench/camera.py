@@ -1,11 +1,12 @@
-"""Where a camera's time goes, and whether its memory stays: the figures of the camera app.
+"""Where a camera's time goes, and whether its memory and its latency stay: the figures of the camera app.
 
     python tests/bench/camera.py BUNDLE VIDEO [--frames 10000]
 
-Two passes over a video, as often as it takes. The first reads the file as the app does, in its own thread,
+Three passes over a video, as often as it takes. The first reads the file as the app does, in its own thread,
 with tracks and counts and without a picture, and prints each step's median and share. The second hands over
 pictures that are in memory already, as a camera's driver does, draws into each, and prints the memory of the
-process after every tenth of them.
+process after every tenth of them. The third is a camera that takes twice as many pictures as the second pass
+could work on, and prints the latency from picture to result, the median of every tenth.
 """
 
 from __future__ import annotations
@@ -17,34 +18,42 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from apps.detector.device.camera import watch
 from apps.detector.device.counting import Counting, parse_line, parse_zone
 from apps.detector.device.detect import Detector
 from apps.detector.device.handover import Reader
 from apps.detector.device.looker import Looker, Seen
-from apps.detector.device.source import Frame, open_source
+from apps.detector.device.source import Frame, Paced, open_source
 from apps.detector.device.timing import STEPS, Split
 from apps.detector.device.tracker import Tracker
 from pipeline.bundle import extract, unpack
 
-IMAGES = 50  # of the video's first ones, for the second pass
+IMAGES = 50  # of the video's first ones, for the second and third pass
+TENTHS = 10
 
 
 class Again:
-    """Pictures in memory, over and over: a source that costs nothing."""
+    """Pictures in memory, over and over: a source that costs nothing, and hands over as `Frames` do."""
 
-    dropped = 0
+    name, live, dropped = "memory", False, 0
 
-    def __init__(self, video: Path, count: int) -> None:
+    def __init__(self, video: Path, count: int, fps: float) -> None:
+        self.fps = fps
         capture = cv2.VideoCapture(str(video))
         images = [capture.read()[1] for _ in range(IMAGES)]
         self._frames = enumerate(itertools.islice(itertools.cycle(images), count))
 
     def get(self) -> Frame | None:
         for index, image in self._frames:
-            return Frame(image, index, time.monotonic(), index / 25)
+            return Frame(image, index, time.monotonic(), index / self.fps)
         return None
+
+    read = get
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def looker(detector: Detector, drawing: bool) -> Looker:
@@ -72,7 +81,9 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("video", type=Path)
-    parser.add_argument("--frames", type=int, default=10_000, help="of the second pass")
+    parser.add_argument(
+        "--frames", type=int, default=10_000, help="of the second pass, and given by the camera of the third"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         extract(unpack(given.bundle), Path(folder))
@@ -82,13 +93,26 @@ def main() -> None:
 
         memory: list[float] = []
 
-        def note(seen: Seen) -> None:
-            if (seen.frame.index + 1) % (given.frames // 10) == 0:
+        def weigh(seen: Seen) -> None:
+            if (seen.frame.index + 1) % (given.frames // TENTHS) == 0:
                 memory.append(rss_mib())
 
-        watched = watch(Again(given.video, given.frames), looker(detector, drawing=True), on_seen=note)
-    shares("from memory, drawn", watched.ms)
-    print(f"\nmemory over {given.frames} pictures, MiB: {', '.join(f'{value:.1f}' for value in memory)}")
+        still = Again(given.video, given.frames, fps=25)
+        watched = watch(still, looker(detector, drawing=True), on_seen=weigh)
+        shares("from memory, drawn", watched.ms)
+        print(f"\nmemory over {given.frames} pictures, MiB: {', '.join(f'{value:.1f}' for value in memory)}")
+
+        latencies: list[float] = []
+        fast = Again(given.video, given.frames, fps=2 * watched.ms["fps"])
+        with Reader(Paced(fast)) as frames:
+            hurried = watch(
+                frames, looker(detector, drawing=True),
+                on_seen=lambda seen: latencies.append(1e3 * (time.monotonic() - seen.frame.taken)),
+            )  # fmt: skip
+    tenths = ", ".join(f"{np.median(part):.1f}" for part in np.array_split(latencies, TENTHS))
+    print(
+        f"\n{fast.fps:.0f} pictures/s, {hurried.frames} looked at, {hurried.dropped} dropped; latency, ms: {tenths}"
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 const LETTERS = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
 
 /** A class's colour: hues a golden angle apart, as in apps/detector/device/draw.py, light enough for dark words. */
-export const classColour = (category) => `hsl(${((category * 0.381966) % 1) * 360} 95% 68%)`;
+export const classColour = (category) => `hsl(${((category * 0.381966) % 1) * 360} 95% 70%)`;
 
 /**
  * Shows a frame, in a picture of its own proportions.
