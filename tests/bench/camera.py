@@ -110,9 +110,8 @@ def main() -> None:
                 on_seen=lambda seen: latencies.append(1e3 * (time.monotonic() - seen.frame.taken)),
             )  # fmt: skip
     tenths = ", ".join(f"{np.median(part):.1f}" for part in np.array_split(latencies, TENTHS))
-    print(
-        f"\n{fast.fps:.0f} pictures/s, {hurried.frames} looked at, {hurried.dropped} dropped; latency, ms: {tenths}"
-    )
+    dropped = f"{hurried.frames} looked at, {hurried.dropped} dropped"
+    print(f"\n{fast.fps:.0f} pictures a second, {dropped}; latency, ms: {tenths}")
 
 
 if __name__ == "__main__":
