@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from blocks_networks import LINEARS, Talker, texts
+from blocks_networks import LINEARS, Talker, calibration, texts
 from torch import Tensor, nn
 
 from pipeline.blocks.distil import DistilConfig, Distilled, distil, divergence
 from pipeline.blocks.grid import BlockGrid
 from pipeline.blocks.modules import held
+from pipeline.blocks.thin import GatedFfn, thin_ffn
 from pipeline.blocks.walk import put_nearest
 from targets.errors import InputError, UsageError
 
 GRID = BlockGrid(3, 16)
 TEXTS = texts(64)
+GENTLE = DistilConfig(steps=8, lr=3e-4, scale_lr=3e-5, warmup=2, evaluate_every=4)
 CONFIG = DistilConfig(steps=24, lr=3e-3, scale_lr=3e-4, warmup=2, evaluate_every=8, checkpoint_every=5)
 
 
@@ -81,12 +84,49 @@ def test_what_is_not_trained_stays(teacher: nn.Module) -> None:
     assert changed and all(name.startswith("layers.0.up.") for name in changed)
 
 
+def test_scales_and_floats_alone_help_too_and_the_codes_stay(teacher: nn.Module) -> None:
+    network, evaluate = student(teacher), held_out(teacher)
+    before = {name: tensor.weight for name, tensor in held(network).items()}
+    config = replace(GENTLE, learns="scales", scale_lr=1e-3, float_lr=1e-3)
+    found = distil(network, teacher, batch, logits, config, evaluate=evaluate)
+    assert found.best == evaluate(network) > found.baseline and found.best_step > 0
+    assert all(torch.equal(found.weights[name].codes, weight.codes) for name, weight in before.items())
+    changed = [not torch.equal(found.weights[name].scales, weight.scales) for name, weight in before.items()]
+    assert all(changed)
+    parameters = dict(network.named_parameters())
+    assert set(found.floats) == set(parameters) and "layers.0.norm.weight" in found.floats
+    assert all(torch.equal(parameters[name], value) for name, value in found.floats.items())
+    assert not torch.equal(parameters["layers.0.norm.weight"], teacher.layers[0].norm.weight)
+
+
+def test_zeros_stay_zero(teacher: nn.Module) -> None:
+    network = copy.deepcopy(teacher)
+    put_nearest(network, dict.fromkeys(LINEARS, BlockGrid(4, 16, "uniform", 0.5)), activation_bits=8)
+    zeros = {name: tensor.weight.codes == 0 for name, tensor in held(network).items()}
+    config = replace(GENTLE, keep_zeros=True)
+    found = distil(network, teacher, batch, logits, config, evaluate=held_out(teacher))
+    assert found.best_step > 0
+    for name, weight in found.weights.items():
+        assert not weight.codes[zeros[name]].any() and float(zeros[name].float().mean()) >= 0.5
+
+
+def test_the_weights_to_start_from_are_those_of_the_source(teacher: nn.Module) -> None:
+    """A student of other shapes than its teacher: its own network in full precision lends the weights."""
+    thinner = copy.deepcopy(teacher)
+    ffns = [GatedFfn(*(f"layers.{n}.{part}" for part in ("gate", "up", "down"))) for n in range(2)]
+    thin_ffn(thinner, ffns, 0.5, 16, calibration())
+    network, evaluate = student(thinner), held_out(teacher)
+    found = distil(network, teacher, batch, logits, GENTLE, source=thinner, evaluate=evaluate)
+    assert found.best > found.baseline and found.weights["layers.0.down"].codes.shape == (32, 32)
+
+
 class Killed(Exception):
     pass
 
 
 def test_a_killed_run_ends_where_it_would_have(teacher: nn.Module, tmp_path: Path) -> None:
     evaluate, path = held_out(teacher), tmp_path / "run.ckpt"
+    config = replace(CONFIG, float_lr=1e-3)
 
     def whole(checkpoint: Path | None, tick: Any = None) -> Distilled:
         return distil(
@@ -94,7 +134,7 @@ def test_a_killed_run_ends_where_it_would_have(teacher: nn.Module, tmp_path: Pat
             teacher,
             batch,
             logits,
-            CONFIG,
+            config,
             evaluate=evaluate,
             checkpoint=checkpoint,
             tick=tick,
@@ -109,6 +149,7 @@ def test_a_killed_run_ends_where_it_would_have(teacher: nn.Module, tmp_path: Pat
         whole(path, kill)
     resumed = whole(path)
     assert codes(resumed) == codes(straight)
+    assert all(torch.equal(value, resumed.floats[name]) for name, value in straight.floats.items())
     assert resumed.history == straight.history and resumed.best == straight.best
     assert codes(whole(path)) == codes(straight)  # it is done: nothing is trained again
 
@@ -142,5 +183,7 @@ def test_nan_stops_and_leaves_the_last_good_codes(teacher: nn.Module, tmp_path: 
 def test_what_cannot_work_is_said(teacher: nn.Module) -> None:
     with pytest.raises(UsageError, match="steps = 0"):
         DistilConfig(steps=0)
+    with pytest.raises(UsageError, match="learns = 'weights'"):
+        DistilConfig(learns="weights")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="nowhere holds no codes"):
         distil(student(teacher), teacher, batch, logits, DistilConfig(steps=1), trained=["nowhere"])

@@ -14,10 +14,12 @@ from pipeline.blocks.modules import (
     BlockLinear,
     BlockTensor,
     LatentTensor,
+    ScaledTensor,
     fake_int8,
     held,
     hold,
     put,
+    some_outputs,
 )
 from pipeline.blocks.weight import BITS, BlockWeight, code_range, pack, unpack
 from targets.errors import InputError
@@ -130,6 +132,41 @@ class Tied(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(self.middle(self.embed(ids)))
+
+
+def test_codes_that_are_zero_stay_so_where_that_is_wanted() -> None:
+    start = random_weight(4, 64, 32)
+    zeros = start.codes == 0
+    latent = start.dequantized() + start.scales.amax()
+    free, bound = LatentTensor(latent, start), LatentTensor(latent, start, keep_zeros=True)
+    assert zeros.any() and free.weight.codes[zeros].any() and not bound.weight.codes[zeros].any()
+    bound().sum().backward()
+    assert not bound.latent.grad[zeros].any() and bound.latent.grad[~zeros].any()
+
+
+def test_scales_are_learned_under_codes_that_stay() -> None:
+    start = random_weight(4, 64, 32)
+    tensor = ScaledTensor(start)
+    rows = torch.tensor([[3, 1]])
+    assert torch.equal(tensor(), start.dequantized()) and torch.equal(tensor(rows), tensor()[rows])
+    upstream = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    (tensor() * upstream).sum().backward()
+    expected = (start.codes * upstream).unflatten(1, (2, 32)).sum(2)
+    assert torch.allclose(tensor.scales.grad, expected, atol=1e-5)
+    with torch.no_grad():
+        tensor.scales *= 1.001
+    shipped = tensor.weight  # BlockWeight refuses scales that bfloat16 cannot hold
+    assert torch.equal(shipped.codes, start.codes) and torch.equal(tensor(), shipped.dequantized())
+
+
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_some_outputs_are_those_of_the_whole_layer(activation_bits: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(2, 3, 64, generator=generator), torch.randn(6, generator=generator)
+    rows = torch.tensor([4, 0, 5])
+    low = BlockLinear(BlockTensor(random_weight(6, 64, 32)), bias, activation_bits)
+    for layer in (low, nn.Linear(64, 6)):
+        assert torch.allclose(some_outputs(layer, x, rows), layer(x)[..., rows], atol=1e-5)
 
 
 def test_modules_that_shared_a_weight_share_its_codes() -> None:

@@ -100,6 +100,17 @@ def test_inputs_that_never_occur_and_sparse_grids() -> None:
     assert torch.equal(rounded(weight, moments, sparse).codes, nearest(weight, sparse).codes)
 
 
+def test_weights_below_the_threshold_stay_zero_and_the_others_make_good_for_them() -> None:
+    weight, moments = layer(16, 64, 4)
+    for bits, block in ((4, 32), (4, None), (8, None)):
+        grid = BlockGrid(bits, block, "uniform", 0.5)
+        plain, found = nearest(weight, grid), rounded(weight, moments, grid)
+        assert not found.codes[plain.codes == 0].any() and int((plain.codes == 0).sum()) >= 16 * 64 // 2
+        assert int(found.codes.abs().max()) <= 2 ** (bits - 1) - 1
+        errors = [float(weighted_error(weight, each, moments).sum()) for each in (found, plain)]
+        assert errors[0] < 0.5 * errors[1]
+
+
 def test_moments_and_settings_that_cannot_work() -> None:
     weight, moments = layer(4, 64, 3)
     for wrong in (moments[:32, :32], moments * torch.nan):
