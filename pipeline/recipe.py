@@ -276,6 +276,9 @@ class Language(Schema):
     """Tokens of one piece of text, in calibration and scoring; each is read from an empty memory."""
     test_tokens: int = Field(default=4096, ge=64)
     """Tokens of the test texts that are scored, from their start."""
+    litertlm: bool = False
+    """Whether a model.litertlm is written too, for LiteRT-LM: LiteRT's codes, a cache as long as the context
+    on every layer, and the tokenizer. It needs the package litert-lm-builder."""
 
     @model_validator(mode="after")
     def _fits(self) -> Language:

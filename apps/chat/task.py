@@ -242,12 +242,25 @@ class ChatTask:
         if runtime == "executorch":
             from pipeline.lower import language_executorch
 
-            whole = Stateful(network, facts.context, facts.chunk)
-            return language_executorch.lower_language(whole, facts).data
+            sizes = (network, facts.context, facts.chunk)
+            steps = (Stateful(*sizes), Stateful(*sizes, keep="none"))
+            return language_executorch.lower_language(*steps, facts).data
         from pipeline.lower import language_litert
 
         memory = empty_cache(self.config, facts.context, facts.chunk)
         return language_litert.lower_language(network, memory, facts)
+
+    def litertlm(self, network: Any) -> bytes:
+        """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""
+        from apps.chat.cache import empty_cache
+        from apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from pipeline.lower.language_litert import lower_language
+        from pipeline.lower.litertlm import to_litertlm
+
+        facts = self.facts()
+        memory = empty_cache(self.config, facts.context, facts.chunk, ring=False)
+        program = lower_language(network, memory, facts)
+        return to_litertlm(program, tokenizer_json(self.path), facts, is_for_chat(self.path))
 
     def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
         """A program on this machine, read token by token."""

@@ -11,7 +11,7 @@ from pipeline.artefacts import read_json, write_json
 from pipeline.budget import check_budget
 from pipeline.contents import ROOT, SHARED, plain
 from pipeline.figures import Figure, Tag, write_figures
-from pipeline.language.stages import LanguageStages, smoked
+from pipeline.language.stages import LITERTLM, LanguageStages, smoked
 from pipeline.language.task import LanguageTask, load_language_task
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import check_files, resolved_toml
@@ -82,6 +82,12 @@ class LanguageRun:
             )
         if recipe.prune.active or recipe.squantize.active:
             raise UsageError("[prune] and [squantize] are for networks of images", hint="see [language]")
+        if recipe.language.litertlm:
+            from pipeline.lower.litertlm import check_installed
+
+            if "litert" not in recipe.lower.runtimes:
+                raise UsageError("litertlm without litert among the runtimes", where="recipe, [language]")
+            check_installed()
         check_files(recipe)
         self.recipe = smoked(recipe) if smoke else recipe
         self.name, self.target, self.smoke, self.log, self.tick = name, target, smoke, log, tick
@@ -112,6 +118,9 @@ class LanguageRun:
             figures, checks = (*figures, *proved.figures), proved.checks
         violations = check_budget(self.recipe.budget.over(self.target.budget), figures, "perplexity")
         write_atomic(self.folder / BUNDLE, (self.stages.path(self.bundle) / BUNDLE).read_bytes())
+        if self.stages.package:
+            made = self.stages.path(self.stages.package) / LITERTLM
+            write_atomic(self.folder / LITERTLM, made.read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(self.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
         notes = self._notes()
@@ -149,7 +158,11 @@ class LanguageRun:
 
     def _sizes(self) -> list[Figure]:
         size = (self.stages.path(self.bundle) / BUNDLE).stat().st_size
-        return [self._figure("bundle", name, "bundle_bytes", size, "B") for name in self.stages.runtimes]
+        found = [self._figure("bundle", name, "bundle_bytes", size, "B") for name in self.stages.runtimes]
+        if self.stages.package:
+            size = (self.stages.path(self.stages.package) / LITERTLM).stat().st_size
+            found.append(self._figure("litertlm", "litertlm", "file_bytes", size, "B"))
+        return found
 
     def _speeds(self) -> list[Figure]:
         from pipeline.language.speed import figures

@@ -25,6 +25,7 @@ from targets.host import package_version, this_machine
 if TYPE_CHECKING:
     from torch import nn
 
+LITERTLM = "model.litertlm"
 CODES, COUNTS, FLOATS = "codes.safetensors", "codes.json", "floats.safetensors"
 PRUNED, PLAN, SENSE, HISTORY = "ffn.safetensors", "ffn.json", "sensitivity.json", "history.json"
 SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "rounding": "nearest"}
@@ -120,6 +121,7 @@ class LanguageStages:
         quantize: runtime -> what finds its codes; the same stage where both store them alike.
         codes: runtime -> the stage whose codes it gets: `quantize`, or what trains them.
         lower: runtime -> what writes its program.
+        package: what writes a file for LiteRT-LM; None where none is asked for.
         scores: variant -> what scores it: fp32, pruned, quantized networks in torch, programs.
     """
 
@@ -140,6 +142,7 @@ class LanguageStages:
         self.quantize = {name: made[block] for name, block in ways.items()}
         self.codes = {name: final[block] for name, block in ways.items()}
         self.lower = {name: self._lower(name) for name in self.runtimes}
+        self.package = self._package() if language.litertlm else None
         self.scores = {"fp32": self._score("fp32", None)}
         if self.prune:
             self.scores["pruned"] = self._score("pruned", self.prune)
@@ -153,7 +156,8 @@ class LanguageStages:
         of_codes = (*self.sense.values(), *self.quantize.values(), *self.codes.values())
         first = (*([self.prune] if self.prune else []), *of_codes)
         distinct = tuple({stage.key: stage for stage in first}.values())
-        return (*distinct, *self.lower.values(), *self.scores.values())
+        package = [self.package] if self.package else []
+        return (*distinct, *self.lower.values(), *package, *self.scores.values())
 
     @property
     def trains(self) -> bool:
@@ -302,7 +306,17 @@ class LanguageStages:
 
         package = {"executorch": "executorch", "litert": "litert-torch"}[name]
         params = LowerParams(name, package_version(package), self.language.context, self.language.chunk)
-        return Stage(f"lower-{name}", 1, params, {"codes": self.codes[name].key}, build)
+        return Stage(f"lower-{name}", 2, params, {"codes": self.codes[name].key}, build)
+
+    def _package(self) -> Stage:
+        codes = self.codes["litert"]
+
+        def build(out: Path) -> None:
+            (out / LITERTLM).write_bytes(self.task.litertlm(self.network(codes)))
+
+        version = package_version("litert-lm-builder")
+        params = LowerParams("litertlm", version, self.language.context, self.language.chunk)
+        return Stage("litertlm", 1, params, {"codes": codes.key}, build)
 
     def _score(self, variant: str, source: Stage | None) -> Stage:
         def build(out: Path) -> None:

@@ -83,6 +83,9 @@ class LanguageTask(Protocol):
     def lower(self, network: Any, runtime: str) -> bytes:
         """A runtime's program of a network of `network()`, or one with low-bit matrices."""
 
+    def litertlm(self, network: Any) -> bytes:
+        """The same for LiteRT-LM, with the tokenizer."""
+
     def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
         """A program, run on this machine token by token as a chat does."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,9 @@ def to_litertlm(model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: boo
     Raises:
         UsageError: LiteRT-LM's builder is not installed.
     """
-    try:
-        import litert_lm_builder as builder
-    except ImportError:
-        raise UsageError(
-            "LiteRT-LM's builder is not installed", hint="pip install litert-lm-builder"
-        ) from None
+    check_installed()
+    import litert_lm_builder as builder
+
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(scratch)
         parts = {
@@ -53,6 +51,16 @@ def to_litertlm(model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: boo
         stream = io.BytesIO()
         made.build(stream)
         return stream.getvalue()
+
+
+def check_installed() -> None:
+    """Refuses where LiteRT-LM's builder is missing.
+
+    Raises:
+        UsageError: it is.
+    """
+    if find_spec("litert_lm_builder") is None:
+        raise UsageError("LiteRT-LM's builder is not installed", hint="pip install litert-lm-builder")
 
 
 def _metadata(facts: LanguageFacts, turns: bool) -> Any:

@@ -14,6 +14,7 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 
+#include <algorithm>
 #include <charconv>
 #include <csignal>
 #include <cstdint>
@@ -28,6 +29,7 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
 using executorch::extension::Module;
+using executorch::runtime::Error;
 using runner::complaint;
 using runner::Failure;
 using runner::kBadInput;
@@ -53,22 +55,32 @@ Options parse(int count, char** arguments) {
 
 class Model {
  public:
-  explicit Model(const std::string& path) : path_(path), module_(path) {
+  // Mapped, not read: the delegate packs weights of its own, and of the embedding few rows are ever looked up.
+  // Memory is shared because both methods work in one cache.
+  explicit Model(const std::string& path)
+      : path_(path), module_(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, true) {
     runner::load(module_, path);
     vocabulary = fact("get_vocab_size");
     context = fact("get_max_context_len");
     chunk = fact("get_max_seq_len");
+    if (module_.load_method("prefill") != Error::Ok) {
+      throw Failure(kBadInput, path_ + ": no language model, it has no `prefill`" + complaint());
+    }
   }
 
-  // The logits after the last of these tokens.
-  const float* read(std::vector<int64_t>& tokens, int64_t position) {
-    using Sizes = std::vector<executorch::aten::SizesType>;
-    const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
-    const auto given = from_blob(tokens.data(), Sizes{1, count}, ScalarType::Long);
-    const auto start = from_blob(&position, Sizes{1}, ScalarType::Long);
-    auto outputs = module_.forward({given, start});
-    if (!outputs.ok()) throw Failure(kBadInput, path_ + ": the model does not run" + complaint());
-    kept_ = std::move(*outputs);
+  // The logits after the last of these tokens, which has to be read by itself. Those before it are read chunk
+  // by chunk, the last one filled up with tokens that are written over, if there is room for them.
+  const float* read(const std::vector<int64_t>& tokens, int64_t position) {
+    size_t done = 0;
+    for (size_t left; (left = tokens.size() - 1 - done) > 1 && position + chunk <= context;) {
+      const auto part = std::min<size_t>(left, chunk);
+      std::vector<int64_t> filled(tokens.begin() + done, tokens.begin() + done + part);
+      filled.resize(chunk, tokens[done]);
+      call("prefill", filled, position);
+      done += part;
+      position += part;
+    }
+    for (; done < tokens.size(); ++done) call("forward", {tokens[done]}, position++);
     const auto& logits = kept_.at(0).toTensor();
     if (logits.scalar_type() != ScalarType::Float || logits.numel() != vocabulary) {
       throw Failure(kBadInput, path_ + ": the model does not give one float for each token");
@@ -79,6 +91,16 @@ class Model {
   int64_t vocabulary, context, chunk;
 
  private:
+  void call(const std::string& method, std::vector<int64_t> tokens, int64_t position) {
+    using Sizes = std::vector<executorch::aten::SizesType>;
+    const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
+    const auto given = from_blob(tokens.data(), Sizes{1, count}, ScalarType::Long);
+    const auto start = from_blob(&position, Sizes{1}, ScalarType::Long);
+    auto outputs = module_.execute(method, {given, start});
+    if (!outputs.ok()) throw Failure(kBadInput, path_ + ": the model does not run" + complaint());
+    kept_ = std::move(*outputs);
+  }
+
   int64_t fact(const std::string& name) {
     auto values = module_.execute(name);
     if (!values.ok() || values->empty() || !values->at(0).isInt()) {
@@ -116,8 +138,7 @@ int run(const Options& options) {
     for (const auto token : given) {
       if (token < 0 || token >= model.vocabulary) throw Failure(kUsage, "a token beyond the vocabulary");
     }
-    std::vector<int64_t> tokens(given.begin(), given.end());
-    const float* logits = model.read(tokens, head[1]);
+    const float* logits = model.read({given.begin(), given.end()}, head[1]);
     const auto size = static_cast<size_t>(model.vocabulary);
     if (std::fwrite(logits, sizeof(float), size, stdout) != size || std::fflush(stdout) != 0) return 0;
   }

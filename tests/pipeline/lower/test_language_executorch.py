@@ -24,21 +24,28 @@ BLOCKS = Codes(4, 32)
 
 
 def lowered(gemma):
-    return lower_language(Stateful(gemma, FACTS.context, FACTS.chunk), FACTS).data
+    sizes = (gemma, FACTS.context, FACTS.chunk)
+    return lower_language(Stateful(*sizes), Stateful(*sizes, keep="none"), FACTS)
+
+
+def packed(weight):
+    halves = (weight.codes + 8).to(torch.uint8)
+    return (halves[:, 1::2] << 4 | halves[:, ::2]).numpy().tobytes()
 
 
 @pytest.fixture(scope="module")
 def coded():
     needs("g++", "g++")
     gemma = network(BLOCKS)
-    return gemma, lowered(gemma)
+    made = lowered(gemma)
+    return gemma, made.data, made.subgraphs
 
 
 @pytest.mark.slow
 class TestCodes:
     def test_logits_are_those_of_the_same_codes_in_eager_torch(self, coded):
         """Both round activations to int8; see test_language_litert for the tolerance."""
-        gemma, data = coded
+        gemma, data, _ = coded
         model, expected = load_model(data, "executorch"), eager(gemma)
         found = np.stack([model.feed([token]) for token in TOKENS])
         assert np.abs(found - expected).max() < 0.02 * np.ptp(expected)
@@ -61,14 +68,19 @@ class TestCodes:
 
     def test_the_file_holds_the_networks_codes_and_scales(self, coded):
         """XNNPACK's packing: two codes a byte, each plus 8, the first in the lower half; bfloat16 scales."""
-        gemma, data = coded
-        weights = [tensor.weight for tensor in held(gemma).values()]
-        for weight in weights:
-            halves = (weight.codes + 8).to(torch.uint8)
-            assert (halves[:, 1::2] << 4 | halves[:, ::2]).numpy().tobytes() in data
-            assert weight.scales.to(torch.bfloat16).view(torch.uint8).numpy().tobytes() in data
-        embedding = (gemma.model.embed_tokens.tensor.weight.codes + 8).to(torch.uint8)
-        assert (embedding[:, ::2] << 4 | embedding[:, 1::2]).numpy().tobytes() in data
+        gemma, data, _ = coded
+        for tensor in held(gemma).values():
+            assert packed(tensor.weight) in data
+            assert tensor.weight.scales.to(torch.bfloat16).view(torch.uint8).numpy().tobytes() in data
+
+    def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
+        gemma, data, _ = coded
+        assert data.count(packed(gemma.model.embed_tokens.tensor.weight)) == 1
+
+    def test_each_layer_is_one_subgraph_more(self, coded):
+        """The keys and values are written between two of them; a norm or a rotation cuts none."""
+        gemma, _, subgraphs = coded
+        assert subgraphs == gemma.config.layers + 1
 
     def test_the_wheels_llm_runner_writes_the_same_tokens(self, coded, tmp_path):
         from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
@@ -145,7 +157,7 @@ class TestCodes:
 @pytest.mark.slow
 def test_float_logits_are_those_of_eager_torch_past_several_windows():
     gemma = network()
-    model = load_model(lowered(gemma), "executorch")
+    model = load_model(lowered(gemma).data, "executorch")
     found = np.stack([model.feed([token]) for token in TOKENS])
     assert np.abs(found - eager(gemma)).max() < 1e-3
 
@@ -162,5 +174,5 @@ def test_facts_reach_the_runner_by_name():
     assert json.loads(json.dumps(_metadata(FACTS))) == {
         "get_max_seq_len": 8, "get_max_context_len": 64, "get_vocab_size": 256, "get_bos_id": 2,
         "get_eos_ids": [1], "use_kv_cache": True, "use_sdpa_with_kv_cache": False,
-        "enable_dynamic_shape": True,
+        "enable_dynamic_shape": False,
     }  # fmt: skip

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 from language_networks import CONFIG, FACTS, Codes, network
 from needs import missing
+from tiny_project import call
 
 from apps.chat.cache import empty_cache
 from apps.chat.device.models import load_model
@@ -42,3 +43,31 @@ def test_litert_lm_writes_what_our_own_runner_does(tmp_path):
         (said,) = session.run_decode().texts
     assert len(said) > 8
     assert tokenizer.decode(written).startswith(said) or said.startswith(tokenizer.decode(written))
+
+
+@pytest.mark.slow
+def test_a_run_writes_one_beside_its_bundle_and_it_writes_text(tmp_path):
+    for package in ("litert_lm_builder", "litert_lm"):
+        if importlib.util.find_spec(package) is None:
+            missing(f"{package} is not installed")
+    import litert_lm
+
+    settings = ("--set", 'lower.runtimes=["litert"]', "--set", "language.litertlm=true")
+    done = call("run", "gemma3-tiny", "--runs", tmp_path, "--smoke", *settings)
+    assert done.code == 0, done.err
+    path = tmp_path / "gemma3-tiny" / "host" / "model.litertlm"
+    with litert_lm.Engine(str(path)) as engine, engine.create_session() as session:
+        session.run_prefill(["The assert statement"])
+        (said,) = session.run_decode().texts
+    bundle = path.with_name("bundle.paredown")
+    options = ("--prompt", "The assert statement", "--temperature", "0", "--max-tokens", "8")
+    assert said.startswith(call("chat", bundle, *options).out.strip())
+
+
+def test_a_builder_that_is_not_installed_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.lower.litertlm.find_spec", lambda name: None)
+    done = call("run", "gemma3-tiny", "--runs", tmp_path, "--set", "language.litertlm=true")
+    assert done.code == 2 and "pip install litert-lm-builder" in done.line()
+    one = ("--set", 'lower.runtimes=["executorch"]', "--set", "language.litertlm=true")
+    done = call("run", "gemma3-tiny", "--runs", tmp_path, *one)
+    assert done.code == 2 and "litertlm without litert" in done.line()
