@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import needs
 
 from pipeline.recipe_file import load_recipe
 
@@ -135,6 +136,29 @@ def test_the_chat_and_the_camera_run(folder: Path, tmp_path: Path, monkeypatch: 
     (line,) = "".join(blocks("fish")).splitlines()
     seen, whole = map(json.loads, paredown(shlex.split(line)[1:], folder).splitlines())
     assert seen["detections"] and whole["summary"]["frames"] == 1 and (folder / "found.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_sessions_with_the_apps_are_what_they_say(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Line by line; a release's name and decimals (times, sizes) are another machine's."""
+    needs("npm", "npm")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", photos)
+
+    def plain(text: str) -> list[str]:
+        text = text.replace(str(photos), "/home/pi/photos")
+        return re.sub(r"\b[0-9a-f]{12}\b", "RELEASE", re.sub(r"\d+\.\d+", "0.0", text)).splitlines()
+
+    for block in blocks("sh-session"):
+        for said in block.split("$ ")[1:]:
+            line, _, expected = said.partition("\n")
+            program, *arguments = shlex.split(line.replace("/home/pi/photos", str(photos)))
+            assert program == "paredown"
+            assert plain(paredown(arguments, folder)) == plain(expected)
 
 
 def test_the_training_command_is_there() -> None:

@@ -260,6 +260,8 @@ def run(app: App) -> int:
         _write(app.home / "run.json", json.dumps({"pid": os.getpid()}).encode())
         release = app.current.resolve()
         command = _read(app.releases / f"{release.name}.json")
+        with (app.home / "log").open("a") as log:
+            print(f"release {release.name} starts", file=log)
         environment = {
             **os.environ, "PAREDOWN_APP": app.name, "PAREDOWN_READY": str(app.home / "ready"),
             "PYTHONUNBUFFERED": "1",

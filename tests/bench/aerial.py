@@ -1,8 +1,8 @@
 """A detector of cars seen from above: its data, its training, the pipeline, and what tiles are worth.
 
     python tests/bench/aerial.py prepare WORK     # split, tiles, anchors: a minute
-    python tests/bench/aerial.py train WORK       # 3,200 steps, about an hour on a core
-    python tests/bench/aerial.py pipeline WORK    # prune, squantize, lower, by the recipe `aerial`
+    python tests/bench/aerial.py train WORK       # 2,000 steps, forty minutes of a core
+    python tests/bench/aerial.py pipeline WORK    # by the recipe `aerial`, half an hour of a core
     python tests/bench/aerial.py score WORK       # whole frames: untiled, tiled
 
 Each goes on where it was killed. `--smoke` before the command takes a handful of steps and images.
@@ -253,6 +253,37 @@ def run_pipeline(work: Path, smoke: bool) -> None:
     Console(width=120).print(figures_table(result.figures))
     for note in result.notes:
         print(f"note: {note}")
+    print(stages({(figure.variant, figure.metric): figure.value for figure in result.figures}))
+
+
+def stages(figures: dict[tuple[str, str], float]) -> str:
+    """What each stage costs and saves, as Markdown; the last KiB are of its LiteRT program in a bundle.
+
+    Args:
+        figures: of a run, by variant and metric.
+    """
+
+    def row(name: str, macs: str, score: str, size: float, kind: str) -> str:
+        ms = [f"{figures[runtime + kind, 'latency_p50']:.2f}" for runtime in ("executorch", "litert")]
+        return f"| {name} | {macs} | {score} | {size / 1024:,.1f} | {' | '.join(ms)} |"
+
+    def work(variant: str) -> str:
+        return f"{figures[variant, 'macs'] / figures['fp32', 'macs']:.1%}"
+
+    def score(variant: str) -> str:
+        return f"{figures[variant, 'map50']:.4f}"
+
+    original, ours = figures["litert-original", "file_bytes"], figures["litert", "wire_bytes"]
+    lines = [
+        "\n| stage | MACs | mAP@0.5 | KiB | ExecuTorch ms | LiteRT ms |",
+        "|---|---|---|---|---|---|",
+        row("float32", work("fp32"), score("fp32"), figures["fp32", "state_bytes"], "-fp32"),
+        row("original, int8", work("fp32"), "-", original, "-original"),
+        f"| pruned, recovered | {work('pruned')} | {score('pruned')} | - | - | - |",
+        f"| and SQuantizer | {work('pruned')} | {score('squantized')} | - | - | - |",
+        row("the same, int8", work("pruned"), score("litert"), ours, ""),
+    ]
+    return "\n".join(lines)
 
 
 def score(source: Path, bundle: Path, smoke: bool) -> None:
@@ -309,7 +340,7 @@ def main() -> None:
         each.add_argument("--source", type=Path, default=SHARED / "aerial-cars")
         if name == "train":
             each.add_argument("--voc", type=Path, default=SHARED / "yololite-yolov2")
-            each.add_argument("--steps", type=int, default=3200, help="of 16 crops")
+            each.add_argument("--steps", type=int, default=2000, help="of 16 crops")
         if name == "score":
             each.add_argument("--bundle", type=Path, help="unless it is that of `pipeline`")
     arguments = parser.parse_args()

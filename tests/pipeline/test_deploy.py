@@ -93,7 +93,7 @@ def test_an_app_outlives_the_connection_and_stop_ends_it(tiny, home, live):
         assert status["running"] and status["release"] == made.release and lives(status["pid"])
         said: list[str] = []
         there.logs(said.append)
-        assert said == ["first picture: 96x72"]
+        assert said == [f"release {made.release} starts", "first picture: 96x72"]
         other = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "100")  # somebody else's program
         try:
             ended = there.stop()

@@ -91,7 +91,7 @@ def test_it_runs_stops_and_says_what_it_said(service, home):
     assert started["running"] and started["release"] == "r1" and started["previous"] is None
     said: list[str] = []
     service.logs(said.append)
-    assert said == ["hello stay a b $HOME"]
+    assert said == ["release r1 starts", "hello stay a b $HOME"]
     assert service.stop()["was_running"] and not service.status()["running"]
 
 
