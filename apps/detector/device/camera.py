@@ -63,7 +63,7 @@ class Watched:
 
     def lines(self) -> list[str]:
         """In words."""
-        found = [f"{self.source}: {self.frames} pictures in {self.seconds:.1f} s, {self.dropped} dropped"]
+        found = [f"{self.source}: {pictures(self.frames)} in {self.seconds:.1f} s, {self.dropped} dropped"]
         found += [f"{name}: {count} seen" for name, count in sorted(self.seen.items())]
         for kind in self.counts.values():
             for name, values in kind.items():
@@ -72,6 +72,11 @@ class Watched:
             steps = ", ".join(f"{step} {self.ms[step]:.1f}" for step in STEPS)
             found.append(f"median ms: {steps}; latency {self.ms['latency']:.1f}, {self.ms['fps']:.1f} fps")
         return found
+
+
+def pictures(count: int) -> str:
+    """So many, in words."""
+    return f"{count} picture" if count == 1 else f"{count} pictures"
 
 
 def watch(
@@ -262,7 +267,7 @@ class Teller:
             self._told = time.monotonic()
             ms = self._split.summary()
             how = f"{ms['fps']:.1f} fps, latency {ms['latency']:.1f} ms"
-            self._log(f"{self._count} pictures, {self._dropped()} dropped; {how}")
+            self._log(f"{pictures(self._count)}, {self._dropped()} dropped; {how}")
 
 
 def outputs_for(options: argparse.Namespace, source: Source, stop: Callable[[], None]) -> list[Output]:

@@ -24,6 +24,7 @@ from apps.detector.device.camera import (
     ended_by_signals,
     number_within,
     outputs_for,
+    pictures,
     watch,
     whole_number,
 )
@@ -206,7 +207,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
     if not options.json:
         print("\n".join(watched.lines()))
         said = ", ".join(f"{count} {name}" for name, count in pilot.sent.items()) or "nothing"
-        print(f"told the autopilot {said}; silent in {pilot.silent} pictures")
+        print(f"told the autopilot {said}; silent in {pictures(pilot.silent)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
