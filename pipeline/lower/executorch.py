@@ -76,7 +76,7 @@ PARTITIONERS = {"xnnpack": _xnnpack, "coreml": _coreml, "vulkan": _vulkan}
 
 
 def _lower(module: nn.Module, example: Tensor, delegate: str = "xnnpack") -> Lowered:
-    with _quiet():
+    with quiet_toolchain():
         from executorch.exir import to_edge_transform_and_lower
 
         with torch.no_grad():
@@ -259,7 +259,7 @@ class Runner:
 
     def __init__(self, data: bytes, threads: int = 1, where: object = ".pte") -> None:
         """Loads the program and its one method."""
-        with _quiet():
+        with quiet_toolchain():
             # The binding itself: executorch.runtime wraps it, and imports the whole exporter to do so (6 s).
             from executorch.extension.pybindings import _C as binding
 
@@ -298,7 +298,7 @@ load = Runner
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_toolchain() -> Iterator[None]:
     """Keeps the toolchain's chatter (missing GPU kernels, CPU probing) off the user's screen."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.blocks.modules import BlockEmbedding, BlockLinear
 from pipeline.blocks.weight import BlockWeight
-from pipeline.lower.executorch import _quiet as quiet_toolchain
+from pipeline.lower.executorch import quiet_toolchain
 from pipeline.lower.language import LanguageFacts, copied
 from pipeline.lower.lowered import Lowered
 from pipeline.lower.pte_constants import share_constants

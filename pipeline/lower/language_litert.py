@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.blocks.weight import BlockWeight
 from pipeline.lower import aten_operations
 from pipeline.lower.aten_litert import Subgraph, Writer
-from pipeline.lower.executorch import _quiet as quiet_toolchain
+from pipeline.lower.executorch import quiet_toolchain
 from pipeline.lower.language import LanguageFacts, without_codes
 from pipeline.lower.litert import aligned_builder
 

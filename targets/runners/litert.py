@@ -41,7 +41,7 @@ class Tensor:
         return cls(shape, np.dtype(detail["dtype"]).name)
 
 
-def _interpreter_class() -> Any:
+def interpreter_class() -> Any:
     """LiteRT, else the older runtimes that old boards still have."""
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -87,7 +87,7 @@ class Runner:
             raise InputError("not a TFLite model (truncated or damaged?)", where=where)
         with quiet():
             try:
-                self.interpreter = _interpreter_class()(
+                self.interpreter = interpreter_class()(
                     model_content=data, num_threads=threads, **(_reference_kernels() if reference else {})
                 )
                 self.interpreter.allocate_tensors()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from apps.chat.device.language_model import LanguageModel
 from targets.errors import DeviceError, InputError, UsageError
 from targets.quiet import quiet
-from targets.runners.litert import _interpreter_class as interpreter_class
+from targets.runners.litert import interpreter_class
 
 FILES = {"executorch": "model.pte", "litert": "model.tflite"}
 RUNNER = Path("executorch", "language")  # where a device keeps it; beside it, its libraries
