@@ -82,10 +82,18 @@ setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- >/dev/null 2>&1 &
 """
 
 # Only one can read standard input, and it is the watcher, who has to know when it ends; he passes on what he
-# reads. Both ends of the pipe that `:` leaves are ours: not every device has a place for one with a name.
+# reads. Both ends of the pipe that `:` leaves are ours: not every device has a place for one with a name. An
+# emulated board has one, and no /proc that would give us the other end.
 _TALK = f"""{_ARGUMENTS}
 : | {{
-exec 4<&0 5>/proc/self/fd/0
+if [ -e /proc/self/fd/0 ]; then
+    exec 4<&0 5>/proc/self/fd/0
+else
+    mkfifo "$base/jobs/$job.pipe" || exit
+    exec 6<>"$base/jobs/$job.pipe"
+    exec 4<"$base/jobs/$job.pipe" 5>"$base/jobs/$job.pipe" 6<&-
+    rm "$base/jobs/$job.pipe"
+fi
 setsid env "$@" 3<&- <&4 4<&- 5>&- &
 program=$!
 setsid sh -c "$watch" sh $program "$seconds" <&3 3<&- 4<&- >&5 5>&- 2>/dev/null &

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
-import fcntl
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 import unicodedata
 from pathlib import Path
 
 import pytest
+from chat_person import Person
 from chat_program import chat_folder
 
 from apps.chat.device.chat import read_members
@@ -166,65 +162,6 @@ def test_stats_in_words():
     assert described(Stats(1200, 30, 29, 4.0, 2.0, 4.125)) == (
         "1,200 tokens read at 300.0/s, 30 written at 14.5/s; the first after 4.12 s"
     )
-
-
-class Person:
-    """Somebody at a pseudo-terminal.
-
-    Attributes:
-        screen: all that was written to it.
-    """
-
-    def __init__(self, words, where) -> None:
-        self._own, theirs = pty.openpty()
-        self._process = subprocess.Popen(
-            words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **where,
-        )  # fmt: skip
-        os.close(theirs)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a letter
-        self.screen = ""
-
-    def types(self, text: str) -> None:
-        os.write(self._own, text.encode())
-
-    def interrupts_the_prompt(self) -> None:
-        """Ctrl-C, once the program has settled to wait: between readline's prompt and its `select`, CPython
-        hears of a signal only with the next key."""
-        calm = 0
-        while calm < 5:
-            time.sleep(0.02)
-            state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            calm = calm + 1 if state == "S" else 0
-        self.types("\x03")
-
-    def sees(self, text: str) -> None:
-        """Waits for a text to come after what was seen last."""
-        while text not in self.screen:
-            ready, _, _ = select.select([self._own], [], [], 60)
-            assert ready, f"in vain: {text!r} after {self.screen!r}"
-            self.screen += self._read()
-        self.screen = self.screen.partition(text)[2]
-
-    def leaves(self) -> int:
-        """The exit status, once it has ended; the screen keeps what came until then."""
-        while data := self._read():
-            self.screen += data
-        return self._process.wait(60)
-
-    def _read(self) -> str:
-        text = ""
-        while not text:
-            try:
-                text = self._decoder.decode(os.read(self._own, 1 << 16))
-            except OSError:  # nobody has the other end any more
-                break
-        return text
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._own)
 
 
 @pytest.fixture
