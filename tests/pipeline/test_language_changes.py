@@ -111,7 +111,7 @@ def test_a_key_runs_its_own_stage_and_those_behind_it_again(
 
 @pytest.mark.slow
 def test_both_programs_of_all_of_it_score_as_their_codes_do(tmp_path: Path) -> None:
-    more = ("--set", "language.calibration_tokens=512", "--set", "budget.accuracy_drop=10")
+    more = ("--set", "language.calibration_tokens=512", "--set", "budget.accuracy_drop=1.0")
     done = call("run", "gemma3-tiny", "--runs", tmp_path, *options("executorch", "litert"), *more)
     assert done.code == 0, done.err
     cells = figures(tmp_path / "gemma3-tiny" / "host")
