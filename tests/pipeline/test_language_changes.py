@@ -120,7 +120,7 @@ def test_both_programs_of_all_of_it_score_as_their_codes_do(tmp_path: Path) -> N
 
 
 def test_a_short_training_brings_the_probabilities_nearer(tmp_path: Path) -> None:
-    task, language = loaded("rounding=nearest", "distil_steps=24", "distil_tokens=128")
+    task, language = loaded("rounding=nearest", "distil_steps=24", "distil_tokens=128", "distil_lr=5e-5")
     network = task.network()
     codes = find_codes(task, network, language, recipe_bits(task, network, language), 32, quiet)
     trained, found = train(task, task.network(), codes, language, tmp_path / "run.pt", quiet)
@@ -191,9 +191,9 @@ def test_a_text_of_one_piece_cannot_be_trained_on(tmp_path: Path) -> None:
         ("language.ffn=0", "language.ffn"),
         ("language.sparsity=1", "language.sparsity"),
         ("language.distil_learns=weights", "language.distil_learns"),
-        ("language.distil_tokens=512", "distil_tokens = 512 is more than context = 256"),
+        ("language={distil_steps=1, context=128, window=64}", "distil_tokens = 256 is more than context"),
         ("language.distil_step=5", "did you mean `distil_steps` in [language]?"),
-        ('language={"weights_mib"=1, "weight_bits"=8, "embedding_bits"=8}', "weights_mib without a choice"),
+        ("language={weights_mib=1, weight_bits=8, embedding_bits=8}", "weights_mib without a choice"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, setting: str, line: str) -> None:
