@@ -209,9 +209,10 @@ class _DynamicLinear(nn.Module):
         self.range = (-128, 127) if weight.bits == 8 else (-8, 7)
         self.block = None if weight.per_row else weight.block
         scales = weight.scales.flatten() if weight.per_row else weight.scales
-        self.register_buffer("codes", weight.codes)
-        self.register_buffer("scales", scales)
-        self.register_buffer("zeros", torch.zeros_like(scales, dtype=torch.int64))
+        # Parameters: of those, but of no buffers, the toolchain drops what a method does not use.
+        self.codes = nn.Parameter(weight.codes, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.zeros = nn.Parameter(torch.zeros_like(scales, dtype=torch.int64), requires_grad=False)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
