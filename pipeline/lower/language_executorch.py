@@ -148,6 +148,8 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
             if made is not None:
                 node.replace_all_uses_with(made)
                 graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        graph.erase_node(node)  # it would keep alive what nobody reads
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 

@@ -76,6 +76,7 @@ class TestCodes:
     def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
         gemma, data, _ = coded
         assert data.count(packed(gemma.model.embed_tokens.tensor.weight)) == 1
+        assert not any(tensor.weight.codes.numpy().tobytes() in data for tensor in held(gemma).values())
 
     def test_each_layer_is_one_subgraph_more(self, coded):
         """The keys and values are written between two of them; a norm or a rotation cuts none."""
