@@ -10,6 +10,7 @@ after the addition and the treatment of batch norm are our design. No training, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pipeline.trace import trace
 MAX_FEATURES = 5000  # of a layer's input patch; above that only its bias is corrected
 ROWS_PER_FEATURE = 12
 RIDGE = 1e-2  # of the mean power of a feature
+MEMORY = 6 * 2**30  # bytes of activations, of both networks; large inputs need fewer images for as many rows
 
 
 @torch.no_grad()
@@ -41,9 +43,10 @@ def reconstruct(
         graph: the original's, from which it was cut.
         groups: of that graph.
         kept: what the cut kept.
-        images: (N, C, H, W) float32, unlabelled; all of their activations are in memory at once.
+        images: (N, C, H, W) float32, unlabelled; as many of them as the activations of all fit in `MEMORY`.
         seed: of the positions that are looked at.
     """
+    images = images[: max(1, MEMORY // _bytes(graph))]
     thinner = trace(network, tuple(graph.nodes[0].shape), opaque=any(n.kind == "opaque" for n in graph))
     whole, left = graph.run(images), Thinner(Flow(graph), groups, kept)
     users = Counter(parameter for node in thinner for parameter in node.parameters.values())
@@ -62,6 +65,11 @@ def reconstruct(
             node = _solved(node, inputs[0], target, generator)
             _write(network, node, apply(node, *inputs))
         values[node.name] = images if node.kind == "input" else apply(node, *inputs)
+
+
+def _bytes(graph: Graph) -> int:
+    """What one image takes at most: every tensor of the original network and of the thinner one."""
+    return 2 * 4 * sum(math.prod(node.shape) for node in graph)
 
 
 def _solvable(network: nn.Module, node: Node) -> bool:

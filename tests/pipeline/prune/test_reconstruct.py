@@ -52,6 +52,19 @@ def test_it_comes_nearer_to_the_original_on_images_that_it_never_saw():
     assert {name: t.shape for name, t in smaller.state_dict().items()} == shapes
 
 
+def test_images_that_do_not_fit_into_memory_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    net = residual()
+    graph, groups, kept, few = halved(net)
+    _, _, _, capped = halved(net)
+    images = torch.randn(48, 3, 10, 10)
+    reconstruct(few, graph, groups, kept, images[:5])
+    one = 2 * 4 * sum(t.numel() for t in graph.run(images[:1]).values())
+    monkeypatch.setattr("pipeline.prune.reconstruct.MEMORY", 5 * one + 1)
+    reconstruct(capped, graph, groups, kept, images)
+    expected = few.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in capped.state_dict().items())
+
+
 def test_a_network_that_lost_nothing_that_counts_is_found_again():
     """Channels that copy another one go: the least squares give their part to the one that stays."""
     net = network(
