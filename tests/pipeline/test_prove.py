@@ -19,6 +19,7 @@ from targets.devices.programs import Program, Timing
 from targets.host import Machine, this_machine
 
 FAST = ("--set", "bench.runs=2")
+ONE = ("--set", "lower.runtimes=['litert']")  # where the other would show nothing more
 
 
 class Board(Here):
@@ -140,7 +141,7 @@ def test_counts_are_exact_and_times_are_not() -> None:
 
 def test_the_local_machine_is_a_device_too(tiny: Tiny, tmp_path: Path) -> None:
     recipe = copy_project(tiny, tmp_path)
-    asked = ("--device", "local:", "--limit", 1, "--json", *FAST, "--set", "budget.accuracy_drop=0.0")
+    asked = ("--device", "local:", "--limit", 1, "--json", *FAST, *ONE, "--set", "budget.accuracy_drop=0.0")
     done = call("run", recipe, "--runs", tmp_path / "runs", *asked)
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -148,7 +149,7 @@ def test_the_local_machine_is_a_device_too(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_this_machines_milliseconds_are_no_boards(tiny: Tiny, tmp_path: Path) -> None:
-    asked = ("--target", "raspberry-pi-5", "--device", "local:", "--smoke", "--json", *FAST)
+    asked = ("--target", "raspberry-pi-5", "--device", "local:", "--smoke", "--json", *FAST, *ONE)
     done = call("run", tiny.recipe, "--runs", tmp_path, *asked)
     assert done.code == 0, done.err
     found = json.loads(done.out)

@@ -64,7 +64,7 @@ def test_without_labels_it_learns_from_the_original_and_is_judged_by_it(tiny: Ti
     recipe = copy_project(tiny, tmp_path)
     for file in (tmp_path / "labels" / "train").iterdir():
         file.unlink()
-    asked = ("--set", "prune.macs=0.6", "--set", "recover.epochs=4")
+    asked = ("--set", "prune.macs=0.6", "--set", "recover.epochs=4", "--set", "lower.runtimes=['litert']")
     done = call("run", recipe, "--runs", tmp_path / "runs", *FAST, *asked)
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "tiny" / "host"
