@@ -102,15 +102,15 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
 
     graph, aten = program.graph_module.graph, torch.ops.aten
 
+    def constant(name: str, value: Tensor) -> Any:
+        with graph.inserting_before(next(iter(graph.nodes))):
+            return create_constant_placeholder(program, graph, name, InputKind.BUFFER, value, True)
+
     def mean(x: Any, dims: Sequence[int], keep: bool = False) -> Any:
         size = x.meta["val"].shape[-1]
         if list(dims) != [-1] or not keep:
             return None
-        with graph.inserting_before(next(iter(graph.nodes))):
-            share = create_constant_placeholder(
-                program, graph, f"mean_of_{size}", InputKind.BUFFER, torch.full((1, size), 1 / size), True
-            )
-        return call(aten.linear.default, x, share)
+        return call(aten.linear.default, x, constant(f"mean_of_{size}", torch.full((1, size), 1 / size)))
 
     def matmul(x: Any, y: Any) -> Any:
         shapes = [tuple(side.meta["val"].shape) for side in (x, y)]
@@ -134,8 +134,11 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
         if approximate != "tanh":
             return None
         twice = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(z)) / 2 is the sigmoid of 2 z
-        squares = call(aten.mul.Scalar, call(aten.mul.Tensor, x, x), 0.044715 * twice)
-        inner = call(aten.mul.Tensor, x, call(aten.add.Scalar, squares, twice))
+        cubic, linear = (  # tensors: a number would end the subgraph
+            constant(name, torch.tensor([value])) for name, value in (("c3", 0.044715 * twice), ("c1", twice))
+        )
+        squares = call(aten.mul.Tensor, call(aten.mul.Tensor, x, x), cubic)
+        inner = call(aten.mul.Tensor, x, call(aten.add.Tensor, squares, linear))
         return call(aten.mul.Tensor, x, call(aten.sigmoid.default, inner))
 
     ways: dict[Any, Callable[..., Any]] = {

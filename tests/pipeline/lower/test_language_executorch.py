@@ -79,12 +79,9 @@ class TestCodes:
         assert not any(tensor.weight.codes.numpy().tobytes() in data for tensor in held(gemma).values())
 
     def test_each_layer_is_one_subgraph_more(self, coded):
-        """The keys and values are written between two of them; a norm or a rotation cuts none.
-
-        `forward` has one more, up to the logits; `prefill` ends with the last layer's keys and values.
-        """
+        """The keys and values are written between two of them; a norm or a rotation cuts none."""
         gemma, _, subgraphs = coded
-        assert subgraphs == (gemma.config.layers + 1) + gemma.config.layers
+        assert subgraphs == gemma.config.layers + 1
 
     def test_the_wheels_llm_runner_writes_the_same_tokens(self, coded, tmp_path):
         from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
