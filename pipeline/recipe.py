@@ -199,6 +199,11 @@ class Squantize(Training):
     """The reverse is there to reproduce the paper's ablation."""
     masked_gradient: bool = False
     """Whether a weight that is zero now gets no gradient, and so stays zero."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """What training starts from: the weights; or, on the uniform grid, codes with which the layers' outputs
+    change least, which is worth most where there are few images to train on."""
+    norm: Literal["live", "frozen"] = "live"
+    """Statistics of batch norm: of each batch, or the network's own, where images are too few for better."""
     bytes: Annotated[float, Field(gt=0, le=1)] | None = None
     """Mixed precision: codes, biases and scales to keep, as a share of their size in int8; weight_bits is the
     most that a layer gets."""
@@ -233,6 +238,8 @@ class Squantize(Training):
             raise ValueError("takes one budget, not bytes and accuracy_drop")
         if self.layers and not self.active:
             raise ValueError("layers without weight_bits")
+        if self.rounding == "gptq" and self.grid != "uniform":
+            raise ValueError('rounding = "gptq" needs grid = "uniform"')
         return self
 
 

@@ -1,4 +1,4 @@
-"""Silence for native libraries that talk to standard error behind Python's back."""
+"""Silence for native libraries that talk to the terminal behind Python's back."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Turns standard error away, both the descriptor and Python's own, while a native library is at work."""
+def quiet(output: bool = False) -> Iterator[None]:
+    """Turns standard error away, both the descriptor and Python's own, while a native library is at work.
+
+    Args:
+        output: standard output's descriptor too.
+    """
     sys.stderr.flush()
-    saved = os.dup(2)
+    sys.stdout.flush()
+    saved = {number: os.dup(number) for number in ((1, 2) if output else (2,))}
     with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
-        os.dup2(null.fileno(), 2)
+        for number in saved:
+            os.dup2(null.fileno(), number)
         try:
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)

@@ -79,28 +79,47 @@ def rounded(
         )
     if grid.levels == "threshold":
         return start
-    moments = _damped(hessian, config.damping)
-    order = torch.argsort(moments.diagonal(), descending=True, stable=True)
-    if not config.by_moment:
-        order = torch.arange(len(order))
-    factor = _factor(moments[order][:, order])
-    moments, plain = moments.float(), hessian.float()
-    ends = grid.ends
     sparse = grid.levels != "integer"
-    scales = start.scales.clone() if sparse else nearest(weight, grid, moments.diagonal()).scales
+    moments = _Moments.of(hessian, config)
+    scales = start.scales.clone() if sparse else nearest(weight, grid, moments.damped.diagonal()).scales
     codes = torch.empty_like(start.codes)
     for first in range(0, len(weight), ROWS):
         part = slice(first, first + ROWS)
         w, its = weight[part].float(), scales[part]
         zeros = start.codes[part] == 0 if sparse else None
-        found = _gptq(w, its, factor, order, ends, zeros)
+        found = _gptq(w, its, moments, grid.ends, zeros)
         for _ in range(config.sweeps):
-            its = _refitted(w, found, its, moments)
-            found = _descended(w, found, its, moments, ends, zeros)
-        worse = _errors(w, found, its, plain) > _errors(w, start.codes[part], start.scales[part], plain)
+            its = _refitted(w, found, its, moments.damped)
+            found = _descended(w, found, its, moments.damped, grid.ends, zeros)
+        before = _errors(w, start.codes[part], start.scales[part], moments.plain)
+        worse = _errors(w, found, its, moments.plain) > before
         codes[part] = torch.where(worse.unsqueeze(1), start.codes[part], found)
         scales[part] = torch.where(worse.unsqueeze(1), start.scales[part], its)
     return BlockWeight(codes, scales, grid.bits, start.block)
+
+
+@torch.no_grad()
+def recoded(
+    weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor, ends: tuple[int, int], zeros: Tensor
+) -> Tensor:
+    """Better codes on scales that stay: GPTQ, and a round of coordinate descent.
+
+    Args:
+        weight: float (out, in), finite.
+        codes: int8 (out, in), the nearest ones.
+        scales: float32 (out, 1).
+        hessian: float (in, in), second moments of the layer's inputs (any factor), finite.
+        ends: the smallest and the largest code.
+        zeros: bool (out, in), codes that stay zero.
+
+    Returns:
+        int8 (out, in); for every row of no more (q - w) H (q - w) than `codes` have.
+    """
+    moments, weight = _Moments.of(hessian, RoundingConfig()), weight.float()
+    found = _gptq(weight, scales, moments, ends, zeros)
+    found = _descended(weight, found, scales, moments.damped, ends, zeros)
+    worse = _errors(weight, found, scales, moments.plain) > _errors(weight, codes, scales, moments.plain)
+    return torch.where(worse.unsqueeze(1), codes, found)
 
 
 def weighted_error(weight: Tensor, found: BlockWeight, hessian: Tensor) -> Tensor:
@@ -111,6 +130,31 @@ def weighted_error(weight: Tensor, found: BlockWeight, hessian: Tensor) -> Tenso
 def _errors(weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor) -> Tensor:
     lost = times_scales(codes.float(), scales) - weight
     return ((lost @ hessian) * lost).sum(1)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Second moments of a layer's inputs.
+
+    Attributes:
+        plain: float32 (in, in).
+        damped: float32, what is minimised.
+        order: (in,), which column comes when.
+        factor: of the damped ones in that order, upper triangular; see `_factor`.
+    """
+
+    plain: Tensor
+    damped: Tensor
+    order: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, config: RoundingConfig) -> _Moments:
+        damped = _damped(hessian, config.damping)
+        order = torch.arange(len(damped))
+        if config.by_moment:
+            order = torch.argsort(damped.diagonal(), descending=True, stable=True)
+        return cls(hessian.float(), damped.float(), order, _factor(damped[order][:, order]))
 
 
 def _damped(hessian: Tensor, damping: float) -> Tensor:
@@ -127,21 +171,21 @@ def _factor(moments: Tensor) -> Tensor:
 
 
 def _gptq(
-    weight: Tensor, scales: Tensor, factor: Tensor, order: Tensor, ends: tuple[int, int], zeros: Tensor | None
+    weight: Tensor, scales: Tensor, moments: _Moments, ends: tuple[int, int], zeros: Tensor | None
 ) -> Tensor:
     """GPTQ's codes on given scales.
 
     Args:
         weight: float32 (out, in).
         scales: (out, in / block).
-        factor: upper triangular (in, in), in the order of columns.
-        order: (in,), which column comes when.
+        moments: of the inputs.
         ends: the smallest and the largest code.
         zeros: (out, in) codes that are zero in any case; None for none.
 
     Returns:
         int8 (out, in).
     """
+    factor, order = moments.factor, moments.order
     # Columns lie in rows here: each is a contiguous vector.
     left = weight[:, order].T.contiguous()
     wide = scales.repeat_interleave(weight.shape[1] // scales.shape[1], 1)[:, order].T.contiguous()

@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.prune.cost import Cost, Table, Widths, check_share, nearest
 from pipeline.prune.flow import Group
 from targets.errors import BudgetError, UsageError
+from targets.quiet import quiet
 
 if TYPE_CHECKING:
     from pipeline.prune.sensitivity import Sensitivity
@@ -296,11 +297,12 @@ class _Problem:
         integrality = np.zeros(rows.count)
         integrality[:binaries] = 1
         matrix, low, high = rows.matrix()
-        result = milp(
-            objective, integrality=integrality, bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"time_limit": seconds, "mip_rel_gap": 1e-7},
-        )  # fmt: skip
+        with quiet(output=True):  # HiGHS prints lines for its own developers
+            result = milp(
+                objective, integrality=integrality, bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix, low, high),
+                options={"time_limit": seconds, "mip_rel_gap": 1e-7},
+            )  # fmt: skip
         if result.x is None:
             return None
         chosen = {

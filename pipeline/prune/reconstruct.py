@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.graph import Graph, Node, apply
+from pipeline.patches import at_spots, patches, pick_spots
 from pipeline.prune.flow import Flow, Group, Kept
 from pipeline.prune.thinner import Thinner
 from pipeline.trace import trace
@@ -89,7 +89,8 @@ def _solved(node: Node, x: Tensor, target: Tensor, generator: np.random.Generato
     error = target - apply(node, x)
     if features > MAX_FEATURES:
         return replace(node, bias=node.bias + (error.mean((0, 2, 3)) if error.ndim == 4 else error.mean(0)))
-    x, error = _patches(node, x, error, generator)
+    spots = pick_spots(error.shape, ROWS_PER_FEATURE * features, generator)
+    x, error = patches(node, x, spots), at_spots(error, spots)
     mean_x, mean_e = x.mean(0), error.mean(0)
     x, error = x - mean_x, error - mean_e
     gram = x.T @ x
@@ -97,25 +98,6 @@ def _solved(node: Node, x: Tensor, target: Tensor, generator: np.random.Generato
     change = torch.linalg.solve(gram, x.T @ error).T  # (out, features)
     bias = node.bias.double() + mean_e - change @ mean_x
     return replace(node, weight=(weight + change).reshape(node.weight.shape).float(), bias=bias.float())
-
-
-def _patches(node: Node, x: Tensor, error: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random rows of the layer's linear problem: (rows, features) and (rows, out), in double."""
-    assert node.weight is not None
-    wanted = ROWS_PER_FEATURE * node.weight[0].numel()
-    if node.kind == "linear":
-        return x.double(), error.double()
-    (down, right), (high, wide) = node.attrs["stride"], node.weight.shape[2:]
-    padded = F.pad(x, node.attrs["padding"])
-    n, _, height, width = error.shape
-    count = min(wanted, n * height * width)
-    spots = torch.from_numpy(generator.choice(n * height * width, count, replace=False))
-    image, y, column = spots // (height * width), spots // width % height, spots % width
-    dy, dx = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
-    ys = (y * down)[:, None] + dy.flatten()
-    xs = (column * right)[:, None] + dx.flatten()
-    found = padded[image[:, None], :, ys, xs]  # (rows, taps, channels)
-    return found.transpose(1, 2).reshape(count, -1).double(), error[image, :, y, column].double()
 
 
 def _write(network: nn.Module, node: Node, output: Tensor) -> None:

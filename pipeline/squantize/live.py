@@ -9,7 +9,7 @@ ReLU, one for all tensors that share a scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,7 @@ class LiveNetwork(nn.Module):
         plans: state-dict name of a weight -> what becomes of it; the others stay float.
         activation_bits: 8, 4 or 2 bits behind ReLU; None leaves activations float.
         schedule: when the quantizers set in.
+        live_norm: whether batch norm takes each batch's statistics in training, and learns from them.
     """
 
     step: Tensor
@@ -87,11 +88,12 @@ class LiveNetwork(nn.Module):
         plans: Mapping[str, LayerPlan],
         activation_bits: int | None = None,
         schedule: Schedule | None = None,
+        live_norm: bool = True,
     ) -> None:
         """Puts quantizers in; nothing is computed yet."""
         super().__init__()
         self.network, self.plans, self.schedule = network, dict(plans), schedule or Schedule()
-        self.momenta = _momenta(network, graph)
+        self.momenta, self.live_norm = _momenta(network, graph), live_norm
         state = dict(network.named_parameters()) | dict(network.named_buffers())
         # The graph's own weights are used only where they are no parameters of the network.
         self.graph = Graph(tuple(_light(node, state) for node in graph), graph.outputs)
@@ -105,6 +107,11 @@ class LiveNetwork(nn.Module):
         self._frozen: tuple[Any, dict[str, Tensor]] | None = None
 
     @property
+    def state(self) -> State:
+        """Parameters and buffers of the network."""
+        return dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+
+    @property
     def clips_named(self) -> dict[str, Clip]:
         """Name of a ReLU's tensor -> the clip behind it."""
         return {node: self.clips[index] for node, index in self.clip_of.items()}  # type: ignore[misc]
@@ -114,7 +121,7 @@ class LiveNetwork(nn.Module):
         if self.training:
             self.step += 1
         on = not self.training or int(self.step) > self.schedule.delay
-        state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        state = self.state
         values = self._values(x, state, self.quantized(state) if on else {}, self.clip_of if on else {})
         outputs = tuple(values[name] for name in self.graph.outputs)
         return outputs if len(outputs) > 1 else outputs[0]
@@ -130,11 +137,17 @@ class LiveNetwork(nn.Module):
                 values[node.name] = x
             elif node.name in clipped:
                 values[node.name] = self.clips[clipped[node.name]](inputs[0])
-            elif node.parameters and node.weight is None:
-                values[node.name] = self._layer(node, inputs[0], state, weights)
             else:
-                values[node.name] = apply(node, *inputs)
+                values[node.name] = self.compute(node, inputs, state, weights)
         return values
+
+    def compute(
+        self, node: Node, inputs: Sequence[Tensor], state: State, weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Computes one node, with these weights in the place of the network's own; no clips."""
+        if node.parameters and node.weight is None:
+            return self._layer(node, inputs[0], state, weights)
+        return apply(node, *inputs)
 
     def _layer(self, node: Node, x: Tensor, state: State, weights: Mapping[str, Tensor]) -> Tensor:
         names = node.parameters
@@ -145,7 +158,7 @@ class LiveNetwork(nn.Module):
         gamma, beta = (state[names[role]] if role in names else None for role in ("bn_weight", "bn_bias"))
         mean, var = state[names["bn_mean"]], state[names["bn_var"]]
         momentum, eps = self.momenta[names["bn_mean"]], node.attrs["bn_eps"]
-        return F.batch_norm(x, mean, var, gamma, beta, self.training, momentum, eps)
+        return F.batch_norm(x, mean, var, gamma, beta, self.training and self.live_norm, momentum, eps)
 
     def quantized(self, state: State | None = None) -> dict[str, Tensor]:
         """The weights that the codes stand for, by state-dict name.
@@ -197,8 +210,7 @@ class LiveNetwork(nn.Module):
         Raises:
             InputError: an activation that never fires on them, or is not a number.
         """
-        state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
-        training = self.training
+        state, training = self.state, self.training
         values = self.eval()._values(images, state, {}, {})
         for index, clip in enumerate(self.clips):
             names = [name for name, its in self.clip_of.items() if its == index]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HISTORY = "history.json"
 LATENT = "latent.safetensors"
 CLIP_IMAGES = 64
+ROUND_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class SquantizeStages:
         from pipeline.retrain import Lesson
         from pipeline.squantize.live import LiveNetwork, check_clips
         from pipeline.squantize.plan import layer_plans, schedule
+        from pipeline.squantize.start import round_weights
         from pipeline.trace import trace
 
         pruning, wanted = self.pruning, self.recipe.squantize
@@ -146,7 +148,10 @@ class SquantizeStages:
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
             self.allocation = self._choose_bits(network, graph, plans, held_out)
             plans = layer_plans(wanted, graph, network, self.allocation.widths)
-        live = LiveNetwork(network, graph, plans, bits, schedule(wanted, lesson.steps))
+        steps = schedule(wanted, lesson.steps)
+        live = LiveNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
+        if wanted.rounding == "gptq":
+            round_weights(live, preprocessed(First(training, ROUND_IMAGES), self.task.preprocess))
         if bits:
             live.start_clips(preprocessed(First(training, CLIP_IMAGES), self.task.preprocess))
         measure, evaluate = lesson.judge()

@@ -48,6 +48,8 @@ USUAL = {
         "squantize.per=channel",
         "squantize.grid=uniform",
         "squantize.sigma=-30",
+        "squantize.rounding=gptq",
+        "squantize.norm=frozen",
         f"squantize.layers={{{LAYERS}}}",
     ),  # fmt: skip
     "resnet20": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),

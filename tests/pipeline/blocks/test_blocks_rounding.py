@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.blocks.grid import BlockGrid, nearest
-from pipeline.blocks.rounding import RoundingConfig, rounded, weighted_error
+from pipeline.blocks.rounding import RoundingConfig, recoded, rounded, weighted_error
 from targets.errors import InputError, UsageError
 
 
@@ -118,3 +118,30 @@ def test_moments_and_settings_that_cannot_work() -> None:
             rounded(weight, wrong, BlockGrid())
     with pytest.raises(UsageError, match="damping"):
         RoundingConfig(damping=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 8), st.integers(0, 2**31))
+def test_on_scales_that_stay_no_row_is_worse_and_zeros_stay(bits: int, seed: int) -> None:
+    weight, moments = layer(6, 32, seed, tokens=24)
+    most = 2 ** (bits - 1) - 1
+    scales = weight.abs().amax(1, keepdim=True) / most
+    zeros = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+    codes = ((weight / scales).round() * ~zeros).to(torch.int8)
+    found = recoded(weight, codes, scales, moments, (-most, most), zeros)
+    assert found.abs().max() <= most and not found[zeros].any()
+
+    def error(codes: Tensor) -> Tensor:
+        lost = (codes * scales - weight).double()
+        return ((lost @ moments.double()) * lost).sum(1)
+
+    assert (error(found) <= error(codes) * (1 + 1e-5)).all()
+
+
+def test_on_scales_that_stay_it_pays() -> None:
+    weight, moments = layer(64, 256, 0)
+    scales = weight.abs().amax(1, keepdim=True) / 7
+    codes = (weight / scales).round().to(torch.int8)
+    found = recoded(weight, codes, scales, moments, (-7, 7), torch.zeros_like(codes, dtype=torch.bool))
+    lost = [((c * scales - weight) @ moments * (c * scales - weight)).sum() for c in (codes, found)]
+    assert lost[1] < 0.8 * lost[0]
