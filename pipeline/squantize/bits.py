@@ -2,12 +2,13 @@
 
 The same question as channel widths, so the same answer (`pipeline.prune`): a curve per layer, here over its
 bits, with confidence intervals; and a mixed-integer program that picks one point of each. A point is the
-metric of the network in which this layer alone has so few bits, and so many zeros, without training. Our
-design.
+metric of the network in which this layer alone has so few bits, and so many zeros, without training, but
+rounded as training will find it. Our design.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.prune.sensitivity import Curve, Point, Score, Sensitivity
 from pipeline.squantize.fold import fold
 from pipeline.squantize.ledger import EXTRA, entropy
 from pipeline.squantize.live import LayerPlan, LiveNetwork
+from pipeline.squantize.start import round_weights
 
 CHOICES = (2, 3, 4, 5, 6)
 INT8 = 8  # the full precision: post-training int8
@@ -43,6 +45,7 @@ def measure_bits(
     metric: str,
     tick: Tick,
     choices: Sequence[int] = CHOICES,
+    rounding: Tensor | None = None,
 ) -> tuple[Sensitivity, dict[str, dict[int, float]]]:
     """The metric of every layer at every number of bits, the others float.
 
@@ -55,13 +58,13 @@ def measure_bits(
         metric: its name.
         tick: progress.
         choices: bits.
+        rounding: images to find codes with, see `pipeline.squantize.start`; None takes the nearest.
 
     Returns:
         A curve per weight, with bits for widths; and weight -> bits -> bytes of its codes at their entropy,
         biases and scales included.
     """
-    shape = tuple(graph.nodes[0].shape)
-    folded = {bits: _at(network, graph, plans, bits, shape) for bits in choices}
+    folded = {bits: _at(network, graph, plans, bits, rounding) for bits in choices}
     nodes = {n.parameters["weight"]: n.name for n in graph if n.parameters.get("weight") in plans}
     behind = {name: _behind(graph, node) for name, node in nodes.items()}
     found: dict[tuple[str, int], list[Any]] = {(name, bits): [] for name in plans for bits in choices}
@@ -134,11 +137,14 @@ def packed_bytes(node: Node) -> float:
 
 
 def _at(
-    network: nn.Module, graph: Graph, plans: Mapping[str, LayerPlan], bits: int, shape: tuple[int, ...]
+    network: nn.Module, graph: Graph, plans: Mapping[str, LayerPlan], bits: int, rounding: Tensor | None
 ) -> Graph:
     """The folded graph in which all of these layers have so many bits."""
     at = {name: replace(plan, config=replace(plan.config, bits=bits)) for name, plan in plans.items()}
-    return fold(LiveNetwork(network, graph, at), shape)
+    live = LiveNetwork(network if rounding is None else copy.deepcopy(network), graph, at)
+    if rounding is not None:
+        round_weights(live, rounding)
+    return fold(live, tuple(graph.nodes[0].shape))
 
 
 def _behind(graph: Graph, start: str) -> set[str]:

@@ -17,7 +17,7 @@ from pipeline.task import Task
 from targets.host import package_version
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from calibration.datasets import Dataset
     from pipeline.graph import Graph
@@ -145,13 +145,16 @@ class SquantizeStages:
         bits = wanted.activation_bits
         check_clips(graph, bits or 8)
         plans = layer_plans(wanted, graph, network)
+        rounding = None
+        if wanted.rounding == "gptq":
+            rounding = preprocessed(First(training, ROUND_IMAGES), self.task.preprocess)
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
-            self.allocation = self._choose_bits(network, graph, plans, held_out)
+            self.allocation = self._choose_bits(network, graph, plans, held_out, rounding)
             plans = layer_plans(wanted, graph, network, self.allocation.widths)
         steps = schedule(wanted, lesson.steps)
         live = LiveNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
-        if wanted.rounding == "gptq":
-            round_weights(live, preprocessed(First(training, ROUND_IMAGES), self.task.preprocess))
+        if rounding is not None:
+            round_weights(live, rounding)
         if bits:
             live.start_clips(preprocessed(First(training, CLIP_IMAGES), self.task.preprocess))
         measure, evaluate = lesson.judge()
@@ -162,7 +165,12 @@ class SquantizeStages:
         return result.network, result, measure  # type: ignore[return-value]
 
     def _choose_bits(
-        self, network: nn.Module, graph: Graph, plans: Mapping[str, LayerPlan], held_out: Dataset
+        self,
+        network: nn.Module,
+        graph: Graph,
+        plans: Mapping[str, LayerPlan],
+        held_out: Dataset,
+        rounding: Tensor | None,
     ) -> Allocation:
         """Bits per layer for the recipe's budget, by the held-out training images."""
         from pipeline.prune.samples import run_graph
@@ -175,8 +183,9 @@ class SquantizeStages:
         truth = pruning.truth(held_out, run_graph(pruning.graph(), inputs))
         choices = tuple(bits for bits in CHOICES if bits <= wanted.weight_bits)
         found, sizes = measure_bits(
-            network, graph, plans, inputs, pruning.score(truth), self.task.metric, self.tick, choices
-        )
+            network, graph, plans, inputs, pruning.score(truth), self.task.metric, self.tick, choices,
+            rounding,
+        )  # fmt: skip
         others = [n for n in graph if n.weight is not None and n.parameters.get("weight") not in plans]
         rest = sum(packed_bytes(node) for node in others)
         return choose_bits(found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop)

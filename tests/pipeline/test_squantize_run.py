@@ -87,9 +87,11 @@ def test_low_bit_activations_of_a_network_without_relu_are_refused(tiny: Tiny, t
 
 
 @pytest.mark.slow
-def test_mixed_precision_meets_its_budget(tiny: Tiny, tmp_path: Path) -> None:
-    asked = ("--set", "squantize.weight_bits=4", "--set", "squantize.bytes=0.8")
-    done = call("run", tiny.recipe, "--runs", tmp_path, *FAST, *asked, "--set", "squantize.epochs=0.5")
+@pytest.mark.parametrize("more", [(), ("squantize.grid=uniform", "squantize.rounding=gptq")])
+def test_mixed_precision_meets_its_budget(tiny: Tiny, tmp_path: Path, more: tuple[str, ...]) -> None:
+    settings = ("squantize.weight_bits=4", "squantize.bytes=0.8", "squantize.epochs=0.5", *more)
+    asked = [word for setting in settings for word in ("--set", setting)]
+    done = call("run", tiny.recipe, "--runs", tmp_path, *FAST, *asked)
     assert done.code == 0, done.err
     history = json.loads(next((tmp_path / ".store").glob("*/history.json")).read_text())
     assert history["allocation"]["achieved"] <= 0.8
@@ -105,6 +107,7 @@ def test_mixed_precision_meets_its_budget(tiny: Tiny, tmp_path: Path) -> None:
         ("squantize.sigma=99", "sigma"),
         ("squantize.activation_bits=3", "activation_bits"),
         ("squantize.grid=log", "grid"),
+        ("squantize.rounding=gptq", 'needs grid = "uniform"'),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(tiny: Tiny, setting: str, words: str) -> None:

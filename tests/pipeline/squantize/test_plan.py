@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,26 @@ def test_a_point_is_the_network_with_one_layer_quantized(network: nn.Module):
         assert curve.points[1].metric == pytest.approx(expected, abs=1e-6)
         node = next(n for n in fold(alone, SHAPE) if n.parameters.get("weight") == name)
         assert sizes[name][4] == packed_bytes(node) < sizes[name][8]
+
+
+def test_points_of_rounded_weights_leave_the_network_alone(network: nn.Module):
+    graph = trace(network, SHAPE)
+    wanted = Squantize(weight_bits=4, grid="uniform", rounding="gptq", sigma=-30, per="channel")
+    plans = layer_plans(wanted, graph, network)
+    x = torch.randn(40, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(network.state_dict())
+    whole = network(x).detach().numpy()
+
+    def near(outputs: list) -> tuple[float, float, float]:
+        value = -float(np.mean([np.square(o[0] - w).mean() for o, w in zip(outputs, whole, strict=True)]))
+        return value, value, value
+
+    def losses(rounding: torch.Tensor | None) -> list[float]:
+        asked = (network, graph, plans, x, near, "m", lambda done, total: None, (2,), rounding)
+        return [curve.points[1].metric for curve in measure_bits(*asked)[0].curves]
+
+    assert sum(losses(x)) > 0.8 * sum(losses(None))  # both below zero
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def made(drops: dict[str, dict[int, float]]):
