@@ -74,18 +74,13 @@ class Bench:
         return self._rounded()
 
     def mixed(self) -> Codes:
-        """Int8 where it helps most, within the budget; the others keep the codes of the row with 4 bits.
-
-        A run rounds all of them anew, behind the int8 ones, which takes longer.
-        """
+        """Int8 where it helps most, within the budget."""
         path = self.work / "sensitivity.json"
         network = self.task.network()
         bits = recipe_bits(self.task, network, self.language)
         if not path.exists():
             write_json(path, measure_loss(self.task, network, bits, BLOCK, _tick))
-        mixed = mix(read_json(path), bits, self.budget)
-        low, high = self.codes("gptq", self.gptq), self.codes("int8", self.int8)
-        return {name: high[name] if each == 8 else low[name] for name, each in mixed.items()}
+        return self._rounded(mix(read_json(path), bits, self.budget))
 
     def sparse(self) -> Codes:
         """SQuantizer's grid with 40 % zeros, within 4 bits."""
