@@ -50,7 +50,7 @@ USUAL = {
     "mobilenet": (
         "squantize.epochs=12",
         "squantize.batch=16",
-        "squantize.lr=0.005",
+        "squantize.lr=0.002",
         "squantize.patience=24",
         "squantize.ema=0.98",
         "squantize.warmup=20",
