@@ -157,18 +157,15 @@ class Store:
 
     def _commit(self, folder: Path, target: Path, key: str) -> None:
         """Renames a sealed folder into place; keeps a sound winner, replaces a damaged artefact."""
-        try:
-            folder.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
+        if not _moved(folder, target):
             # Only the holder of the lock moves artefacts out of the way, after looking again: none that is
-            # sound is ever moved from under a reader.
+            # sound is ever moved from under a reader. Whoever has just built one needs no lock for an empty
+            # place, and may take it between our two moves.
             with self._locked():
-                if self.get(key):
-                    return
-                target.rename(self._temporary_root / f"{_owner()}.{uuid.uuid4().hex[:8]}.damaged")
-                folder.rename(target)
+                while not self.get(key):
+                    target.rename(self._temporary_root / f"{_owner()}.{uuid.uuid4().hex[:8]}.damaged")
+                    if _moved(folder, target):
+                        break
             for path in self._temporary_root.glob(f"{_owner()}.*.damaged"):
                 _remove(path)
         _sync(self.root)
@@ -178,6 +175,17 @@ class Store:
         with (self.root / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the process goes, however it goes
             yield
+
+
+def _moved(folder: Path, target: Path) -> bool:
+    """Renames a folder; False where something is in its place already."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def file_hash(path: Path) -> str:

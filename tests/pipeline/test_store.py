@@ -321,6 +321,23 @@ def test_another_machines_temporary_folder_is_left_alone(store):
     assert store.sweep() == 0 and len(temporary(store)) == 1
 
 
+def test_a_place_taken_while_a_damaged_artefact_is_moved_is_the_others(store, monkeypatch):
+    truncate(store.publish(KEY, build))
+    rename = Path.rename
+
+    def taken(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == store.root / KEY:  # between our two moves another process publishes
+            monkeypatch.setattr(Path, "rename", rename)
+            store.publish(KEY, build, {"by": "another"})
+        return moved
+
+    monkeypatch.setattr(Path, "rename", taken)
+    store.publish(KEY, build, {"by": "us"})
+    manifest = json.loads((store.get(KEY, verify=True) / MANIFEST).read_text())
+    assert manifest["meta"] == {"by": "another"} and temporary(store) == []
+
+
 RACE = """
     meeting = Path(sys.argv[2])
     def together(folder):
