@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from pipeline.blocks.rounding import recoded
-from pipeline.graph import Graph
-from pipeline.patches import patches, pick_spots
+from pipeline.graph import Graph, Node
+from pipeline.patches import Spots, patches, pick_spots
 from pipeline.squantize.grid import encode, threshold_at
 from pipeline.squantize.live import LayerPlan, LiveNetwork
 
 MAX_FEATURES = 5000  # of a filter's input; above that its codes stay the nearest
-ROWS_PER_FEATURE = 48
+ROWS_PER_FEATURE, MOST_ROWS = 48, 1 << 16
+PATCHES = 1 << 26  # values of patches that are held at once
 MEMORY = 6 * 2**30  # bytes of activations
 ALIVE = 4  # of the largest tensors, at once
 
@@ -46,12 +47,10 @@ def round_weights(live: LiveNetwork, images: Tensor, seed: int = 0) -> None:
         inputs = [values[name] for name in node.inputs]
         name = node.parameters.get("weight", "")
         if name in live.plans and node.attrs.get("groups", 1) == 1 and state[name][0].numel() <= MAX_FEATURES:
-            weight = state[name]
-            shape, count = (len(images), *node.shape[1:]), ROWS_PER_FEATURE * weight[0].numel()
-            spots = pick_spots(shape, count, generator)
-            rows = patches(replace(node, weight=weight), inputs[0], spots)
-            sigma = live.final_sigma(name, weight)
-            weight.copy_(_rounded(weight, sigma, live.plans[name], rows.T @ rows / len(rows)))
+            weight, shape = state[name], (len(images), *node.shape[1:])
+            spots = pick_spots(shape, min(MOST_ROWS, ROWS_PER_FEATURE * weight[0].numel()), generator)
+            moments = _moments(replace(node, weight=weight), inputs[0], spots)
+            weight.copy_(_rounded(weight, live.final_sigma(name, weight), live.plans[name], moments))
         weights = {}
         if name in live.plans:
             codes, step = encode(state[name], live.final_sigma(name, state[name]), live.plans[name].config)
@@ -61,6 +60,21 @@ def round_weights(live: LiveNetwork, images: Tensor, seed: int = 0) -> None:
         for spent in [name for name in node.inputs if not waiting[name]]:
             values.pop(spent, None)
     live.train(training)
+
+
+def _moments(node: Node, x: Tensor, spots: Spots) -> Tensor:
+    """Second moments of what a layer reads there, float64 (in, in)."""
+    assert node.weight is not None
+    most = max(1, PATCHES // node.weight[0].numel())
+    if spots is None or len(spots[0]) <= most:
+        rows = patches(node, x, spots)
+        return rows.T @ rows / len(rows)
+    total, count = torch.zeros(()), len(spots[0])
+    for start in range(0, count, most):
+        image, y, column = (axis[start : start + most] for axis in spots)
+        rows = patches(node, x, (image, y, column))
+        total = total + rows.T @ rows
+    return total / count
 
 
 def _rounded(weight: Tensor, sigma: float, plan: LayerPlan, hessian: Tensor) -> Tensor:

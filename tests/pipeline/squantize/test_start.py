@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.squantize import start
 from pipeline.squantize.fold import codes_of, fold
 from pipeline.squantize.grid import PER, GridConfig
 from pipeline.squantize.live import LayerPlan, LiveNetwork
@@ -76,6 +79,16 @@ def test_outputs_on_other_images_change_less(network: Net, per: str, sparsity: f
         assert torch.allclose(codes * step, weight, atol=1e-6) or name == "d" or sparsity
         if sparsity:
             assert (codes == 0).float().mean() >= sparsity - 1 / codes.numel()
+
+
+def test_patches_in_parts_find_the_same_codes(network: Net, monkeypatch: pytest.MonkeyPatch):
+    found = []
+    for patches in (start.PATCHES, 1000):
+        monkeypatch.setattr(start, "PATCHES", patches)
+        live = live_of(copy.deepcopy(network), "channel")
+        round_weights(live, images(16, 1))
+        found.append(torch.cat([codes_of(live, f"{name}.weight")[0].flatten() for name in LAYERS]))
+    assert torch.equal(*found)
 
 
 def test_the_mode_comes_back_and_depthwise_layers_stay(network: Net):
