@@ -255,7 +255,7 @@ class Language(Schema):
     embedding_bits: Literal[4, 8] = 4
     """Bits of the embedding, which is the last layer too."""
     block: int = Field(default=32, ge=0)
-    """Weights that share a scale; 0 = a whole output channel. LiteRT takes whole channels in any case."""
+    """Weights that share a scale; 0 = a whole output channel."""
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`gptq` rounds so that the outputs on the calibration texts change least."""
     weights_mib: Annotated[float, Field(gt=0)] | None = None

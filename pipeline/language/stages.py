@@ -133,7 +133,7 @@ class LanguageStages:
         self.runtimes = tuple(str(name) for name in recipe.lower.runtimes)
         language: Language = self.language
         self.prune = self._prune(language.ffn, multiple) if language.ffn is not None else None
-        ways = {name: language.block if name == "executorch" else 0 for name in self.runtimes}
+        ways = dict.fromkeys(self.runtimes, language.block)
         blocks = tuple(dict.fromkeys(ways.values()))
         senses = {block: self._sense(block) for block in blocks} if language.weights_mib else {}
         made = {block: self._quantize(block, senses.get(block)) for block in blocks}

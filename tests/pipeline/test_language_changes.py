@@ -81,7 +81,7 @@ def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     ):  # fmt: skip
         assert line in report, report
     told = call("explain", runs / "gemma3-tiny" / "host").out
-    for stage in ("prune", "sense-rows", "quantize-rows", "distil-rows", "score-pruned"):
+    for stage in ("prune", "sense-blocks", "quantize-blocks", "distil-blocks", "score-pruned"):
         assert f"{stage}: ran: first run" in told
 
 

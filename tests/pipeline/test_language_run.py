@@ -86,7 +86,7 @@ def test_its_speed_is_measured_where_it_is_asked_for(folder: Path) -> None:
 
 
 def test_it_answers(folder: Path) -> None:
-    asked = ("--prompt", "The assert statement", "--max-tokens", "8", "--temperature", "0")
+    asked = ("--prompt", "The list type is", "--max-tokens", "8", "--temperature", "0")
     first, second = (call("chat", folder / "bundle.paredown", *asked) for _ in range(2))
     assert first.code == 0 and first.out.strip() and first.out == second.out
 
