@@ -148,9 +148,7 @@ class LanguageRun:
         ]
         for name in self.stages.runtimes:
             found.append(self._figure("lower", name, "file_bytes", len(self.stages.program(name)), "B"))
-            found.append(
-                self._figure("quantize", name, "weight_bytes", self.stages.facts(name)["bytes"], "B")
-            )
+        found.append(self._figure("quantize", "codes", "weight_bytes", self.stages.facts()["bytes"], "B"))
         return found
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
@@ -194,25 +192,25 @@ class LanguageRun:
                 f"pruned: feed-forward layers {widths['before']:,} -> {widths['after']:,} channels, "
                 f"perplexity {after:+.1%} in float32"
             )
-        for name in self.stages.runtimes:
-            counted = self.stages.facts(name)
-            if language.weights_mib is not None:
-                matrices, size = counted["matrices"], counted["bytes"] / MIB
-                notes.append(
-                    f"{name}: {matrices.get('8', 0)} of {sum(matrices.values())} matrices have 8 bits, "
-                    f"{size:,.2f} of {language.weights_mib:,.2f} MiB"
-                )
-            if language.sparsity:
-                share, pays = counted["zeros"] / counted["weights"], self.target.runtime(name).pays.zeros
+        counted = self.stages.facts()
+        if language.weights_mib is not None:
+            matrices, size = counted["matrices"], counted["bytes"] / MIB
+            notes.append(
+                f"{matrices.get('8', 0)} of {sum(matrices.values())} matrices have 8 bits, "
+                f"{size:,.2f} of {language.weights_mib:,.2f} MiB"
+            )
+        if language.sparsity:
+            share = counted["zeros"] / counted["weights"]
+            for name in self.stages.runtimes:
+                pays = self.target.runtime(name).pays.zeros
                 notes.append(
                     f"{name}: {share:.0%} of the codes are zero, which buys {pays.buys}: {pays.note}"
                 )
-            if self.stages.trains:
-                told = self.stages.history(name)
-                notes.append(
-                    f"{name}: training moved the divergence on text held out from {-told['baseline']:.4f} "
-                    f"to {-told['best']:.4f} nats, best after step {told['best_step']}"
-                )
+        if told := self.stages.history():
+            notes.append(
+                f"training moved the divergence on text held out from {-told['baseline']:.4f} "
+                f"to {-told['best']:.4f} nats, best after step {told['best_step']}"
+            )
         return notes
 
     # -- the last stages -------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """The stages of a language model's run.
 
-    prune -> sense-BLOCKS -> quantize-BLOCKS -> distil-BLOCKS -> lower-RUNTIME -> score-VARIANT -> bundle
+    prune -> sense -> quantize -> distil -> lower-RUNTIME -> score-VARIANT -> bundle
 
-Weights become codes once for every way in which a runtime stores them: ExecuTorch takes a scale per block,
-LiteRT one per output channel. `prune`, `sense` and `distil` are there where the recipe asks for them. Scores
-of programs come from feeding them token by token, as a chat does.
+Weights become codes once: both runtimes hold the same. `prune`, `sense` and `distil` are there where the
+recipe asks for them. Scores of programs come from feeding them token by token, as a chat does.
 """
 
 from __future__ import annotations
@@ -117,12 +116,12 @@ class LanguageStages:
 
     Attributes:
         prune: what makes feed-forward layers thinner; None where none is asked for.
-        sense: runtime -> what measures what bits cost; empty where bits are not mixed.
-        quantize: runtime -> what finds its codes; the same stage where both store them alike.
-        codes: runtime -> the stage whose codes it gets: `quantize`, or what trains them.
+        sense: what measures what bits cost; None where bits are not mixed.
+        quantize: what finds the codes.
+        distil: what trains them; None where they are not trained.
         lower: runtime -> what writes its program.
         package: what writes a file for LiteRT-LM; None where none is asked for.
-        scores: variant -> what scores it: fp32, pruned, quantized networks in torch, programs.
+        scores: variant -> what scores it: fp32, pruned, the codes in torch, each program.
     """
 
     def __init__(self, recipe: Recipe, task: LanguageTask, store: Store, multiple: int, tick: Tick) -> None:
@@ -133,36 +132,27 @@ class LanguageStages:
         self.runtimes = tuple(str(name) for name in recipe.lower.runtimes)
         language: Language = self.language
         self.prune = self._prune(language.ffn, multiple) if language.ffn is not None else None
-        ways = dict.fromkeys(self.runtimes, language.block)
-        blocks = tuple(dict.fromkeys(ways.values()))
-        senses = {block: self._sense(block) for block in blocks} if language.weights_mib else {}
-        made = {block: self._quantize(block, senses.get(block)) for block in blocks}
-        final = {block: self._distil(block, made[block]) for block in blocks} if self.trains else made
-        self.sense = {name: senses[block] for name, block in ways.items() if senses}
-        self.quantize = {name: made[block] for name, block in ways.items()}
-        self.codes = {name: final[block] for name, block in ways.items()}
+        self.sense = self._sense() if language.weights_mib else None
+        self.quantize = self._quantize()
+        self.distil = self._distil() if language.distil_steps else None
         self.lower = {name: self._lower(name) for name in self.runtimes}
         self.package = self._package() if language.litertlm else None
         self.scores = {"fp32": self._score("fp32", None)}
         if self.prune:
             self.scores["pruned"] = self._score("pruned", self.prune)
-        self.scores |= {
-            f"{name}-codes": self._score(f"{name}-codes", self.codes[name]) for name in self.runtimes
-        }
+        self.scores["codes"] = self._score("codes", self.codes)
         self.scores |= {name: self._score(name, self.lower[name]) for name in self.runtimes}
 
     def all(self) -> tuple[Stage, ...]:
         """In running order."""
-        of_codes = (*self.sense.values(), *self.quantize.values(), *self.codes.values())
-        first = (*([self.prune] if self.prune else []), *of_codes)
-        distinct = tuple({stage.key: stage for stage in first}.values())
-        package = [self.package] if self.package else []
-        return (*distinct, *self.lower.values(), *package, *self.scores.values())
+        codes = (self.prune, self.sense, self.quantize, self.distil)
+        stages = (*codes, *self.lower.values(), self.package, *self.scores.values())
+        return tuple(stage for stage in stages if stage is not None)
 
     @property
-    def trains(self) -> bool:
-        """Whether codes are trained."""
-        return self.language.distil_steps > 0
+    def codes(self) -> Stage:
+        """The stage whose codes the programs hold."""
+        return self.distil or self.quantize
 
     def path(self, stage: Stage) -> Path:
         """The folder of a stage's artefact, which must have run."""
@@ -172,15 +162,14 @@ class LanguageStages:
         """What a runtime reads."""
         return (self.path(self.lower[runtime]) / "program").read_bytes()
 
-    def facts(self, runtime: str) -> Mapping[str, Any]:
-        """What was counted of a runtime's codes: bytes, bits, weights."""
-        found: dict[str, Any] = read_json(self.path(self.codes[runtime]) / COUNTS)
+    def facts(self) -> Mapping[str, Any]:
+        """What was counted of the codes: bytes, bits, weights."""
+        found: dict[str, Any] = read_json(self.path(self.codes) / COUNTS)
         return found
 
-    def history(self, runtime: str) -> Mapping[str, Any]:
-        """What the training of a runtime's codes gave."""
-        found: dict[str, Any] = read_json(self.path(self.codes[runtime]) / HISTORY)
-        return found
+    def history(self) -> Mapping[str, Any] | None:
+        """What training the codes gave; None where they are not trained."""
+        return read_json(self.path(self.distil) / HISTORY) if self.distil else None
 
     def widths(self) -> Mapping[str, Any] | None:
         """Channels of the feed-forward layers before and after pruning, and what each layer lost."""
@@ -200,12 +189,12 @@ class LanguageStages:
             read_thinner(self.path(self.prune) / PRUNED, network)
         return network
 
-    def network(self, codes: Stage) -> nn.Module:
-        """The network with the codes that a stage found, and the floats that it learned with them."""
+    def network(self) -> nn.Module:
+        """The network with its codes, and the floats that were learned with them."""
         from pipeline.blocks.modules import put
         from pipeline.language.codes import read_codes
 
-        network, folder = self.plain(), self.path(codes)
+        network, folder = self.plain(), self.path(self.codes)
         put(network, read_codes(folder / CODES), activation_bits=8)
         if (folder / FLOATS).exists():
             from safetensors.torch import load_file
@@ -237,7 +226,7 @@ class LanguageStages:
         )  # fmt: skip
         return Stage("prune", 1, params, self._sources(), build)
 
-    def _sense(self, block: int) -> Stage:
+    def _sense(self) -> Stage:
         language = self.language
 
         def build(out: Path) -> None:
@@ -246,16 +235,16 @@ class LanguageStages:
 
             network = self.plain()
             bits = recipe_bits(self.task, network, language)
-            write_json(out / SENSE, measure_loss(self.task, network, bits, block, self.tick))
+            write_json(out / SENSE, measure_loss(self.task, network, bits, language.block, self.tick))
 
         bits = {"linear": int(language.weight_bits), "embedding": int(language.embedding_bits)}
         params = SenseParams(
-            bits, block, language.calibration_tokens, language.window, package_version("torch")
+            bits, language.block, language.calibration_tokens, language.window, package_version("torch")
         )
-        return Stage(f"sense-{_way(block)}", 1, params, self._inputs(), build)
+        return Stage("sense", 1, params, self._inputs(), build)
 
-    def _quantize(self, block: int, sense: Stage | None) -> Stage:
-        language = self.language
+    def _quantize(self) -> Stage:
+        language, sense = self.language, self.sense
         wanted = language.model_dump(include=set(QUANTIZE_KEYS))
 
         def build(out: Path) -> None:
@@ -266,16 +255,16 @@ class LanguageStages:
             bits = recipe_bits(self.task, network, language)
             if sense is not None and language.weights_mib is not None:
                 bits = mix(read_json(self.path(sense) / SENSE), bits, language.weights_mib)
-            found = find_codes(self.task, network, language, bits, block, self.tick)
+            found = find_codes(self.task, network, language, bits, language.block, self.tick)
             write_codes(out / CODES, found)
             write_json(out / COUNTS, count(found))
 
-        params = QuantizeParams(self.task.network_id, wanted, block, package_version("torch"))
+        params = QuantizeParams(self.task.network_id, wanted, language.block, package_version("torch"))
         inputs = self._inputs() | ({"sense": sense.key} if sense else {})
-        return Stage(f"quantize-{_way(block)}", 2, params, inputs, build)
+        return Stage("quantize", 2, params, inputs, build)
 
-    def _distil(self, block: int, quantize: Stage) -> Stage:
-        language = self.language
+    def _distil(self) -> Stage:
+        language, quantize = self.language, self.quantize
 
         def build(out: Path) -> None:
             from safetensors.torch import save_file
@@ -296,27 +285,24 @@ class LanguageStages:
         wanted = language.model_dump(include=set(DISTIL_KEYS))
         params = DistilParams(wanted, package_version("torch"))
         inputs = {"codes": quantize.key, "train": self.task.fingerprint("train")}
-        stage = Stage(f"distil-{_way(block)}", 1, params, inputs, build)
+        stage = Stage("distil", 1, params, inputs, build)
         return stage
 
     def _lower(self, name: str) -> Stage:
         def build(out: Path) -> None:
-            network = self.network(self.codes[name])
-            (out / "program").write_bytes(self.task.lower(network, name))
+            (out / "program").write_bytes(self.task.lower(self.network(), name))
 
         package = {"executorch": "executorch", "litert": "litert-torch"}[name]
         params = LowerParams(name, package_version(package), self.language.context, self.language.chunk)
-        return Stage(f"lower-{name}", 2, params, {"codes": self.codes[name].key}, build)
+        return Stage(f"lower-{name}", 2, params, {"codes": self.codes.key}, build)
 
     def _package(self) -> Stage:
-        codes = self.codes["litert"]
-
         def build(out: Path) -> None:
-            (out / LITERTLM).write_bytes(self.task.litertlm(self.network(codes)))
+            (out / LITERTLM).write_bytes(self.task.litertlm(self.network()))
 
         version = package_version("litert-lm-builder")
         params = LowerParams("litertlm", version, self.language.context, self.language.chunk)
-        return Stage("litertlm", 1, params, {"codes": codes.key}, build)
+        return Stage("litertlm", 1, params, {"codes": self.codes.key}, build)
 
     def _score(self, variant: str, source: Stage | None) -> Stage:
         def build(out: Path) -> None:
@@ -325,7 +311,7 @@ class LanguageStages:
             elif source is None:
                 predict = self.task.predict(self.task.network())
             else:
-                predict = self.task.predict(self.plain() if source is self.prune else self.network(source))
+                predict = self.task.predict(self.plain() if source is self.prune else self.network())
             write_json(out / "score.json", self.task.score(predict, self.tick))
 
         language: Language = self.language
@@ -333,7 +319,3 @@ class LanguageStages:
         inputs = {"test": self.task.fingerprint("test"), "weights": self.task.weights_hash()}
         inputs |= {"source": source.key} if source is not None else {}
         return Stage(f"score-{variant}", 1, params, inputs, build)
-
-
-def _way(block: int) -> str:
-    return "blocks" if block else "rows"

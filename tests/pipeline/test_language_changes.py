@@ -53,8 +53,8 @@ def figures(folder: Path) -> dict[tuple[str, str], float]:
 
 def test_the_program_of_all_of_it_scores_as_its_codes_do_in_torch(runs: Path) -> None:
     cells = figures(runs / "gemma3-tiny" / "host")
-    assert cells["litert", "perplexity"] == pytest.approx(cells["litert-codes", "perplexity"], rel=0.02)
-    assert cells["litert", "weight_bytes"] <= 0.4 * 2**20
+    assert cells["litert", "perplexity"] == pytest.approx(cells["codes", "perplexity"], rel=0.02)
+    assert cells["codes", "weight_bytes"] <= 0.4 * 2**20
     assert cells["pruned", "perplexity"] != cells["fp32", "perplexity"]
 
 
@@ -81,7 +81,7 @@ def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     ):  # fmt: skip
         assert line in report, report
     told = call("explain", runs / "gemma3-tiny" / "host").out
-    for stage in ("prune", "sense-blocks", "quantize-blocks", "distil-blocks", "score-pruned"):
+    for stage in ("prune", "sense", "quantize", "distil", "score-pruned"):
         assert f"{stage}: ran: first run" in told
 
 
@@ -116,7 +116,7 @@ def test_both_programs_of_all_of_it_score_as_their_codes_do(tmp_path: Path) -> N
     assert done.code == 0, done.err
     cells = figures(tmp_path / "gemma3-tiny" / "host")
     for name in ("executorch", "litert"):
-        assert cells[name, "perplexity"] == pytest.approx(cells[f"{name}-codes", "perplexity"], rel=0.01)
+        assert cells[name, "perplexity"] == pytest.approx(cells["codes", "perplexity"], rel=0.01)
 
 
 def test_a_short_training_brings_the_probabilities_nearer(tmp_path: Path) -> None:
