@@ -122,3 +122,27 @@ def agreement(
         return -float(torch.stack(losses).sum()) / len(data)
 
     return evaluate
+
+
+def nearness(task: Task, wanted: Outputs) -> Callable[[Outputs], tuple[float, float, float]]:
+    """Of some outputs: minus their distillation loss, image by image, with its 95 % confidence interval.
+
+    Args:
+        task: has the distance.
+        wanted: the outputs to be near to, of images in the order of those that are scored.
+    """
+    theirs = [_as_returned(outputs) for outputs in wanted]
+
+    def score(found: Outputs) -> tuple[float, float, float]:
+        pairs = zip(found, theirs, strict=False)
+        losses = np.array([float(task.distillation(_as_returned(ours), other)) for ours, other in pairs])
+        mean, half = -losses.mean(), 1.96 * losses.std() / len(losses) ** 0.5
+        return float(mean), float(mean - half), float(mean + half)
+
+    return score
+
+
+def _as_returned(outputs: tuple[np.ndarray, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Arrays as a network returns them."""
+    tensors = tuple(torch.from_numpy(array) for array in outputs)
+    return tensors[0] if len(tensors) == 1 else tensors

@@ -2,7 +2,7 @@
 
 The same question as channel widths, so the same answer (`pipeline.prune`): a curve per layer, here over its
 bits, with confidence intervals; and a mixed-integer program that picks one point of each. A point is the
-metric of the network in which this layer alone has so few bits, and so many zeros, without training, but
+score of the network in which this layer alone has so few bits, and so many zeros, without training, but
 rounded as training will find it. Our design.
 """
 
@@ -94,6 +94,7 @@ def choose_bits(
     *,
     limit: float | None = None,
     tolerance: float | None = None,
+    resolution: float | None = None,
 ) -> Allocation:
     """One number of bits per layer under a limit on bytes, or the fewest bytes within a tolerated drop.
 
@@ -103,6 +104,7 @@ def choose_bits(
         rest: bytes of the layers that have no choice.
         limit: bytes to keep, as a share of those in int8.
         tolerance: the largest sum of drops, in the unit of the metric.
+        resolution: of the metric, see `allocate`; None takes that of a share of the images.
 
     Raises:
         BudgetError: the limit cannot be met; the line says the best reachable.
@@ -114,7 +116,9 @@ def choose_bits(
     fixed = Part("rest", (), lambda chosen: rest, False)
     cost = Cost("bytes", "bytes", dict.fromkeys(sizes, INT8), (*parts, fixed))
     losses = predicted_losses(found)
-    return allocate(groups, losses, cost, limit=limit, tolerance=tolerance, resolution=1 / found.images / 8)
+    if resolution is None:
+        resolution = 1 / found.images / INT8
+    return allocate(groups, losses, cost, limit=limit, tolerance=tolerance, resolution=resolution)
 
 
 class _Size:

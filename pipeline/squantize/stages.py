@@ -122,7 +122,8 @@ class SquantizeStages:
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": before.key, "data": pruning.data.fingerprint()}
-        stage = Stage("squantize", 2, params, inputs, build)
+        version = 3 if wanted.bytes is not None else 2  # how bits are chosen for a budget has changed
+        stage = Stage("squantize", version, params, inputs, build)
         return stage
 
     def _train(self, checkpoint: Path) -> tuple[LiveNetwork, Recovered, str]:
@@ -172,20 +173,30 @@ class SquantizeStages:
         held_out: Dataset,
         rounding: Tensor | None,
     ) -> Allocation:
-        """Bits per layer for the recipe's budget, by the held-out training images."""
+        """Bits per layer for the recipe's budget, by the held-out training images.
+
+        Within bytes, layers are weighed by how far they move the outputs, where a metric of a few hundred
+        images would see no difference at all. A tolerated drop is one of the metric.
+        """
         from pipeline.prune.samples import run_graph
-        from pipeline.recover_data import preprocessed
+        from pipeline.recover_data import nearness, preprocessed
+        from pipeline.retrain import AGREEMENT
         from pipeline.squantize.bits import CHOICES, choose_bits, measure_bits, packed_bytes
 
         wanted, pruning = self.recipe.squantize, self.pruning
         assert wanted.weight_bits is not None
         inputs = preprocessed(held_out, self.task.preprocess)
-        truth = pruning.truth(held_out, run_graph(pruning.graph(), inputs))
         choices = tuple(bits for bits in CHOICES if bits <= wanted.weight_bits)
+        if wanted.bytes is not None:
+            metric, score, resolution = AGREEMENT, nearness(self.task, run_graph(graph, inputs)), 0.0
+        else:
+            truth = pruning.truth(held_out, run_graph(pruning.graph(), inputs))
+            metric, score, resolution = self.task.metric, pruning.score(truth), None
         found, sizes = measure_bits(
-            network, graph, plans, inputs, pruning.score(truth), self.task.metric, self.tick, choices,
-            rounding,
-        )  # fmt: skip
+            network, graph, plans, inputs, score, metric, self.tick, choices, rounding
+        )
         others = [n for n in graph if n.weight is not None and n.parameters.get("weight") not in plans]
         rest = sum(packed_bytes(node) for node in others)
-        return choose_bits(found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop)
+        return choose_bits(
+            found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop, resolution=resolution
+        )

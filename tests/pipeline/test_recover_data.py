@@ -13,7 +13,7 @@ from tiny_project import make_project
 
 from calibration.datasets import Sample
 from pipeline.recipe_file import load_recipe
-from pipeline.recover_data import Part, agreement, evaluator, preprocessed, run_network, split
+from pipeline.recover_data import Part, agreement, evaluator, nearness, preprocessed, run_network, split
 from pipeline.task import load_task
 from targets.errors import InputError
 
@@ -101,12 +101,29 @@ def test_without_labels_the_original_is_the_truth(task):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    metric, nearness = evaluator(task, data, original), agreement(task, data, original, batch=2)
+    metric, agrees = evaluator(task, data, original), agreement(task, data, original, batch=2)
     assert metric(original) > 0.95  # labels end at the image's edge, detections do not
     assert metric(other) < 0.9
-    assert nearness(original) == pytest.approx(0, abs=1e-4)
-    assert nearness(other) < nearness(original)
+    assert agrees(original) == pytest.approx(0, abs=1e-4)
+    assert agrees(other) < agrees(original)
     inputs = preprocessed(data, task.preprocess)
     with torch.no_grad():
         whole = -float(task.distillation(other(inputs), original(inputs)))
-    assert nearness(other) == pytest.approx(whole, rel=1e-4)
+    assert agrees(other) == pytest.approx(whole, rel=1e-4)
+
+
+def test_outputs_are_as_near_as_the_network_that_made_them(task):
+    data, original = task.data("train"), task.network()
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    inputs = preprocessed(data, task.preprocess)
+    score = nearness(task, run_network(original, inputs))
+    assert score(run_network(original, inputs)) == pytest.approx((0, 0, 0), abs=1e-4)
+    mean, low, high = score(run_network(other, inputs))
+    assert mean == pytest.approx(agreement(task, data, original)(other), rel=1e-3)
+    assert low < mean < high
+    assert score(run_network(other, inputs[:1]))[0] == pytest.approx(
+        agreement(task, Part(data, (0,)), original)(other), rel=1e-3
+    )

@@ -125,6 +125,17 @@ def test_bits_for_a_budget_are_the_best_ones():
     assert choose_bits(made(DROPS), SIZES, 400.0, tolerance=0.03).widths == {"a": 2, "b": 8}
 
 
+def test_drops_finer_than_an_image_count_only_where_they_are_known():
+    drops = {"a": {4: 1e-5}, "b": {6: 1e-4}}
+    sizes = {"a": {8: 800.0, 4: 600.0}, "b": {8: 800.0, 6: 600.0}}
+
+    def widths(resolution: float | None) -> dict[str, int]:
+        return dict(choose_bits(made(drops), sizes, 400.0, limit=0.9, resolution=resolution).widths)
+
+    assert widths(0.0) == {"a": 4, "b": 8}
+    assert widths(None) == {"a": 8, "b": 6}  # of 100 images both are none: the fewer bits are taken away
+
+
 def test_too_small_a_budget_says_what_can_be_reached():
     with pytest.raises(BudgetError, match="0.4"):
         choose_bits(made(DROPS), SIZES, 400.0, limit=0.3)
