@@ -28,22 +28,6 @@ from pipeline.packing import pack_program
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.stage import run_stage
 
-# Bits of MobileNetV2's layers: of all that 9x allows by entropy, those that together lose least by the
-# divergence that each alone causes on held-out training images, rounded. Depthwise layers keep int8.
-MOBILENET = {
-    f"features.{block}.conv.{layer}": 6 if block < 8 else 5
-    for block in range(2, 18)
-    for layer in ("0.0", "2")
-} | {"features.1.conv.1": 6, "features.11.conv.0.0": 6, "features.14.conv.0.0": 6}
-MOBILENET |= dict.fromkeys(
-    (
-        "features.8.conv.0.0", "features.12.conv.0.0", "features.15.conv.0.0", "features.15.conv.2",
-        "features.17.conv.2", "features.18.0",
-    ),
-    4,
-) | {"classifier.1": 3}  # fmt: skip
-LAYERS = ", ".join(f'"{layer}"={bits}' for layer, bits in MOBILENET.items())
-
 USUAL = {
     "digits": ("squantize.epochs=10", "squantize.patience=10"),
     "yolo": ("squantize.epochs=24", "squantize.batch=16", "squantize.lr=0.001", "squantize.patience=24"),
@@ -59,7 +43,9 @@ USUAL = {
         "squantize.sigma=-30",
         "squantize.rounding=gptq",
         "squantize.norm=frozen",
-        f"squantize.layers={{{LAYERS}}}",
+        "squantize.weight_bits=6",
+        "squantize.ends=true",
+        "squantize.bytes=0.46",
     ),  # fmt: skip
     "resnet20": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
     "resnet56": ("squantize.epochs=6", "squantize.batch=64", "squantize.lr=0.02", "squantize.patience=20"),
