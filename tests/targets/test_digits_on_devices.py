@@ -81,15 +81,11 @@ def test_nothing_emulated_is_a_latency(proved: dict[str, Any]) -> None:
     assert any("its milliseconds mean nothing" in note for note in proved["notes"])
 
 
-def test_instructions_are_counted_and_repeat(proved: dict[str, Any], runs: Path) -> None:
-    again = run_on_board(runs)
-    names = [f"{runtime}{suffix}" for runtime in ("executorch", "litert") for suffix in ("", "-fp32")]
-    counts = [[figures(found, BOARD)[name, "instructions"] for name in names] for found in (proved, again)]
-    assert counts[0] == counts[1] and min(counts[0]) > 1e6
-    # what ships is no slower there than what it was made from
+def test_what_ships_executes_no_more_than_what_it_was_made_from(proved: dict[str, Any]) -> None:
+    """That counts repeat is in test_emulated_board.py."""
+    found = figures(proved, BOARD)
     for runtime in ("executorch", "litert"):
-        found = figures(proved, BOARD)
-        assert found[runtime, "instructions"] <= found[f"{runtime}-fp32", "instructions"]
+        assert 1e6 < found[runtime, "instructions"] <= found[f"{runtime}-fp32", "instructions"]
 
 
 def test_the_same_bundle_over_adb(proved: dict[str, Any], runs: Path, adb_board: str) -> None:
