@@ -25,14 +25,14 @@ import zstandard
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.packing import pack_programs
+from pipeline.packing import Parameters, pack_programs
 from pipeline.recipe import Recipe
 from targets.card import RuntimeName, Schema, Target
 from targets.errors import InputError
 from targets.runners.expand import expand_programs, leads_out
 from targets.tomlfile import first_problem
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 PACKED = "models.packed"
 LEVEL = 19  # zstd: made once, shipped often
@@ -179,7 +179,10 @@ def wire_bytes(manifest: Manifest) -> dict[str, int]:
 
 
 def pack(
-    manifest: Mapping[str, Any], members: Mapping[str, bytes], weights: Sequence[NDArray[np.int8]] = ()
+    manifest: Mapping[str, Any],
+    members: Mapping[str, bytes],
+    weights: Sequence[NDArray[np.int8]] = (),
+    parameters: Sequence[Parameters] = (),
 ) -> bytes:
     """Packs a bundle.
 
@@ -187,6 +190,7 @@ def pack(
         manifest: the fields of `Manifest` as JSON has them; `format` and `members` are added here.
         members: name -> bytes; the names are relative paths.
         weights: int8 codes of the models' layers, as in the integer graph; they pack the models.
+        parameters: of these layers; likewise.
 
     Returns:
         The file's bytes; equal for equal arguments.
@@ -202,7 +206,7 @@ def pack(
     if weights:
         files = {model["file"] for model in manifest["models"]}
         programs = {name: data for name, data in members.items() if name in files}
-        packed = pack_programs(programs, weights)
+        packed = pack_programs(programs, weights, parameters)
         if len(packed) < sum(len(contents[name][1]) for name in programs):
             contents |= dict.fromkeys(programs, (PACKED, packed))
     stored: dict[str, bytes] = {}

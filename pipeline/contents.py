@@ -26,8 +26,8 @@ SHARED = (
 
 def contents(
     name: str, recipe: Recipe, target: Target, task: Task, stages: Stages, results: Results
-) -> tuple[dict[str, Any], dict[str, bytes], list[Any]]:
-    """Manifest and members of a run's bundle, and the weight codes that its models hold.
+) -> tuple[dict[str, Any], dict[str, bytes], list[Any], list[Any]]:
+    """Manifest and members of a run's bundle, and the weight codes and other parameters that its models hold.
 
     Args:
         name: of the recipe.
@@ -51,7 +51,8 @@ def contents(
         "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
     }  # fmt: skip
     graphs = [stages.integer_graph(stage) for stage in dict.fromkeys(stages.integers.values())]
-    return manifest, members, [node.weight for graph in graphs for node in graph if node.weight is not None]
+    weights = [weight for graph in graphs for weight in graph.weights]
+    return manifest, members, weights, [layer for graph in graphs for layer in graph.layer_parameters]
 
 
 def device_files(task: Task) -> dict[str, Path]:

@@ -8,13 +8,16 @@ other; over the plain codes it is 11 to 26 percent above.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import lzma
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,7 @@ from targets.runners.expand import (
     holds_int4,
     laid_out,
     lzma_filters,
+    multiplied,
 )
 
 #: With more codes than this a layer has no alphabet: a table of them would cost more than it saves.
@@ -41,6 +45,7 @@ SPARSE = 7
 SMALLEST = 64
 #: Programs of more bytes are not compressed whole for comparison: LZMA takes seconds per MiB.
 LARGEST_WHOLE = 4 << 20
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,54 @@ class Hole:
     end: int
     layer: int
     form: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """Where a program holds float32 numbers that are others of its own, times a factor.
+
+    Attributes:
+        at: of its first byte.
+        end: behind its last byte.
+        base: of the first byte of the others.
+        factor: a float32 value.
+    """
+
+    at: int
+    end: int
+    base: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Where a program holds, in hexadecimal text, the sha256 of a part of itself.
+
+    Attributes:
+        at: of its first byte.
+        end: behind its last byte.
+        base: of the part's first byte.
+        size: of the part.
+    """
+
+    at: int
+    end: int
+    base: int
+    size: int
+
+
+class Parameters(NamedTuple):
+    """What a program holds of a layer beside its codes, and what follows from it."""
+
+    scale: NDArray[np.float32]
+    """Of the weights, (out,)."""
+    factor: float
+    """Scale of the input: times those above it is the scale of the bias, which programs hold too."""
+    bias: NDArray[np.int32]
+    """(out,)."""
+
+
+Filled = Hole | Product | Digest
 
 
 def pack_codes(*layers: NDArray[np.int8]) -> bytes:
@@ -119,16 +172,22 @@ def _digits(values: NDArray[np.int8], alphabet: NDArray[np.int8]) -> bytes:
     return (places.reshape(-1, digits) * powers).sum(axis=1, dtype=np.uint8).tobytes()
 
 
-def pack_programs(programs: Mapping[str, bytes], weights: Sequence[NDArray[np.int8]]) -> bytes:
+def pack_programs(
+    programs: Mapping[str, bytes],
+    weights: Sequence[NDArray[np.int8]],
+    parameters: Sequence[Parameters] = (),
+) -> bytes:
     """Packs programs that hold the same weight codes, and stores these once.
 
-    An array that is in none of the programs, in no form that a runtime uses, is not stored;
-    one that is missing in some is left out of the others only. Where the codes as a stream of their own do
-    not pay, programs of up to `LARGEST_WHOLE` are compressed as they are.
+    What follows from the rest of a program is not stored at all: the scales of biases, and ExecuTorch's names
+    of constants, which are their sha256. An array that is in none of the programs, in no form that a runtime
+    uses, is not stored; one that is missing in some is left out of the others only. Where the codes as a
+    stream of their own do not pay, programs of up to `LARGEST_WHOLE` are compressed as they are.
 
     Args:
         programs: name -> bytes.
         weights: int8, as `IntegerNode.weight` has them: (out, in / groups, kh, kw) or (out, in).
+        parameters: of the same layers, or of some.
 
     Returns:
         Bytes that `targets.runners.expand.expand_programs` turns into the programs; equal for equal
@@ -140,16 +199,39 @@ def pack_programs(programs: Mapping[str, bytes], weights: Sequence[NDArray[np.in
     _check(weights)
     if sum(map(len, programs.values())) >= LIMIT:
         raise ValueError("programs of 4 GiB or more")
-    holes = {name: find_weights(program, weights) for name, program in programs.items()}
+    holes = {name: find_holes(program, weights, parameters) for name, program in programs.items()}
     found = [_packed(programs, holes, weights)]
     if any(holes.values()) and sum(map(len, programs.values())) <= LARGEST_WHOLE:
         found.append(_packed(programs, dict.fromkeys(programs, ()), weights))
     return min(found, key=len)
 
 
-def pack_program(program: bytes, weights: Sequence[NDArray[np.int8]]) -> bytes:
+def pack_program(
+    program: bytes, weights: Sequence[NDArray[np.int8]], parameters: Sequence[Parameters] = ()
+) -> bytes:
     """Packs one program, for `targets.runners.expand.expand_program`; see `pack_programs`."""
-    return pack_programs({"program": program}, weights)
+    return pack_programs({"program": program}, weights, parameters)
+
+
+def find_holes(
+    program: bytes, weights: Sequence[NDArray[np.int8]], parameters: Sequence[Parameters] = ()
+) -> tuple[Filled, ...]:
+    """Everything that a program's skeleton need not have, in the program's order; none overlaps another.
+
+    Args:
+        program: a runtime's file.
+        weights: int8 arrays.
+        parameters: of layers.
+    """
+    codes = find_weights(program, weights)
+    products = find_products(program, parameters, codes)
+    holes: list[Filled] = [*codes, *products]
+    parts = [(hole.at, hole.end) for hole in holes]
+    parts += [(hole.base, hole.base + hole.end - hole.at) for hole in products]
+    for data in (array.tobytes() for layer in parameters for array in (layer.scale, layer.bias)):
+        if (at := program.find(data)) >= 0:
+            parts.append((at, at + len(data)))
+    return tuple(sorted([*holes, *find_digests(program, parts)], key=_place))
 
 
 def find_weights(program: bytes, weights: Sequence[NDArray[np.int8]]) -> tuple[Hole, ...]:
@@ -175,6 +257,52 @@ def find_weights(program: bytes, weights: Sequence[NDArray[np.int8]]) -> tuple[H
     return tuple(holes)
 
 
+def find_products(
+    program: bytes, parameters: Sequence[Parameters], holes: Sequence[Filled] = ()
+) -> tuple[Product, ...]:
+    """Where a program holds the products of scales, and the scales themselves.
+
+    Args:
+        program: a runtime's file.
+        parameters: of its layers.
+        holes: places that are taken, in order.
+
+    Returns:
+        In the program's order; none overlaps another, a hole, or the numbers that another is made from.
+    """
+    taken = sorted(holes, key=_place)
+    found: list[tuple[Product, bytes]] = []
+    for scale, factor, _ in sorted(parameters, key=lambda layer: -layer.scale.size):
+        base, wanted = scale.astype("<f4").tobytes(), multiplied(scale, factor)
+        at = _find(program, wanted, taken) if len(wanted) >= SMALLEST and wanted != base else -1
+        if at >= 0:
+            found.append((Product(at, at + len(wanted), -1, float(np.float32(factor))), base))
+            bisect.insort(taken, found[-1][0], key=_place)
+    places = sorted((product for product, _ in found), key=_place)
+    made = [replace(product, base=_find(program, base, places)) for product, base in found]
+    return tuple(sorted((each for each in made if each.base >= 0), key=_place))
+
+
+def find_digests(program: bytes, parts: Sequence[tuple[int, int]]) -> tuple[Digest, ...]:
+    """Where a program holds the sha256 of parts of it as text, outside of them all.
+
+    Args:
+        program: a runtime's file.
+        parts: from and to which byte.
+    """
+    known = {hashlib.sha256(program[at:end]).hexdigest().encode(): (at, end - at) for at, end in parts}
+    found = []
+    for match in _DIGEST.finditer(program):
+        inside = any(at < match.end() and match.start() < end for at, end in parts)
+        if match.group() in known and not inside:
+            found.append(Digest(*match.span(), *known[match.group()]))
+    return tuple(found)
+
+
+def _place(hole: Filled) -> int:
+    return hole.at
+
+
 def _forms(array: NDArray[np.int8]) -> Iterator[str]:
     """Those that runtimes use: as given, OHWI, 1HWC (depthwise), HWIO; (in, out); and matrices as int4."""
     yield "0123"[: array.ndim]
@@ -186,7 +314,7 @@ def _forms(array: NDArray[np.int8]) -> Iterator[str]:
             yield from ("01n", "01o")
 
 
-def _find(program: bytes, wanted: bytes, taken: Sequence[Hole]) -> int:
+def _find(program: bytes, wanted: bytes, taken: Sequence[Filled]) -> int:
     """The first place of these bytes that is free, or -1; `taken` is in order."""
     at = program.find(wanted)
     for hole in taken:
@@ -199,16 +327,21 @@ def _find(program: bytes, wanted: bytes, taken: Sequence[Hole]) -> int:
 
 def _packed(
     programs: Mapping[str, bytes],
-    holes: Mapping[str, Sequence[Hole]],
+    holes: Mapping[str, Sequence[Filled]],
     weights: Sequence[NDArray[np.int8]],
 ) -> bytes:
-    used = sorted({hole.layer for found in holes.values() for hole in found})
+    used = sorted({hole.layer for found in holes.values() for hole in found if isinstance(hole, Hole)})
     entries, skeletons = [], []
     for name, program in sorted(programs.items()):
-        at, listed = 0, []
+        at, listed = 0, list[list[int | float | str]]()
         for hole in holes[name]:
             skeletons.append(program[at : hole.at])
-            listed.append([hole.at - at, used.index(hole.layer), hole.form])
+            if isinstance(hole, Hole):
+                listed.append([hole.at - at, used.index(hole.layer), hole.form])
+            elif isinstance(hole, Product):
+                listed.append([hole.at - at, hole.base, (hole.end - hole.at) // 4, hole.factor])
+            else:
+                listed.append([hole.at - at, hole.base, hole.size])
             at = hole.end
         skeletons.append(program[at:])
         digest = hashlib.sha256(program).hexdigest()

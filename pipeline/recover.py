@@ -18,7 +18,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,16 @@ from pipeline.prune.sparsify import (
 from pipeline.recover_config import RecoverConfig
 from pipeline.recover_features import FeatureTap, Listener, feature_loss
 from pipeline.task import Batches
-from pipeline.training import decayed_groups, diverged, learning_rate, reorder, run_identity, update_average
+from pipeline.training import (
+    decayed_groups,
+    device_name,
+    diverged,
+    explained,
+    learning_rate,
+    reorder,
+    run_identity,
+    update_average,
+)
 from targets.errors import InputError, UsageError
 
 #: The network's outputs and the labels, or the teacher's outputs, to a scalar tensor.
@@ -49,7 +58,7 @@ Evaluate = Callable[[nn.Module], float]
 # What a checkpoint holds beside the networks and the optimizer.
 _PLAIN_STATE = (
     "identity", "step", "losses_seen", "history", "baseline", "best", "best_step", "best_state",
-    "without_gain", "masks",
+    "without_gain", "masks", "seconds",
 )  # fmt: skip
 
 
@@ -67,6 +76,8 @@ class Recovered:
         steps: steps taken.
         stopped_early: whether patience ran out.
         sparsity: zeros per pruned parameter of `network`; empty where none is.
+        seconds: what it took, evaluations included; of a resumed run all its parts.
+        device: where it was trained, "cpu" or the name of a GPU.
     """
 
     network: nn.Module
@@ -77,6 +88,16 @@ class Recovered:
     steps: int
     stopped_early: bool
     sparsity: tuple[LayerSparsity, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+    device: str = "cpu"
+
+    def facts(self) -> dict[str, Any]:
+        """How it went, as JSON has it: what `training_note` and a report say."""
+        return {
+            "baseline": self.baseline, "best": self.best, "best_step": self.best_step, "steps": self.steps,
+            "stopped_early": self.stopped_early, "history": [dict(row) for row in self.history],
+            "seconds": round(self.seconds, 1), "device": self.device,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,7 @@ class _Run:
         self.masks: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
         self.losses_seen = [0.0, 0.0]  # sum and number since the last evaluation
+        self.seconds = 0.0  # up to the last step
         self.baseline: float | None = None
         self.best: float | None = None
         self.best_step = self.without_gain = 0
@@ -191,7 +213,8 @@ class _Run:
         cards = range(torch.cuda.device_count() if device.startswith("cuda") else 0)
         with torch.random.fork_rng(cards):  # what the network draws depends on the step alone
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-            loss = self.losses(self.network, images, labels, heard)
+            with explained(device):
+                loss = self.losses(self.network, images, labels, heard)
         value = float(loss.detach())
         self.optimizer.zero_grad()
         if not math.isfinite(value):
@@ -256,7 +279,9 @@ class _Run:
             network.load_state_dict(self.best_state)
         zeros = layer_sparsity(network, self.sparsity.weights) if self.sparsity else ()
         scores = (self.baseline, self.best, self.best_step)
-        return Recovered(network, tuple(self.history), *scores, self.step, self.stopped, zeros)
+        name = device_name(self.config.device)
+        history = tuple(self.history)
+        return Recovered(network, history, *scores, self.step, self.stopped, zeros, self.seconds, name)
 
     def save(self, path: Path) -> None:
         """Writes everything that a resumed run needs."""
@@ -345,13 +370,16 @@ def recover(
     networks = (student,) if teacher is None else (student, teacher)
     plan = asdict(sparsity) if sparsity else None
     first = hashlib.sha256(batches(0)[0].numpy().tobytes()).hexdigest()
-    facts = [asdict(config), identity, batches.per_epoch, first, plan, [asdict(tap) for tap in taps]]
+    settings = {**asdict(config), "device": None}  # a run may go on elsewhere
+    facts = [settings, identity, batches.per_epoch, first, plan, [asdict(tap) for tap in taps]]
     own = run_identity(facts, *networks)
     run = _Run(student, batches, config, losses, evaluate, sparsity, own)
+    began = time.monotonic()
     if checkpoint and checkpoint.exists():
         run.resume(checkpoint)
     else:
         run.begin()
+    spent = run.seconds  # by the processes before this one
     started, before = time.monotonic(), run.step
     paths = [tap.path for tap in taps]
     with contextlib.ExitStack() as stack:
@@ -369,6 +397,7 @@ def recover(
                 if report:
                     figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
                     report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
+            run.seconds = spent + time.monotonic() - began
             if checkpoint and (looked or run.step % config.checkpoint_every == 0):
                 run.save(checkpoint)
     return run.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.figures import Figure
 from targets.card import Target
@@ -18,6 +19,25 @@ _COLUMNS = (
     ("latency_p50", "median ms", "{:.2f}"),
     ("latency_p90", "p90 ms", "{:.2f}"), ("memory_peak", "peak MiB", "{:.0f}"),
 )  # fmt: skip
+
+
+def training_notes(stage: str, history: Mapping[str, Any]) -> list[str]:
+    """How a training went: what it brought, and what it took.
+
+    Args:
+        stage: in words.
+        history: as `pipeline.recover.Recovered.facts` has it, with the measure.
+    """
+    if history["baseline"] is None:
+        return []
+    note = (
+        f"{stage}: {history['measure']} on held-out training images {history['baseline']:.4f} -> "
+        f"{history['best']:.4f}, best after {history['best_step']} of {history['steps']} steps"
+    )
+    if history["history"]:
+        note += f"; {history['history'][-1]['epoch']:g} epochs in {history['seconds']:.0f} s"
+        note += f" on {history['device']}{', stopped early' if history['stopped_early'] else ''}"
+    return [note]
 
 
 def markdown(

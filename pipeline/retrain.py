@@ -22,6 +22,7 @@ from pipeline.recover_config import RecoverConfig
 from pipeline.recover_data import agreement, evaluator, preprocessed
 from pipeline.recover_features import FeatureTap
 from pipeline.task import Batches, Outputs, Task
+from pipeline.training import training_device
 
 SMOKE_STEPS = 2
 AGREEMENT = "agreement"
@@ -100,7 +101,7 @@ class Lesson:
             method=method, epochs=self._epochs, lr=wanted.lr, warmup=wanted.warmup,
             weight_decay=wanted.weight_decay, ema=wanted.ema, distil_weight=wanted.distil_weight,
             feature_weight=feature_weight, evaluate_every=max(1, self.steps // wanted.evaluations),
-            patience=wanted.patience, seed=wanted.seed,
+            patience=wanted.patience, seed=wanted.seed, device=training_device(wanted.device),
         )  # fmt: skip
         task = self.task
         return recover(

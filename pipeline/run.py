@@ -277,7 +277,7 @@ class Run:
             if self.recipe.squantize.active:
                 write_json(out / LEDGER, self._ledger(out / BUNDLE).to_dict())
 
-        return Stage("bundle", 4, params, inputs, build)
+        return Stage("bundle", 5, params, inputs, build)
 
     def _ledger(self, bundle: Path) -> Facts:
         """What sparse low-bit codes are worth in this bundle."""
@@ -288,10 +288,10 @@ class Run:
 
         stages, squantizing = self.stages, self.stages.squantizing
         integer = stages.integer_graph()
-        weights = [node.weight for node in integer if node.weight is not None]
         trained = [name for name, stage in stages.integers.items() if stage is stages.integer]
         programs = {name: stages.program(stages.lower[name]) for name in trained}
-        wire = {name: len(pack_program(program, weights)) for name, program in programs.items()}
+        layers = integer.weights, integer.layer_parameters
+        wire = {name: len(pack_program(program, *layers)) for name, program in programs.items()}
         together = sum(wire_bytes(unpack(bundle).manifest).values())
         rows = ledger(stages.graph(), integer)
         sizes = {name: len(program) for name, program in programs.items()}

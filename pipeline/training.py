@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,40 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used here", hint="cpu always can") from error
 
 
+def training_device(wanted: str) -> str:
+    """Where to train: what is wanted, or for "auto" a GPU where torch finds one, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What a device is called: "cpu", or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+@contextlib.contextmanager
+def explained(device: str) -> Iterator[None]:
+    """Says in a line what a network cannot do on a GPU, of which torch says little.
+
+    Raises:
+        UsageError: it does not fit into its memory, or keeps tensors that do not move there.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = 'set a smaller batch, or device = "cpu"'
+        raise UsageError(f"{device_name(device)} has too little memory", hint=hint) from error
+    except RuntimeError as error:
+        apart = any(words in str(error) for words in ("same device", "should be the same"))
+        if not device.startswith("cuda") or not apart:
+            raise
+        raise UsageError(
+            "the network keeps a tensor that is neither parameter nor buffer, so it stays on the CPU",
+            hint='use register_buffer for it, or set device = "cpu"',
+        ) from error
+
+
 def reorder(network: nn.Module, order: torch.memory_format) -> None:
     """Changes how the convolutions' weights lie in memory, not what they are.
 
@@ -113,12 +148,14 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
         decay: the highest; 0 keeps only the last.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    live = network.state_dict()
+    live, means, values = network.state_dict(), [], []
     for name, mean in average.state_dict().items():
         if mean.is_floating_point():
-            mean.lerp_(live[name], 1 - decay)
+            means.append(mean)
+            values.append(live[name])
         else:
             mean.copy_(live[name])
+    torch._foreach_lerp_(means, values, 1 - decay)  # as torch's own AveragedModel does
 
 
 def run_identity(facts: Sequence[Any], *networks: nn.Module) -> str:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from calibration.observers import activation_qparams, weight_scales
 from pipeline.graph import Graph, Node, tuples
+from pipeline.packing import Parameters
 from targets.errors import InputError
 from targets.runners.expand import holds_int4
 
@@ -113,6 +114,21 @@ class IntegerGraph:
     def input(self) -> IntegerNode:
         """The node that stands for the network's input."""
         return self.nodes[0]
+
+    @property
+    def weights(self) -> list[NDArray[np.int8]]:
+        """The codes of every layer, in running order."""
+        return [node.weight for node in self.nodes if node.weight is not None]
+
+    @property
+    def layer_parameters(self) -> list[Parameters]:
+        """What programs hold of every layer beside its codes, in running order."""
+        out = {node.name: node.out.scale for node in self.nodes}
+        return [
+            Parameters(node.weight_scale, out[node.inputs[0]], node.bias)
+            for node in self.nodes
+            if node.weight_scale is not None and node.bias is not None
+        ]
 
     def upto(self, outputs: Iterable[str]) -> IntegerGraph:
         """The part of the graph that the given tensors need, returning exactly those."""

@@ -348,10 +348,10 @@ class PruneStages:
         return latency(graph, groups, times, choices)
 
     def _recover(self) -> Stage:
-        settings = self.recipe.recover.model_dump()
         params = RecoverParams(
-            settings, self.recipe.prune.weight_sparsity, min(self.recipe.prune.images, len(self.data)),
-            self.preprocess.hash, self.smoke, package_version("torch"),
+            self.recipe.recover.settings(), self.recipe.prune.weight_sparsity,
+            min(self.recipe.prune.images, len(self.data)), self.preprocess.hash, self.smoke,
+            package_version("torch"),
         )  # fmt: skip
 
         def build(out: Path) -> None:
@@ -373,10 +373,7 @@ class PruneStages:
             write_json(
                 out / HISTORY,
                 {
-                    "measure": measure, "baseline": result.baseline,
-                    "best": result.best, "best_step": result.best_step,
-                    "steps": result.steps, "stopped_early": result.stopped_early,
-                    "history": [dict(row) for row in result.history],
+                    "measure": measure, **result.facts(),
                     "sparsity": [asdict(layer) for layer in result.sparsity],
                 },
             )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.artefacts import read_json, stored
 from pipeline.prune.stages import PruneStages
+from pipeline.report import training_notes
 
 #: stage, variant, metric, value, unit
 Row = tuple[str, str, str, float, str]
@@ -42,12 +43,7 @@ def prune_notes(pruning: PruneStages) -> list[str]:
         )
         notes += [str(note) for note in allocation["notes"]]
     history = pruning.history()
-    if history["baseline"] is not None:
-        stopped = ", stopped early" if history["stopped_early"] else ""
-        notes.append(
-            f"recovery: {history['measure']} on held-out training images {history['baseline']:.4f} -> "
-            f"{history['best']:.4f}, best after {history['best_step']} of {history['steps']} steps{stopped}"
-        )
+    notes += training_notes("recovery", history)
     if sparsity := history["sparsity"]:
         zeros, count = (sum(layer[key] for layer in sparsity) for key in ("zeros", "count"))
         notes.append(f"{zeros:,} of {count:,} weights of the inner layers are zero ({zeros / count:.2%})")

@@ -162,23 +162,24 @@ def _encode(weight: Tensor, sigma: Tensor | float, config: GridConfig) -> tuple[
 
 def _levels(weight: Tensor, t: Tensor, survives: Tensor, config: GridConfig) -> tuple[Tensor, Tensor]:
     """The nearest level of each survivor."""
+    # No branch hangs on a value: a GPU would have to be waited for.
     size = weight.abs()
     top = size.max()
-    if top == 0:  # NaN goes on, for the loss to stop at
-        return torch.zeros_like(weight), torch.ones_like(top)
     if config.grid == "ternary":
         # Quantizing everything first, a ternary grid has to have a zero of its own.
-        codes = survives.to(weight.dtype) if t > 0 else (2 * size >= size.mean()).to(weight.dtype)
-        return codes * weight.sign(), (size * codes).sum() / codes.sum().clamp_min(1)
+        codes = torch.where(t > 0, survives, 2 * size >= size.mean()).to(weight.dtype)
+        step = (size * codes).sum() / codes.sum().clamp_min(1)
+        return codes * weight.sign(), torch.where(top == 0, torch.ones_like(step), step)
     n = 2 ** (config.bits - 1) - 1
+    # Of a layer of zeros every code is 0 times a step of 1; NaN goes on, for the loss to stop at.
+    step = torch.where(top == 0, torch.ones_like(top), top / (n if config.grid == "uniform" else TOP))
     if config.grid == "uniform":
-        step = top / n
         codes = (size / step).round()
     else:
-        step, span = top / TOP, (top - t).clamp_min(torch.finfo(weight.dtype).tiny)
+        span = (top - t).clamp_min(torch.finfo(weight.dtype).tiny)
         q = (n * (size - t) / span).round()
         codes = ((q * (span / n) + t) / step).round()
-    codes = codes.clamp(1 if t > 0 else 0, TOP)
+    codes = codes.clamp_max(TOP).maximum((t > 0).to(codes.dtype))
     return codes * weight.sign() * survives, step
 
 

@@ -106,6 +106,12 @@ class LiveNetwork(nn.Module):
         self.register_buffer("sigmas", torch.zeros(len(self.plans), dtype=torch.float64))
         self._frozen: tuple[Any, dict[str, Tensor]] | None = None
 
+    def _apply(self, fn: Any, recurse: bool = True) -> LiveNetwork:
+        """Brings along the tensors that are the graph's own when the module goes to another device."""
+        super()._apply(fn, recurse)
+        self.graph = Graph(tuple(_applied(node, fn) for node in self.graph), self.graph.outputs)
+        return self
+
     @property
     def state(self) -> State:
         """Parameters and buffers of the network."""
@@ -277,6 +283,12 @@ def _light(node: Node, state: State) -> Node:
     own = node.parameters.get("weight") in state
     plain = all(name in state for name in node.parameters.values())
     return replace(node, weight=None, bias=None, source="") if own and plain else node
+
+
+def _applied(node: Node, fn: Any) -> Node:
+    """The node with this done to its tensors."""
+    weight, bias = (None if tensor is None else fn(tensor) for tensor in (node.weight, node.bias))
+    return replace(node, weight=weight, bias=bias)
 
 
 def _momenta(network: nn.Module, graph: Graph) -> dict[str, float]:

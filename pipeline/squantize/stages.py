@@ -93,7 +93,7 @@ class SquantizeStages:
         before = pruning.trace if self.recipe.prune.active else pruning.original
         images = min(self.recipe.prune.images, len(pruning.data))
         params = SquantizeParams(
-            wanted.model_dump(), images, self.recipe.recover.seed, pruning.shape, pruning.preprocess.hash,
+            wanted.settings(), images, self.recipe.recover.seed, pruning.shape, pruning.preprocess.hash,
             self.smoke, package_version("torch"),
         )  # fmt: skip
 
@@ -111,9 +111,7 @@ class SquantizeStages:
             write_json(
                 out / HISTORY,
                 {
-                    "measure": measure, "baseline": result.baseline, "best": result.best,
-                    "best_step": result.best_step, "steps": result.steps,
-                    "stopped_early": result.stopped_early, "history": [dict(row) for row in result.history],
+                    "measure": measure, **result.facts(),
                     "allocation": self.allocation.to_dict() if self.allocation else None,
                     "plans": {name: asdict(plan) for name, plan in live.plans.items()},
                     "int8_activations": list(unclipped(graph)) if (wanted.activation_bits or 8) < 8 else [],

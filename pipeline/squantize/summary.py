@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.figures import ORIGINAL
+from pipeline.report import training_notes
 from pipeline.squantize.ledger import LayerLedger, total_limit
 
 #: stage, variant, metric, value, unit
@@ -83,14 +84,8 @@ class Facts:
 
     def notes(self) -> list[str]:
         """Plain sentences: what was reached, what it is worth in bytes, and in time."""
-        notes, history = [], self.history
-        if history["baseline"] is not None:
-            stopped = ", stopped early" if history["stopped_early"] else ""
-            notes.append(
-                f"squantize: {history['measure']} on held-out training images {history['baseline']:.4f} -> "
-                f"{history['best']:.4f}, best after {history['best_step']} of {history['steps']} steps"
-                f"{stopped}"
-            )
+        history = self.history
+        notes = training_notes("squantize", history)
         notes.append(
             f"squantize: {self.zeros:,} of {self.weights:,} weights in {len(self.trained)} of "
             f"{len(self.rows)} layers are zero ({self.zeros / max(1, self.weights):.2%}), "

@@ -14,7 +14,11 @@ layer goes back where, in which form. Our design; the coder is LZMA, of the stan
                then for each those codes: their places in the alphabet, as many digits per byte as fit, or,
                where there is no alphabet, the codes themselves
     programs   "pdp1", CRC-32 of what follows, length of the next part,
-               LZMA2 of: the directory (JSON, one line) and the skeletons; packed codes, or nothing
+               LZMA2 of: the directory (JSON, one line) and the skeletons; packed codes, or nothing.
+               Holes of a skeleton are listed in order: how many bytes after the one before, and what fills
+               it: a layer and its form; or a place in the program, a count and a factor: the float32 numbers
+               there, each times the factor (scales of biases are those of the weights times that of the
+               input); or a place and a size: the sha256 of that part, in hexadecimal (ExecuTorch's names)
 
 Numbers are little-endian. The CRC finds accidents before anything is expanded; that the result is the right
 one is the business of the sha256 of every program, which the directory holds.
@@ -44,6 +48,7 @@ LIMIT = 1 << 32  # bytes of anything expanded: a false size must not ask for all
 CODES, PROGRAMS = b"pdc1", b"pdp1"
 NUMBER, LAYER = "<I", "<IIB"
 LONGEST = 255  # gap in one byte
+DIGEST = 64  # bytes of a sha256 as text
 #: LZMA's literal and position bits of the skeletons: they are tables of 32-bit numbers.
 SKELETON = (1, 2, 2)
 _AGAIN = "copy it again, or make it again with `paredown run`"
@@ -152,6 +157,12 @@ def laid_out_bytes(codes: int, form: str) -> int:
     return -(-codes // 2) if form.endswith(("n", "o")) else codes
 
 
+def multiplied(numbers: NDArray[np.float32], factor: float) -> bytes:
+    """Float32 numbers times a factor, in float32, as a program holds them."""
+    with np.errstate(all="ignore"):
+        return (numbers * np.float32(factor)).astype("<f4").tobytes()
+
+
 def leads_out(name: str) -> bool:
     """Whether a file of this relative name could come to lie outside the folder it is written below."""
     parts = PurePosixPath(name).parts
@@ -245,25 +256,44 @@ def _programs(directory: Any, skeletons: bytes, codes: NDArray[np.int8]) -> dict
     programs, at = {}, 0
     for entry in directory["programs"]:
         name, size, holes = entry["name"], entry["bytes"], entry["holes"]
-        filled = sum(laid_out_bytes(sizes[layer], form) for _, layer, form in holes)
-        end = at + size - filled  # of its skeleton
+        filled = sum(laid_out_bytes(sizes[what[0]], what[1]) for _, *what in holes if _is_layer(what))
+        derived = sum(DIGEST if len(what) == 2 else 4 * what[1] for _, *what in holes if not _is_layer(what))
+        end = at + size - filled - derived  # of its skeleton
         name.encode()  # refuses what is no name, or none that can be written
         if not at <= end <= len(skeletons):
             raise ValueError(f"{name} and its weights have other sizes")
-        parts: list[bytes] = []
-        for skip, layer, form in holes:
+        made, products, digests = bytearray(), [], []
+        for skip, *what in holes:
             if not 0 <= skip <= end - at:  # or forged skips could make much of little
                 raise ValueError(f"{name} has weights outside of it")
-            parts.append(skeletons[at : at + skip])
-            parts.append(laid_out(layers[layer], form))
+            made += skeletons[at : at + skip]
             at += skip
-        parts.append(skeletons[at:end])
-        programs[name], at = b"".join(parts), end
+            if _is_layer(what):
+                made += laid_out(layers[what[0]], what[1])
+            elif len(what) == 2:
+                digests.append((len(made), *what))
+                made += bytes(DIGEST)
+            else:
+                if not 4 * what[1] <= size - derived:  # likewise
+                    raise ValueError(f"{name} has numbers made of none")
+                products.append((len(made), *what))
+                made += bytes(4 * what[1])
+        made += skeletons[at:end]
+        for to, base, count, factor in products:
+            made[to : to + 4 * count] = multiplied(np.frombuffer(made, "<f4", count, base), factor)
+        for to, base, count in digests:
+            made[to : to + DIGEST] = hashlib.sha256(made[base : base + count]).hexdigest().encode()
+        programs[name], at = bytes(made), end
         if hashlib.sha256(programs[name]).hexdigest() != entry["sha256"]:
             raise ValueError(f"{name} does not become what its sha256 says")
     if at != len(skeletons):
         raise ValueError(f"{len(skeletons) - at} bytes too many")
     return programs
+
+
+def _is_layer(what: Sequence[Any]) -> bool:
+    """Whether a hole is filled by a layer's codes."""
+    return len(what) == 2 and isinstance(what[1], str)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str,
     return {
         "name": name, "macs": read_json(stages.path(traced) / "size.json")["macs"],
         "score": score("integer"), "whole": score("fp32"),
-        "bytes": len(pack_program(programs["litert"], [n.weight for n in integer if n.weight is not None])),
+        "bytes": len(pack_program(programs["litert"], integer.weights, integer.layer_parameters)),
         "programs": programs, "x": integer.input.out.quantize(image),
         "floats": {each: stages.program(stages.baseline[each]) for each in RUNTIMES}, "image": image,
         "state": sum(t.numel() * t.element_size() for t in work.task.network().state_dict().values()),

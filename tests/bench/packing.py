@@ -85,7 +85,7 @@ def main() -> None:
     second = ["| programs | codes | file B | zstd B | packed B | both, packed B |"]
     for bits, zeros in GRIDS:
         integer = coarser(whole, bits, zeros)
-        layers = [node.weight for node in integer if node.weight is not None]
+        layers = integer.weights
         flat = np.concatenate([layer.ravel() for layer in layers])
         packed, least, plain = pack_codes(*layers), limit(layers), flat.tobytes()
         assert (unpack_codes(packed) == flat).all()
@@ -98,10 +98,10 @@ def main() -> None:
             f"{len(zlib.compress(plain, 9)) / least:.2f} | {len(zstd.compress(plain)) / least:.2f} |"
         )
         programs = {name: runtime(name).lower_integer(integer).data for name in RUNTIMES}
-        both = pack_programs(programs, layers)
+        both = pack_programs(programs, layers, integer.layer_parameters)
         assert expand_programs(both) == programs
         for name, program in programs.items():
-            one = pack_program(program, layers)
+            one = pack_program(program, layers, integer.layer_parameters)
             assert expand_program(one) == program
             second.append(
                 f"| {name} | {label} | {len(program):,} | {len(zstd.compress(program)):,} | {len(one):,} | "

@@ -86,7 +86,7 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     bits += sum(32 * (node.bias.size + node.weight_scale.size) for node in layers)
     state = sum(t.numel() * t.element_size() for t in task.network().state_dict().values())
     program = runtime("litert").lower_integer(integer).data
-    wire = len(pack_program(program, [node.weight for node in layers]))
+    wire = len(pack_program(program, integer.weights, integer.layer_parameters))
     wanted = work.recipe.squantize
     cells = [
         case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",

@@ -14,7 +14,16 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import entropy
 from torch import nn
 
-from pipeline.packing import find_weights, pack_codes, pack_program, pack_programs
+from pipeline.packing import (
+    Digest,
+    Parameters,
+    Product,
+    find_holes,
+    find_weights,
+    pack_codes,
+    pack_program,
+    pack_programs,
+)
 from targets.runners.expand import expand_program, expand_programs, unpack_codes
 
 INT8 = st.sampled_from(
@@ -151,11 +160,11 @@ def lowered():
     ranges = {name: (float(v.min()), float(v.max())) for name, v in graph.run(image).items()}
     integer = quantize(graph, ranges, input_range=(0.0, 1.0))
     programs = {f"model.{name}": runtime(name).lower_integer(integer).data for name in RUNTIMES}
-    return programs, [node.weight for node in integer if node.weight is not None]
+    return programs, integer.weights, integer.layer_parameters
 
 
 def test_every_weight_is_found_in_both_runtimes_programs(lowered):
-    programs, weights = lowered
+    programs, weights, _ = lowered
     assert len(weights) == 5
     for program in programs.values():
         holes = find_weights(program, weights)
@@ -167,7 +176,7 @@ def test_every_weight_is_found_in_both_runtimes_programs(lowered):
 
 
 def test_programs_come_back_and_share_their_codes(lowered):
-    programs, weights = lowered
+    programs, weights, _ = lowered
     packed = pack_programs(programs, weights)
     assert packed == pack_programs(dict(reversed(programs.items())), weights)
     assert expand_programs(packed) == programs
@@ -179,8 +188,54 @@ def test_programs_come_back_and_share_their_codes(lowered):
     assert len(packed) < sum(map(len, alone.values())) - 0.9 * codes
 
 
+def test_scales_of_biases_and_names_that_are_hashes_are_not_stored(lowered):
+    programs, weights, parameters = lowered
+    large = sum(layer.scale.size >= 16 for layer in parameters)  # smaller ones stay
+    assert large
+    for name, program in programs.items():
+        holes = find_holes(program, weights, parameters)
+        assert all(a.end <= b.at for a, b in zip(holes, holes[1:], strict=False))
+        products = [hole for hole in holes if isinstance(hole, Product)]
+        assert len(products) == large
+        for hole in products:
+            numbers = np.frombuffer(program, "<f4", (hole.end - hole.at) // 4, hole.base)
+            assert (numbers * np.float32(hole.factor)).tobytes() == program[hole.at : hole.end]
+        digests = [hole for hole in holes if isinstance(hole, Digest)]
+        for hole in digests:
+            part = program[hole.base : hole.base + hole.size]
+            assert hashlib.sha256(part).hexdigest().encode() == program[hole.at : hole.end]
+        # every constant of a .pte is named by its hash: weights, their scales, biases, and theirs
+        assert len({program[d.at : d.end] for d in digests}) >= (3 * len(weights) if "torch" in name else 0)
+        packed = pack_program(program, weights, parameters)
+        assert expand_program(packed) == program
+        assert len(packed) < len(pack_program(program, weights))
+    packed = pack_programs(programs, weights, parameters)
+    assert expand_programs(packed) == programs and len(packed) < len(pack_programs(programs, weights))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_program_with_scales_comes_back(data):
+    numbers = arrays.arrays("<f4", st.integers(0, 20), elements=st.floats(width=32))
+    factor = st.floats(width=32, allow_nan=False)
+    layers = [
+        Parameters(data.draw(numbers), data.draw(factor), np.arange(index, 17, dtype="<i4"))
+        for index in range(2)
+    ]
+    weight = np.tile(np.array([0, 3], np.int8), 40)
+    with np.errstate(all="ignore"):
+        known = [(scale * np.float32(factor)).tobytes() for scale, factor, _ in layers]
+    known += [scale.tobytes() for scale, _, _ in layers] + [layer.bias.tobytes() for layer in layers]
+    known += [hashlib.sha256(each).hexdigest().encode() for each in [*known, weight.tobytes()]]
+    piece = st.one_of(st.binary(max_size=9), st.sampled_from([*known, weight.tobytes()]))
+    program = data.draw(st.lists(piece, max_size=12).map(b"".join))
+    holes = find_holes(program, [weight], layers)
+    assert all(a.end <= b.at for a, b in zip(holes, holes[1:], strict=False))
+    assert expand_program(pack_program(program, [weight], layers)) == program
+
+
 def test_weights_that_are_in_one_program_only_and_in_none(lowered):
-    programs, weights = lowered
+    programs, weights, _ = lowered
     other = np.random.default_rng(0).integers(-9, 9, (40, 5, 3, 3)).astype(np.int8)
     programs = {**programs, "with other": b"head" + other.tobytes() + b"tail", "without": b"nothing"}
     packed = pack_programs(programs, [*weights, other])

@@ -17,13 +17,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import pack_codes, pack_program, pack_programs
+from pipeline.packing import Parameters, pack_codes, pack_program, pack_programs
 from targets.errors import InputError
 from targets.runners.expand import expand_program, expand_programs, main, unpack_codes
 
 ROOT = Path(__file__).parents[2]
+SCALE = np.linspace(1e-4, 3e-3, 16, dtype="<f4")
+LAYER = Parameters(SCALE, 0.037, np.arange(-8, 8, dtype="<i4") * 1000)
 WEIGHT = np.array([0, 0, 5, -5, 0, 0, 0, 9] * 40, np.int8).reshape(8, 10, 2, 2)
 PROGRAM = b"TFL3" + bytes(30) + WEIGHT.transpose(0, 2, 3, 1).tobytes() + b"the end"
+NAMED = b"".join(
+    (
+        hashlib.sha256(WEIGHT.tobytes()).hexdigest().encode(), PROGRAM, WEIGHT.tobytes(), SCALE.tobytes(),
+        LAYER.bias.tobytes(), (SCALE * np.float32(LAYER.factor)).tobytes(),
+        hashlib.sha256(LAYER.bias.tobytes()).hexdigest().encode(), b".",
+    )
+)  # fmt: skip
 
 
 def compressed(data, lc=0, lp=0, pb=0):
@@ -92,6 +101,17 @@ def test_programs_as_the_description_of_the_format_has_them():
     assert expand_programs(programs_stream({"layers": [], "programs": []})) == {}
 
 
+def test_what_follows_from_the_rest_as_the_description_of_the_format_has_it():
+    weight, scale = np.arange(12, dtype=np.int8).reshape(3, 4), np.array([0.1, 3e-5, -7.0, 1e-30], "<f4")
+    product = (scale * np.float32(0.3)).tobytes()
+    digests = [hashlib.sha256(data).hexdigest().encode() for data in (product, weight.tobytes())]
+    program = b"x" + digests[0] + product + b"yy" + scale.tobytes() + weight.tobytes() + digests[1]
+    holes = [[1, 65, 16], [0, 83, 4, float(np.float32(0.3))], [18, 0, "01"], [0, 99, 12]]
+    directory = {"layers": [[3, 4]], "programs": [entry("p", program, holes)]}
+    stream = programs_stream(directory, b"xyy" + scale.tobytes(), pack_codes(weight))
+    assert expand_program(stream) == program
+
+
 # -- damage --------------------------------------------------------------------------------------------------
 
 STREAMS = (
@@ -99,6 +119,7 @@ STREAMS = (
     (unpack_codes, pack_codes(np.arange(-90, 90, dtype=np.int8))),
     (expand_programs, pack_program(PROGRAM, [WEIGHT])),
     (expand_programs, pack_programs({"a": PROGRAM, "b": PROGRAM[::-1]}, [WEIGHT])),
+    (expand_program, pack_program(NAMED, [WEIGHT], [LAYER])),
     (expand_program, pack_program(b"", [])),
 )
 
@@ -198,6 +219,15 @@ def false_directories():
     program = good["programs"][0]
     changes = [{"bytes": each} for each in (HUGE, HUGE + 9, -1, "2002", 2002.5, None)]
     holes = ([2, 1, "01"], [2, 0, "00"], [2, 0, "012"], [-1, 0, "01"], [3, 0, "01"], [2, 0], [2, "0", "01"])
+    holes += (
+        [2, 0, HUGE],
+        [2, 0, HUGE, 1.0],
+        [2, -1, 4, 1.0],
+        [2, 0, -1, 1.0],
+        [2, 0, 1, "x"],
+        [2, 0, 400, 1e300],
+    )
+    holes += ([2, 0, 10**30], [2, 0, 501, 1.0], [2, 0, 5, None], [2, 0, 4, 5, 6])
     changes += [{"holes": each} for each in ([[2, 0, "01"]] * 10**5, 7, None, *([hole] for hole in holes))]
     changes += [{"sha256": "0" * 64}, {"sha256": None}, {"name": None}, {"name": []}, {"name": "\ud800"}]
     found = [{**good, "programs": [{**program, **change}]} for change in changes]
