@@ -80,8 +80,11 @@ def package_versions(packages: tuple[str, ...] = RUNTIME_PACKAGES) -> tuple[tupl
 
 
 def package_version(package: str) -> str:
-    """The installed version of a distribution, or "not installed"."""
-    return dict(package_versions((package,))).get(package, "not installed")
+    """The installed version of a distribution, or "not installed".
+
+    Without the label of a build (torch's "+cpu", "+cu130"): what depends on a version is the same for all.
+    """
+    return dict(package_versions((package,))).get(package, "not installed").partition("+")[0]
 
 
 def cpu_name(cpuinfo: str, fallback: str) -> str:

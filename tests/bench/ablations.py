@@ -23,6 +23,14 @@ from cases import data, make_run
 from pipeline.stage import run_stage
 
 ZEROS, BITS = 0.8, 4
+ONE, TWO = "one pass, dense gradients", "two passes, dense gradients"
+ONE_MASKED, TWO_MASKED = "one pass, masked gradients", "two passes, masked gradients"
+REVERSED = "one pass, quantize -> sparsify"
+QUESTIONS = {
+    "One pass or two?": (ONE, TWO, TWO_MASKED),
+    "Which comes first?": (ONE, REVERSED),
+    "Gradients for zeros?": (ONE, ONE_MASKED, TWO, TWO_MASKED),
+}
 
 
 def ways(epochs: float) -> dict[str, tuple[str, ...]]:
@@ -33,11 +41,11 @@ def ways(epochs: float) -> dict[str, tuple[str, ...]]:
         "recover.batch=64", "recover.lr=0.02", "recover.patience=100", "squantize.sigma=-30",
     )  # fmt: skip
     return {
-        "one pass, dense gradients": one,
-        "one pass, masked gradients": (*one, "squantize.masked_gradient=true"),
-        "one pass, quantize -> sparsify": (*one, "squantize.order=quantize-first"),
-        "two passes, dense gradients": half,
-        "two passes, masked gradients": (*half, "squantize.masked_gradient=true"),
+        ONE: one,
+        ONE_MASKED: (*one, "squantize.masked_gradient=true"),
+        REVERSED: (*one, "squantize.order=quantize-first"),
+        TWO: half,
+        TWO_MASKED: (*half, "squantize.masked_gradient=true"),
     }
 
 
@@ -57,21 +65,25 @@ def result(settings: list[str], runs: Path) -> tuple[float, float]:
 
 
 def plot(rows: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """Zeros against accuracy, a point per seed."""
+    """A pane per question: zeros against accuracy, a mark per seed, a line through the means."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((6.5, 4), dpi=120, layout="constrained")
+    figure = Figure((10, 3.8), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    pane = figure.subplots()
-    for size, marker, (name, found) in zip((11, 9, 8, 7, 5), "osD^v", rows.items(), strict=False):
-        scores, zeros = zip(*found, strict=True)
-        style = {"markersize": size, "fillstyle": "none", "markeredgewidth": 1.6}  # equal points show both
-        pane.plot([100 * z for z in zeros], [100 * s for s in scores], marker, label=name, **style)
-    pane.set_xlabel("zeros that are left, %")
-    pane.set_ylabel("top-1, %")
-    pane.grid(lw=0.3)
-    pane.legend(fontsize=7)
+    styles = dict(zip(rows, zip("osD^v", ("C0", "C1", "C2", "C3", "C4"), strict=True), strict=True))
+    for pane, (question, names) in zip(figure.subplots(1, 3, sharey=True), QUESTIONS.items(), strict=True):
+        for name in names:
+            marker, colour = styles[name]
+            scores, zeros = ([100 * value for value in values] for values in zip(*rows[name], strict=True))
+            style = {"color": colour, "fillstyle": "none", "markeredgewidth": 1.6}
+            pane.plot(zeros, scores, marker, label=name, **style)
+            pane.axhline(statistics.mean(scores), color=colour, lw=0.8, ls=":")
+        pane.set_title(question, fontsize=10)
+        pane.set_xlabel("zeros that are left, %")
+        pane.grid(lw=0.3)
+        pane.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+    figure.axes[0].set_ylabel("top-1, int8, %")
     canvas.print_png(str(path))
 
 
@@ -101,9 +113,11 @@ def main() -> None:
             score, zeros = result([*asked, f"squantize.seed={seed}", f"recover.seed={seed}"], runs)
             rows.setdefault(name, []).append((score, zeros))
             print(f"seed {seed}, {name}: {score:.4f}, {zeros:.4f} zeros", file=sys.stderr, flush=True)
-    print("| way | top-1, int8 | zeros that are left |\n|---|---|---|")
+    print("| way | top-1, int8 | zeros that are left | against the first, seed by seed |\n|---|---|---|---|")
     for name, found in rows.items():
-        cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in zip(*found, strict=True)]
+        apart = [score - first for (score, _), (first, _) in zip(found, rows[ONE], strict=True)]
+        columns = (*zip(*found, strict=True), apart)
+        cells = [f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" for each in columns]
         print(f"| {name} | {' | '.join(cells)} |")
     if arguments.plot:
         plot(rows, arguments.plot)

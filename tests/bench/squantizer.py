@@ -8,7 +8,8 @@
 More settings follow as KEY=VALUE; several sparsities or bits make several rows: squantize.sparsity=0.6,0.8.
 With --runs the stages are kept, and a killed run goes on where it was. Prints Markdown. `limit` is the size
 that the entropy of the codes allows, layer by layer, biases as int32 and scales as float32 included; `bundle`
-is what the LiteRT program takes in a bundle of its own, and the rate is of that.
+is what the LiteRT program takes in a bundle of its own, and the rate is of that. `codes apart`: how many
+output codes of ExecuTorch and of LiteRT differ from the integer graph's on 32 inputs, and by how much.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from cases import CASES, data, make_run
 
-from pipeline.lower.runtimes import runtime
+from pipeline.artefacts import read_json
 from pipeline.packing import pack_program
 from pipeline.recover_data import preprocessed, run_network
 from pipeline.stage import run_stage
@@ -65,7 +66,7 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     squantizing = stages.squantizing
     pruning = stages.pruning.all() if work.recipe.prune.active else ()
     todo = (stages.original, *pruning, squantizing.squantize, stages.calibrate, stages.integer)
-    for stage in todo:
+    for stage in (*todo, *stages.lower.values(), *stages.parity.values()):
         run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
     test, task = work.task.data("test"), work.task
     inputs = preprocessed(test, task.preprocess)
@@ -85,14 +86,17 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     bits = sum(entropy_bits(node.weight) for node in layers)
     bits += sum(32 * (node.bias.size + node.weight_scale.size) for node in layers)
     state = sum(t.numel() * t.element_size() for t in task.network().state_dict().values())
-    program = runtime("litert").lower_integer(integer).data
-    wire = len(pack_program(program, integer.weights, integer.layer_parameters))
+    packed = integer.weights, integer.layer_parameters
+    wires = {name: len(pack_program(stages.program(stages.lower[name]), *packed)) for name in stages.lower}
+    apart = [read_json(stages.path(stage) / "parity.json")["outputs"] for stage in stages.parity.values()]
+    wire = wires["litert"]
     wanted = work.recipe.squantize
     cells = [
         case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",
         f"{whole:.4f}", f"{score:.4f}", f"{int8:.4f}", f"{100 * (whole - int8):.2f}",
-        f"{bits / 8 / 1024:.1f}", f"{wire / 1024:.1f}", f"{state / wire:.1f}x",
-        f"{squantizing.history()['steps']}",
+        f"{bits / 8 / 1024:.1f}", f"{wire / 1024:.1f}", f"{wires['executorch'] / 1024:.1f}",
+        f"{state / wire:.1f}x", f"{squantizing.history()['steps']}",
+        "/".join(f"{100 * each['differing'] / each['values']:.4g} % by {each['max_lsb']}" for each in apart),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -115,7 +119,7 @@ def main() -> None:
         axes.append([f"{key}={value}" for value in values.split(",")])
     heads = (
         "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB",
-        "bundle KiB", "rate", "steps",
+        "bundle KiB", ".pte's", "rate", "steps", "codes apart",
     )  # fmt: skip
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     base = [*data(case, arguments.cifar.absolute()), "squantize.weight_bits=4", *USUAL[case]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.run import Run
 from targets.card import load_card
 
 DIGITS = Path(__file__).parents[2] / "apps" / "detector" / "recipes" / "digits.toml"
-FAST = ("--set", "bench.runs=2", "--set", "squantize.batch=2")
+FAST = ("--set", "bench.runs=2", "--set", "squantize.batch=2", "--set", "squantize.device=cpu")
 ASKED = (
     "--set", "squantize.weight_bits=4", "--set", "squantize.sparsity=0.75", "--set", "squantize.epochs=2",
 )  # fmt: skip
@@ -45,6 +46,7 @@ def test_the_run_reports_what_it_reached(squantized: Path) -> None:
         state, wire = found["fp32", "state_bytes"], found[name, "wire_bytes"]
         assert found[name, "compression"] == pytest.approx(state / wire)
     words = " ".join((squantized / "report.md").read_text().split())
+    assert re.search(r"best after \d+ of \d+ steps; 2 epochs in \d+ s on cpu", words)
     assert "nothing in time on this target" in words and "## Sparse and low-bit weights" in words
     assert "weights in 2 of" in words or "layers are zero" in words
 
@@ -132,3 +134,13 @@ def test_what_decides_the_training_images_decides_the_stages(tmp_path: Path, set
         return {stages.pruning.recover.key, stages.squantizing.squantize.key}
 
     assert keys() == keys() and not keys() & keys(setting)
+
+
+def test_where_it_is_trained_decides_nothing(tmp_path: Path) -> None:
+    def keys(device: str) -> set[str]:
+        wanted = [f"recover.device={device}", f"squantize.device={device}"]
+        recipe = load_recipe(DIGITS, ["squantize.weight_bits=4", "prune.weight_sparsity=0.5", *wanted])
+        stages = Run("digits", recipe, load_card("host"), tmp_path).stages
+        return {stages.pruning.recover.key, stages.squantizing.squantize.key}
+
+    assert keys("auto") == keys("cpu") == keys("cuda")

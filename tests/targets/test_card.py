@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from targets.card import CARDS, Budget, Target, list_cards, load_card
 from targets.errors import DeviceError, InputError, ParedownError, UsageError
-from targets.host import Machine, cpu_name, package_versions, this_machine
+from targets.host import Machine, cpu_name, package_version, package_versions, this_machine
 
 BOARDS = {"raspberry-pi-3": "cortex-a53", "raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
 
@@ -203,6 +203,13 @@ def test_versions_are_the_installed_ones():
     numpy = pytest.importorskip("numpy")
     assert dict(package_versions())["numpy"] == numpy.__version__
     assert package_versions(("no-such-package-of-ours",)) == ()
+    assert package_version("no-such-package-of-ours") == "not installed"
+
+
+@pytest.mark.parametrize("found", ["2.13.0+cpu", "2.13.0+cu130", "2.13.0"])
+def test_a_version_is_that_of_every_build(monkeypatch: pytest.MonkeyPatch, found: str):
+    monkeypatch.setattr("targets.host.metadata.version", lambda package: found)
+    assert package_version("torch") == "2.13.0"
 
 
 def test_cpu_names_of_x86_and_of_a_pi():
