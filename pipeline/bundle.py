@@ -223,7 +223,7 @@ def pack(
     text = (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_entry(MANIFEST), text)
+        archive.writestr(_entry(MANIFEST), text, zipfile.ZIP_DEFLATED, 9)  # any unzip reads it
         for name, data in stored.items():
             archive.writestr(_entry(name), data)
         archive.comment = bytes(len(_COMMENT) + _DIGEST)  # its length is among the bytes that are hashed
