@@ -3,7 +3,8 @@
 `targets/runners/expand.py` expands on the device and describes the format. Measured on ResNet-20 (see
 `tests/bench/packing.py`): LZMA over the places of the codes that are not zero, and over these as digits,
 comes within 3 percent of the codes' order-0 entropy, or below it, since weights of one kernel resemble each
-other; over the plain codes it is 11 to 26 percent above.
+other; over the plain codes it is 11 to 26 percent above. What a program holds twice in other words, because
+its runtime wants it so, follows from the rest and is left out (`Product`, `Digest`).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Recovered:
     device: str = "cpu"
 
     def facts(self) -> dict[str, Any]:
-        """How it went, as JSON has it: what `training_note` and a report say."""
+        """How it went, as JSON has it: what `pipeline.report.training_notes` says."""
         return {
             "baseline": self.baseline, "best": self.best, "best_step": self.best_step, "steps": self.steps,
             "stopped_early": self.stopped_early, "history": [dict(row) for row in self.history],
@@ -219,7 +219,8 @@ class _Run:
         self.optimizer.zero_grad()
         if not math.isfinite(value):
             return value
-        loss.backward()
+        with explained(device):
+            loss.backward()
         apply_masks(self.network, self.masks, gradients=True)
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip))
         if not math.isfinite(norm):

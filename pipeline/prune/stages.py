@@ -380,7 +380,7 @@ class PruneStages:
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": self.prune.key, "data": self.data.fingerprint()}
-        stage = Stage("recover", 3, params, inputs, build)
+        stage = Stage("recover", 4, params, inputs, build)
         return stage
 
     def _trace(self) -> Stage:

@@ -120,8 +120,7 @@ class SquantizeStages:
             checkpoint.unlink(missing_ok=True)
 
         inputs = {"network": before.key, "data": pruning.data.fingerprint()}
-        version = 3 if wanted.bytes is not None else 2  # how bits are chosen for a budget has changed
-        stage = Stage("squantize", version, params, inputs, build)
+        stage = Stage("squantize", 4, params, inputs, build)
         return stage
 
     def _train(self, checkpoint: Path) -> tuple[LiveNetwork, Recovered, str]:
