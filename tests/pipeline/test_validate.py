@@ -17,14 +17,15 @@ from pipeline.bundle import pack, unpack
 from pipeline.lower.integer import IntegerGraph
 
 
-def weights(tiny) -> list:
-    """The codes that the session's run packed its models by."""
+def layers(tiny) -> tuple[list, list]:
+    """What the session's models hold of their layers."""
     (found,) = [
         path.parent
         for path in (tiny.runs / ".store").glob("*/artefact.json")
         if json.loads(path.read_text())["meta"]["stage"] == "integer"
     ]
-    return [node.weight for node in IntegerGraph.load(*read_graph(found)) if node.weight is not None]
+    graph = IntegerGraph.load(*read_graph(found))
+    return graph.weights, graph.layer_parameters
 
 
 def repacked(tiny, path: Path, change=lambda manifest, members: None) -> Path:
@@ -33,7 +34,7 @@ def repacked(tiny, path: Path, change=lambda manifest, members: None) -> Path:
     manifest, members = json.loads(bundle.text), dict(bundle.members)
     change(manifest, members)
     del manifest["members"], manifest["format"]
-    path.write_bytes(pack(manifest, members, weights(tiny)))
+    path.write_bytes(pack(manifest, members, *layers(tiny)))
     return path
 
 
