@@ -38,17 +38,15 @@ def draw(pane: Axes, name: str, found: list[dict[str, str]]) -> None:
         pane.plot([p[0] for p in part], [p[1] for p in part], marker, label=f"{bits}-bit weights")
     for rate, score, row in points:
         low = "" if row["act."] == "8" else f", {row['act.']}-bit act."
-        pane.annotate(
-            f"{100 * float(row['zeros']):.0f} %{low}", (rate, score), (4, 5), textcoords="offset points",
-            fontsize=7,
-        )  # fmt: skip
+        note, place = f"{100 * float(row['zeros']):.0f} %{low}", (4, -11 if low else 5)
+        pane.annotate(note, (rate, score), place, textcoords="offset points", fontsize=7)
     pane.axhline(100 * float(found[0]["fp32"]), ls=":", color="0.4", lw=1, label="float32")
     pane.set_title(name, fontsize=10)
     pane.set_xlabel("times smaller, in a bundle (labels: zeros)")
     pane.set_ylabel("score, int8, %")
     pane.margins(0.1)
     pane.grid(lw=0.3)
-    pane.legend(fontsize=8, loc="lower left")
+    pane.legend(fontsize=8, loc="upper right")
 
 
 def main() -> None:
