@@ -171,8 +171,8 @@ class Training(Schema):
     seed: int = Field(default=0, ge=0)
     """Of everything that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where torch trains: on a GPU where it finds one, or always there. What comes out differs in rounding
-    alone, so it decides no stage: a network trained on another machine's GPU is reused as it is."""
+    """Where torch trains; auto = on a GPU where it finds one, else on the CPU. What comes out differs in
+    rounding alone, so it decides no stage: what was trained on another machine's GPU is reused as it is."""
 
     def settings(self) -> dict[str, Any]:
         """What decides the result: all but the device."""

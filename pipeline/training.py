@@ -82,7 +82,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each of them
-        raise UsageError(f"device {device!r} cannot be used here", hint="cpu always can") from error
+        raise UsageError(f"device {device!r} cannot be used here", hint="set device to cpu") from error
 
 
 def training_device(wanted: str) -> str:
