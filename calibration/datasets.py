@@ -11,14 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.cifar import read_cifar
-from calibration.coco import read_coco
-from calibration.imagefolder import read_imagefolder
-from calibration.images import find_images, is_dir, is_file, read_image, read_text
-from calibration.records import Classes, Record, Sample
-from calibration.voc import read_voc
-from calibration.yolo import read_yolo
-from targets.errors import InputError, UsageError
+from paredown.calibration.readers.cifar import read_cifar
+from paredown.calibration.readers.coco import read_coco
+from paredown.calibration.readers.imagefolder import read_imagefolder
+from paredown.calibration.readers.images import find_images, is_dir, is_file, read_image, read_text
+from paredown.calibration.readers.records import Classes, Record, Sample
+from paredown.calibration.readers.voc import read_voc
+from paredown.calibration.readers.yolo import read_yolo
+from paredown.targets.errors import InputError, UsageError
 
 CLASS_FORMATS = ("imagefolder", "cifar")  # one class per image, no boxes
 FORMATS = ("yolo", "voc", "coco", "folder", *CLASS_FORMATS)
@@ -114,7 +114,6 @@ class First:
     """
 
     def __init__(self, data: Dataset, count: int) -> None:
-        """Keeps a view; copies nothing."""
         self._data, self._count = data, min(count, len(data))
         self.names = data.names
 

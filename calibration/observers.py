@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from targets.errors import InputError, UsageError
+from paredown.targets.errors import InputError, UsageError
 
 ObserverName = Literal["minmax", "percentile", "mse"]
 
@@ -46,7 +46,6 @@ class MinMax:
     """The smallest and the largest value seen."""
 
     def __init__(self) -> None:
-        """Starts with nothing seen."""
         self._low, self._high, self._count = 0.0, 0.0, 0
 
     def update(self, values: np.ndarray) -> None:
@@ -155,7 +154,6 @@ class MSE:
     """
 
     def __init__(self) -> None:
-        """Starts with nothing seen."""
         self._histogram = _Histogram()
 
     def update(self, values: np.ndarray) -> None:

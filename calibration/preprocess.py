@@ -16,7 +16,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from targets.errors import InputError, UsageError
+from paredown.targets.errors import InputError, UsageError
 
 Resize = Literal["stretch", "letterbox", "crop"]
 Colour = Literal["rgb", "bgr", "grey"]

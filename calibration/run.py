@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from calibration.datasets import Dataset
-from calibration.observers import Observer, make_observer
-from calibration.preprocess import Preprocess
-from targets.errors import InputError, UsageError
+from paredown.calibration.datasets import Dataset
+from paredown.calibration.observers import Observer, make_observer
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import InputError, UsageError
 
 _VERSION = 1
 _HINT = "calibrate again with `paredown run`"

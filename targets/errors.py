@@ -18,7 +18,6 @@ class ParedownError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object | None = None, hint: str | None = None) -> None:
-        """Joins the three parts into the one line that the command prints."""
         line = what if where is None else f"{where}: {what}"
         if hint:
             line = f"{line.rstrip('.')}; {hint}"

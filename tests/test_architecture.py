@@ -5,6 +5,8 @@
    board with numpy, OpenCV and one runtime.
 3. executorch, litert_torch and torchao are imported only inside functions of `pipeline/lower/`.
 4. No module-level side effects, no mutable default arguments.
+5. At most nine rooms (modules and packages) in a folder, no circle between the rooms of one.
+6. Data never names code: what is imported or run by a name that is computed is listed here, place by place.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pytest
+from house import ROOMS, ROOT, Module, arrows, folders, read_house, top, ways_round
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("targets", "calibration", "pipeline", "apps")  # ground floor first
 LOWERING = {"executorch", "litert_torch", "torchao"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
 NUMERIC = {"numpy", "cv2"}
 ON_DEMAND = {"paho", "pymavlink"}  # of a board, inside a function, where its user asks for it
+MOST_ROOMS = 9
+NAMING_CALLS = {"importlib.import_module", "import_module", "__import__", "exec", "eval", "runpy.run_module"}
+#: Law 6: each place that imports or runs what a value names, and whose value that is.
+NAMED_CODE = {}
 # What may be called while a module is imported: definitions, never work.
 DEFINING_CALLS = {
     "dataclass",
@@ -70,87 +72,7 @@ DEFINING_CALLS = {
 }
 
 
-GUARDS = {
-    "TYPE_CHECKING": "typing",
-    "typing.TYPE_CHECKING": "typing",
-    "__name__ == '__main__'": "main",
-}
 TYPE_ALIAS = getattr(ast, "TypeAlias", ast.Assign)  # `type X = ...`, from Python 3.12
-
-
-@dataclass(frozen=True)
-class Import:
-    """One import of a module: what, on which line, and when it happens.
-
-    `when`: "import" = with the module's own, "call" = inside a function, "main" = where the module is run as
-    a script, "typing" = never, for the type checker.
-    """
-
-    module: str
-    line: int
-    when: Literal["import", "call", "main", "typing"]
-
-
-@dataclass(frozen=True)
-class Module:
-    name: str
-    path: Path
-    tree: ast.Module
-    imports: tuple[Import, ...]
-
-
-def read_house(root: Path) -> dict[str, Module]:
-    """Every module of the rooms, by dotted name."""
-    names = {}
-    for room in ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    house = {}
-    for name, path in names.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        house[name] = Module(name, path, tree, tuple(imports_of(tree, package, set(names))))
-    return house
-
-
-def imports_of(tree: ast.Module, package: str, ours: set[str]) -> Iterator[Import]:
-    def visit(node: ast.AST, when: str) -> Iterator[Import]:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and when == "import":
-            when = "call"
-        if isinstance(node, ast.If) and (guarded := GUARDS.get(ast.unparse(node.test))):
-            for child in node.body:
-                yield from visit(child, guarded)
-            for child in node.orelse:
-                yield from visit(child, when)
-            return
-        found: list[str] = []
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            # `from package import module` is an import of the module where there is one
-            found = [
-                f"{base}.{alias.name}" if f"{base}.{alias.name}" in ours else base for alias in node.names
-            ]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
-            "import_module",
-            "importlib.import_module",
-            "__import__",
-        ):
-            if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-                found = [node.args[0].value]
-        for name in dict.fromkeys(found):
-            yield Import(name, node.lineno, when)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, when)
-
-    yield from visit(tree, "import")
-
-
-def top(name: str) -> str:
-    return name.partition(".")[0]
 
 
 def upward_imports(house: dict[str, Module]) -> list[str]:
@@ -170,21 +92,7 @@ def circles(house: dict[str, Module], in_functions: bool) -> list[str]:
         - {name}
         for name, module in house.items()
     }
-    found, state = [], dict.fromkeys(house, "new")
-
-    def walk(name: str, way: list[str]) -> None:
-        state[name] = "open"
-        for other in sorted(edges[name]):
-            if state[other] == "open":
-                found.append(" -> ".join([*way[way.index(other) :], other]))
-            elif state[other] == "new":
-                walk(other, [*way, other])
-        state[name] = "done"
-
-    for name in house:
-        if state[name] == "new":
-            walk(name, [name])
-    return found
+    return ways_round(edges)
 
 
 def must_be_torch_free(name: str) -> bool:
@@ -194,7 +102,7 @@ def must_be_torch_free(name: str) -> bool:
 
 def is_device_code(name: str) -> bool:
     parts = name.split(".")
-    return parts[0] == "apps" and "device" in parts[2:3]
+    return parts[0] == "apps" and parts[1:2] != ["cli"] and "device" in parts[2:3]
 
 
 def reached(house: dict[str, Module], name: str) -> dict[str, str]:
@@ -257,6 +165,30 @@ def lowering_imports(house: dict[str, Module]) -> list[str]:
             if top(entry.module) in LOWERING and not allowed:
                 found.append(f"{module.name}:{entry.line} imports {entry.module}")
     return found
+
+
+def named_code(module: Module) -> list[str]:
+    """Places that import or run what a value names: `module:function`."""
+    found = []
+
+    def visit(node: ast.AST, function: str) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            function = node.name
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            named = called in NAMING_CALLS and not (node.args and isinstance(node.args[0], ast.Constant))
+            if named:
+                found.append(f"{module.name}:{function}")
+        if isinstance(node, (ast.List, ast.Tuple)):
+            words = [e.value if isinstance(e, ast.Constant) else None for e in node.elts]
+            for flag, word in zip(words, words[1:], strict=False):
+                if flag in ("-c", "-m") and word is None:
+                    found.append(f"{module.name}:{function}")
+        for child in ast.iter_child_nodes(node):
+            visit(child, function)
+
+    visit(module.tree, "")
+    return list(dict.fromkeys(found))
 
 
 def side_effects(module: Module) -> list[str]:
@@ -356,7 +288,7 @@ def mutable_defaults(module: Module) -> list[str]:
 @pytest.fixture(scope="module")
 def house() -> dict[str, Module]:
     house = read_house(ROOT)
-    assert {"targets.card", "calibration", "pipeline.store", "apps.detector.device"} <= set(house)
+    assert {"targets.cards.card", "calibration", "pipeline.store", "apps.detector.device"} <= set(house)
     return house
 
 
@@ -370,6 +302,24 @@ def test_there_are_no_circles(house):
 
 def test_there_are_no_circles_through_lazy_imports(house):
     assert circles(house, in_functions=True) == []
+
+
+def test_at_most_nine_rooms_in_a_folder(house):
+    crowded = {folder: rooms for folder, rooms in folders(house).items() if len(rooms) > MOST_ROOMS}
+    assert crowded == {}
+
+
+def test_there_are_no_circles_between_rooms(house):
+    assert {f: found for f in ("", *folders(house)) if (found := ways_round(arrows(house, f)))} == {}
+
+
+def test_pipeline_and_apps_have_no_loose_modules(house):
+    loose = [n for n, m in house.items() if n.count(".") == 1 and m.path.name != "__init__.py"]
+    assert [name for name in loose if top(name) in ("pipeline", "apps")] == []
+
+
+def test_code_that_is_named_by_a_value_is_known_place_by_place(house):
+    assert {place for module in house.values() for place in named_code(module)} == set(NAMED_CODE)
 
 
 def test_no_torch_on_the_ground_floor_and_on_devices(house):

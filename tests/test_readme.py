@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from needs import needs
 
-from pipeline.recipe_file import load_recipe
+from paredown.pipeline.recipe.file import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 def paredown(arguments: list[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "apps.cli", *arguments]
+    command = [sys.executable, "-m", "paredown.apps.cli.main", *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -162,8 +162,8 @@ def test_the_sessions_with_the_apps_are_what_they_say(folder: Path, tmp_path: Pa
 
 
 def test_the_training_command_is_there() -> None:
-    assert "python -m apps.detector.train IMAGES" in README
-    command = [sys.executable, "-m", "apps.detector.train", "--help"]
+    assert "python -m paredown.apps.detector.train.train IMAGES" in README
+    command = [sys.executable, "-m", "paredown.apps.detector.train.train", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--out" in result.stdout
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apps.chat.task import ChatTask
-    from pipeline.recipe import Recipe
+    from paredown.apps.chat.task import ChatTask
+    from paredown.pipeline.recipe.schema import Recipe
 
 
 def make_language_task(recipe: Recipe) -> ChatTask:
-    """What the pipeline asks of this app; see `pipeline.language.task.LanguageTask`."""
-    from apps.chat.task import ChatTask
+    """What the pipeline asks of this app; see `pipeline.recipe.language_task.LanguageTask`."""
+    from paredown.apps.chat.task import ChatTask
 
     return ChatTask(recipe)

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.chat.cache import empty_cache
-from apps.chat.network import Gemma
-from targets.errors import InputError
+from paredown.apps.chat.network.cache import empty_cache
+from paredown.apps.chat.network.network import Gemma
+from paredown.targets.errors import InputError
 
 #: Tokens int64 (T,) to logits (T, vocabulary), whole or in blocks of rows one after the other: a window's
 #: logits over Gemma's vocabulary take a gigabyte.

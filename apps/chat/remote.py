@@ -7,17 +7,17 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from apps.chat.device.chat import as_arguments
-from apps.chat.device.serve import from_json
-from apps.chat.device.session import Done, Event, never
-from pipeline.language.device import bring
-from targets.errors import DeviceError, InputError, UsageError
+from paredown.apps.chat.device.chat import as_arguments
+from paredown.apps.chat.device.generation.session import Done, Event, never
+from paredown.apps.chat.device.serve import from_json
+from paredown.pipeline.device.language.unpacked import bring
+from paredown.targets.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from pipeline.bundle import Bundle
-    from targets.devices.device import Device, Dialogue
+    from paredown.pipeline.bundle.archive import Bundle
+    from paredown.targets.devices.device import Device, Dialogue
 
 HEAR_S = 0.1  # how late a Ctrl-C is heard
 LONGEST_S = 24 * 3600.0  # a chat may take so long
@@ -36,7 +36,6 @@ class RemoteChat:
     """
 
     def __init__(self, program: Dialogue, where: str) -> None:
-        """Waits until the model is loaded."""
         self._program, self._where, self._number = program, where.rstrip(":"), 0
         self.description = f"{self._reply()['hello']}; on {self._where}"
 
@@ -118,6 +117,6 @@ def on_device(
     bring(bundle, device, {runtime}, log)
     words = [*as_arguments(options), f"--runtime={runtime}", *(["--no-times"] if device.emulated else [])]
     log(f"model on {device.address}: running")
-    command = ["python3", "-m", "apps.chat.device.chat", "--serve", *words]
+    command = ["python3", "-m", "paredown.apps.chat.device.chat", "--serve", *words]
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)

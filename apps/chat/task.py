@@ -16,33 +16,33 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.chat.texts import Split, file_text, fingerprint, pydoc_text
-from pipeline.language.task import PredictTokens
-from pipeline.recipe import Language, Recipe
-from pipeline.store import file_hash
-from targets.errors import InputError, UsageError
+from paredown.apps.chat.texts import Split, file_text, fingerprint, pydoc_text
+from paredown.pipeline.recipe.language_task import PredictTokens
+from paredown.pipeline.recipe.schema import Language, Recipe
+from paredown.pipeline.store.store import file_hash
+from paredown.targets.errors import InputError, UsageError
+from paredown.targets.own_code import own_code
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from apps.chat.config import GemmaConfig
-    from apps.chat.device.language_model import LanguageModel
-    from pipeline.blocks.thin import GatedFfn
-    from pipeline.blocks.walk import Calibration
-    from pipeline.lower.language import LanguageFacts
+    from paredown.apps.chat.device.language_model import LanguageModel
+    from paredown.apps.chat.network.config import GemmaConfig
+    from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
+    from paredown.pipeline.compress.blockwise.layerwise import Calibration
+    from paredown.pipeline.lower.language.network import LanguageFacts
 
-ROOT = Path(__file__).parents[2]
 TINY = "tiny"  # the weights that ship
 NETWORK = "gemma3"
 CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
 DEVICE = (
-    "chat", "language_model", "models", "sampling", "score", "serve", "session", "speed", "stats", "terminal",
-    "tokens",
+    "__init__", "chat", "generation/*", "language_model", "models", "score", "serve", "speed", "terminal",
+    "tokens/__init__", "tokens/tokens",
 )  # fmt: skip
 
 
 class ChatTask:
-    """Gemma 3 of a Hugging Face folder or a GGUF file; satisfies `pipeline.language.task.LanguageTask`.
+    """Gemma 3 of a Hugging Face folder or a GGUF file; a `LanguageTask`.
 
     Args:
         recipe: resolved.
@@ -55,8 +55,7 @@ class ChatTask:
     name = "apps.chat"
 
     def __init__(self, recipe: Recipe) -> None:
-        """Reads the network's configuration; no weights."""
-        from apps.chat.weights import open_weights
+        from paredown.apps.chat.weights.weights import open_weights
 
         if recipe.network != NETWORK:
             hint = f'set it to "{NETWORK}": which size, the weights\' own file says'
@@ -93,7 +92,7 @@ class ChatTask:
 
     def network(self) -> Any:
         """The trained network in evaluation mode."""
-        from apps.chat.weights import load_gemma
+        from paredown.apps.chat.weights.weights import load_gemma
 
         return load_gemma(self.path)
 
@@ -103,7 +102,7 @@ class ChatTask:
         Raises:
             InputError: a context beyond what the network was trained for, or a chunk beyond the context.
         """
-        from pipeline.lower.language import LanguageFacts
+        from paredown.pipeline.lower.language.network import LanguageFacts
 
         wanted = self.language
         return LanguageFacts(
@@ -112,7 +111,7 @@ class ChatTask:
 
     def device_bytes(self, language: Language) -> int:
         """Memory of the weights as codes with a scale per block, and of the ring buffers."""
-        from apps.chat.cache import slots
+        from paredown.apps.chat.network.cache import slots
 
         config = self.config
         attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
@@ -139,8 +138,8 @@ class ChatTask:
         """Runs whole pieces."""
         import torch
 
-        from apps.chat.cache import empty_cache
-        from pipeline.blocks.walk import Calibration
+        from paredown.apps.chat.network.cache import empty_cache
+        from paredown.pipeline.compress.blockwise.layerwise import Calibration
 
         length = pieces.shape[1]
         cache, positions = empty_cache(self.config, length, length), torch.arange(length)
@@ -156,7 +155,7 @@ class ChatTask:
 
     def ffns(self, network: Any) -> list[GatedFfn]:
         """Of every layer."""
-        from pipeline.blocks.thin import GatedFfn
+        from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
 
         parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         return [GatedFfn(*(f"{layer}.{part}" for part in parts)) for layer in self._layers]
@@ -165,8 +164,8 @@ class ChatTask:
         """Whole pieces, with the head's rows for their tokens alone."""
         import torch
 
-        from apps.chat.cache import empty_cache
-        from pipeline.blocks.modules import some_outputs
+        from paredown.apps.chat.network.cache import empty_cache
+        from paredown.pipeline.compress.blockwise.modules import some_outputs
 
         tokens = torch.from_numpy(np.unique(pieces))
 
@@ -201,8 +200,8 @@ class ChatTask:
         Raises:
             InputError: the text does not fill one.
         """
-        from apps.chat.perplexity import windows
-        from apps.chat.tokenizer import load_tokenizer
+        from paredown.apps.chat.perplexity import windows
+        from paredown.apps.chat.tokenizer import load_tokenizer
 
         tokenizer, wanted = load_tokenizer(self.path, self.vocabulary), self.language
         ids = tokenizer.encode(self._text(split), add_special_tokens=False).ids
@@ -214,13 +213,13 @@ class ChatTask:
 
     def predict(self, network: Any) -> PredictTokens:
         """In torch, in chunks."""
-        from apps.chat.perplexity import eager
+        from paredown.apps.chat.perplexity import eager
 
         return eager(network)
 
     def score(self, predict: PredictTokens, progress: Callable[[int, int], None]) -> dict[str, float]:
         """Perplexity on the test text's pieces."""
-        from apps.chat.perplexity import measure
+        from paredown.apps.chat.perplexity import measure
 
         pieces = self.pieces("test")
 
@@ -235,27 +234,27 @@ class ChatTask:
 
     def lower(self, network: Any, runtime: str) -> bytes:
         """A program with the recipe's context and chunk."""
-        from apps.chat.cache import empty_cache
-        from apps.chat.network import Stateful
+        from paredown.apps.chat.network.cache import empty_cache
+        from paredown.apps.chat.network.network import Stateful
 
         facts = self.facts()
         if runtime == "executorch":
-            from pipeline.lower import language_executorch
+            from paredown.pipeline.lower.language import executorch as language_executorch
 
             sizes = (network, facts.context, facts.chunk)
             steps = (Stateful(*sizes), Stateful(*sizes, keep="none"))
             return language_executorch.lower_language(*steps, facts).data
-        from pipeline.lower import language_litert
+        from paredown.pipeline.lower.language import litert as language_litert
 
         memory = empty_cache(self.config, facts.context, facts.chunk)
         return language_litert.lower_language(network, memory, facts)
 
     def litertlm(self, network: Any) -> bytes:
         """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""
-        from apps.chat.cache import empty_cache
-        from apps.chat.tokenizer import is_for_chat, tokenizer_json
-        from pipeline.lower.language_litert import lower_language
-        from pipeline.lower.litertlm import to_litertlm
+        from paredown.apps.chat.network.cache import empty_cache
+        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.pipeline.lower.language.litert import lower_language
+        from paredown.pipeline.lower.language.litertlm import to_litertlm
 
         facts = self.facts()
         memory = empty_cache(self.config, facts.context, facts.chunk, ring=False)
@@ -264,7 +263,7 @@ class ChatTask:
 
     def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
         """A program on this machine, read token by token."""
-        from apps.chat.device.models import load_model
+        from paredown.apps.chat.device.models import load_model
 
         model: LanguageModel = load_model(program, runtime, threads)
 
@@ -279,8 +278,8 @@ class ChatTask:
 
     def bundle_members(self) -> dict[str, bytes]:
         """The tokenizer as arrays, and whether the model was taught to chat."""
-        from apps.chat.device.pack_tokens import pack
-        from apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.apps.chat.device.tokens.pack import pack
+        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
 
         settings = {"template": "gemma" if is_for_chat(self.path) else "none"}
         text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
@@ -288,6 +287,4 @@ class ChatTask:
 
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy and one runtime, no torch."""
-        folder = "apps/chat/device"
-        names = [f"{folder}/{name}.py" for name in ("__init__", *DEVICE)]
-        return {name: ROOT / name for name in ("apps/chat/__init__.py", *names)}
+        return own_code(("apps/chat/__init__.py", *(f"apps/chat/device/{name}.py" for name in DEVICE)))

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from targets.errors import InputError
+from paredown.targets.errors import InputError
 
 Split = Literal["train", "calibration", "test"]
 

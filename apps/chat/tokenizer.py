@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.errors import InputError
+from paredown.targets.errors import InputError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -65,7 +65,7 @@ def tokenizer_json(path: Path) -> bytes:
         except OSError as error:
             what = f"cannot read the tokenizer: {error.strerror}"
             raise InputError(what, where=_file(path), hint="copy the model's tokenizer.json there") from error
-    from apps.chat.weights_gguf import read_gguf
+    from paredown.apps.chat.weights.gguf import read_gguf
 
     return json.dumps(_from_gguf(read_gguf(path), path), ensure_ascii=False).encode()
 
@@ -77,7 +77,7 @@ def is_for_chat(path: Path) -> bool:
         InputError: its files are broken.
     """
     if not path.is_dir():
-        from apps.chat.weights_gguf import read_gguf
+        from paredown.apps.chat.weights.gguf import read_gguf
 
         return "tokenizer.chat_template" in read_gguf(path).fields
     config = path / "tokenizer_config.json"

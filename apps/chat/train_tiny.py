@@ -1,4 +1,4 @@
-"""Trains the tiny Gemma 3 that ships with paredown: `python -m apps.chat.train_tiny FOLDER`.
+"""Trains the tiny Gemma 3 that ships with paredown: `python -m paredown.apps.chat.train_tiny FOLDER`.
 
 Some 0.7 million parameters and 1,024 tokens, learned from the topics of Python's help: enough to try every
 command without a download, and to test with. FOLDER gets config.json, model.safetensors (bfloat16) and
@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from apps.chat.cache import empty_cache
-from apps.chat.config import GemmaConfig
-from apps.chat.network import Gemma
-from apps.chat.texts import pydoc_text
-from pipeline.checkpoint import load_run, save_checkpoint
-from pipeline.store import write_atomic
-from pipeline.training import learning_rate
+from paredown.apps.chat.network.cache import empty_cache
+from paredown.apps.chat.network.config import GemmaConfig
+from paredown.apps.chat.network.network import Gemma
+from paredown.apps.chat.texts import pydoc_text
+from paredown.pipeline.compress.training.training import learning_rate
+from paredown.pipeline.store.checkpoint import load_run, save_checkpoint
+from paredown.pipeline.store.store import write_atomic
 
 VOCABULARY = 1024
 TINY = GemmaConfig(

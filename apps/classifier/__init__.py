@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apps.classifier.task import ClassifierTask
-    from pipeline.recipe import Recipe
+    from paredown.apps.classifier.task import ClassifierTask
+    from paredown.pipeline.recipe.schema import Recipe
 
 
 def make_task(recipe: Recipe) -> ClassifierTask:
-    """What the pipeline asks of this app; see `pipeline.task.Task`."""
-    from apps.classifier.task import ClassifierTask
+    """What the pipeline asks of this app; see `pipeline.recipe.task.Task`."""
+    from paredown.apps.classifier.task import ClassifierTask
 
     return ClassifierTask(recipe)

@@ -11,10 +11,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from apps.classifier.labels import label_of
-from calibration.datasets import Dataset
-from calibration.preprocess import Preprocess
-from targets.errors import UsageError
+from paredown.apps.classifier.labels import label_of
+from paredown.calibration.datasets import Dataset
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import UsageError
 
 SMALL = 64  # pixels: up to here images are shifted, above it a part of them is cut out and resized
 SHIFT = 1 / 8  # of the side: 4 pixels of 32 (He et al., arXiv 1512.03385, section 4.2)

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.datasets import Dataset, Sample, classes_of
-from targets.errors import InputError
+from paredown.calibration.datasets import Dataset, Sample, classes_of
+from paredown.targets.errors import InputError
 
 Z95 = 1.959963984540054  # of the normal distribution, two-sided
 
@@ -69,7 +69,6 @@ class Relabelled:
     """
 
     def __init__(self, data: Dataset, labels: Sequence[int]) -> None:
-        """Keeps a view; copies nothing."""
         self.names = data.names
         self._data, self._labels = data, tuple(int(label) for label in labels)
 

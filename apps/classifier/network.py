@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from apps.classifier.catalogue import architecture
+from paredown.apps.classifier.catalogue import architecture
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -40,7 +40,6 @@ class CifarBlock(nn.Module):
     """Two 3x3 convolutions and an option-A shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """Builds the block; stride 2 goes with a change of width."""
         super().__init__()
         self.conv1 = conv(inputs, outputs, 3, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -94,7 +93,6 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
-        """Builds the block, `width` channels out."""
         super().__init__()
         self.conv1 = conv(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -115,7 +113,6 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
-        """Builds the block, 4 * `width` channels out."""
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = conv(inputs, width, 1)
@@ -172,7 +169,6 @@ class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 linear projection (Sandler et al., arXiv 1801.04381, section 3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
-        """Builds the block; `expand` 1 leaves the expansion out."""
         super().__init__()
         hidden = inputs * expand
         layers: list[nn.Module] = [] if expand == 1 else [_conv_bn_relu6(inputs, hidden, 1)]
@@ -193,7 +189,6 @@ class MobileNetV2(nn.Module):
                 (6, 320, 1, 1))  # fmt: skip
 
     def __init__(self, classes: int) -> None:
-        """Builds the network with torchvision's initialisation."""
         super().__init__()
         layers: list[nn.Module] = [_conv_bn_relu6(3, 32, 3, 2)]
         channels = 32

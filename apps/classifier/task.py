@@ -14,27 +14,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.classifier.catalogue import MEAN, STD, architecture
-from apps.classifier.labels import Relabelled, label_of, ranks, wilson
-from apps.classifier.sheet import Entry, contact_sheet
-from calibration.cifar import read_cifar_names
-from calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
-from calibration.preprocess import Preprocess
-from pipeline.factory import from_factory
-from pipeline.recipe import EMBEDDED, Recipe
-from pipeline.store import file_hash
-from pipeline.task import Batches, Outputs, Predict, Progress
-from targets.errors import InputError
+from paredown.apps.classifier.catalogue import MEAN, STD, architecture
+from paredown.apps.classifier.labels import Relabelled, label_of, ranks, wilson
+from paredown.apps.classifier.sheet import Entry, contact_sheet
+from paredown.calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
+from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.readers.cifar import read_cifar_names
+from paredown.pipeline.recipe.factory import from_factory
+from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
+from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress
+from paredown.pipeline.store.store import file_hash
+from paredown.targets.errors import InputError
+from paredown.targets.own_code import own_code
 
 FORMATS = (*CLASS_FORMATS, "folder")
 TEMPERATURE = 4.0  # of distillation; within the range that Hinton et al. (arXiv 1503.02531) use
 TOP = 5
 PREVIEW_IMAGES = 24
-ROOT = Path(__file__).parents[2]
 
 
 class ClassifierTask:
-    """A classification network with its data; satisfies `pipeline.task.Task`.
+    """A classification network with its data; satisfies `pipeline.recipe.task.Task`.
 
     The network takes images as `preprocess` makes them and returns logits, (N, classes).
 
@@ -77,7 +77,7 @@ class ClassifierTask:
         """The network with untrained weights."""
         from torch import nn
 
-        from apps.classifier.network import build
+        from paredown.apps.classifier.network import build
 
         if not self._is_factory:
             return build(self.recipe.network, len(self.names))
@@ -101,8 +101,8 @@ class ClassifierTask:
 
     def network(self) -> Any:
         """The trained network in evaluation mode."""
-        from apps.classifier.network import fixed
-        from pipeline.weights import load_checkpoint
+        from paredown.apps.classifier.network import fixed
+        from paredown.pipeline.recipe.weights import load_checkpoint
 
         network = self._build()
         if self._is_factory:
@@ -217,7 +217,7 @@ class ClassifierTask:
 
     def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
         """Random crops and mirror images; see `apps.classifier.batches`."""
-        from apps.classifier import batches
+        from paredown.apps.classifier import batches
 
         return batches.Batches(data, self._preprocess, batch, seed)
 
@@ -290,8 +290,9 @@ class ClassifierTask:
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy, OpenCV and one runtime, no torch."""
         folder = "apps/classifier"
-        names = ("__init__.py", "device/__init__.py", "device/classify.py")
-        return {f"{folder}/{name}": ROOT / folder / name for name in names}
+        return own_code(
+            (f"{folder}/__init__.py", f"{folder}/device/__init__.py", f"{folder}/device/classify.py")
+        )
 
 
 def _logits(outputs: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apps.detector.task import DetectorTask
-    from pipeline.recipe import Recipe
+    from paredown.apps.detector.task import DetectorTask
+    from paredown.pipeline.recipe.schema import Recipe
 
 
 def make_task(recipe: Recipe) -> DetectorTask:
-    """What the pipeline asks of this app; see `pipeline.task.Task`."""
-    from apps.detector.task import DetectorTask
+    """What the pipeline asks of this app; see `pipeline.recipe.task.Task`."""
+    from paredown.apps.detector.task import DetectorTask
 
     return DetectorTask(recipe)

@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 
-from calibration.datasets import Sample
-from targets.errors import UsageError
+from paredown.calibration.datasets import Sample
+from paredown.targets.errors import UsageError
 
 Split = Literal["train", "calibration", "validation", "test"]
 _Box = tuple[int, int, int, int]  # left, top, width, height in pixels
@@ -102,7 +102,7 @@ def sources() -> Sources:
     except (OSError, ValueError, IndexError, cv2.error) as error:
         raise UsageError(
             f"the embedded digits come inside scikit-learn, which cannot be used here ({error})",
-            where="apps.detector.digits",
+            where="paredown.apps.detector.digits",
             hint="pip install scikit-learn",
         ) from error
     digest = hashlib.sha256()
@@ -280,7 +280,6 @@ class Digits:
     names: tuple[str, ...] = tuple("0123456789")
 
     def __init__(self, split: Split = "train", count: int | None = None) -> None:
-        """Reads the sources; scenes are drawn when asked for."""
         if split not in get_args(Split):
             raise UsageError(f"no split {split!r} of the digits", hint=f"one of {', '.join(get_args(Split))}")
         if count is not None and count < 1:

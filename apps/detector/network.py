@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.detector.darknet import (
+from paredown.apps.detector.darknet.darknet import (
     Cfg,
     Convolutional,
     MaxPool,
@@ -23,8 +23,8 @@ from apps.detector.darknet import (
     output_shapes,
     read_cfg,
 )
-from apps.detector.darknet_write import with_filters
-from targets.errors import InputError
+from paredown.apps.detector.darknet.write import with_filters
+from paredown.targets.errors import InputError
 
 # darknet (CPU) divides by sqrt(v) + 1e-6, that is by sqrt(v + eps) with eps = 2e-6 sqrt(v): near 1e-6 for the
 # variances of real networks (yololite's are .009 to 16: within 5e-5 relative, 6e-7 on average; torch's own
@@ -76,7 +76,6 @@ class MaxPoolLayer(nn.Module):
     """[maxpool]: darknet's padding: padding // 2 left and top, the rest right and bottom, all -inf."""
 
     def __init__(self, layer: MaxPool) -> None:
-        """Takes size, stride and padding from the .cfg."""
         super().__init__()
         self.size, self.stride, self.padding = layer.size, layer.stride, layer.padding
 
@@ -100,7 +99,6 @@ class RouteLayer(nn.Module):
     """[route]: concatenates earlier outputs along the channels."""
 
     def __init__(self, layer: Route) -> None:
-        """Keeps the absolute numbers of the layers it joins."""
         super().__init__()
         self.layers = layer.layers
 
@@ -118,7 +116,6 @@ class ReorgLayer(nn.Module):
     """
 
     def __init__(self, layer: Reorg) -> None:
-        """Takes the stride from the .cfg."""
         super().__init__()
         self.stride = layer.stride
 
@@ -134,7 +131,6 @@ class RegionHead(nn.Module):
     """The convolution before [region], split by what its outputs mean."""
 
     def __init__(self, layer: Convolutional, channels: int, anchors: int, classes: int) -> None:
-        """Builds the four convolutions for `anchors` boxes per cell."""
         super().__init__()
 
         def conv(filters: int) -> nn.Conv2d:

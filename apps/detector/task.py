@@ -15,27 +15,27 @@ from typing import Any
 import cv2
 import numpy as np
 
-from apps.detector.darknet import Cfg, builtin_cfg, read_cfg
-from apps.detector.device.decode import Detections, detect
-from apps.detector.device.draw import draw
-from apps.detector.truth import PseudoLabelled, Truth, Truths
-from calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
-from calibration.preprocess import Preprocess
-from pipeline.factory import from_factory
-from pipeline.recipe import EMBEDDED, Recipe
-from pipeline.store import file_hash
-from pipeline.task import Batches, Outputs, Predict, Progress
-from targets.errors import InputError
+from paredown.apps.detector.darknet.darknet import Cfg, builtin_cfg, read_cfg
+from paredown.apps.detector.device.boxes.decode import Detections, detect
+from paredown.apps.detector.device.drawing.draw import draw
+from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
+from paredown.calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.recipe.factory import from_factory
+from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
+from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress
+from paredown.pipeline.store.store import file_hash
+from paredown.targets.errors import InputError
+from paredown.targets.own_code import own_code
 
 SCORE_THRESHOLD = 0.005  # darknet's, to score mAP
 SHOW_THRESHOLD = 0.5  # darknet's, to show a box
 PSEUDO_THRESHOLD = 0.5  # for a box to count as a label; YOLO-LITE VOC's F1 on COCO peaks at .4 to .5
 PREVIEW_SIDE = 480  # pixels of one picture in the preview
-ROOT = Path(__file__).parents[2]
 
 
 class DetectorTask:
-    """A YOLO-v2 network with its data; satisfies `pipeline.task.Task`.
+    """A YOLO-v2 network with its data; satisfies `pipeline.recipe.task.Task`.
 
     Args:
         recipe: resolved.
@@ -49,7 +49,6 @@ class DetectorTask:
     output_names = ("xy", "wh", "obj", "cls")
 
     def __init__(self, recipe: Recipe) -> None:
-        """Reads the .cfg; nothing heavier."""
         self.recipe = recipe
         self._factory_file: Path | None = None
         self._known: dict[str, Truths] = {}
@@ -74,7 +73,7 @@ class DetectorTask:
 
     def _from_factory(self) -> Any:
         """A network of the user's own code, `package.module:factory`; it must be a YoloV2 at the end."""
-        from apps.detector.network import YoloV2
+        from paredown.apps.detector.network import YoloV2
 
         network, self._factory_file = from_factory(self.recipe.network)
         if not isinstance(network, YoloV2):
@@ -106,8 +105,8 @@ class DetectorTask:
 
     def network(self) -> Any:
         """The trained network in evaluation mode."""
-        from apps.detector.network import YoloV2
-        from apps.detector.weights import load_checkpoint
+        from paredown.apps.detector.network import YoloV2
+        from paredown.apps.detector.weights import load_checkpoint
 
         network = self._from_factory() if ":" in self.recipe.network else YoloV2.from_cfg(self.cfg)
         load_checkpoint(self.weights_path, network)
@@ -116,14 +115,14 @@ class DetectorTask:
     # -- training ------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Any, labels: Any) -> Any:
-        """The region loss; see `apps.detector.loss`."""
-        from apps.detector.loss import region_loss
+        """The region loss; see `apps.detector.train.loss`."""
+        from paredown.apps.detector.train.loss import region_loss
 
         return region_loss(outputs, labels, self.anchors)
 
     def distillation(self, student: Any, teacher: Any) -> Any:
-        """The distance of two networks' logits; see `apps.detector.distil`."""
-        from apps.detector.distil import region_distillation
+        """The distance of two networks' logits; see `apps.detector.train.distil`."""
+        from paredown.apps.detector.train.distil import region_distillation
 
         return region_distillation(student, teacher)
 
@@ -132,11 +131,11 @@ class DetectorTask:
         return (f"layers.{len(self.cfg.layers) - 2}",)
 
     def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
-        """Zoomed, shifted, recoloured and (but for digits) mirrored images; see `apps.detector.augment`."""
-        from apps.detector.augment import Augment
-        from apps.detector.batches import Batches
-        from apps.detector.darknet import output_shapes
-        from apps.detector.train_config import TrainConfig
+        """Zoomed, shifted, recoloured and (but for digits) mirrored images."""
+        from paredown.apps.detector.darknet.darknet import output_shapes
+        from paredown.apps.detector.train.augment import Augment
+        from paredown.apps.detector.train.batches import Batches
+        from paredown.apps.detector.train.config import TrainConfig
 
         augment = Augment(flips=self.recipe.data.format != EMBEDDED)
         config = TrainConfig(batch=batch, seed=seed, augment=augment)
@@ -173,7 +172,7 @@ class DetectorTask:
         """The images of "train", "calibration" or "test"; the test split must have labels."""
         data = self.recipe.data
         if data.format == EMBEDDED:
-            from apps.detector.digits import Digits
+            from paredown.apps.detector.digits import Digits
 
             return Digits(split, data.limit)  # type: ignore[arg-type]
         path = getattr(data, split)
@@ -222,7 +221,7 @@ class DetectorTask:
 
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
         """mAP@0.5 ("map50") and COCO's mAP ("map") over the images of a data set."""
-        from apps.detector.score import score_detections
+        from paredown.apps.detector.scoring.score import score_detections
 
         truths, found = self._truths(data), []
         for index in range(len(data)):
@@ -236,13 +235,13 @@ class DetectorTask:
 
     def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
         """`score` of outputs for the first images."""
-        from apps.detector.score import score_detections
+        from paredown.apps.detector.scoring.score import score_detections
 
         return score_detections(*self._found(outputs, data))
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """The 95 % bootstrap interval of "map50" over images."""
-        from apps.detector.score import map50_interval
+        from paredown.apps.detector.scoring.score import map50_interval
 
         return map50_interval(*self._found(outputs, data))
 
@@ -285,6 +284,4 @@ class DetectorTask:
 
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy, OpenCV and one runtime, no torch."""
-        code = sorted((ROOT / "apps/detector/device").glob("*.py"))
-        files = [ROOT / "apps/detector/__init__.py", *code]
-        return {path.relative_to(ROOT).as_posix(): path for path in files}
+        return own_code(("apps/detector/__init__.py", "apps/detector/device/**/*.py"))

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.detector.network import ConvLayer, Header, RegionHead, YoloV2
-from pipeline import weights
-from pipeline.store import write_atomic
-from pipeline.weights import cannot, check_values
-from targets.errors import InputError
+from paredown.apps.detector.network import ConvLayer, Header, RegionHead, YoloV2
+from paredown.pipeline.recipe import weights
+from paredown.pipeline.recipe.weights import cannot, check_values
+from paredown.pipeline.store.store import write_atomic
+from paredown.targets.errors import InputError
 
 _VERSION = struct.Struct("<iii")
 _SEEN = {False: struct.Struct("<i"), True: struct.Struct("<Q")}

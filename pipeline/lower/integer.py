@@ -16,25 +16,23 @@ what runs there. The rules, all forced by kernels that exist:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.observers import activation_qparams, weight_scales
-from pipeline.graph import Graph, Node, tuples
-from pipeline.packing import Parameters
-from targets.errors import InputError
-from targets.runners.expand import holds_int4
+from paredown.calibration.observers import activation_qparams, weight_scales
+from paredown.pipeline.graph.fusion import fuse_relu, same_scale
+from paredown.pipeline.graph.graph import Graph, Node, tuples
+from paredown.targets.errors import InputError
+from paredown.targets.runners.expand import (
+    holds_int4,
+)
 
 QMIN, QMAX = -128, 127
 WeightMethod = Literal["minmax", "mse"]
-#: Kinds whose output has the very codes of their input.
-SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
-#: Kinds that clamp their output and so can take a ReLU in.
-CLAMPS = frozenset({"conv2d", "linear", "add"})
 #: Attributes that mean nothing once there are codes.
 FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels"})
 #: XNNPACK's limits: the largest factor from an input's unit to the output's (it must stay under 256), the
@@ -63,11 +61,11 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class IntegerNode:
-    """One operation on int8 tensors; kinds and attributes as in `pipeline.graph.Node`.
+    """One operation on int8 tensors; kinds and attributes as in `pipeline.graph.graph.Node`.
 
     Attributes:
         name: of the operation and of its output tensor.
-        kind: one of `pipeline.graph.KINDS`.
+        kind: one of `pipeline.graph.graph.KINDS`.
         inputs: names of the nodes it reads.
         shape: of the output, batch of one.
         out: scale and zero point of the output.
@@ -229,42 +227,6 @@ def quantize(
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
 
-def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
-    """Pairs every node with the clamp it takes in; the ReLU's name wins, since consumers refer to it."""
-    fused: list[tuple[Node, str]] = []
-    renamed: dict[str, int] = {}
-    for node in graph:
-        feed = node.inputs[0] if node.inputs else ""
-        if node.kind in {"relu", "relu6"} and feed in renamed:
-            position = renamed[feed]
-            producer = fused[position][0]
-            if len(graph.consumers(feed)) == 1 and feed not in graph.outputs:
-                attrs = {**producer.attrs, **node.attrs}
-                fused[position] = (replace(producer, name=node.name, attrs=attrs), node.kind)
-                continue
-        if node.kind in CLAMPS:
-            renamed[node.name] = len(fused)
-        fused.append((node, node.kind if node.kind in {"relu", "relu6"} else ""))
-    return fused
-
-
-def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
-    """A function from a tensor's name to one name for all tensors that share its scale."""
-    leader = {node.name: node.name for node in nodes}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
-    for node in nodes:
-        if node.kind in SAME_SCALE:
-            for feed in node.inputs:
-                leader[find(node.name)] = find(feed)
-    return find
-
-
 def _scales(
     nodes: list[tuple[Node, str]],
     ranges: Mapping[str, tuple[float, float]],
@@ -381,3 +343,14 @@ def float_bias(bias: NDArray[np.int32], unit: NDArray[np.float32]) -> NDArray[np
             closer = np.abs(integer_bias(candidate, unit).astype(np.int64) - bias) < apart
             best = np.where(closer, candidate, best)
     return best
+
+
+class Parameters(NamedTuple):
+    """What a program holds of a layer beside its codes, and what follows from it."""
+
+    scale: NDArray[np.float32]
+    """Of the weights, (out,)."""
+    factor: float
+    """Scale of the input: times those above it is the scale of the bias, which programs hold too."""
+    bias: NDArray[np.int32]
+    """(out,)."""

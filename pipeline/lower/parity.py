@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.lower import reference
-from pipeline.lower.integer import IntegerGraph
-from pipeline.lower.lowered import Runner
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.runtimes import Runner
 
 Codes = NDArray[np.int8]
 

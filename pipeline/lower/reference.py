@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pipeline.lower.integer import IntegerGraph, IntegerNode
+from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 
 Codes = NDArray[np.int8]
 

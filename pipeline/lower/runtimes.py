@@ -9,17 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.lower.lowered import Lowered, Runner
-from targets.errors import UsageError
+from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.graph import Graph
-    from pipeline.lower.integer import Affine, IntegerGraph
+    from paredown.pipeline.graph.graph import Graph
+    from paredown.pipeline.lower.integer import Affine, IntegerGraph
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Runtime:
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module(f"pipeline.lower.{self.name}")
+        return importlib.import_module(f"paredown.pipeline.lower.{self.name}.program")
 
     def lower_integer(self, graph: IntegerGraph) -> Lowered:
         """The integer graph to a program, int8 in and out."""
@@ -59,7 +58,7 @@ RUNTIMES = {
     runtime.name: runtime
     for runtime in (
         Runtime("executorch", ".pte", "executorch"),
-        Runtime("litert", ".tflite", "ai-edge-litert", "targets.runners.litert"),
+        Runtime("litert", ".tflite", "ai-edge-litert", "paredown.targets.runners.litert"),
     )
 }
 
@@ -93,3 +92,28 @@ def float_predict(
         return tuple(scale.dequantize(code) for scale, code in zip(outputs, codes, strict=True))
 
     return predict
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered program.
+
+    Attributes:
+        data: the file's bytes.
+        subgraphs: how many delegate calls an inference makes; one is the aim.
+        undelegated: names of compute operations left outside the delegate; none is the aim.
+    """
+
+    data: bytes
+    subgraphs: int
+    undelegated: tuple[str, ...]
+
+
+class Runner(Protocol):
+    """A loaded program."""
+
+    def __call__(self, x: NDArray[Any], /) -> tuple[NDArray[Any], ...]:
+        """Runs one input, (1, channels, height, width), in the program's own dtype; outputs NCHW."""
+
+    def bound(self, x: NDArray[Any], /) -> Callable[[], object]:
+        """A call with its input in place, for timing."""

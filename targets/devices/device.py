@@ -1,4 +1,4 @@
-"""What every way to a device can do: push, run, talk, pull, clean up. `targets.devices.address` opens one.
+"""What every way to a device can do: push, run, talk, pull, clean up. `targets.address` opens one.
 
 The protocol is small on purpose, so that a board on the other end of a cable, an emulated one and this very
 machine are the same thing to the rest of the house.

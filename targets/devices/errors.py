@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import ClassVar
 
-from targets.errors import DeviceError
+from paredown.targets.errors import DeviceError
 
 #: Exit statuses above it say which signal ended a program, as shells count.
 SIGNALLED = 128
@@ -30,7 +30,6 @@ class NamedDeviceError(DeviceError):
     remedy: ClassVar[str | None] = None
 
     def __init__(self, detail: str = "", *, where: object | None = None, hint: str | None = None) -> None:
-        """Puts name, detail and remedy into one line."""
         what = f"{self.kind}: {detail}" if detail else self.kind
         super().__init__(what, where=where and str(where).rstrip(":"), hint=hint or self.remedy)
 

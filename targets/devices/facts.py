@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from targets.devices.device import Device
-from targets.host import Machine, cpu_name
+from paredown.targets.devices.device import Device
+from paredown.targets.host.host import Machine, cpu_name
 
 # Absent files and programs leave their line empty. `key=value`, the CPU's own lines as they are.
 _SCRIPT = r"""

@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.devices.device import Device
-from targets.emulated.instructions import VARIABLE, read_counts
-from targets.errors import DeviceError
-from targets.runners.litert import Tensor
+from paredown.targets.devices.counts import VARIABLE, read_counts
+from paredown.targets.devices.device import Device
+from paredown.targets.errors import DeviceError
+from paredown.targets.own_code import own_code
+from paredown.targets.runners.litert import Tensor
 
-ROOT = Path(__file__).parents[2]
 #: What a board needs of ours to run a .tflite; it goes there as one file that Python runs as it is.
 LITERT_FILES = (
-    "targets/__init__.py", "targets/errors.py", "targets/quiet.py", "targets/runners/__init__.py",
-    "targets/runners/litert.py", "targets/runners/run_litert.py",
+    "__init__.py", "targets/__init__.py", "targets/errors.py", "targets/runners/quiet.py", 
+    "targets/runners/__init__.py", "targets/runners/litert.py", "targets/runners/run_litert.py",
 )  # fmt: skip
-LITERT_MAIN = "import sys\nfrom targets.runners.run_litert import main\nsys.exit(main())\n"
+LITERT_MAIN = "import sys\nfrom paredown.targets.runners.run_litert import main\nsys.exit(main())\n"
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2
@@ -112,7 +112,6 @@ class DevicePrograms:
     """
 
     def __init__(self, device: Device, arch: str, log: Callable[[str], None] = lambda line: None) -> None:
-        """Brings nothing yet."""
         self.device, self.arch, self.log = device, arch, log
         self._runners: dict[str, tuple[str, ...]] = {}
         self._pushed: set[str] = set()
@@ -221,8 +220,8 @@ class DevicePrograms:
         return "python3", "run_litert.pyz"
 
     def _executorch(self) -> tuple[str, ...]:
-        from targets.cache import cache_folder
-        from targets.runners.executorch_build import build
+        from paredown.targets.host.cache import cache_folder
+        from paredown.targets.runners.executorch_build import build
 
         built = build(self.arch, cache_folder())
         for file in sorted(path for path in built.rglob("*") if path.is_file()):
@@ -234,7 +233,8 @@ def litert_archive() -> bytes:
     """The LiteRT runner as one file for `python3 FILE`; the same bytes every time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        members = {name: (ROOT / name).read_text() for name in LITERT_FILES} | {"__main__.py": LITERT_MAIN}
+        members = {name: path.read_text() for name, path in own_code(LITERT_FILES).items()}
+        members["__main__.py"] = LITERT_MAIN
         for name, text in sorted(members.items()):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

@@ -23,14 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets.cache import cache_folder, key_of, made_once
-from targets.card import load_card
-from targets.devices.errors import last_line
-from targets.emulated.board import Hardware, hardware, to_stderr
-from targets.emulated.leash import held
-from targets.emulated.sysroot import adb_sysroot
-from targets.errors import DeviceError
-from targets.tools import output_of, tool
+from paredown.targets.cards.card import load_card
+from paredown.targets.devices.errors import last_line
+from paredown.targets.emulated.board import Hardware, hardware, to_stderr
+from paredown.targets.emulated.leash import held
+from paredown.targets.emulated.sysroot import adb_sysroot
+from paredown.targets.errors import DeviceError
+from paredown.targets.host.cache import cache_folder, key_of, made_once
+from paredown.targets.host.tools import output_of, tool
 
 MODEL = "64-bit Arm board, emulated, adb transport"
 ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
@@ -47,7 +47,7 @@ START_S = 120.0  # seconds in which adbd listens, and then answers, on a busy ma
 
 @dataclass(frozen=True)
 class EmulatedAdbBoard:
-    """A running board and how to reach it, for `targets.devices.adb.AdbTransport`.
+    """A running board and how to reach it, for `targets.devices.transports.adb.AdbTransport`.
 
     Attributes:
         name: of its card.

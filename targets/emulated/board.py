@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets.cache import cache_folder
-from targets.card import Target, load_card
-from targets.devices.ssh import SshAccess
-from targets.emulated.instructions import plugin
-from targets.emulated.sysroot import emulated, linked, sysroot
-from targets.errors import DeviceError
-from targets.tools import output_of
+from paredown.targets.cards.card import Target, load_card
+from paredown.targets.devices.transports.ssh import SshAccess
+from paredown.targets.emulated.instructions import plugin
+from paredown.targets.emulated.sysroot import emulated, linked, sysroot
+from paredown.targets.errors import DeviceError
+from paredown.targets.host.cache import cache_folder
+from paredown.targets.host.tools import output_of
 
 USER, HOME = "pi", "/home/pi"
 ENVIRONMENT = {
@@ -123,7 +123,7 @@ def start(
     """
     import asyncssh
 
-    from targets.emulated.server import HOST, BoardServer
+    from paredown.targets.emulated.server import HOST, BoardServer
 
     card = load_card(name)
     with hardware(card, f"{card.summary}, emulated", sysroot, count_instructions, say) as board:

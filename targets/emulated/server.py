@@ -80,7 +80,6 @@ class BoardServer:
         host_key: asyncssh.SSHKey,
         client_key: bytes,
     ) -> None:
-        """Starts nothing yet."""
         self._root = root
         self._emulator = emulator
         self._environment = environment

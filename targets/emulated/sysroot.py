@@ -15,9 +15,9 @@ from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
-from targets.cache import key_of, made_once
-from targets.errors import DeviceError
-from targets.tools import output_of, tool
+from paredown.targets.errors import DeviceError
+from paredown.targets.host.cache import key_of, made_once
+from paredown.targets.host.tools import output_of, tool
 
 SUITE = "bookworm"  # has the Python that the wheels are for
 PACKAGES = (

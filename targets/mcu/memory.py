@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from targets.card import Target
-from targets.errors import DeviceError, UsageError
+from paredown.targets.cards.card import Target
+from paredown.targets.errors import DeviceError, UsageError
 
 
 def fits(card: Target, sram_bytes: int, flash_bytes: int) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import DeviceError, InputError
-from targets.mcu.memory import kib
+from paredown.targets.errors import DeviceError, InputError
+from paredown.targets.mcu.memory import kib
 
 ENOUGH = 1 << 28  # bytes of arena to measure in; no microcontroller has as much
 #: LiteRT Micro's own words, where it refuses a program.
@@ -97,7 +97,7 @@ def run(
 
 
 def _process(folder: Path, arena_bytes: int, timeout: float) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "targets.mcu.tflm_process", str(folder), str(arena_bytes)]
+    command = [sys.executable, "-P", "-m", "paredown.targets.mcu.tflm_process", str(folder), str(arena_bytes)]
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout)
     except subprocess.TimeoutExpired as error:

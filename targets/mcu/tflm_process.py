@@ -1,4 +1,4 @@
-"""LiteRT Micro at work: `python -m targets.mcu.tflm_process FOLDER ARENA_BYTES`; see `targets.mcu.tflm`.
+"""LiteRT Micro at work: `python -m paredown.targets.mcu.tflm_process FOLDER ARENA_BYTES`.
 
 Reads FOLDER/program.tflite and inputs.npy (NHWC), writes output0.npy ..., and prints one line of JSON.
 """

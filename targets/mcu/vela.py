@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from targets.card import Target
-from targets.errors import DeviceError, InputError, UsageError
-from targets.host import package_version
+from paredown.targets.cards.card import Target
+from paredown.targets.errors import DeviceError, InputError, UsageError
+from paredown.targets.host.host import package_version
 
 CONFIG = "Arm/vela.ini"  # Vela's own file of system configurations
 _WARNING = re.compile(r"Warning \(supported operators\) operator: \w+, ofm: '(.*)'\nReason: (.*)\n(.*)")

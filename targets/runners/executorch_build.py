@@ -1,4 +1,4 @@
-"""Builds the ExecuTorch runner for a machine or a board: `python -m targets.runners.executorch_build ARCH`.
+"""Builds the ExecuTorch runner: `python -m paredown.targets.runners.executorch_build ARCH`.
 
 C++ sources of ours against the shared libraries of the ExecuTorch wheel, which need no torch: this
 environment's own wheel for this machine, the wheel for Linux on Arm for a board.
@@ -16,9 +16,9 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-from targets.cache import cache_folder, key_of, made_once
-from targets.errors import DeviceError, ParedownError
-from targets.tools import output_of, tool
+from paredown.targets.errors import DeviceError, ParedownError
+from paredown.targets.host.cache import cache_folder, key_of, made_once
+from paredown.targets.host.tools import output_of, tool
 
 SOURCE = Path(__file__).with_name("executorch") / "run.cpp"
 #: Runs language models.

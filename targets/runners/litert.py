@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import DeviceError, InputError
-from targets.quiet import quiet
+from paredown.targets.errors import DeviceError, InputError
+from paredown.targets.runners.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class Runner:
     def __init__(
         self, data: bytes, threads: int = 1, where: object = ".tflite", reference: bool = False
     ) -> None:
-        """Loads the model and allocates its tensors."""
         self._where = where
         # The interpreter reads offsets unchecked: a file that does not even begin as one can crash it.
         if len(data) < 16 or data[4:8] != b"TFL3":

@@ -1,4 +1,4 @@
-"""Proves an unpacked bundle on the board it lies on: `python3 -m targets.runners.prove`, in its folder.
+"""Proves an unpacked bundle on its board: `python3 -m paredown.targets.runners.prove`, in its folder.
 
 Every member is what the manifest says, and the LiteRT model gives the very codes that the bundle's test
 vectors want. Copied to boards as it is: numpy and one runtime. Prints one JSON document.
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import DeviceError, InputError, ParedownError
-from targets.runners.litert import Runner
-from targets.vectors import test_inputs
+from paredown.targets.errors import DeviceError, InputError, ParedownError
+from paredown.targets.runners.litert import Runner
+from paredown.targets.runners.vectors import test_inputs
 
 #: Float kernels add in an order of their own: of the largest output.
 FLOAT_TOLERANCE = 1e-3

@@ -1,4 +1,4 @@
-"""Runs a .tflite on samples from a file and times one of them: `python3 -m targets.runners.run_litert`.
+"""Runs a .tflite on samples from a file and times one: `python3 -m paredown.targets.runners.run_litert`.
 
 For a device: numpy and a TFLite interpreter. The same command line, output file and JSON as
 `targets/runners/executorch/run.cpp`.
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import DeviceError, InputError, ParedownError, UsageError
-from targets.runners.litert import Runner, Tensor
+from paredown.targets.errors import DeviceError, InputError, ParedownError, UsageError
+from paredown.targets.runners.litert import Runner, Tensor
 
 #: What the instruction-count plugin (targets/emulated/instructions.c) looks for; to a kernel, files that are
 #: not open. Each pair begins and ends a bracket.
@@ -43,7 +43,6 @@ class Samples:
     """
 
     def __init__(self, path: Path, tensor: Tensor) -> None:
-        """Looks at the file's size."""
         self._path = path
         self._tensor = tensor
         try:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import InputError
-from targets.runners.litert import Runner
+from paredown.targets.errors import InputError
+from paredown.targets.runners.litert import Runner
 
 
 class Unpacked:
@@ -36,7 +36,6 @@ class Unpacked:
     """
 
     def __init__(self, folder: Path, members: Sequence[str], threads: int = 1) -> None:
-        """Reads the bundle and loads the model."""
         try:
             manifest = json.loads((folder / "manifest.json").read_bytes())
             entry = next(m for m in manifest["models"] if m["runtime"] == "litert")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.datasets import Sample, open_dataset
-from calibration.preprocess import Preprocess
-from calibration.run import Ranges, calibrate
-from targets.errors import InputError, UsageError
+from paredown.calibration.datasets import Sample, open_dataset
+from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.run import Ranges, calibrate
+from paredown.targets.errors import InputError, UsageError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CONTRACT = Preprocess(8, 6)

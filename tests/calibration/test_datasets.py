@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from calibration_samples import NAMES, SHARED, needs_shared, put, put_image
 
-from calibration.datasets import open_dataset, read_names
-from calibration.records import Classes, match_name
-from targets.errors import InputError, UsageError
+from paredown.calibration.datasets import open_dataset, read_names
+from paredown.calibration.readers.records import Classes, match_name
+from paredown.targets.errors import InputError, UsageError
 
 
 def test_read_names(tmp_path):

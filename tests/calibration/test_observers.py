@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calibration.observers import (
+from paredown.calibration.observers import (
     MSE,
     SMALLEST_SCALE,
     MinMax,
@@ -19,7 +19,7 @@ from calibration.observers import (
     make_observer,
     weight_scales,
 )
-from targets.errors import InputError, UsageError
+from paredown.targets.errors import InputError, UsageError
 
 NAMES = ("minmax", "percentile", "mse")
 floats = st.floats(-1e6, 1e6, width=32)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.preprocess import Preprocess
-from targets.errors import InputError, UsageError
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import InputError, UsageError
 
 ROOT = Path(__file__).parents[2]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -252,8 +252,12 @@ def test_bad_geometry():
 
 
 def test_the_device_needs_numpy_and_opencv_only():
-    code = "import sys; import calibration.preprocess; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = (
+        "import sys; import paredown.calibration.preprocess\n"
+        "print(*{m.partition('.')[0] for m in sys.modules}, *sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert {"numpy", "cv2", "targets"} <= loaded
-    assert not loaded & {"torch", "pipeline", "apps", "executorch", "litert_torch", "scipy"}
+    assert {"numpy", "cv2", "paredown.targets"} <= loaded
+    assert not loaded & {"paredown.pipeline", "paredown.apps"}
+    assert not loaded & {"torch", "executorch", "litert_torch", "scipy"}

@@ -9,7 +9,6 @@ whose input is the device's own code (`bundle`, and what reads it), which change
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-HOUSE = "paredown." if importlib.util.find_spec("paredown") else ""
 VERSIONS = {
     "torch": "2.13.0", "executorch": "1.5.1", "ai-edge-litert": "2.3.0", "litert-torch": "0.10.0",
     "litert-lm-builder": "0.18.1", "numpy": "2.4.6", "zstandard": "0.25.0", "paredown": "0.1.0",
@@ -40,7 +38,7 @@ DEVICE_CODE = {"bundle"}
 
 def stand_still() -> None:
     """Replaces what the host says of itself, before anything else of ours is imported."""
-    host = importlib.import_module(f"{HOUSE}targets.host")
+    host = importlib.import_module("paredown.targets.host.host")
     machine = host.Machine(
         "host", "a CPU", 2, "x86_64", "Linux", 16384, "3.11.7", tuple(sorted(VERSIONS.items()))
     )
@@ -73,7 +71,7 @@ def plan_of(recipe: str, settings: tuple[str, ...], target: str, root: Path) -> 
     """Stage -> key, as `paredown run --dry-run` has them."""
     from typer.testing import CliRunner
 
-    door = importlib.import_module(f"{HOUSE}apps.cli")
+    door = importlib.import_module("paredown.apps.cli.main")
     words = ["run", recipe, "--target", target, "--runs", str(root), "--dry-run", "--json"]
     done = CliRunner().invoke(door.app, [*words, *(w for s in settings for w in ("--set", s))])
     if done.exit_code:
@@ -89,7 +87,11 @@ def keys() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         own = aerial_data(folder)
-        for recipe, data, changes in (("digits", (), IMAGES), ("aerial", own, IMAGES), ("gemma3-tiny", (), TEXTS)):
+        for recipe, data, changes in (
+            ("digits", (), IMAGES),
+            ("aerial", own, IMAGES),
+            ("gemma3-tiny", (), TEXTS),
+        ):
             for target in TARGETS:
                 for name, settings in changes.items():
                     plan = plan_of(recipe, (*data, *settings), target, folder / "runs")
@@ -98,8 +100,6 @@ def keys() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    HOUSE = "paredown." if importlib.util.find_spec("paredown") else ""
     stand_still()
     json.dump(keys(), sys.stdout, indent=1, sort_keys=True)
     print()

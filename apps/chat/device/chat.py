@@ -1,4 +1,4 @@
-"""Talks to an unpacked bundle's model: `python -m apps.chat.device.chat`, in the bundle's folder.
+"""Talks to an unpacked bundle's model: `python -m paredown.apps.chat.device.chat`, in the bundle's folder.
 
 A person gets a terminal, a pipe an answer to each of its lines, `--prompt` one answer. `--serve` answers
 another machine, see `serve.py`. Needs numpy and a runtime; no torch.
@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apps.chat.device.sampling import Sampling
-from apps.chat.device.serve import serve
-from apps.chat.device.session import Chat, Manner, Session
-from apps.chat.device.terminal import Streams, Terminal
-from apps.chat.device.tokens import Tokens
-from targets.errors import InputError, ParedownError, UsageError
+from paredown.apps.chat.device.generation.sampling import Sampling
+from paredown.apps.chat.device.generation.session import Chat, Manner, Session
+from paredown.apps.chat.device.serve import serve
+from paredown.apps.chat.device.terminal import Streams, Terminal
+from paredown.apps.chat.device.tokens.tokens import Tokens
+from paredown.targets.errors import InputError, ParedownError, UsageError
 
 TOKENIZER, SETTINGS = "tokenizer.npz", "app.json"
 GEMMA = "gemma"  # the template of a model that was taught to chat
@@ -30,7 +30,7 @@ UNREAD, INTERRUPTED = 1, 130  # exit codes: nobody reads the answers any more; C
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
-    options = parser("python -m apps.chat.device.chat").parse_args(arguments)
+    options = parser("python -m paredown.apps.chat.device.chat").parse_args(arguments)
     try:
         if options.serve:
             return serve(lambda: open_session(Path.cwd(), options))
@@ -90,7 +90,7 @@ def open_session(folder: Path, options: argparse.Namespace) -> Session:
         InputError: the folder is no unpacked bundle of a language model, or a file of it is damaged.
         UsageError: an option is out of its range.
     """
-    from apps.chat.device.models import open_model
+    from paredown.apps.chat.device.models import open_model
 
     manner = manner_of(options)
     files = read_members(folder, (TOKENIZER, SETTINGS))

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.chat.device.language_model import LanguageModel
-from targets.errors import DeviceError, InputError, UsageError
-from targets.quiet import quiet
-from targets.runners.litert import interpreter_class
+from paredown.apps.chat.device.language_model import LanguageModel
+from paredown.targets.errors import DeviceError, InputError, UsageError
+from paredown.targets.runners.litert import interpreter_class
+from paredown.targets.runners.quiet import quiet
 
 FILES = {"executorch": "model.pte", "litert": "model.tflite"}
 RUNNER = Path("executorch", "language")  # where a device keeps it; beside it, its libraries
@@ -102,7 +102,6 @@ class ExecutorchModel(_Model):
     def __init__(
         self, path: Path, threads: int = 1, runner: Path | None = None, where: object | None = None
     ) -> None:
-        """Starts the process and waits until it has loaded the program."""
         super().__init__()
         if runner is None or not runner.is_file():
             runner = _built()
@@ -152,8 +151,8 @@ class ExecutorchModel(_Model):
 
 
 def _built() -> Path:
-    from targets.cache import cache_folder
-    from targets.runners.executorch_build import build
+    from paredown.targets.host.cache import cache_folder
+    from paredown.targets.runners.executorch_build import build
 
     return build("native", cache_folder()) / RUNNER.name
 
@@ -172,7 +171,6 @@ class LitertModel(_Model):
     """
 
     def __init__(self, data: bytes, threads: int = 1, where: object = ".tflite") -> None:
-        """Loads the model with an empty cache."""
         super().__init__()
         self._where = where
         # The interpreter reads offsets unchecked: a file that does not even begin as one can crash it.

@@ -1,4 +1,4 @@
-"""How well a model knows a text: `python -m apps.chat.device.score RUNTIME PIECES.npy THREADS`.
+"""How well a model knows a text: `python -m paredown.apps.chat.device.score RUNTIME PIECES.npy THREADS`.
 
 Runs in an unpacked bundle's folder. PIECES holds whole numbers (N, window), each row a piece of text behind
 the token that every text begins with. Reads them token by token, as a chat writes. Prints one JSON: the
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.chat.device.language_model import LanguageModel
-from apps.chat.device.models import open_model
-from targets.errors import InputError, ParedownError, UsageError
+from paredown.apps.chat.device.language_model import LanguageModel
+from paredown.apps.chat.device.models import open_model
+from paredown.targets.errors import InputError, ParedownError, UsageError
 
 
 def loss(model: LanguageModel, piece: NDArray[np.int64]) -> float:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     try:
         if len(arguments) != 3:
-            raise UsageError("usage: python -m apps.chat.device.score RUNTIME PIECES.npy THREADS")
+            raise UsageError("usage: python -m paredown.apps.chat.device.score RUNTIME PIECES.npy THREADS")
         try:
             pieces = np.load(arguments[1])
         except (OSError, ValueError) as error:

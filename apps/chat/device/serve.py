@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from apps.chat.device.session import Chat, Done, Event, Forgot, Text
-from apps.chat.device.stats import Stats
-from targets.errors import ParedownError
+from paredown.apps.chat.device.generation.session import Chat, Done, Event, Forgot, Text
+from paredown.apps.chat.device.generation.stats import Stats
+from paredown.targets.errors import ParedownError
 
 
 def serve(open_chat: Callable[[], Chat]) -> int:
@@ -42,7 +42,6 @@ class Server:
     """
 
     def __init__(self, replies: TextIO) -> None:
-        """Has heard nothing."""
         self._replies = replies
         self._requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._interrupted = 0.0  # the number of the last answer that is to end

@@ -1,4 +1,4 @@
-"""How fast a model reads and writes here: `python -m apps.chat.device.speed RUNTIME PROMPT ANSWER THREADS`.
+"""Speed of reading and writing here: `python -m paredown.apps.chat.device.speed RUNTIME PROMPT ANSWER N`.
 
 Runs in an unpacked bundle's folder. Reads so many tokens in chunks, then writes so many one by one, the most
 likely each time. Prints one JSON: tokens per second of both, the time until the first token is there (ms) and
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.chat.device.language_model import LanguageModel
-from apps.chat.device.models import open_model
-from targets.errors import ParedownError, UsageError
+from paredown.apps.chat.device.language_model import LanguageModel
+from paredown.apps.chat.device.models import open_model
+from paredown.targets.errors import ParedownError, UsageError
 
 WARM_UP = 2  # tokens
 
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     try:
         if len(arguments) != 4:
-            raise UsageError("usage: python -m apps.chat.device.speed RUNTIME PROMPT ANSWER THREADS")
+            raise UsageError("usage: python -m paredown.apps.chat.device.speed RUNTIME PROMPT ANSWER THREADS")
         runtime, (prompt, answer, threads) = arguments[0], map(int, arguments[1:])
         print(json.dumps(measure(open_model(Path.cwd(), runtime, threads), prompt, answer)))
     except ParedownError as error:

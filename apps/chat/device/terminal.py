@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TextIO
 
-from apps.chat.device.session import Chat, Done, End, Forgot, Text, never
-from apps.chat.device.stats import Stats
-from targets.errors import InputError
+from paredown.apps.chat.device.generation.session import Chat, Done, End, Forgot, Text, never
+from paredown.apps.chat.device.generation.stats import Stats
+from paredown.targets.errors import InputError
 
 ASK = "> "
 HELP = """\
@@ -86,7 +86,6 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        """Nobody has interrupted."""
         self._asked = False
 
     def __call__(self) -> bool:
@@ -117,7 +116,6 @@ class Terminal:
     """
 
     def __init__(self, chat: Chat, streams: Streams) -> None:
-        """Nothing was said."""
         self._chat, self._streams = chat, streams
         self._last = self._total = Stats()
         self._at_start = True  # whether the next text starts a line

@@ -1,4 +1,4 @@
-"""Classifies one image with an unpacked bundle: `python -m apps.classifier.device.classify IMAGE`.
+"""Classifies one image with an unpacked bundle: `python -m paredown.apps.classifier.device.classify IMAGE`.
 
 Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
 one JSON document: the likeliest classes first.
@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from calibration.preprocess import Preprocess
-from targets.errors import InputError, ParedownError, UsageError
-from targets.runners.unpacked import Unpacked
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.runners.unpacked import Unpacked
 
 
 class Classifier:
@@ -31,7 +31,6 @@ class Classifier:
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        """Reads the bundle and loads the model."""
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.show: int = json.loads(self._bundle.files["app.json"])["show"]
         self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     try:
         if len(arguments) != 1:
-            raise UsageError("usage: python -m apps.classifier.device.classify IMAGE")
+            raise UsageError("usage: python -m paredown.apps.classifier.device.classify IMAGE")
         classifier = Classifier(Path.cwd())
         image = cv2.imread(arguments[0])
         if image is None:

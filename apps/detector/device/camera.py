@@ -1,4 +1,4 @@
-"""The camera app: `python -m apps.detector.device.camera --source 0`, in an unpacked bundle's folder.
+"""The camera app: `python -m paredown.apps.detector.device.camera --source 0`, in a bundle's folder.
 
 Capture, preprocess, infer, decode, track, count, draw: numpy, OpenCV and a LiteRT interpreter. A live source
 is worked on latest frame first: what comes while the model is busy is dropped, never queued. A file is worked
@@ -20,16 +20,16 @@ from typing import Any, NoReturn, Protocol
 
 import cv2
 
-from apps.detector.device.counting import Counting, parse_line, parse_zone
-from apps.detector.device.detect import Detector
-from apps.detector.device.handover import Reader
-from apps.detector.device.holding import held
-from apps.detector.device.looker import Looker, Seen
-from apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
-from apps.detector.device.source import Clock, Frame, Log, Paced, Source, is_live, open_source
-from apps.detector.device.timing import STEPS, Split
-from apps.detector.device.tracker import Tracker, TrackerConfig
-from targets.errors import InputError, ParedownError, UsageError
+from paredown.apps.detector.device.boxes.counting import Counting, parse_line, parse_zone
+from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
+from paredown.apps.detector.device.detect import Detector
+from paredown.apps.detector.device.frames.handover import Reader
+from paredown.apps.detector.device.frames.holding import held
+from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, Source, is_live, open_source
+from paredown.apps.detector.device.frames.timing import STEPS, Split
+from paredown.apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
+from paredown.apps.detector.device.processor import Looker, Seen
+from paredown.targets.errors import InputError, ParedownError, UsageError
 
 #: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.
 READY, NAME = "PAREDOWN_READY", "PAREDOWN_APP"
@@ -218,7 +218,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command on a board; returns the exit code."""
-    return command(parser("python -m apps.detector.device.camera"), run, arguments)
+    return command(parser("python -m paredown.apps.detector.device.camera"), run, arguments)
 
 
 def command(
@@ -251,7 +251,6 @@ class Teller:
     """Says that it works, once, and then how it goes, now and then."""
 
     def __init__(self, split: Split, dropped: Callable[[], int], log: Log) -> None:
-        """Says nothing yet."""
         self._split, self._dropped, self._log = split, dropped, log
         self._count, self._told = 0, 0.0
 

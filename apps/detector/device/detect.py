@@ -1,4 +1,4 @@
-"""Detects on one image with an unpacked bundle: `python -m apps.detector.device.detect IMAGE [OUT.png]`.
+"""Detects on one image: `python -m paredown.apps.detector.device.detect IMAGE [OUT.png]`.
 
 Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
 one JSON document.
@@ -14,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from apps.detector.device.decode import Detections, detect
-from apps.detector.device.draw import draw
-from calibration.preprocess import Preprocess
-from targets.errors import InputError, ParedownError, UsageError
-from targets.runners.unpacked import Unpacked
+from paredown.apps.detector.device.boxes.decode import Detections, detect
+from paredown.apps.detector.device.drawing.draw import draw
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.runners.unpacked import Unpacked
 
 
 class Detector:
@@ -33,7 +33,6 @@ class Detector:
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        """Reads the bundle and loads the model."""
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.app = json.loads(self._bundle.files["app.json"])
         self.names: list[str] = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
@@ -63,7 +62,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     try:
         if not 1 <= len(arguments) <= 2:
-            raise UsageError("usage: python -m apps.detector.device.detect IMAGE [OUT.png]")
+            raise UsageError("usage: python -m paredown.apps.detector.device.detect IMAGE [OUT.png]")
         detector = Detector(Path.cwd())
         image = cv2.imread(arguments[0])
         if image is None:

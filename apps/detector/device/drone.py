@@ -1,4 +1,4 @@
-"""The drone app: `python -m apps.detector.device.drone --source 0 --fov 62 --mavlink serial:/dev/ttyAMA0`.
+"""The drone app: `python -m paredown.apps.detector.device.drone --fov 62 --mavlink serial:/dev/ttyAMA0`.
 
 The camera app's pictures, tracks and outputs; what can be trusted of them is told to an autopilot. Runs on a
 companion computer in an unpacked bundle's folder: numpy, OpenCV, a LiteRT interpreter and pymavlink.
@@ -17,7 +17,9 @@ from typing import Any
 
 import cv2
 
-from apps.detector.device.camera import (
+from paredown.apps.detector.device.boxes.counting import Counting
+from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
+from paredown.apps.detector.device.camera import (
     NAME,
     Teller,
     command,
@@ -28,21 +30,19 @@ from apps.detector.device.camera import (
     watch,
     whole_number,
 )
-from apps.detector.device.camera import parser as camera_parser
-from apps.detector.device.counting import Counting
-from apps.detector.device.detect import Detector
-from apps.detector.device.geometry import Attitude, Camera, Lens
-from apps.detector.device.handover import Reader
-from apps.detector.device.holding import held
-from apps.detector.device.looker import Looker, Model
-from apps.detector.device.mavlink import HINT, Link, connect, parse_address
-from apps.detector.device.pilot import FOLLOW, LANDING, CameraOf, Orders, Pilot
-from apps.detector.device.source import Log, Paced, is_live, open_source
-from apps.detector.device.tiles import Tiled, Tiling
-from apps.detector.device.timing import Split
-from apps.detector.device.tracker import Tracker, TrackerConfig
-from apps.detector.device.vehicle import Trust, Vehicle
-from targets.errors import UsageError
+from paredown.apps.detector.device.camera import parser as camera_parser
+from paredown.apps.detector.device.detect import Detector
+from paredown.apps.detector.device.flight.geometry import Attitude, Camera, Lens
+from paredown.apps.detector.device.flight.mavlink import HINT, Link, connect, parse_address
+from paredown.apps.detector.device.flight.pilot import FOLLOW, LANDING, CameraOf, Orders, Pilot
+from paredown.apps.detector.device.flight.tiles import Tiled, Tiling
+from paredown.apps.detector.device.flight.vehicle import Trust, Vehicle
+from paredown.apps.detector.device.frames.handover import Reader
+from paredown.apps.detector.device.frames.holding import held
+from paredown.apps.detector.device.frames.source import Log, Paced, is_live, open_source
+from paredown.apps.detector.device.frames.timing import Split
+from paredown.apps.detector.device.processor import Looker, Model
+from paredown.targets.errors import UsageError
 
 OVERLAP = 0.25
 
@@ -212,7 +212,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command on a companion computer; returns the exit code."""
-    return command(parser("python -m apps.detector.device.drone"), run, arguments)
+    return command(parser("python -m paredown.apps.detector.device.drone"), run, arguments)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TextIO
 import cv2
 import numpy as np
 
-from apps.detector.device.looker import Seen
-from targets.errors import DeviceError, InputError, UsageError
+from paredown.apps.detector.device.processor import Seen
+from paredown.targets.errors import DeviceError, InputError, UsageError
 
 LIVE_FPS = 15.0  # of a video saved from a live source, whose own pace depends on the model
 LONGEST_STILL_S = 1.0  # of a saved video, while the source was lost
@@ -45,7 +45,6 @@ class Lines:
     picture = False
 
     def __init__(self, stream: TextIO) -> None:
-        """Writes nothing yet."""
         self._stream = stream
 
     def write(self, seen: Seen, document: dict[str, Any]) -> None:
@@ -68,7 +67,6 @@ class Video:
     picture = True
 
     def __init__(self, path: Path, fps: float | None) -> None:
-        """Opens nothing before the first picture, whose size the video has."""
         self._path, self._file_fps = path, fps
         self._fps = fps or LIVE_FPS
         self._writer: Any = None
@@ -116,7 +114,6 @@ class Snapshot:
     picture = True
 
     def __init__(self, path: Path) -> None:
-        """Checks that pictures of this kind can be written there."""
         self._path, self._at = path, -SNAPSHOT_S
         self._last: np.ndarray | None = None
         if not path.parent.is_dir() or not cv2.haveImageWriter(str(path)):
@@ -186,7 +183,6 @@ class Mqtt:
     picture = False
 
     def __init__(self, address: str) -> None:
-        """Connects."""
         try:
             from paho.mqtt.client import CallbackAPIVersion, Client
         except ImportError:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.lower import reference
-from pipeline.lower.integer import IntegerGraph, in_int4, quantize
-from pipeline.lower.runtimes import RUNTIMES, runtime
-from pipeline.packing import find_weights, pack_programs
-from pipeline.squantize.fold import fold
-from pipeline.squantize.grid import GridConfig
-from pipeline.squantize.live import LayerPlan, LiveNetwork
-from pipeline.trace import trace
-from targets.runners.expand import expand_programs, holds_int4, laid_out, nibbles
+from paredown.pipeline.bundle.packing import find_weights, pack_programs
+from paredown.pipeline.compress.grids.grid import GridConfig
+from paredown.pipeline.compress.squantize.fold import fold
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import IntegerGraph, in_int4, quantize
+from paredown.pipeline.lower.runtimes import RUNTIMES, runtime
+from paredown.targets.runners.expand import expand_programs, holds_int4, laid_out, nibbles
 
 SHAPE = (1, 2, 5, 5)
 

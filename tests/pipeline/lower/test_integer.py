@@ -14,20 +14,20 @@ from hypothesis.extra import numpy as hnp
 from lowering_networks import Passthrough, Residual, quantized, random_graph, randomized, ranges_of
 from torch import nn
 
-from calibration.preprocess import Preprocess
-from pipeline.graph import Graph, Node
-from pipeline.lower import reference
-from pipeline.lower.integer import (
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.graph.fusion import SAME_SCALE
+from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import (
     LARGEST_BIAS,
-    SAME_SCALE,
     Affine,
     IntegerGraph,
     float_bias,
     integer_bias,
     quantize,
 )
-from pipeline.trace import trace
-from targets.errors import InputError
+from paredown.targets.errors import InputError
 
 
 def equal(a: IntegerGraph, b: IntegerGraph) -> bool:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from lowering_networks import Passthrough, Residual, inputs_for, quantized, random_graph, randomized
 
-from pipeline.lower import litert, reference
-from pipeline.lower.integer import IntegerGraph
-from pipeline.lower.parity import (
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.litert import program as litert
+from paredown.pipeline.lower.parity import (
     Difference,
     check,
     compare,

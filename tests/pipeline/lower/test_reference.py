@@ -19,10 +19,12 @@ from lowering_networks import (
     randomized,
 )
 
-from pipeline.lower import executorch, litert, reference
-from pipeline.lower.integer import IntegerGraph
-from pipeline.lower.parity import compare, every_operation
-from targets.quiet import quiet
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.executorch import program as executorch
+from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.litert import program as litert
+from paredown.pipeline.lower.parity import compare, every_operation
+from paredown.targets.runners.quiet import quiet
 
 
 def assert_exact(graph: IntegerGraph, runtime, count: int = 6, delegated: bool = True) -> None:
@@ -188,7 +190,7 @@ def survivable(graph: IntegerGraph) -> IntegerGraph:
     """Biases as `quantize` makes them: those that ExecuTorch's float32 can carry."""
     from dataclasses import replace
 
-    from pipeline.lower.integer import integer_bias
+    from paredown.pipeline.lower.integer import integer_bias
 
     nodes = []
     for node in graph:

@@ -1,0 +1,106 @@
+"""What the commands share: progress on standard error, results on standard output, errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from paredown.targets.errors import ParedownError
+
+RECIPES = Path(__file__).parents[1]
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key, as bench.runs=20.")
+]
+Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs and of the artefact store.")]
+RecipeName = Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")]
+
+
+def recipe_folders() -> tuple[Path, ...]:
+    """Where the recipes lie that ship with the apps."""
+    return tuple(sorted(path for path in RECIPES.glob("*/recipes") if path.is_dir()))
+
+
+def tables() -> Any:
+    """For tables on standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def print_json(document: Any) -> None:
+    """The one document of `--json`."""
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def _own_stderr() -> TextIO:
+    """Standard error through a descriptor of its own: to silence a runtime, descriptor 2 is turned away."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except OSError:  # not a real file, as under a test
+        return sys.stderr
+
+
+@contextlib.contextmanager
+def screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """One line per finished stage and a bar for the one at work, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=_own_stderr(), highlight=False)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def log(line: str) -> None:
+            name, _, rest = line.partition(": ")
+            for bar in progress.task_ids:
+                progress.remove_task(bar)
+            if rest.startswith(("done", "reused")):
+                console.print(line, markup=False)
+            else:
+                progress.add_task(line.removesuffix(": running"), total=None, count="")
+
+        def tick(done: int, total: int) -> None:
+            for bar in progress.task_ids:
+                progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
+
+        yield log, tick
+
+
+@contextlib.contextmanager
+def handled(as_json: bool) -> Iterator[None]:
+    """Turns an error of ours into its one line and its exit code."""
+    try:
+        yield
+        sys.stdout.flush()  # a full disk or a closed pipe behind it shows here, not at the interpreter's end
+    except ParedownError as error:
+        if as_json:
+            print_json({"error": str(error), "exit_code": error.exit_code})
+        print(f"paredown: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print(
+            "paredown: interrupted; run the same command again to go on from the last stage", file=sys.stderr
+        )
+        raise typer.Exit(130) from None
+    except OSError as error:
+        if error.filename is None:  # standard output: what is left in its buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `paredown ... | head`: the reader has what it wanted
+            raise typer.Exit(1) from None
+        print(f"paredown: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(4) from None

@@ -1,0 +1,195 @@
+"""The commands that work with a device, or predict one: validate, bench, cost, inspect, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paredown.apps.cli.console import (
+    AsJson,
+    RecipeName,
+    Settings,
+    handled,
+    print_json,
+    recipe_folders,
+    screen,
+    tables,
+)
+
+Bundle = Annotated[Path, typer.Argument(help="A .paredown file.")]
+DeviceAddress = Annotated[
+    str,
+    typer.Option(help="local: | ssh://user@host | adb:SERIAL | emulated:NAME | simulated:"),
+]
+
+app = typer.Typer()
+
+
+@app.command()
+def validate(
+    bundle: Bundle,
+    device: DeviceAddress = "local:",
+    limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many test images.")] = None,
+    score: Annotated[bool, typer.Option(help="Score on the recipe's test images.")] = True,
+    times: Annotated[
+        int, typer.Option(min=1, help="Timed inferences per runtime; of a language model, tokens written.")
+    ] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Proves a bundle: hashes, test vectors, score against the recorded one, latency, budget."""
+    with handled(as_json):
+        from paredown.pipeline.device.validate import validate as prove
+
+        with screen() as (log, tick):
+            result = prove(bundle, device, limit=limit, score=score, runs=times, log=log, tick=tick)
+        _print_validation(result, as_json)
+        if not result.passed:
+            raise typer.Exit(3)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    device: DeviceAddress = "local:",
+    minutes: Annotated[float, typer.Option(min=0.0, help="How long; heat shows after minutes.")] = 0.5,
+    plot: Annotated[Path | None, typer.Option(help="Draw latency over time as a PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Times a bundle on a device: latency over minutes, memory, each operation's share, heat and clocks."""
+    with handled(as_json):
+        from paredown.pipeline.device.bench.bench import bench as measure
+        from paredown.pipeline.device.bench.sustained import plot as draw
+
+        with screen() as (log, tick):
+            result = measure(bundle, device, minutes, log=log, tick=tick)
+        if plot and result.bursts:
+            draw(result.bursts, device, plot)
+        if as_json:
+            print_json(result.to_dict())
+            return
+        for table in result.tables():
+            tables().print(table)
+        for note in result.notes:
+            tables().print(f"note: {note}", markup=False)
+        if plot and result.bursts:
+            print(f"plot     {plot}")
+
+
+@app.command()
+def cost(
+    recipe: RecipeName = "digits",
+    target: Annotated[str, typer.Option(help="The target card that the table is for.")] = "host",
+    device: DeviceAddress = "local:",
+    runtime: Annotated[str, typer.Option(help="Whose programs are measured.")] = "litert",
+    out: Annotated[Path | None, typer.Option(help="The file; latency-TARGET-RUNTIME.json.")] = None,
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measures what each layer costs on a device: the table that pruning for latency takes."""
+    with handled(as_json):
+        from paredown.pipeline.device.executor import open_executor
+        from paredown.pipeline.device.latency.measure import measure_cost
+        from paredown.pipeline.recipe.file import load_recipe
+        from paredown.targets.cards.card import load_card
+
+        card = load_card(target)
+        resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        path = out or Path(f"latency-{card.name}-{runtime}.json")
+        with screen() as (log, tick), open_executor(device, card, log) as executor:
+            found = measure_cost(resolved, card, runtime, executor, path, tick)
+        if as_json:
+            parts = {part.node: part.value(found.full) for part in found.parts}
+            document = {"table": str(path), "unit": found.unit, "network": found.unpruned, "layers": parts}
+            print_json(document)
+            return
+        print(f"whole network: {found.unpruned:.3f} {found.unit}, as a sum of its layers and a call")
+        print(f"table    {path}")
+        print(f"use it   --set prune.latency_table={path} --set prune.latency=0.6")
+
+
+@app.command()
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a .cfg, or a built-in network.")
+    ],
+    target: Annotated[str, typer.Option(help="A target card, see `paredown targets`.")] = "host",
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predicts, before any training, what stays on the target's delegates, and what to change."""
+    with handled(as_json):
+        from paredown.apps.cli.untrained import untrained
+        from paredown.pipeline.graph.trace import trace
+        from paredown.pipeline.lower.predict.inspect import inspect as predict
+        from paredown.pipeline.lower.predict.inspect import inspect_graph
+        from paredown.pipeline.recipe.file import load_recipe
+        from paredown.targets.cards.card import load_card
+
+        card = load_card(target)
+        with screen() as (log, _):
+            log(f"{what}: running")
+            if (model := untrained(what)) is not None:
+                network, shape, values = model
+                graph = trace(network, shape, opaque=True)
+                found = inspect_graph(graph, card, tuple(card.runtimes), values, what)
+            else:
+                found = predict(load_recipe(what, set_ or (), recipe_folders()), card)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        for table in found.tables():
+            tables().print(table)
+        for note in found.notes:
+            tables().print(f"note: {note}", markup=False)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str | None, typer.Option(help="A device to look at; without, this machine is.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says what is missing on this machine or a device, and the one command that mends it."""
+    with handled(as_json):
+        from paredown.targets.devices.doctor import examine
+
+        if device is None:
+            found = examine(None)
+        else:
+            from paredown.targets.address import open_device
+
+            with open_device(device) as connected:
+                found = examine(connected)
+        if as_json:
+            print_json([dataclasses.asdict(finding) for finding in found])
+            return
+        from rich.table import Table
+
+        table = Table("", "what", "detail", "to mend it", box=None, pad_edge=False)
+        for finding in found:
+            table.add_row(finding.state, finding.name, finding.detail, finding.mend or "")
+        tables().print(table)
+
+
+def _print_validation(result: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "passed": result.passed,
+                "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in result.checks],
+                "figures": [figure.to_dict() for figure in result.figures],
+                "over_budget": [violation.line() for violation in result.violations],
+            }
+        )
+        return
+    from paredown.pipeline.report.figures import figures_table
+
+    width = max(len(check.name) for check in result.checks)
+    for check in result.checks:
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.detail}")
+    tables().print(figures_table(result.figures))
+    for violation in result.violations:
+        print(f"over budget: {violation.line()}")
+    print("passed" if result.passed else "FAILED")

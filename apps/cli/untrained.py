@@ -1,0 +1,38 @@
+"""Networks by name alone, without weights or data: enough to say where their operations would run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paredown.apps.classifier.catalogue import MEAN, NETWORKS, STD, architecture
+
+CFGS = Path(__file__).parents[1] / "detector" / "darknet" / "cfgs"
+
+
+def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | None:
+    """A network with random weights.
+
+    Args:
+        model: a classifier of `apps.classifier.catalogue`, a darknet .cfg, or a detector that ships.
+
+    Returns:
+        The module, its input's shape, and the smallest and largest value of an input; None where this is
+        the name of no model.
+
+    Raises:
+        InputError: the .cfg is broken.
+    """
+    if model in NETWORKS:
+        from paredown.apps.classifier.network import build
+
+        side = architecture(model).side
+        ends = [(end - mean) / std for end in (0, 1) for mean, std in zip(MEAN, STD, strict=True)]
+        return build(model).eval(), (1, 3, side, side), (min(ends), max(ends))
+    if model.endswith(".cfg") or model in {path.stem for path in CFGS.glob("*.cfg")}:
+        from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
+        from paredown.apps.detector.network import YoloV2
+
+        cfg = read_cfg(model) if model.endswith(".cfg") else builtin_cfg(model)
+        return YoloV2(cfg).eval(), (1, cfg.net.channels, cfg.net.height, cfg.net.width), (0.0, 1.0)
+    return None

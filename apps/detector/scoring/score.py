@@ -1,0 +1,267 @@
+"""How well detections match the labels: mAP at IoU 0.5 (VOC, all points), and COCO's mAP through pycocotools.
+
+The first follows the VOC development kit since 2010: the detections of a class, over all images and by
+descending score, each claim the box they overlap most; a box can be claimed once; average precision is the
+area under the precision envelope at every point; classes without a labelled box are left out of the mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from paredown.apps.detector.device.boxes.decode import Detections, iou_matrix
+from paredown.targets.errors import InputError
+
+Array = np.ndarray
+
+
+class Labelled(Protocol):
+    """What scoring needs of an image: a Sample or a Record of `calibration.datasets` has it."""
+
+    @property
+    def boxes(self) -> Array:
+        """Float (N, 4) cx, cy, w, h, normalised to the image."""
+
+    @property
+    def classes(self) -> Array:
+        """Int (N,)."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether somebody looked for objects in this image."""
+
+
+class Labels(Protocol):
+    """A data set, or a list of samples; only boxes and classes are looked at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Labelled: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """Boxes of many images in one list: xyxy, the class and the image of each."""
+
+    boxes: Array
+    classes: Array
+    images: Array
+
+    def of(self, category: int) -> _Flat:
+        mine = self.classes == category
+        return _Flat(self.boxes[mine], self.classes[mine], self.images[mine])
+
+
+def _corners(boxes: Array) -> Array:
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+def _flatten(detections: Sequence[Detections], labels: Labels) -> tuple[_Flat, Array, _Flat]:
+    """Returns detections, their scores and the labelled boxes, of the labelled images only."""
+    if len(detections) != len(labels):
+        raise ValueError(f"detections of {len(detections)} images, labels of {len(labels)}")
+    found: list[tuple[Array, Array, Array, Array]] = []
+    truth: list[tuple[Array, Array, Array]] = []
+    for image, seen in enumerate(detections):
+        label = labels[image]
+        if not label.labelled:
+            continue  # nobody knows what is there: a detection is neither right nor wrong
+        found.append((seen.boxes, seen.classes, np.full(len(seen), image), seen.scores))
+        truth.append((_corners(label.boxes), label.classes, np.full(len(label.classes), image)))
+    if not sum(len(classes) for _, classes, _ in truth):
+        raise InputError("no labelled boxes to score against", hint="check data.test and data.label_names")
+    boxes, classes, images, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+    detected = _Flat(boxes.astype(np.float64).reshape(-1, 4), classes, images)
+    return (
+        detected,
+        scores.astype(np.float64),
+        _Flat(*(np.concatenate(part) for part in zip(*truth, strict=True))),
+    )
+
+
+def average_precision(correct: Array, labelled: int) -> float:
+    """Computes the area under the precision envelope, at all points.
+
+    Args:
+        correct: bool (N,), which detections are right, by descending score.
+        labelled: number of labelled boxes, at least 1.
+    """
+    right = np.cumsum(correct)
+    precision = right / np.arange(1, len(correct) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(
+        envelope[np.asarray(correct, dtype=bool)].sum() / labelled
+    )  # recall rises by 1 / labelled at each
+
+
+def _correct(found: _Flat, truth: _Flat, iou: float) -> Array:
+    """Says which detections (by descending score, one class) are right."""
+    claimed = np.full(len(found.boxes), -1)
+    for image in np.unique(truth.images):
+        mine, theirs = np.flatnonzero(found.images == image), np.flatnonzero(truth.images == image)
+        if not len(mine):
+            continue
+        overlaps = iou_matrix(found.boxes[mine], truth.boxes[theirs])
+        best = overlaps.argmax(axis=1)
+        claimed[mine] = np.where(overlaps.max(axis=1) >= iou, theirs[best], -1)
+    _, first = np.unique(claimed, return_index=True)
+    correct = np.zeros(len(claimed), dtype=bool)
+    correct[first] = True
+    return correct & (claimed >= 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """One class after matching: its detections by descending score, and its labelled boxes.
+
+    Attributes:
+        correct: bool (D,), which detections are right.
+        found: (D,), the image of each detection.
+        truth: (T,), the image of each labelled box.
+    """
+
+    category: int
+    correct: Array
+    found: Array
+    truth: Array
+
+
+def _ranked(detections: Sequence[Detections], labels: Labels, iou: float) -> list[_Ranked]:
+    """Matches every class that occurs in the labels, in the order of the classes."""
+    found, scores, truth = _flatten(detections, labels)
+    order = np.argsort(-scores, kind="stable")
+    found = _Flat(found.boxes[order], found.classes[order], found.images[order])
+    result = []
+    for category in np.unique(truth.classes):
+        mine, seen = truth.of(category), found.of(category)
+        result.append(_Ranked(int(category), _correct(seen, mine, iou), seen.images, mine.images))
+    return result
+
+
+def class_average_precisions(
+    detections: Sequence[Detections], labels: Labels, iou: float = 0.5
+) -> dict[int, float]:
+    """Computes the average precision of every class that occurs in the labels.
+
+    Args:
+        detections: one per image, boxes x1, y1, x2, y2 normalised to the image. Nothing is clipped here: the
+            region layer gives boxes that reach outside, and clipping them raises mAP by up to .01.
+        labels: the images' labels, in the same order. Images that nobody labelled are left out.
+        iou: the least overlap of a right detection.
+
+    Raises:
+        InputError: if there is no labelled box at all.
+        ValueError: if the numbers of images differ.
+    """
+    ranked = _ranked(detections, labels, iou)
+    return {one.category: average_precision(one.correct, len(one.truth)) for one in ranked}
+
+
+def map50_interval(
+    detections: Sequence[Detections], labels: Labels, resamples: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """Computes the 95 % interval of mAP at IoU 0.5 by the percentile bootstrap over images.
+
+    Boxes are matched once: a detection is right or wrong whatever other images there are. A resample is then
+    a whole-numbered weight per image, and all of them are scored together. Equal scores in different images
+    aside, each is exactly the mAP of the images drawn.
+
+    Args:
+        detections: as for `class_average_precisions`.
+        labels: likewise; images that nobody labelled are never drawn.
+        resamples: how many.
+        seed: of the drawing.
+
+    Returns:
+        The 2.5th and the 97.5th percentile. Resamples without any labelled box are left out; so are, as ever,
+        the classes that a resample does not have.
+
+    Raises:
+        InputError: if there is no labelled box at all.
+        ValueError: if the numbers of images differ.
+    """
+    ranked = _ranked(detections, labels, 0.5)
+    images = len(detections)
+    known = np.array([image for image in range(images) if labels[image].labelled])
+    drawn = known[np.random.default_rng(seed).integers(0, len(known), (resamples, len(known)))]
+    weights = np.zeros((resamples, images))
+    np.add.at(weights, (np.arange(resamples)[:, None], drawn), 1)
+    values = np.stack([_weighted_average_precision(one, weights) for one in ranked])
+    occurs = ~np.isnan(values)
+    counts = occurs.sum(axis=0)
+    means = np.where(occurs, values, 0).sum(axis=0)[counts > 0] / counts[counts > 0]
+    if not len(means):  # hardly any image has a box: nothing is known
+        return 0.0, 1.0
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _weighted_average_precision(one: _Ranked, weights: Array) -> Array:
+    """Average precision (R,) of a class where images count weights (R, images) times; NaN without a box."""
+    labelled = weights[:, one.truth].sum(axis=1)
+    end = (
+        int(np.flatnonzero(one.correct)[-1]) + 1 if one.correct.any() else 0
+    )  # wrong ones at the end cost none
+    each = weights[:, one.found[:end]]
+    right = np.cumsum(each * one.correct[:end], axis=1)
+    total = np.cumsum(each, axis=1)
+    precision = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    gained = (envelope * each)[:, one.correct[:end]].sum(axis=1)
+    return np.divide(gained, labelled, out=np.full_like(labelled, np.nan), where=labelled > 0)
+
+
+def map50(detections: Sequence[Detections], labels: Labels) -> float:
+    """Computes mAP at IoU 0.5, the mean over the classes that occur; see `class_average_precisions`."""
+    return float(np.mean(list(class_average_precisions(detections, labels).values())))
+
+
+def coco_map(detections: Sequence[Detections], labels: Labels) -> float:
+    """Computes COCO's mAP at IoU 0.50:0.95 with pycocotools; arguments as for `class_average_precisions`."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    found, scores, truth = _flatten(detections, labels)
+    size = 1000.0  # pycocotools counts in pixels; with area range "all" the unit does not matter
+
+    def records(flat: _Flat) -> list[dict[str, object]]:
+        sides = flat.boxes[:, 2:] - flat.boxes[:, :2]
+        boxes = np.concatenate([flat.boxes[:, :2], sides], axis=1) * size
+        return [
+            # ids from 1: pycocotools takes a match with annotation 0 for no match
+            {"id": i, "image_id": int(image), "category_id": int(category), "bbox": box.tolist(),
+             "area": float(box[2] * box[3]), "iscrowd": 0}
+            for i, (box, category, image) in enumerate(zip(boxes, flat.classes, flat.images, strict=True), 1)
+        ]  # fmt: skip
+
+    reference = COCO()
+    reference.dataset = {
+        "images": [{"id": i} for i in range(len(detections))],
+        "categories": [{"id": int(c)} for c in np.unique(truth.classes)],
+        "annotations": records(truth),
+    }
+    results = COCO()
+    results.dataset = {**reference.dataset, "annotations": records(found)}
+    for record, score in zip(results.dataset["annotations"], scores, strict=True):
+        record["score"] = float(score)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        reference.createIndex()
+        results.createIndex()
+        evaluation = COCOeval(reference, results, "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, -1]  # IoU, recall, class; all areas, 100 detections
+    return float(precision[precision > -1].mean())
+
+
+def score_detections(detections: Sequence[Detections], labels: Labels) -> dict[str, float]:
+    """Computes {"map50": ..., "map": ...}; arguments and errors as for `class_average_precisions`."""
+    return {"map50": map50(detections, labels), "map": coco_map(detections, labels)}

@@ -1,0 +1,148 @@
+"""The command `python -m paredown.apps.detector.train`: options in, weights out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import torch
+
+from paredown.apps.detector.network import YoloV2
+from paredown.apps.detector.train.augment import Augment
+from paredown.apps.detector.train.config import TrainConfig
+from paredown.apps.detector.train.train import train
+from paredown.apps.detector.weights import load_checkpoint, write_weights
+from paredown.calibration.datasets import Dataset, open_dataset, read_names
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.store.checkpoint import save_weights
+from paredown.targets.errors import ParedownError, UsageError
+
+
+class _Meter:
+    """Words on stderr, and a bar once it has taken more than two seconds."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True)
+        self.task = self.progress.add_task("training", total=None)
+        self.began = time.monotonic()
+
+    def tick(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        if not self.progress.live.is_started and time.monotonic() - self.began > 2:
+            self.progress.start()
+        self.progress.update(self.task, completed=done, total=total)
+
+    def report(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(line)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self.progress.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = TrainConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m paredown.apps.detector.train.train", description="Trains a YOLO-v2 detector."
+    )
+    add = parser.add_argument
+    add("data", help="'digits' (the embedded set), or where the training images are")
+    add("--out", type=Path, required=True, help="the weights: .safetensors or darknet's .weights")
+    add("--network", default="yolov2-nano", help="a built-in network or a .cfg file (default: %(default)s)")
+    add("--weights", type=Path, help="weights to start from")
+    add("--format", default="yolo", help="of the data: yolo, voc or coco (default: %(default)s)")
+    add("--names", type=Path, help="file with the classes' names; needed unless the data are 'digits'")
+    add("--validation", type=Path, help="labelled images to score now and then")
+    add("--resize", default="stretch", choices=("stretch", "letterbox", "crop"))
+    for name in ("epochs", "batch", "warmup", "seed"):
+        add(f"--{name}", type=int, default=getattr(default, name), help="default: %(default)s")
+    for name in ("lr", "weight-decay", "ema"):
+        add(
+            f"--{name}",
+            type=float,
+            default=getattr(default, name.replace("-", "_")),
+            help="default: %(default)s",
+        )
+    add("--multi-scale", action="store_true", help="another input size every 10 steps")
+    add("--no-flips", action="store_true", help="never mirror images ('digits' are never mirrored)")
+    add("--threads", type=int, default=0, help="torch's threads (default: torch's own choice)")
+    add("--device", default=default.device, help="default: %(default)s")
+    add("--checkpoint", type=Path, help="default: OUT with .checkpoint appended; removed at the end")
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> tuple[YoloV2, Dataset, Dataset | None]:
+    torch.manual_seed(arguments.seed)
+    is_file = arguments.network.endswith(".cfg")
+    network = YoloV2.from_cfg(arguments.network) if is_file else YoloV2.builtin(arguments.network)
+    if arguments.weights:
+        load_checkpoint(arguments.weights, network)
+    if arguments.data == "digits":
+        from paredown.apps.detector.digits import Digits
+
+        return network, Digits("train"), Digits("validation")
+    if not arguments.names:
+        raise UsageError("--names is missing", hint="give the file with the classes' names, one a line")
+    names = read_names(arguments.names)
+    opened = [
+        open_dataset(arguments.format, path, names=names, require_labels=True) if path else None
+        for path in (Path(arguments.data), arguments.validation)
+    ]
+    assert opened[0] is not None
+    return network, opened[0], opened[1]
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix not in (".safetensors", ".weights"):
+        raise UsageError(f"--out {arguments.out}", hint="end it with .safetensors or .weights")
+    if arguments.threads > 0:
+        torch.set_num_threads(arguments.threads)
+        cv2.setNumThreads(arguments.threads)
+    network, dataset, validation = _load(arguments)
+    flips = not arguments.no_flips and arguments.data != "digits"
+    config = TrainConfig(
+        epochs=arguments.epochs, batch=arguments.batch, lr=arguments.lr, weight_decay=arguments.weight_decay,
+        warmup=arguments.warmup, ema=arguments.ema, multi_scale=arguments.multi_scale, seed=arguments.seed,
+        augment=Augment(flips=flips), device=arguments.device,
+    )  # fmt: skip
+    preprocess = Preprocess(width=network.width, height=network.height, resize=arguments.resize)
+    checkpoint = arguments.checkpoint or arguments.out.with_name(arguments.out.name + ".checkpoint")
+    meter = _Meter()
+    try:
+        train(
+            network, dataset, config, preprocess=preprocess, validation=validation, checkpoint=checkpoint,
+            report=meter.report, tick=meter.tick,
+        )  # fmt: skip
+    finally:
+        meter.close()
+    if arguments.out.suffix == ".weights":
+        write_weights(arguments.out, network)
+    else:
+        save_weights(arguments.out, network)
+    if not arguments.checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    meter.report(f"wrote {arguments.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; gives the exit code (2 usage, 4 bad input)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _command(arguments)
+    except ParedownError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,71 @@
+"""Distillation for YOLO-v2 heads: a distance between the raw logits of two networks.
+
+Along the lines of Mehta & Ozturk, "Object Detection at 200 Frames per Second" (arXiv 1805.06361): most boxes
+of a region head are background, about which a teacher's coordinates and classes say nothing, so those terms
+are scaled by the teacher's objectness. The terms themselves are our design: they are divergences and squares
+that are 0 where the networks agree, and sums over boxes, averaged over images, as in `region_terms`, so that
+both losses can be added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from paredown.targets.errors import InputError
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DistilWeights:
+    """The weights of the terms."""
+
+    objectness: float = 1.0
+    """Of every box's objectness."""
+    coordinates: float = 1.0
+    """Of a box's coordinates, times the teacher's objectness."""
+    classes: float = 1.0
+    """Of a box's classes, times the teacher's objectness."""
+    temperature: float = 1.0
+    """Of the classes' softmax; the term is scaled by its square (Hinton et al., arXiv 1503.02531)."""
+
+
+def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeights | None = None) -> Tensor:
+    """Computes how far a student's boxes are from its teacher's, a scalar that is 0 where they agree.
+
+    Objectness: Kullback-Leibler divergence of the two Bernoulli distributions. Its gradient, the difference
+    of the sigmoids, does not fade where both are small, and the order of faint boxes is much of mAP.
+    Coordinates: half the squared difference of sigmoid(xy) and of wh, as in the region loss. Classes:
+    Kullback-Leibler divergence of the softmaxes.
+
+    Args:
+        student: raw logits xy (N, 2A, h, w), wh (N, 2A, h, w), obj (N, A, h, w), cls (N, A * C, h, w).
+        teacher: of the same shapes; no gradient reaches it.
+        weights: of the terms; the defaults where None.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    weights = weights or DistilWeights()
+    shapes = [[tuple(part.shape) for part in outputs] for outputs in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"the student's outputs are {shapes[0]}, the teacher's {shapes[1]}", where="distil")
+    xy, wh, obj, cls = student
+    xy_t, wh_t, obj_t, cls_t = (part.detach() for part in teacher)
+    images, boxes, height, width = obj.shape
+    grid = (images, boxes, -1, height, width)
+    certain = obj_t.sigmoid()
+
+    # softplus(s) - p s is the cross-entropy of logits, less the teacher's own entropy.
+    objectness = (F.softplus(obj) - F.softplus(obj_t) - certain * (obj - obj_t)).sum()
+    miss = (xy.sigmoid() - xy_t.sigmoid()).square() + (wh - wh_t).square()
+    coordinates = (miss.view(grid).sum(2) * certain).sum() / 2
+    warm = weights.temperature
+    mine = (cls.view(grid) / warm).log_softmax(2)
+    theirs = (cls_t.view(grid) / warm).log_softmax(2)
+    classes = ((theirs.exp() * (theirs - mine)).sum(2) * certain).sum() * warm**2
+    total = weights.objectness * objectness + weights.coordinates * coordinates + weights.classes * classes
+    return total / images

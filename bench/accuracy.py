@@ -1,0 +1,68 @@
+"""The three real YOLO-v2 networks through the whole pipeline, scored on 192 COCO images new to them.
+
+    python bench/accuracy.py            # about 10 minutes on 2 cores
+
+Calibrated on 128 images of an ImageNet sample, never on an image that is scored. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.run.run import Run
+from paredown.targets.cards.card import load_card
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+NETS = {
+    "VOC, no BN": ("voc-trial3-noBatch", "voc.names"),
+    "VOC, BN": ("voc-trial3-bn", "voc.names"),
+    "COCO": ("coco-trial6", "coco.names"),
+}
+SPLITS = {"coco/val": "images/val", "coco/train": "images/train", "all 192": "images"}
+
+
+def recipe(stem: str, names: str, test: str, observer: str, runs: int) -> Recipe:
+    """One network, one set of test images."""
+    folder = SHARED / "yololite-yolov2"
+    weights = next(folder.glob(f"{stem}*.weights"))
+    data = {
+        "format": "yolo", "names": str(folder / names), "label_names": str(folder / "coco.names"),
+        "calibration": str(SHARED / "imagenet"), "test": str(SHARED / "coco" / test),
+    }  # fmt: skip
+    fields = {"network": str(folder / f"{stem}.cfg"), "weights": str(weights), "data": data}
+    return Recipe.model_validate(fields | {"quantize": {"observer": observer}, "bench": {"runs": runs}})
+
+
+def main() -> None:
+    """Prints one row per network and set of images."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--observer", default="minmax")
+    parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    arguments = parser.parse_args()
+    root = arguments.runs or Path(tempfile.mkdtemp())
+    print("| network | images | fp32 | integer | ExecuTorch | LiteRT | drop | parity LSB | undelegated |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for title, (stem, names) in NETS.items():
+        for split, test in SPLITS.items():
+            made = recipe(stem, names, test, arguments.observer, 20)
+            result = Run(
+                f"{stem}-{split.replace('/', '-').replace(' ', '-')}", made, load_card("host"), root
+            ).execute()
+            cells = {(f.variant, f.metric): f.value for f in result.figures}
+            scores = [cells[v, "map50"] for v in ("fp32", "integer", "executorch", "litert")]
+            row = [
+                title,
+                split,
+                *(f"{s:.4f}" for s in scores),
+                f"{100 * (scores[0] - min(scores)):.2f} points",
+            ]
+            row.append("/".join(f"{cells[v, 'parity_lsb']:.0f}" for v in ("executorch", "litert")))
+            row.append("/".join(f"{cells[v, 'undelegated_ops']:.0f}" for v in ("executorch", "litert")))
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What low-bit weights cost a Gemma 3: perplexity, bytes, and how often it would still say the same.
+
+    python bench/gemma_quality.py --weights gemma-3-270m.gguf --test wiki.test.txt \\
+        --calibration wiki.valid.txt --work /tmp/quality
+
+Without weights and texts it measures the tiny Gemma that ships with paredown, on Python's own help. Prints
+Markdown, a row as soon as it is known. Everything is made as a recipe's run makes it for ExecuTorch, with a
+scale per block of 32; activations are int8 per token wherever weights are codes. Codes, rows and training's
+state stay in --work: a killed bench goes on there. Rounding, the choice of bits and training never see the
+test's text; each row's text is read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from paredown.apps.chat.perplexity import Quality, agreement, measure
+from paredown.pipeline.compress.blockwise.codes import find_codes, read_codes, recipe_bits, write_codes
+from paredown.pipeline.compress.blockwise.ffn_network import read_thinner, write_thinner
+from paredown.pipeline.compress.blockwise.mixed_bits import measure_loss, mix
+from paredown.pipeline.compress.blockwise.modules import put
+from paredown.pipeline.compress.blockwise.qat_training import train
+from paredown.pipeline.compress.grids.weight import BlockWeight
+from paredown.pipeline.recipe.file import load_recipe
+from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
+from paredown.pipeline.recipe.schema import Language
+from paredown.pipeline.store.files import read_json, write_json
+
+RECIPES = Path(__file__).parents[1] / "apps" / "chat" / "recipes"
+BLOCK = 32
+MB = 10**6
+
+Codes = Mapping[str, BlockWeight]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A recipe's language model, measured in one variant after the other.
+
+    Attributes:
+        task: calibrates and trains.
+        judge: the same with the test's windows.
+        language: the recipe's section.
+        work: where everything stays.
+        budget: MiB of mixed codes.
+    """
+
+    task: LanguageTask
+    judge: LanguageTask
+    language: Language
+    work: Path
+    budget: float
+
+    def int8(self) -> Codes:
+        """A scale per row."""
+        return self._rounded(weight_bits=8, embedding_bits=8, rounding="nearest")
+
+    def nearest(self) -> Codes:
+        """Without any data."""
+        return self._rounded(rounding="nearest")
+
+    def gptq(self) -> Codes:
+        """By the recipe's rounding."""
+        return self._rounded()
+
+    def mixed(self) -> Codes:
+        """Int8 where it helps most, within the budget."""
+        path = self.work / "sensitivity.json"
+        network = self.task.network()
+        bits = recipe_bits(self.task, network, self.language)
+        if not path.exists():
+            write_json(path, measure_loss(self.task, network, bits, BLOCK, _tick))
+        return self._rounded(mix(read_json(path), bits, self.budget))
+
+    def sparse(self) -> Codes:
+        """SQuantizer's grid with 40 % zeros, within 4 bits."""
+        return self._rounded(sparsity=0.4)
+
+    def trained(self) -> Codes:
+        """Mixed bits, then the recipe's training; the norms that it learned are left in a file."""
+        start = self.codes("mixed", self.mixed)
+        checkpoint = self.work / "distil.pt"
+        codes, found = train(self.task, self.task.network(), start, self.language, checkpoint, _tick)
+        torch.save(dict(found.floats), self.work / "floats.pt")
+        return codes
+
+    def _rounded(self, bits: Mapping[str, int] | None = None, **changes: Any) -> Codes:
+        network, language = self.task.network(), self.language.model_copy(update=changes)
+        bits = bits or recipe_bits(self.task, network, language)
+        return find_codes(self.task, network, language, bits, BLOCK, _tick)
+
+    def codes(self, name: str, make: Callable[[], Codes]) -> Codes:
+        """Those of --work, or new ones."""
+        path = self.work / f"{name}.codes"
+        if not path.exists():
+            write_codes(path, make())
+        return read_codes(path)
+
+    def row(self, name: str, label: str, network: nn.Module, size: float, whole: Quality | None) -> Quality:
+        """Measures, unless it was measured before, and prints."""
+        path = self.work / f"{name}.json"
+        if path.exists():
+            known = json.loads(path.read_text())
+            quality = Quality(known["perplexity"], known["tokens"], np.array(known["best"]))
+        else:
+            quality = measure(self.judge.predict(network), self.judge.pieces("test"))
+            write_json(path, {**vars(quality), "best": quality.best.tolist()})
+        change = f"{quality.perplexity / whole.perplexity - 1:+.1%}" if whole else ""
+        same = f"{agreement(quality, whole):.1%}" if whole else ""
+        print(f"| {label} | {size / MB:.2f} | {quality.perplexity:.3f} | {change} | {same} |", flush=True)
+        return quality
+
+
+def table(bench: Bench, only: list[str]) -> None:
+    """Prints a row per variant."""
+    makers: dict[str, tuple[str, Callable[[], Codes]]] = {
+        "int8": ("int8", bench.int8),
+        "nearest": ("int4, nearest", bench.nearest),
+        "gptq": ("int4, GPTQ", bench.gptq),
+        "mixed": (f"int4 with int8 within {bench.budget:g} MiB, GPTQ", bench.mixed),
+        "trained": (f"the same after {bench.language.distil_steps} steps of training", bench.trained),
+        "sparse": ("int4, 40 % zeros, GPTQ", bench.sparse),
+    }
+    print("| weights | MB | perplexity | of fp32 | says the same |\n|---|---|---|---|---|")
+    plain = bench.task.network()
+    whole = bench.row("fp32", "fp32", plain, _floats(plain), None)
+    for name, (label, make) in makers.items():
+        if only and name not in only:
+            continue
+        network, codes = copy.deepcopy(plain), bench.codes(name, make)
+        put(network, codes, activation_bits=8)
+        if name == "trained":
+            network.load_state_dict(torch.load(bench.work / "floats.pt", weights_only=True), strict=False)
+        size = sum(each.bytes for each in codes.values()) + _floats(network)
+        bench.row(name, label, network, size, whole)
+    if not only or "thinner" in only:
+        path = bench.work / "ffn.safetensors"
+        facts = write_thinner(path, bench.task, 0.75, BLOCK)
+        read_thinner(path, plain)
+        label = f"fp32, feed-forward {facts['before']} -> {facts['after']} channels"
+        bench.row("thinner", label, plain, _floats(plain), whole)
+
+
+def _floats(network: nn.Module) -> float:
+    return sum(4 * parameter.numel() for parameter in network.parameters())
+
+
+def _tick(done: int, total: int) -> None:
+    """Rows are progress enough."""
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, help="a Hugging Face folder or a GGUF file")
+    parser.add_argument("--test", type=Path, help="text to score on")
+    parser.add_argument("--calibration", type=Path, help="text to calibrate and train on")
+    parser.add_argument("--window", type=int, default=1024, help="tokens that are scored together")
+    parser.add_argument("--windows", type=int, default=2, help="how many are scored")
+    parser.add_argument("--mib", type=float, default=152, help="budget of the mixed bits")
+    parser.add_argument("--set", action="append", default=[], help="language.KEY=VALUE of the recipe")
+    parser.add_argument("--only", action="append", default=[], help="a row by name; may be given again")
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    wanted = [] if options.weights is None else [f"weights={options.weights}"]
+    if options.test:
+        texts = (("test", options.test), ("calibration", options.calibration))
+        wanted += ["data.format=text", *(f"data.{split}={path}" for split, path in texts)]
+    name = "gemma3-tiny" if options.weights is None else "gemma3-270m"
+    recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, *options.set])
+    scored = {"window": options.window, "test_tokens": options.window * options.windows}
+    judge = recipe.model_copy(update={"language": recipe.language.model_copy(update=scored)})
+    tasks = load_language_task(recipe), load_language_task(judge)
+    tokens = options.windows * (options.window - 1)
+    print(f"{tokens:,} tokens scored, in windows of {options.window:,}\n")
+    table(Bench(*tasks, recipe.language, options.work, options.mib), options.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Hybrid pruning and SQuantizer together: from the original to each stage, MACs, time, bytes, accuracy.
+
+    python bench/cifar.py ../shared/data/cifar10 CIFAR
+    python bench/hybrid.py resnet56 --cifar CIFAR | yolo | digits
+
+The settings are those of bench/pruning.py and bench/squantizer.py; more follow as KEY=VALUE.
+Bytes are those of a LiteRT program in a bundle of its own. The stages are timed side by side here, one
+thread, and scored on the test images. With --runs the stages are kept. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import data, make_run
+from pruning import SETTINGS
+from squantizer import USUAL
+
+from paredown.pipeline.bundle.packing import pack_program
+from paredown.pipeline.device.timing import interleaved
+from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.store.files import read_json
+from paredown.pipeline.store.stage import run_stage
+
+RUNS = 30
+RUNTIMES = ("executorch", "litert")
+
+
+def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str, Any]:
+    """One stage on its way to the device: what it costs and finds, its programs and an input for them."""
+    work = make_run(case, settings, runs)
+    stages, recipe = work.stages, work.recipe
+    todo = [stages.original, *(stages.pruning.all() if recipe.prune.active else ())]
+    todo += [stages.squantizing.squantize] if recipe.squantize.active else []
+    for stage in (*todo, stages.calibrate, stages.integer, *stages.lower.values(), *stages.baseline.values()):
+        run_stage(work.store, stage, lambda line: print(f"{name}: {line}", file=sys.stderr))
+    test, integer = work.task.data("test"), stages.integer_graph()
+    score = lambda variant: work.task.score(stages.predictor(variant), test)[work.task.metric]  # noqa: E731
+    traced = stages.pruning.trace if recipe.prune.active else stages.original
+    programs = {each: stages.program(stages.lower[each]) for each in RUNTIMES}
+    image = stages.preprocess(stages.calibration[0].image)[None]
+    return {
+        "name": name, "macs": read_json(stages.path(traced) / "size.json")["macs"],
+        "score": score("integer"), "whole": score("fp32"),
+        "bytes": len(pack_program(programs["litert"], integer.weights, integer.layer_parameters)),
+        "programs": programs, "x": integer.input.out.quantize(image),
+        "floats": {each: stages.program(stages.baseline[each]) for each in RUNTIMES}, "image": image,
+        "state": sum(t.numel() * t.element_size() for t in work.task.network().state_dict().values()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Prints a row per stage."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=tuple(SETTINGS))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--runs", type=Path, default=None)
+    arguments = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    base = data(case, arguments.cifar.absolute())
+    prune, squantize = SETTINGS[case], ("squantize.weight_bits=4", *USUAL[case])
+    of = {"prune": [], "squantize": [], "recover": []}
+    for setting in arguments.more:
+        of[setting.partition(".")[0]].append(setting)
+    pruned = [*base, *prune, *of["prune"], *of["recover"]]
+    rows = [
+        stage_of(case, "original, int8", base, runs),
+        stage_of(case, "pruned", pruned, runs),
+        stage_of(case, "pruned and SQuantizer", [*pruned, *squantize, *of["squantize"]], runs),
+    ]
+    calls: dict[str, tuple[Any, Any]] = {}
+    for each in RUNTIMES:
+        calls[f"fp32 {each}"] = runtime(each).load(rows[0]["floats"][each], 1, each), rows[0]["image"]
+        for row in rows:
+            calls[f"{row['name']} {each}"] = runtime(each).load(row["programs"][each], 1, each), row["x"]
+    times = {name: float(np.median(ms)) for name, ms in interleaved(calls, RUNS, lambda d, t: None).items()}
+    state, macs = rows[0]["state"], rows[0]["macs"]
+    heads = ("stage", "MACs", "score", "KiB", "smaller", *(f"{each} ms" for each in RUNTIMES))
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    original = {"name": "fp32", "macs": macs, "score": rows[0]["whole"], "bytes": state}
+    for row in (original, *rows):
+        cells = [
+            row["name"],
+            f"{row['macs'] / macs:.1%}",
+            f"{row['score']:.4f}",
+            f"{row['bytes'] / 1024:,.1f}",
+        ]
+        cells += [f"{state / row['bytes']:.1f}x", *(f"{times[row['name'] + ' ' + e]:.2f}" for e in RUNTIMES)]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Prunes and recovers real networks, and scores them before, after the cut and after recovery.
+
+    python bench/cifar.py ../shared/data/cifar10 CIFAR
+    python bench/pruning.py resnet56 --cifar CIFAR                # half the MACs; about half an hour
+    python bench/pruning.py yolo                                  # 60 % of the MACs, no labels
+    python bench/pruning.py digits                                # 40 % of the MACs
+
+More settings follow as KEY=VALUE (prune.weight_sparsity=0.6). With --runs the stages are kept, and a killed
+run goes on where it was. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from cases import data, make_run
+
+from paredown.pipeline.compress.training.data import preprocessed, run_network
+from paredown.pipeline.store.files import read_json, stored
+from paredown.pipeline.store.stage import run_stage
+
+SETTINGS = {
+    "digits": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=10", "recover.patience=10"),
+    "yolo": (
+        "prune.macs=0.6", "prune.multiple=8", "prune.hopeless=0.8", "recover.epochs=24", "recover.batch=16",
+        "recover.lr=0.001", "recover.patience=24", "recover.evaluations=24",
+    ),
+    "resnet56": (
+        "prune.macs=0.5", "prune.multiple=4", "recover.epochs=14", "recover.batch=64", "recover.lr=0.02",
+        "recover.patience=20", "recover.evaluations=20",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Prints one row."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=tuple(SETTINGS))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--runs", type=Path, default=None)
+    arguments = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    asked = [*data(case, arguments.cifar.absolute()), *SETTINGS[case], *arguments.more]
+    work = make_run(case, asked, runs)
+    pruning = work.stages.pruning
+    for stage in (work.stages.original, *pruning.all()):
+        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+    test = work.task.data("test")
+    inputs = preprocessed(test, work.task.preprocess)
+    scores = [
+        work.task.score_outputs(run_network(network, inputs), test)[work.task.metric]
+        for network in (work.task.network(), pruning.pruned(), pruning.network())
+    ]
+    whole, thin = (
+        read_json(stored(work.store, s) / "size.json")["macs"] for s in (work.stages.original, pruning.trace)
+    )
+    history = pruning.history()
+    zeros, count = (sum(layer[key] for layer in history["sparsity"]) for key in ("zeros", "count"))
+    heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
+    cells = [f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores)]
+    cells += [f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"])]
+    print(f"| {arguments.case} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Reader of COCO annotations: one JSON file, boxes ``[x, y, w, h]`` in pixels, classes by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from paredown.calibration.readers.images import is_dir, is_file, read_text
+from paredown.calibration.readers.records import Box, Classes, Record, Row, fit_box, pack, pixel_slack
+from paredown.targets.errors import InputError
+
+
+def read_coco(path: Path, classes: Classes, images: Path | None) -> list[Record]:
+    """Reads a COCO data set.
+
+    Left out are crowd regions (``iscrowd``: not one object) and boxes of zero width or height, of which
+    COCO's own files have some. A file without an ``annotations`` list, like those of COCO's test sets, is an
+    unlabelled set.
+
+    Args:
+        path: the JSON file.
+        classes: the network's and the labels' classes; a category with boxes that is in neither is an error.
+        images: folder of the images; without it they are beside the JSON file, or in ``images`` beside it.
+
+    Raises:
+        InputError: a missing file or image, malformed JSON, a wrong entry, an unknown class, or a box outside
+            the image.
+    """
+    text, data = read_text(path, "COCO annotation file")
+    entries, rows, labelled = parse_coco(text, classes, str(path))
+    digest = hashlib.sha256(data).hexdigest() if labelled else ""
+    if images is not None and not is_dir(images):
+        raise InputError("no such folder of images", where=images)
+    folders = [images] if images is not None else [path.parent, path.parent / "images"]
+    records = []
+    for image_id, (name, size) in entries.items():
+        file = next((folder / name for folder in folders if is_file(folder / name)), None)
+        if file is None:
+            raise InputError(
+                f"no image {name!r} in {' or '.join(map(str, folders))}",
+                where=path,
+                hint="give data.images, the folder of the images",
+            )
+        boxes, indices = pack(rows.get(image_id, []))
+        records.append(Record(name, file, labelled, boxes, indices, digest, size))
+    return records
+
+
+_Images = dict[int | str, tuple[str, tuple[int, int]]]
+_Boxes = dict[int | str, list[Row]]
+
+
+def parse_coco(text: str, classes: Classes, where: str) -> tuple[_Images, _Boxes, bool]:
+    """Parses a COCO annotation file.
+
+    Args:
+        text: the JSON.
+        classes: the network's and the labels' classes.
+        where: name of the file, for messages.
+
+    Returns:
+        The images, id -> (file name, (width, height)), in the file's order; the boxes, image id -> a
+        (class, (cx, cy, w, h)) per box, normalised to the image; and whether the file has annotations at all.
+
+    Raises:
+        InputError: malformed JSON, a missing or wrong entry, an unknown class, or a box outside the image.
+    """
+    document = _parse_json(text, where)
+    images: _Images = {}
+    for number, entry in enumerate(_list(document, "images", where)):
+        at = f"{where}: images[{number}]"
+        image_id, name = _id(entry, "id", at), entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise InputError("no file_name", where=at)
+        size = entry.get("width"), entry.get("height")
+        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+            raise InputError(f"width {size[0]!r} and height {size[1]!r} are not pixels", where=at)
+        if image_id in images:
+            raise InputError(f"image id {image_id!r} for the second time", where=at)
+        images[image_id] = name, (int(size[0]), int(size[1]))  # type: ignore[arg-type]
+    if not images:
+        raise InputError("no images in this file", where=where)
+    if "annotations" not in document:
+        return images, {}, False
+    categories = _categories(document, where)
+    boxes: _Boxes = {}
+    for number, entry in enumerate(_list(document, "annotations", where)):
+        at = f"{where}: annotations[{number}]"
+        image_id, category = _id(entry, "image_id", at), _id(entry, "category_id", at)
+        if image_id not in images:
+            raise InputError(f"image_id {image_id!r} is not among the images", where=at)
+        if category not in categories:
+            raise InputError(f"category_id {category!r} is not among the categories", where=at)
+        index = classes.by_name(categories[category], at)
+        box = _box(entry, images[image_id][1], at)
+        if index is not None and box is not None:
+            boxes.setdefault(image_id, []).append((index, box))
+    return images, boxes, True
+
+
+def _box(entry: dict[str, Any], size: tuple[int, int], where: str) -> Box | None:
+    values = entry.get("bbox")
+    if not isinstance(values, list) or len(values) != 4 or not all(_is_number(value) for value in values):
+        raise InputError(f"bbox {str(values)[:80]} is not four finite numbers x, y, w, h", where=where)
+    if entry.get("iscrowd") or ((values[2] == 0 or values[3] == 0) and min(values[2:]) >= 0):
+        return None
+    (x, y, w, h), (width, height) = values, size
+    edges = x / width, y / height, (x + w) / width, (y + h) / height
+    return fit_box(edges, where, pixel_slack(width, height))
+
+
+def _categories(document: dict[str, Any], where: str) -> dict[int | str, str]:
+    found: dict[int | str, str] = {}
+    for number, entry in enumerate(_list(document, "categories", where)):
+        at = f"{where}: categories[{number}]"
+        category, name = _id(entry, "id", at), entry.get("name")
+        if not isinstance(name, str) or not name:
+            raise InputError("no name", where=at)
+        if category in found:
+            raise InputError(f"category id {category!r} for the second time", where=at)
+        found[category] = name
+    return found
+
+
+def _parse_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"malformed JSON: {error.msg}", where=f"{where}:{error.lineno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise InputError(f"malformed JSON: {error}", where=where) from error
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, found {type(document).__name__}", where=where)
+    return document
+
+
+def _list(document: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    entries = document.get(key)
+    if not isinstance(entries, list):
+        raise InputError(f"no list {key!r}", where=where, hint="is it a COCO detection file?")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InputError("not a JSON object", where=f"{where}: {key}[{number}]")
+    return entries
+
+
+def _id(entry: dict[str, Any], key: str, where: str) -> int | str:
+    value = entry.get(key)
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise InputError(f"{key} {str(value)[:40]} is not an id", where=where)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    # A NaN fails the comparison, and so does a whole number that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12

@@ -1,0 +1,73 @@
+"""Reader of images sorted into one folder per class, as ImageNet and torchvision's ImageFolder have them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from paredown.calibration.readers.images import IMAGE_SUFFIXES, find_images, is_dir
+from paredown.calibration.readers.records import Classes, Record
+from paredown.targets.errors import InputError
+
+
+def read_imagefolder(path: Path, classes: Classes) -> list[Record]:
+    """Reads a folder with a sub-folder per class, named as the class; images lie anywhere below it.
+
+    A folder that holds images and no sub-folders is a set without labels. Images of classes that only
+    ``label_names`` has are left out. The order takes one image of each class in turn: whoever takes the first
+    few (to calibrate, with data.limit) has all classes. Our design.
+
+    Args:
+        path: the folder.
+        classes: the network's and the folders' classes; folders are matched by name, in any order.
+
+    Returns:
+        Records without boxes; ``classes`` is the image's one class.
+
+    Raises:
+        InputError: no folder, no images, a sub-folder that is no class, or images beside the sub-folders.
+    """
+    if not is_dir(path):
+        raise InputError("no such folder of class folders", where=path)
+    try:
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read the folder: {error.strerror}", where=path) from error
+    folders = [entry for entry in entries if is_dir(entry)]
+    loose = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry not in folders]
+    if loose and folders:
+        raise InputError(
+            f"an image beside the {len(folders)} class folders, and so of no class",
+            where=loose[0],
+            hint="move it into a class folder",
+        )
+    if not folders:
+        return [Record(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+    columns = []
+    for folder in folders:
+        index = classes.by_name(folder.name, str(folder))
+        if index is None or not _has_images(folder):
+            continue
+        label = np.array([index], np.int64)
+        label.setflags(write=False)
+        columns.append(
+            [
+                Record(file.relative_to(path).as_posix(), file, labelled=True, classes=label)
+                for file in find_images(folder)
+            ]
+        )
+    rows = itertools.zip_longest(*columns)
+    records = [record for row in rows for record in row if record is not None]
+    if not records:
+        raise InputError(
+            f"no images of the network's classes in any of the {len(folders)} class folders",
+            where=path,
+            hint=f"known images: {' '.join(IMAGE_SUFFIXES)}; check data.names and data.label_names",
+        )
+    return records
+
+
+def _has_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*"))

@@ -1,0 +1,171 @@
+"""Reader of PASCAL VOC annotations: an XML file per image, boxes in pixels, classes by name."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+from paredown.calibration.readers.images import (
+    find_image,
+    find_images,
+    is_dir,
+    is_file,
+    read_bytes,
+    read_image,
+    read_text,
+)
+from paredown.calibration.readers.records import Classes, Record, Row, fit_box, pack, pixel_slack
+from paredown.targets.errors import InputError
+
+
+def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | None) -> list[Record]:
+    """Reads a VOC data set.
+
+    Objects marked ``difficult`` are left out, as in darknet's training lists; VOC's own scoring does not
+    count them as truths either. An image without an XML file is unlabelled.
+
+    Args:
+        path: a folder with ``JPEGImages`` and ``Annotations``, or a split list ``ImageSets/Main/NAME.txt`` in
+            one, or a folder of images with their XML files beside them.
+        classes: the network's and the labels' classes.
+        images: folder of images, instead of ``JPEGImages`` or ``path``.
+        labels: folder of XML files, instead of ``Annotations`` or the images' folder.
+
+    Raises:
+        InputError: a missing file or image, malformed XML, an unknown class or a box outside the image.
+    """
+    listed = not is_dir(path)
+    root = path if not listed else path.absolute().parent.parent.parent
+    devkit = listed or is_dir(root / "JPEGImages")
+    folder = images if images is not None else root / "JPEGImages" if devkit else root
+    notes = labels if labels is not None else root / "Annotations" if devkit else folder
+    if listed:
+        stems = _read_split(path, folder)
+    else:
+        files = find_images(folder)
+        stems = [(file.relative_to(folder).with_suffix("").as_posix(), file) for file in files]
+    if labels is not None and not is_dir(labels):
+        raise InputError("no such folder of annotations", where=labels)
+    return [_record(name, image, notes / f"{name}.xml", classes) for name, image in stems]
+
+
+def parse_voc(
+    data: bytes, classes: Classes, where: str, image_size: Callable[[], tuple[int, int]] | None = None
+) -> tuple[list[Row], tuple[int, int] | None]:
+    """Parses one annotation.
+
+    VOC counts pixels from 1 and its corners are inclusive (VOC devkit): a box covers ``xmin - 1`` to
+    ``xmax``.
+
+    Args:
+        data: bytes of the XML file.
+        classes: the network's and the labels' classes.
+        where: name of the file, for messages.
+        image_size: gives width and height of the image, for an annotation that does not state them.
+
+    Returns:
+        A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; and the width and
+        height that the annotation states, or None.
+
+    Raises:
+        InputError: malformed XML, a missing or wrong element, an unknown class, a box outside the image, or
+            boxes without a size to measure them by.
+    """
+    root = _parse_xml(data, where)
+    size = stated = _stated_size(root, where)
+    rows = []
+    for number, item in enumerate(root.findall("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        at = f"{where}: object {number} ({name!r})" if name else f"{where}: object {number}"
+        if not name:
+            raise InputError("no <name>", where=at)
+        index = classes.by_name(name, at)
+        box = item.find("bndbox")
+        if box is None:
+            raise InputError("no <bndbox>", where=at)
+        left, top, right, bottom = (_number(box, key, at) for key in ("xmin", "ymin", "xmax", "ymax"))
+        if size is None and image_size is not None:
+            size = image_size()
+        if size is None:
+            raise InputError("boxes, but no <size> with a width and a height", where=where)
+        width, height = size
+        edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
+        fitted = fit_box(edges, at, pixel_slack(width, height))
+        if index is not None and (item.findtext("difficult") or "0").strip() in ("", "0"):
+            rows.append((index, fitted))
+    return rows, stated
+
+
+def _record(name: str, image: Path, note: Path, classes: Classes) -> Record:
+    if not is_file(note):
+        return Record(name, image)
+    data = read_bytes(note, "annotation")
+
+    def image_size() -> tuple[int, int]:
+        height, width = read_image(image).shape[:2]
+        return width, height
+
+    rows, stated = parse_voc(data, classes, str(note), image_size)
+    boxes, indices = pack(rows)
+    return Record(name, image, True, boxes, indices, hashlib.sha256(data).hexdigest(), stated)
+
+
+def _read_split(path: Path, folder: Path) -> list[tuple[str, Path]]:
+    """The images of a split list: an identifier per line, perhaps with a flag (1, 0, -1) after it."""
+    text, _ = read_text(path, "split list")
+    stems = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        image = find_image(folder / tokens[0])
+        if image is None:
+            raise InputError(
+                f"no image {tokens[0][:200]!r} in {folder}",
+                where=f"{path}:{number}",
+                hint="a split list is ImageSets/Main/NAME.txt, beside JPEGImages; else give data.images",
+            )
+        stems.append((tokens[0], image))
+    if not stems:
+        raise InputError("no images in this list", where=path)
+    return stems
+
+
+def _parse_xml(data: bytes, where: str) -> ElementTree.Element:
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise InputError("an XML document type, which VOC annotations do not have", where=where)
+    try:
+        root = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        raise InputError(f"malformed XML: {error.msg}", where=f"{where}:{error.position[0]}") from error
+    except (ValueError, LookupError) as error:  # an encoding that Python does not know
+        raise InputError(f"malformed XML: {error}", where=where) from error
+    if root.tag != "annotation":
+        raise InputError(f"expected <annotation>, found <{root.tag}>", where=where)
+    return root
+
+
+def _stated_size(root: ElementTree.Element, where: str) -> tuple[int, int] | None:
+    element = root.find("size")
+    if element is None or element.find("width") is None or element.find("height") is None:
+        return None
+    width, height = (_number(element, key, where) for key in ("width", "height"))
+    if (width, height) == (0, 0):  # some tools write zeros when they do not know
+        return None
+    if width < 1 or height < 1 or width != int(width) or height != int(height):
+        raise InputError(f"a size of {width:g}x{height:g} pixels", where=where)
+    return int(width), int(height)
+
+
+def _number(parent: ElementTree.Element, key: str, where: str) -> float:
+    text = (parent.findtext(key) or "").strip()
+    try:
+        value = float(text)  # VOC 2011 has coordinates with a fraction
+    except ValueError:
+        value = math.nan
+    if "_" in text or not math.isfinite(value):
+        raise InputError(f"<{key}> is {text[:40]!r}, not a finite number", where=where)
+    return value

@@ -1,0 +1,339 @@
+"""The bundle: one file with everything that a device needs, and a sha256 for every byte of it.
+
+A zip file whose members are stored (those that shrink as zstd streams inside), so that any tool lists it.
+Where that is smaller, the models lie in one packed stream that holds the weight codes they share once
+(`pipeline/bundle/packing.py`); a device expands it with `python -m paredown.targets.runners.expand`, which is
+a member. The archive's comment holds the sha256 of all bytes before it: no byte of the file can change
+unnoticed. The manifest names each member's own sha256, for a device that has only the members. Equal contents
+give equal
+bytes: no times, a fixed order. Latency is no part of it: a time is never the same twice, and belongs to the
+run and to `validate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from paredown.pipeline.bundle.packing import pack_programs
+from paredown.pipeline.lower.integer import Parameters
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.targets.cards.card import RuntimeName, Schema, Target
+from paredown.targets.cards.tomlfile import first_problem
+from paredown.targets.errors import InputError
+from paredown.targets.runners.expand import expand_programs, leads_out
+
+FORMAT = 4  # 3 held the device's code without the folder paredown/
+READABLE = (3, FORMAT)
+MANIFEST = "manifest.json"
+PACKED = "models.packed"
+LEVEL = 19  # zstd: made once, shipped often
+_COMMENT = b"paredown sha256 "
+_DIGEST = 64  # hex digits
+_MEMBER_LIMIT = 1 << 32  # bytes; a false size must not ask for all memory
+_AGAIN = "copy it again, or make it again with `paredown run`"
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Tensor(Schema):
+    """An input or output of a model: real = scale * (code - zero_point)."""
+
+    name: str
+    shape: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+    scale: Annotated[float, Field(gt=0)]
+    zero_point: int
+
+
+class Model(Schema):
+    """A runtime's program and how to feed it; of float32 models scales and zero points are 1 and 0."""
+
+    runtime: RuntimeName
+    file: str
+    dtype: Literal["int8", "float32"]
+    layout: str
+    input: Tensor
+    outputs: Annotated[tuple[Tensor, ...], Field(strict=False, min_length=1)]
+    vectors: str = "vectors"
+
+
+class LanguageModel(Schema):
+    """A runtime's program of a language model."""
+
+    runtime: RuntimeName
+    file: str
+    context: Annotated[int, Field(ge=1)]
+    chunk: Annotated[int, Field(ge=1)]
+    vocabulary: Annotated[int, Field(ge=1)]
+
+
+class ScoredOn(Schema):
+    """The test images behind the scores; of a language model, the pieces of text."""
+
+    images: Count
+    fingerprint: str
+
+
+class Member(Schema):
+    """One file: its own size and sha256, and under which name and size it is stored.
+
+    Models that are packed together name the same stored file, `PACKED`, and the size of all of it.
+    """
+
+    bytes: Annotated[int, Field(ge=0, le=_MEMBER_LIMIT)]
+    sha256: str
+    stored: str
+    stored_bytes: Count
+
+
+class Manifest(Schema):
+    """What a bundle says of itself."""
+
+    format: int
+    name: str
+    target: str
+    card: Target
+    app: str
+    network: Mapping[str, Any]
+    recipe: Recipe
+    models: Annotated[tuple[Model, ...], Field(strict=False)] = ()
+    language: Annotated[tuple[LanguageModel, ...], Field(strict=False)] = ()
+    preprocess: Mapping[str, Any]
+    preprocess_hash: str
+    test: ScoredOn
+    figures: Annotated[tuple[Mapping[str, Any], ...], Field(strict=False)]
+    versions: Mapping[str, str]
+    licences: Mapping[str, str]
+    members: Mapping[str, Member]
+
+    @property
+    def programs(self) -> tuple[Model | LanguageModel, ...]:
+        """What the runtimes read."""
+        return (*self.models, *self.language)
+
+    @model_validator(mode="after")
+    def _programs(self) -> Manifest:
+        if bool(self.models) == bool(self.language):
+            raise ValueError("either models of images or of language")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose every hash was checked.
+
+    Attributes:
+        path: the file.
+        manifest: what it says of itself.
+        text: the manifest as it is in the file.
+        members: name -> bytes, decompressed.
+    """
+
+    path: Path
+    manifest: Manifest
+    text: bytes
+    members: Mapping[str, bytes]
+
+    @property
+    def house(self) -> str:
+        """The folder of our own code among the members, "paredown/"; empty of format 3."""
+        return "" if self.manifest.format == 3 else "paredown/"
+
+    @property
+    def package(self) -> str:
+        """The app's package among the members, which has its `device` code: "paredown.apps.detector"."""
+        own = f"{self.house}{self.manifest.app}".replace("/", ".")
+        return own if f"{own.replace('.', '/')}/__init__.py" in self.members else self.manifest.app
+
+    def read(self, name: str) -> bytes:
+        """A member's bytes.
+
+        Raises:
+            InputError: the bundle has no such member.
+        """
+        if name not in self.members:
+            raise InputError(f"has no member {name}", where=self.path, hint=_AGAIN)
+        return self.members[name]
+
+    def json(self, name: str) -> Any:
+        """A member that is JSON.
+
+        Raises:
+            InputError: there is none, or it is not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"member {name} is not JSON: {error}", where=self.path) from error
+
+
+def wire_bytes(manifest: Manifest) -> dict[str, int]:
+    """What the models take of a bundle.
+
+    Returns:
+        Runtime -> bytes; those that are packed with others are under "shared", as one number.
+    """
+    packed = [m for m in manifest.models if manifest.members[m.file].stored == PACKED]
+    sizes: dict[str, int] = {m.runtime: manifest.members[m.file].stored_bytes for m in manifest.models}
+    if len(packed) < 2:
+        return sizes
+    shared = [sizes.pop(model.runtime) for model in packed]
+    return {"shared": shared[0], **sizes}
+
+
+def pack(
+    manifest: Mapping[str, Any],
+    members: Mapping[str, bytes],
+    weights: Sequence[NDArray[np.int8]] = (),
+    parameters: Sequence[Parameters] = (),
+) -> bytes:
+    """Packs a bundle.
+
+    Args:
+        manifest: the fields of `Manifest` as JSON has them; `format` and `members` are added here.
+        members: name -> bytes; the names are relative paths.
+        weights: int8 codes of the models' layers, as in the integer graph; they pack the models.
+        parameters: of these layers; likewise.
+
+    Returns:
+        The file's bytes; equal for equal arguments.
+
+    Raises:
+        ValueError: two members would be stored under one name.
+    """
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+    contents: dict[str, tuple[str, bytes]] = {}  # name -> what it is stored as
+    for name, data in members.items():
+        smaller = compressor.compress(data)
+        contents[name] = (f"{name}.zst", smaller) if len(smaller) < len(data) else (name, data)
+    if weights:
+        files = {model["file"] for model in manifest["models"]}
+        programs = {name: data for name, data in members.items() if name in files}
+        packed = pack_programs(programs, weights, parameters)
+        if len(packed) < sum(len(contents[name][1]) for name in programs):
+            contents |= dict.fromkeys(programs, (PACKED, packed))
+    stored: dict[str, bytes] = {}
+    listed: dict[str, dict[str, Any]] = {}
+    for name, (file, content) in sorted(contents.items()):
+        if MANIFEST in {file, name} or stored.setdefault(file, content) is not content:
+            raise ValueError(f"two members of a bundle would be stored as {file}")
+        data = members[name]
+        listed[name] = {
+            "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+            "stored": file, "stored_bytes": len(content),
+        }  # fmt: skip
+    document = {"format": FORMAT, **manifest, "members": listed}
+    text = (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_entry(MANIFEST), text, zipfile.ZIP_DEFLATED, 9)  # any unzip reads it
+        for name, data in stored.items():
+            archive.writestr(_entry(name), data)
+        archive.comment = bytes(len(_COMMENT) + _DIGEST)  # its length is among the bytes that are hashed
+    body = buffer.getvalue()[: -len(_COMMENT) - _DIGEST]
+    return body + _COMMENT + hashlib.sha256(body).hexdigest().encode()
+
+
+def unpack(path: str | Path) -> Bundle:
+    """Opens a bundle and checks every hash in it.
+
+    Raises:
+        InputError: it is missing, no bundle, truncated, damaged, or of another format.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read this bundle: {reason}", where=path) from error
+    comment = data[-len(_COMMENT) - _DIGEST :]
+    if not comment.startswith(_COMMENT):
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            raise InputError("is a zip file but not a paredown bundle, or damaged", where=path, hint=_AGAIN)
+        what = f"not a bundle, or truncated or damaged ({len(data)} bytes)" if data else "empty (0 bytes)"
+        raise InputError(what, where=path, hint=_AGAIN)
+    if comment[len(_COMMENT) :] != hashlib.sha256(data[: -len(comment)]).hexdigest().encode():
+        raise InputError("damaged: its sha256 is not the one it ends with", where=path, hint=_AGAIN)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _checked(path, archive)
+    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:  # hashed, yet not by `pack`
+        raise InputError(f"not a bundle: {error}", where=path) from error
+
+
+def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
+    text = archive.read(MANIFEST)
+    document = json.loads(text)
+    made = document.get("format") if isinstance(document, dict) else None
+    if made not in READABLE:
+        raise InputError(
+            f"bundle format {made}, this version reads {' and '.join(map(str, READABLE))}",
+            where=path,
+            hint="make it again with `paredown run`",
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{MANIFEST}: {first_problem(error)[1]}", where=path) from error
+    together = any(entry.stored == PACKED != name for name, entry in manifest.members.items())
+    programs = expand_programs(archive.read(PACKED), f"{path}:{PACKED}") if together else {}
+    members = {n: _member(path, archive, n, entry, programs) for n, entry in manifest.members.items()}
+    bundle = Bundle(path, manifest, text, members)
+    for model in manifest.programs:
+        bundle.read(model.file)
+    return bundle
+
+
+def _member(
+    path: Path, archive: zipfile.ZipFile, name: str, entry: Member, programs: Mapping[str, bytes]
+) -> bytes:
+    damaged = InputError(f"{name} is not what the manifest says", where=path, hint=_AGAIN)
+    packed = entry.stored == PACKED != name
+    data = programs.get(name, b"") if packed else archive.read(entry.stored)
+    if entry.stored != name and not packed:
+        try:
+            if zstandard.get_frame_parameters(data).content_size != entry.bytes:
+                raise damaged
+            data = zstandard.ZstdDecompressor().decompress(data)
+        except zstandard.ZstdError as error:
+            raise damaged from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise damaged
+    return data
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.external_attr = 0o644 << 16
+    info.create_system = 3
+    return info
+
+
+def extract(bundle: Bundle, folder: Path) -> None:
+    """Writes every member below a folder, as a device gets them.
+
+    Raises:
+        InputError: a member's name leads out of the folder (then nothing is written), or one cannot be
+            written.
+    """
+    for name in bundle.members:
+        if leads_out(name):
+            raise InputError(f"member {name!r} leads out of the folder", where=bundle.path)
+    for name, data in {**bundle.members, MANIFEST: bundle.text}.items():
+        target = folder / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise InputError(f"cannot write here: {error.strerror}", where=target) from error

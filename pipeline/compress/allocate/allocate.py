@@ -1,0 +1,403 @@
+"""Allocation: one width per group, at the least predicted loss, within a budget (our design).
+
+The predicted loss of a network is the sum over its groups of what their sensitivity curves lose. Choosing the
+widths is a mixed-integer linear program, one binary per group and width, joint variables where a layer's cost
+depends on several groups; HiGHS solves it and says whether the answer is proven optimal.
+
+A curve measured on N images is flat where it loses less than one image. So that a flat curve does not let one
+group be cut to the bone for nothing, every width also bears a small penalty: `resolution` times
+-log(share of the group's importance that stays). Shares multiply along a network, so that their logarithms
+add up, and the penalty grows without bound as a group vanishes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paredown.pipeline.compress.allocate.cost import Cost, Table, Widths, check_share, nearest
+from paredown.pipeline.compress.coupling.flow import Group
+from paredown.targets.errors import BudgetError, UsageError
+from paredown.targets.runners.quiet import quiet
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+
+#: Group -> width -> predicted drop of the metric; None where it was not measured.
+Losses = Mapping[str, Mapping[int, float | None]]
+
+SMALLEST_RESOLUTION = 1e-6  # so that ties are always broken
+TIGHTER = 1e-7  # a share below the solver's tolerance
+ATTEMPTS = 5
+SPLIT = "more than three groups touch one layer: its latency is a sum over pairs of them, not exact"
+SCALE = 1e4  # of objectives, above the solver's absolute tolerance of 1e-6
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One width per group.
+
+    Attributes:
+        widths: group -> units that stay; every group is named.
+        budget: what was limited: "macs", "bytes", "latency" or "accuracy_drop".
+        requested: the limit: a share of the whole network's cost, or a drop of the metric.
+        achieved: what was reached of it, in the same unit.
+        cost: whose share follows.
+        share: the cost as a share of the whole network's.
+        predicted_drop: sum of the groups' drops; None where no curves were given.
+        optimal: whether no better choice exists, proven.
+        gap: how far a better one could be at most, relative; None where nothing is known.
+        notes: what a reader should know, a line each.
+    """
+
+    widths: Mapping[str, int]
+    budget: str
+    requested: float
+    achieved: float
+    cost: str
+    share: float
+    predicted_drop: float | None
+    optimal: bool
+    gap: float | None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {**asdict(self), "widths": dict(self.widths), "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Allocation:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "notes": tuple(fields["notes"])})
+
+
+def predicted_losses(sensitivity: Sensitivity) -> dict[str, dict[int, float | None]]:
+    """The drop at every point of every curve.
+
+    The full width loses nothing; a narrower width never counts as better than a wider one (what looks better
+    on a sample is noise). A point that was skipped because both its neighbours are all but equal has the drop
+    of the narrower one; one that was skipped as hopeless has none.
+    """
+    losses: dict[str, dict[int, float | None]] = {}
+    baseline = sensitivity.baseline.metric
+    assert baseline is not None
+    for curve in sensitivity.curves:
+        worst, found, between = 0.0, dict[int, float | None](), list[int]()
+        for point in sorted(curve.points, key=lambda p: -p.width):
+            found[point.width] = None
+            if point.skipped.startswith("flat"):
+                between.append(point.width)
+            elif point.metric is not None:
+                worst = max(worst, baseline - point.metric)
+                found |= dict.fromkeys((*between, point.width), worst)
+                between = []
+        losses[curve.group] = {**found, curve.units: 0.0}
+    return losses
+
+
+def allocate(
+    groups: Sequence[Group],
+    losses: Losses,
+    cost: Cost,
+    *,
+    limit: float | None = None,
+    tolerance: float | None = None,
+    importance: Mapping[str, Sequence[float]] | None = None,
+    resolution: float = 0.0,
+    seconds: float = 20.0,
+) -> Allocation:
+    """Chooses widths under a limit on the cost, or the least cost within a tolerated drop.
+
+    Args:
+        groups: those of the network; locked ones and those without losses stay whole.
+        losses: group -> width -> drop; a width without a number is not chosen, but for the full one.
+        cost: what is limited, or made small.
+        limit: of the cost, as a share of the whole network's.
+        tolerance: the largest sum of drops, in the unit of the metric.
+        importance: group -> a score of every unit (any order); without it, or where all are zero or one is
+            not finite, all units count alike.
+        resolution: of the metric, one over the number of images: the weight of the penalty, which counts
+            against the tolerance too.
+        seconds: for the solver; then the best that it has is taken and its gap given.
+
+    Raises:
+        UsageError: not exactly one of limit and tolerance, or it is NaN, negative or over 1.
+        BudgetError: the limit cannot be met; the line says the best reachable and what stands in the way.
+    """
+    if (limit is None) == (tolerance is None):
+        raise UsageError("an allocation needs either a cost or a tolerated drop to keep within, not both")
+    name = cost.name if limit is not None else "accuracy_drop"
+    requested = limit if limit is not None else tolerance
+    assert requested is not None
+    check_share(f"the budget {name}", requested)
+    problem = _Problem(groups, losses, cost, importance or {}, resolution)
+    found = (
+        problem.within_cost(limit, seconds) if limit is not None else problem.within_drop(requested, seconds)
+    )
+    chosen, gap = found
+    share, drop = cost.share(chosen), problem.drop(chosen)
+    notes = [] if problem.exact else [SPLIT]
+    if gap is None:
+        notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
+    optimal = gap is not None and gap <= 1e-6 and problem.exact
+    achieved = share if limit is not None else drop
+    return Allocation(chosen, name, requested, achieved, cost.name, share, drop, optimal, gap, tuple(notes))
+
+
+def uniform(
+    groups: Sequence[Group],
+    allowed: Mapping[str, Sequence[int]],
+    cost: Cost,
+    limit: float,
+    losses: Losses | None = None,
+) -> Allocation:
+    """The plain baseline: the same share of every group, the largest within the limit.
+
+    Args:
+        groups: those of the network; locked ones stay whole.
+        allowed: group -> its widths; groups left out stay whole.
+        cost: what is limited.
+        limit: as a share of the whole network's cost.
+        losses: where given, the drop is predicted, if every chosen width has one.
+
+    Raises:
+        UsageError: the limit is NaN, negative or over 1.
+        BudgetError: even the narrowest widths cost more.
+    """
+    check_share(f"the budget {cost.name}", limit)
+    free = {g.name: tuple(allowed[g.name]) for g in groups if not g.locked and g.name in allowed}
+    # the rounding of some group changes only at the middle of two of its widths
+    shares = {1.0, 0.0}
+    for found in free.values():
+        ordered = sorted(found)
+        shares |= {(a + b) / 2 / ordered[-1] for a, b in zip(ordered, ordered[1:], strict=False)}
+    best: dict[str, int] = {}
+    for share in sorted(shares, reverse=True):
+        # at the middle itself the wider one is nearest: step below it
+        for step in (0.0, 1e-9):
+            best = {name: nearest(max(share - step, 0.0), found) for name, found in free.items()}
+            if (reached := cost.share(best)) <= limit:
+                chosen = {g.name: best.get(g.name, g.units) for g in groups}
+                drops = [(losses or {}).get(name, {}).get(width) for name, width in best.items()]
+                known = [drop for drop in drops if drop is not None]
+                drop = sum(known) if losses is not None and len(known) == len(drops) else None
+                return Allocation(
+                    chosen, cost.name, limit, reached, cost.name, reached, drop, False, None, ()
+                )
+    raise _unreachable(
+        groups, {name: {w: 0.0 for w in found} for name, found in free.items()}, cost, limit, best
+    )
+
+
+class _Problem:
+    """One allocation: the choices of every group, their losses and penalties, and the cost's tables."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        losses: Losses,
+        cost: Cost,
+        importance: Mapping[str, Sequence[float]],
+        resolution: float,
+    ) -> None:
+        self.groups, self.cost, self.losses = groups, cost, losses
+        self.choices = {g.name: _choices(g, losses.get(g.name, {})) for g in groups}
+        self.drops = {
+            name: np.array([losses.get(name, {}).get(w) or 0.0 for w in found])
+            for name, found in self.choices.items()
+        }
+        self.penalties = {
+            g.name: _penalty(importance.get(g.name, ()), g.units, self.choices[g.name]) for g in groups
+        }
+        self.resolution = resolution
+        self.tables, self.constant, self.exact = cost.tables(self.choices)
+        self.unpruned = cost.unpruned
+
+    def drop(self, chosen: Widths) -> float:
+        """The predicted drop."""
+        return float(sum(self.drops[n][self.choices[n].index(w)] for n, w in chosen.items()))
+
+    def loss(self, chosen: Widths, resolution: float) -> float:
+        """The predicted drop and the penalties."""
+        found = (self.penalties[n][self.choices[n].index(w)] for n, w in chosen.items())
+        return self.drop(chosen) + resolution * float(sum(found))
+
+    def within_cost(self, limit: float, seconds: float) -> tuple[dict[str, int], float | None]:
+        """The least loss within a share of the cost."""
+        resolution = max(self.resolution, SMALLEST_RESOLUTION)
+        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
+        bound = limit
+        for _ in range(ATTEMPTS):
+            result = self._solve(loss, 0.0, None, bound, seconds)
+            if result is None:
+                break
+            chosen, gap = result
+            # the solver's tolerance, or the error of a cost that was split into pairs
+            if (excess := self.cost.share(chosen) - limit) <= 1e-12:
+                return chosen, gap
+            bound -= excess + TIGHTER
+        smallest = self._solve(loss, 1.0, None, None, seconds)
+        best = smallest[0] if smallest else {n: found[-1] for n, found in self.choices.items()}
+        if self.cost.share(best) > limit:
+            raise _unreachable(self.groups, self.losses, self.cost, limit, best)
+        try:
+            return dict(uniform(self.groups, self.choices, self.cost, limit).widths), None
+        except BudgetError:  # a measured cost may be the least somewhere else than at the narrowest widths
+            return best, None
+
+    def within_drop(self, tolerance: float, seconds: float) -> tuple[dict[str, int], float | None]:
+        """The least cost within a tolerated loss."""
+        loss = {n: self.drops[n] + self.resolution * self.penalties[n] for n in self.choices}
+        bound = tolerance
+        for _ in range(ATTEMPTS):
+            result = self._solve(loss, 1.0, bound, None, seconds)
+            if result is None:
+                break
+            chosen, gap = result
+            if (excess := self.loss(chosen, self.resolution) - tolerance) <= 1e-12:
+                return chosen, gap
+            bound -= excess + TIGHTER
+        return {n: found[0] for n, found in self.choices.items()}, None  # everything: it loses nothing
+
+    def _solve(
+        self,
+        loss: Mapping[str, Any],
+        cost_weight: float,
+        most_loss: float | None,
+        most_cost: float | None,
+        seconds: float,
+    ) -> tuple[dict[str, int], float] | None:
+        """Minimises loss, or where `cost_weight` is 1 the cost's share; None where nothing was found.
+
+        Returns:
+            The widths and the relative gap that is left.
+        """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        rows = _Rows()
+        first: dict[str, int] = {n: rows.variables(len(found)) for n, found in self.choices.items()}
+        binaries = rows.count
+        for name, found in self.choices.items():
+            rows.add([(first[name] + i, 1.0) for i in range(len(found))], 1.0, 1.0)
+        share = np.concatenate([rows.joint(table, first) for table in self.tables] or [np.zeros(0)])
+        where = np.concatenate(rows.places or [np.zeros(0, np.int64)])
+        costs, losses = np.zeros(rows.count), np.zeros(rows.count)
+        np.add.at(costs, where, share / self.unpruned)
+        for name in self.choices:
+            losses[first[name] : first[name] + len(loss[name])] = loss[name]
+        if most_loss is not None:
+            rows.add(list(enumerate(losses)), -np.inf, most_loss)
+        if most_cost is not None:
+            rows.add(list(enumerate(costs)), -np.inf, most_cost - self.constant / self.unpruned)
+        objective = SCALE * (costs if cost_weight else losses)
+        integrality = np.zeros(rows.count)
+        integrality[:binaries] = 1
+        matrix, low, high = rows.matrix()
+        with quiet(output=True):  # HiGHS prints lines for its own developers
+            result = milp(
+                objective, integrality=integrality, bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix, low, high),
+                options={"time_limit": seconds, "mip_rel_gap": 1e-7},
+            )  # fmt: skip
+        if result.x is None:
+            return None
+        chosen = {
+            name: found[int(np.argmax(result.x[first[name] : first[name] + len(found)]))]
+            for name, found in self.choices.items()
+        }
+        return chosen, 0.0 if result.status == 0 else float(result.mip_gap or 0.0)
+
+
+class _Rows:
+    """The variables and constraints of a program while they are put together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.places: list[Any] = []  # of every table: its entries' variables
+        self._entries: list[tuple[int, int, float]] = []
+        self._low: list[float] = []
+        self._high: list[float] = []
+
+    def variables(self, count: int) -> int:
+        """New variables; returns the first one's index."""
+        self.count += count
+        return self.count - count
+
+    def add(self, terms: Sequence[tuple[int, float]], low: float, high: float) -> None:
+        """A constraint: low <= sum of coefficient * variable <= high."""
+        self._entries += [(len(self._low), index, value) for index, value in terms if value]
+        self._low.append(low)
+        self._high.append(high)
+
+    def joint(self, table: Table, first: Mapping[str, int]) -> Any:
+        """Variables for a table's entries, tied to its groups' choices; returns the entries, flat.
+
+        Each sums up, over the other groups, to the choice of its own: with whole choices only one is 1.
+        """
+        values = table.values
+        if values.ndim == 1:
+            self.places.append(first[table.groups[0]] + np.arange(len(values)))
+            return values
+        start = self.variables(values.size)
+        index = start + np.arange(values.size).reshape(values.shape)
+        for axis, name in enumerate(table.groups):
+            for i in range(values.shape[axis]):
+                chosen = [(int(v), 1.0) for v in index.take(i, axis).ravel()]
+                self.add([*chosen, (first[name] + i, -1.0)], 0.0, 0.0)
+        self.places.append(index.ravel())
+        return values.ravel()
+
+    def matrix(self) -> tuple[Any, Any, Any]:
+        """The constraints as a sparse matrix and its bounds."""
+        from scipy.sparse import csr_array
+
+        row, column, value = zip(*self._entries, strict=True) if self._entries else ((), (), ())
+        shape = (len(self._low), self.count)
+        return csr_array((value, (row, column)), shape=shape), np.array(self._low), np.array(self._high)
+
+
+def _choices(group: Group, losses: Mapping[int, float | None]) -> tuple[int, ...]:
+    """The widths that can be chosen, widest first; the full one always."""
+    if group.locked:
+        return (group.units,)
+    known = {width for width, drop in losses.items() if drop is not None and 0 < width < group.units}
+    return (group.units, *sorted(known, reverse=True))
+
+
+def _penalty(scores: Sequence[float], units: int, choices: Sequence[int]) -> Any:
+    """-log of the share of importance that stays when the least important units go."""
+    ordered = np.sort(np.abs(np.asarray(scores, np.float64)))[::-1]
+    if len(ordered) != units or not np.isfinite(ordered).all() or ordered.sum() <= 0:
+        ordered = np.ones(units)
+    kept = np.cumsum(ordered)
+    return -np.log(np.maximum([kept[width - 1] / kept[-1] for width in choices], 1e-9))
+
+
+def _unreachable(
+    groups: Sequence[Group], losses: Losses, cost: Cost, limit: float, best: Widths
+) -> BudgetError:
+    """Says what the best is and what stands in the way of less."""
+    locked = [g.name for g in groups if g.locked]
+    skipped = [n for n, found in losses.items() if any(drop is None for drop in found.values())]
+    whole = [g.name for g in groups if not g.locked and best.get(g.name, g.units) == g.units]
+    bone = sum(best.get(g.name, g.units) > 1 and g.name not in {*locked, *whole} for g in groups)
+    reasons = [
+        f"{_some(locked)} cannot be cut" if locked else "",
+        f"{_some(whole)} has no narrower width to choose" if whole else "",
+        f"too narrow widths were skipped in {_some(skipped)}" if skipped else "",
+        f"{bone} more end at the narrowest allowed multiple" if bone else "",
+    ]
+    reached = math.ceil(cost.share(best) * 1e4) / 1e4
+    return BudgetError(
+        f"the budget {cost.name} = {limit:g} cannot be met: the best is {reached:g} of the original",
+        hint="in the way: " + ", ".join(r for r in reasons if r) if any(reasons) else "ask for more",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -1,0 +1,76 @@
+"""Mixed bits in a language model: which matrices get 8 bits and which 4, within a budget of bytes.
+
+What a matrix loses with 4 bits is measured with it alone in codes, on calibration text, by how far the
+network's probabilities move; the choice is that of `pipeline.compress.blockwise.sensitivity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from paredown.pipeline.compress.blockwise.modules import plain_weight
+from paredown.pipeline.compress.blockwise.sensitivity import choose_block_bits, measure_divergence
+from paredown.pipeline.compress.grids.block_grid import BlockGrid
+from paredown.pipeline.compress.grids.weight import ROW_SCALE, weight_bytes
+from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+from paredown.pipeline.recipe.language_task import LanguageTask
+from paredown.targets.errors import BudgetError
+
+LOW, HIGH = 4, 8
+SAMPLE = 256  # calibration tokens
+MIB = 2**20
+
+
+def measure_loss(
+    task: LanguageTask,
+    network: nn.Module,
+    bits: Mapping[str, int],
+    block: int,
+    tick: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """What each matrix of 4 bits loses, as JSON has it.
+
+    Args:
+        task: of the network.
+        network: in full precision; it comes back as it was.
+        bits: of every matrix, by name.
+        block: weights that share a scale at 4 bits; 0 = a whole output channel.
+        tick: progress.
+    """
+    pieces = task.pieces("calibration")
+    run, sample = task.lesson(pieces), pieces[0][:SAMPLE]
+
+    def logits(network: nn.Module) -> Tensor:
+        return run(network, sample)
+
+    parts = {name: (name,) for name, each in bits.items() if each == LOW}
+    grids = {LOW: BlockGrid(LOW, block or None), HIGH: BlockGrid(HIGH, None)}
+    found, sizes = measure_divergence(network, parts, grids, logits, activation_bits=8, tick=tick)
+    shapes = {name: plain_weight(network, name).shape for name in bits if name not in parts}
+    fixed = sum(weight_bytes(rows, columns, HIGH) + ROW_SCALE * rows for rows, columns in shapes.values())
+    return {"sensitivity": found.to_dict(), "bytes": sizes, "fixed": fixed}
+
+
+def mix(measured: Mapping[str, Any], bits: Mapping[str, int], mib: float) -> dict[str, int]:
+    """Bits of every matrix within a budget.
+
+    Args:
+        measured: of `measure_loss`, also after JSON.
+        bits: likewise.
+        mib: most MiB of codes and scales.
+
+    Raises:
+        BudgetError: fewer bytes than 4 bits take; the line says the least.
+    """
+    found = Sensitivity.from_dict(measured["sensitivity"])
+    sizes = {name: {int(b): size for b, size in each.items()} for name, each in measured["bytes"].items()}
+    least = measured["fixed"] + sum(each[LOW] for each in sizes.values())
+    if mib * MIB < least:
+        raise BudgetError(
+            f"weights_mib = {mib:g}: with {LOW} bits it is {least / MIB:,.2f} MiB",
+            where="recipe, key language.weights_mib", hint="raise it, or keep fewer channels (language.ffn)",
+        )  # fmt: skip
+    return {**bits, **choose_block_bits(found, sizes, measured["fixed"], mib * MIB).widths}

@@ -1,0 +1,385 @@
+"""The flow of channels through a traced graph, and the groups that it makes (our design).
+
+Every channel that a convolution or linear layer makes is an atom. Atoms are followed through the graph as
+labels: reshapes and permutes move an array of labels exactly as they move the values, so whatever they do to
+channels (flatten, pixel shuffle, YOLO's reorg) is computed, not guessed. Where one thing needs several atoms,
+they are tied: the two sides of an addition, the rows of a depthwise convolution, a layer that is used twice,
+the channels that a shuffle can only lose together.
+A class of tied atoms is a unit: it stays or goes as a whole. Units that touch the same tensors in the same
+way form a group, and a pruning chooses one width per group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step, moved
+from paredown.pipeline.graph.graph import Graph, Node
+
+#: Group name -> the units that stay, in rising order; a group that is not named keeps all of them.
+Kept = Mapping[str, Sequence[int]]
+
+Labels = NDArray[np.int64]
+Side = Literal["out", "in"]
+MAX_WAYS = 64  # in which a chain's slices are tied on trial
+NOT_OWN = "has a weight or bias that is no parameter of its own at"
+Role = tuple[str, Side, int]  # a node, its side, and how many channels of a unit are there
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of one layer that a group runs through.
+
+    Attributes:
+        node: a conv2d or linear node of the graph.
+        side: channels of its output, or of the tensor that it reads.
+        channels: unit -> the channels of that side that belong to it.
+    """
+
+    node: str
+    side: Side
+    channels: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are pruned together.
+
+    Attributes:
+        name: the first node that makes them.
+        members: every layer side that they are on, in running order.
+        chain: why they belong together, a line per operation.
+        locked: empty, or why nothing of it can be removed.
+        step: a width must be a multiple of this many units, since the network reshapes by it.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    chain: tuple[str, ...]
+    locked: str = ""
+    step: int = 1
+
+    @property
+    def units(self) -> int:
+        """How many things can be removed, each as a whole."""
+        return len(self.members[0].channels)
+
+    @property
+    def makers(self) -> tuple[Member, ...]:
+        """The layers that make these channels."""
+        return tuple(member for member in self.members if member.side == "out")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the first layer that makes them."""
+        return sum(len(unit) for unit in self.makers[0].channels)
+
+    def describe(self) -> str:
+        """The group for people: what it is, and a line per operation that ties it."""
+        each = len(self.makers[0].channels[0])
+        size = f"{self.channels} channels" + (f" in {self.units} units of {each}" if each > 1 else "")
+        size += f", widths by {self.step} units" if self.step > 1 else ""
+        head = f"{self.name}: {size}" + (f", locked: it {self.locked}" if self.locked else "")
+        return "\n".join([head, *(f"    {line}" for line in self.chain)])
+
+    def kept(self, side: Side, node: str, units: Sequence[int]) -> list[int]:
+        """The channels of one layer side that these units are."""
+        found = [m for m in self.members if (m.node, m.side) == (node, side)]
+        return sorted(channel for m in found for unit in units for channel in m.channels[unit])
+
+
+class Flow:
+    """The labels of every tensor, and which of them are tied.
+
+    Attributes:
+        labels: node -> labels of its channels (C,), or of all its values where channels were taken apart.
+        chains: the reshapes and permutes.
+        sides: (layer, side) -> the labels of its channels there.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.labels: dict[str, Labels] = {}
+        self.chains = chains(graph)
+        self.sides: dict[tuple[str, Side], Labels] = {}
+        self._parent: list[int] = []
+        self._reason: dict[int, str] = {}
+        self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
+        self._shares: dict[str, str] = {}  # layer -> the layer whose parameters it reads
+        for node in graph:
+            self.labels[node.name] = self._follow(node)
+        for name in graph.outputs:
+            self._lock(self.labels[name].ravel(), f"is the network's output {name}")
+        for chain in self.chains:
+            self._settle(chain)
+
+    # -- tied atoms ----------------------------------------------------------------------------------------
+
+    def _new(self, count: int) -> Labels:
+        start = len(self._parent)
+        self._parent.extend(range(start, start + count))
+        return np.arange(start, start + count)
+
+    def root(self, atom: int) -> int:
+        """The class of an atom."""
+        while self._parent[atom] != atom:
+            self._parent[atom] = self._parent[self._parent[atom]]
+            atom = self._parent[atom]
+        return atom
+
+    def roots(self, labels: Labels) -> Labels:
+        """The class of each label; the same shape."""
+        found, where = np.unique(labels, return_inverse=True)
+        return np.array([self.root(int(a)) for a in found], np.int64)[where].reshape(labels.shape)
+
+    def _tie(self, first: Iterable[int], second: Iterable[int]) -> None:
+        for a, b in zip(first, second, strict=True):
+            low, high = sorted((self.root(int(a)), self.root(int(b))))
+            if low != high:
+                self._parent[high] = low
+                if high in self._reason:
+                    self._reason.setdefault(low, self._reason[high])
+
+    def _tie_all(self, labels: Labels) -> None:
+        found = np.unique(labels)
+        self._tie(found[1:], np.repeat(found[:1], len(found) - 1))
+
+    def _lock(self, labels: Labels, reason: str) -> None:
+        for atom in np.unique(labels):
+            self._reason.setdefault(self.root(int(atom)), reason)
+
+    def channels(self, name: str) -> Labels:
+        """The labels of a tensor's channels (C,); what shares a channel is tied."""
+        labels = self.labels[name]
+        if labels.ndim == 1:
+            return labels
+        rows = labels.reshape(labels.shape[1], -1) if labels.ndim > 1 else labels[:, None]
+        if not (rows == rows[:, :1]).all():
+            for row in rows:
+                self._tie_all(row)
+        return rows[:, 0]
+
+    def full(self, name: str) -> Labels:
+        """The labels of every value of a tensor, in its shape."""
+        labels, shape = self.labels[name], self.graph[name].shape
+        if labels.ndim > 1:
+            return labels
+        return np.broadcast_to(labels.reshape(1, -1, *[1] * (len(shape) - 2)), shape)
+
+    # -- operations ----------------------------------------------------------------------------------------
+
+    def _follow(self, node: Node) -> Labels:
+        match node.kind:
+            case "input":
+                labels = self._new(node.shape[1])
+                self._lock(labels, "is the network's input")
+                return labels
+            case "conv2d" | "linear":
+                return self._layer(node)
+            case "relu" | "relu6" | "leaky_relu" | "max_pool2d" | "pad" | "mean":
+                return self.channels(node.inputs[0])
+            case "add":
+                first, second = (self.channels(name) for name in node.inputs)
+                self._tie(first, second)
+                return first
+            case "concat" if node.attrs["dim"] == 1:
+                return np.concatenate([self.channels(name) for name in node.inputs])
+            case "concat":
+                first, *others = (self.channels(name) for name in node.inputs)
+                for other in others:
+                    self._tie(first, other)
+                return first
+            case "reshape" | "permute":
+                return moved(node, self.full(node.inputs[0]))
+        return self._unknown(node)
+
+    def _layer(self, node: Node) -> Labels:
+        assert node.weight is not None
+        read, made = self.channels(node.inputs[0]), self._new(node.weight.shape[0])
+        groups = int(node.attrs.get("groups", 1))
+        self.sides[node.name, "in"], self.sides[node.name, "out"] = read, made
+        if groups > 1:
+            self._grouped(read.reshape(groups, -1), made.reshape(groups, -1))
+        if "weight" not in node.parameters or any(role.startswith("computed") for role in node.parameters):
+            self._lock(read, f"{NOT_OWN} {_place(node)}")
+            self._lock(made, f"{NOT_OWN} {_place(node)}")
+        for role, parameter in node.parameters.items():
+            first = self._users.setdefault(parameter, node) if parameter else node
+            if first is not node:
+                self._share(first, node, role)
+        return made
+
+    def _share(self, first: Node, node: Node, role: str) -> None:
+        """Ties two layers that read one parameter."""
+        self._shares.setdefault(node.name, first.name)
+        for side in ("out", "in") if role == "weight" else ("out",):
+            one, other = self.sides.get((first.name, side)), self.sides[node.name, side]
+            if one is not None and len(one) == len(other) and role in first.parameters:
+                self._tie(one, other)
+                continue
+            for labels in (one, other):
+                if labels is not None:
+                    self._lock(labels, f"shares a parameter with {_place(first)}")
+
+    def _grouped(self, read: Labels, made: Labels) -> None:
+        """Ties the channels (groups, per group) of a grouped convolution, in the finer of the legal ways."""
+        if len(read) >= read.shape[1]:  # whole groups go, as in a depthwise convolution
+            for inside, outside in zip(read, made, strict=True):
+                self._tie(inside, np.repeat(inside[:1], len(inside)))
+                self._tie(outside, np.repeat(inside[:1], len(outside)))
+        else:  # one position of every group goes
+            for labels in (read, made):
+                for row in labels[1:]:
+                    self._tie(labels[0], row)
+
+    def _unknown(self, node: Node) -> Labels:
+        what = node.attrs.get("op", node.kind)
+        reason = f"passes through {what}, which is not known" + (f" ({node.source})" if node.source else "")
+        for name in node.inputs:
+            self._lock(self.labels[name].ravel(), reason)
+        for parameter in filter(None, node.parameters.values()):
+            layer = self._users.setdefault(parameter, node).name
+            for side in ("out", "in"):
+                if (layer, side) in self.sides:
+                    self._lock(self.sides[layer, side], f"shares a parameter with {_place(node)}")
+        labels = self._new(node.shape[1] if len(node.shape) > 1 else 1)
+        self._lock(labels, reason)
+        return labels
+
+    # -- reshapes ------------------------------------------------------------------------------------------
+
+    def stays(self, labels: Labels, gone: Labels) -> list[int]:
+        """Which of these channels (C,) stay when classes go."""
+        return np.flatnonzero(~np.isin(self.roots(labels), gone)).tolist()
+
+    def shapes(
+        self, chain: Chain, gone: Labels, given: Mapping[str, Shape] | None = None
+    ) -> dict[str, Shape] | None:
+        """The shapes of a chain's nodes when classes go; None where there are no right ones."""
+        read = self.channels(chain.source.name)
+        left = self.stays(read, gone)
+        if len(left) == len(read):
+            return {node.name: node.shape for node in chain.nodes}
+        ends = {name: self.stays(self.channels(name), gone) for name in chain.ends}
+        return chain.shapes(left, ends, given or {})
+
+    def _settle(self, chain: Chain) -> None:
+        """Ties the slices of a chain that can lose nothing less: a channel shuffle's, of whole columns."""
+        for name in chain.ends:
+            self.channels(name)
+        if len(self._free(chain)) < 2 or self._has_step(chain):
+            return
+        before = list(self._parent), dict(self._reason)
+        best, most = before, 2
+        inner = [node.name for node in chain.nodes if node.kind == "reshape" and node.name not in chain.ends]
+        ways = itertools.product(*[(None, *chain.dims[name]) for name in inner])
+        for dims in itertools.islice(ways, 1, MAX_WAYS):  # the first ties nothing
+            for name, dim in zip(inner, dims, strict=True):
+                for index in range(self.labels[name].shape[dim] if dim else 0):
+                    self._tie_all(self.labels[name].take([index], dim))
+            if len(self._free(chain)) >= most and self._has_step(chain):
+                best, most = (list(self._parent), dict(self._reason)), len(self._free(chain))
+            self._parent, self._reason = list(before[0]), dict(before[1])
+        self._parent, self._reason = best
+
+    def _free(self, chain: Chain) -> Labels:
+        """The classes that pass a chain and are not locked."""
+        found = np.unique(self.roots(self.channels(chain.source.name)))
+        return np.array([root for root in found if root not in self._reason], np.int64)
+
+    def _has_step(self, chain: Chain) -> bool:
+        units = self._free(chain)
+        return (
+            legal_step(len(units), lambda gone: self.shapes(chain, units[list(gone)]) is not None) is not None
+        )
+
+    # -- groups --------------------------------------------------------------------------------------------
+
+    def groups(self) -> tuple[Group, ...]:
+        """The classes of atoms that a layer makes, those of equal roles together."""
+        spots: dict[int, list[tuple[str, Side, int]]] = {}
+        for (name, side), labels in self.sides.items():
+            for channel, root in enumerate(self.roots(labels)):
+                spots.setdefault(int(root), []).append((name, side, channel))
+        alike: dict[tuple[bool, tuple[Role, ...]], list[int]] = {}
+        for root, places in spots.items():
+            if any(side == "out" for _, side, _ in places):
+                counts: dict[tuple[str, Side], int] = {}
+                for name, side, _ in places:
+                    counts[name, side] = counts.get((name, side), 0) + 1
+                roles = tuple((name, side, count) for (name, side), count in counts.items())
+                alike.setdefault((root in self._reason, roles), []).append(root)
+        holds = {name: set(self.roots(np.unique(labels)).tolist()) for name, labels in self.labels.items()}
+        order = {node.name: i for i, node in enumerate(self.graph)}
+        made = [self._group(roles, units, spots, holds) for (_, roles), units in alike.items()]
+        named: dict[str, int] = {}
+        groups = []
+        for group in sorted(made, key=lambda g: (order[g.makers[0].node], g.makers[0].channels)):
+            named[group.name] = named.get(group.name, 0) + 1
+            suffix = f"/{named[group.name]}" if named[group.name] > 1 else ""
+            groups.append(Group(group.name + suffix, group.members, group.chain, group.locked))
+        return tuple(groups)
+
+    def _group(
+        self,
+        roles: tuple[Role, ...],
+        units: list[int],
+        spots: Mapping[int, list[tuple[str, Side, int]]],
+        holds: Mapping[str, set[int]],
+    ) -> Group:
+        order = {node.name: i for i, node in enumerate(self.graph)}
+        sides = sorted({(name, side) for name, side, _ in roles}, key=lambda s: (order[s[0]], s[1] == "out"))
+        first = next(s for s in sides if s[1] == "out")
+
+        def channels(unit: int, place: tuple[str, str]) -> tuple[int, ...]:
+            return tuple(c for name, side, c in spots[unit] if (name, side) == place)
+
+        units = sorted(units, key=lambda u: channels(u, first))
+        members = tuple(
+            Member(name, side, tuple(channels(u, (name, side)) for u in units)) for name, side in sides
+        )
+        reasons = [self._reason[u] for u in units if u in self._reason]
+        return Group(
+            first[0], members, self._chain(set(units), first[0], holds), reasons[0] if reasons else ""
+        )
+
+    def _chain(self, units: set[int], first: str, holds: Mapping[str, set[int]]) -> tuple[str, ...]:
+        """What every operation does with these units, for people."""
+        lines = []
+        for node in self.graph:
+            read = [name for name in node.inputs if units & holds[name]]
+            makes = bool(units & holds[node.name])
+            if node.kind in {"conv2d", "linear"}:
+                tied = node.attrs.get("groups", 1) > 1
+                if makes:
+                    verb = "carries them" if tied and read else "makes them"
+                    shared = self._shares.get(node.name)
+                    why = f", sharing a parameter with {shared}" if shared else ""
+                    lines.append(f"{node.name} {verb}" + (" too" if node.name != first else "") + why)
+                elif read:
+                    lines.append(f"{node.name} reads them")
+            elif node.kind == "add" and makes:
+                lines.append(f"{node.name} adds {' and '.join(node.inputs)}: tied")
+            elif node.kind in {"concat", "reshape", "permute"} and makes:
+                lines.append(f"{node.name} {self._moves(node, units)}")
+            elif node.kind not in {"conv2d", "linear"} and read and not makes:
+                lines.append(f"{node.name} ({node.attrs.get('op', node.kind)}) is not known: locked")
+        return tuple(lines)
+
+    def _moves(self, node: Node, units: set[int]) -> str:
+        if node.kind != "concat":
+            return {"reshape": "reshapes", "permute": "permutes"}[node.kind] + " them"
+        places = np.flatnonzero(np.isin(self.roots(self.labels[node.name]), list(units)))
+        each = len(places) // len(units)
+        times = f", {each} for each" if each > 1 else ""
+        return f"places them at channels {places[0]} to {places[-1]}{times}"
+
+
+def _place(node: Node) -> str:
+    return node.name + (f" ({node.source})" if node.source else "")

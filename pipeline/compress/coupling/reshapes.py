@@ -1,0 +1,180 @@
+"""Chains of reshapes and permutes: which thinner shapes put every value where it belongs (our design).
+
+A chain starts at a tensor whose dim 1 is channels and ends where an operation takes dim 1 as channels again.
+When channels go, the reshapes between need other numbers. They are searched for, and proved value by value:
+the numbers of the values that are left must come out of the thinner chain as they come out of the whole one.
+Height and width are taken to stay: forward() reads them from a shape, and no channel changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.pipeline.graph.graph import Graph, Node
+
+MOVING = frozenset({"reshape", "permute"})
+MAX_TRIES = 512  # shapes that are looked at for one chain
+STEPS = (1, 2, 4, 8, 16, 32, 64)
+ALL = 64  # so many sets of units are tried all, of more a sample
+
+Shape = tuple[int, ...]
+Values = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Reshapes and permutes that hang together.
+
+    Attributes:
+        source: the node whose channels are moved.
+        nodes: the reshapes and permutes, in running order.
+        ends: names of those whose dim 1 is read as channels.
+        values: where every value of the source is, by name of the node: numbers in the node's shape.
+        dims: of each reshape, those that may become smaller.
+    """
+
+    source: Node
+    nodes: tuple[Node, ...]
+    ends: tuple[str, ...]
+    values: Mapping[str, Values]
+    dims: Mapping[str, tuple[int, ...]]
+
+    def shapes(
+        self, left: Sequence[int], ends: Mapping[str, Sequence[int]], given: Mapping[str, Shape]
+    ) -> dict[str, Shape] | None:
+        """The shapes of the chain's nodes when channels are gone.
+
+        Args:
+            left: the channels of the source that stay.
+            ends: the channels of each end that stay.
+            given: shapes of reshapes that are fixed already, by name.
+
+        Returns:
+            Name to shape, batch of one first; None where no shapes are right.
+        """
+        wanted = {name: self.values[name][:, list(channels)] for name, channels in ends.items()}
+        tries = iter(range(MAX_TRIES))
+
+        def solve(index: int, values: Mapping[str, Values]) -> dict[str, Shape] | None:
+            if index == len(self.nodes):
+                return {}
+            node = self.nodes[index]
+            for value in self._forms(node, values[node.inputs[0]], given):
+                if next(tries, None) is None:
+                    return None
+                if node.name in wanted and not np.array_equal(value, wanted[node.name]):
+                    continue
+                rest = solve(index + 1, {**values, node.name: value})
+                if rest is not None:
+                    return {node.name: tuple(value.shape), **rest}
+            return None
+
+        return solve(0, {self.source.name: self.values[self.source.name][:, list(left)]})
+
+    def _forms(self, node: Node, values: Values, given: Mapping[str, Shape]) -> Iterator[Values]:
+        """What a node may make of fewer values: one of the dims of a reshape is smaller."""
+        if node.kind == "permute":
+            yield values.transpose(node.attrs["dims"])
+            return
+        old = tuple(node.attrs["shape"])
+        if node.name in given:
+            if prod(given[node.name]) == values.size:
+                yield values.reshape(given[node.name])
+            return
+        for dim in self.dims[node.name]:
+            size, rest = divmod(old[dim] * values.size, prod(old))
+            if rest == 0:
+                yield values.reshape(*old[:dim], size, *old[dim + 1 :])
+
+
+def chains(graph: Graph) -> tuple[Chain, ...]:
+    """The chains of a graph, in running order."""
+    nodes = {node.name: node for node in graph}
+    source: dict[str, str] = {}
+    members: dict[str, list[Node]] = {}
+    for node in graph:
+        if node.kind in MOVING:
+            (feed,) = node.inputs
+            source[node.name] = source.get(feed, feed)
+            members.setdefault(source[node.name], []).append(node)
+    read = {i for node in graph if node.kind not in MOVING for i in node.inputs} | set(graph.outputs)
+    return tuple(_chain(nodes[name], found, read) for name, found in members.items())
+
+
+def _chain(source: Node, nodes: Sequence[Node], read: set[str]) -> Chain:
+    values = {source.name: np.arange(prod(source.shape), dtype=np.int64).reshape(source.shape)}
+    for node in nodes:
+        values[node.name] = moved(node, values[node.inputs[0]])
+    pixels = prod(source.shape[2:])
+    ends = tuple(node.name for node in nodes if node.name in read)
+    dims = {
+        node.name: (1,) if node.name in ends else _dims(values[node.name] // pixels, source.shape[2:])
+        for node in nodes
+        if node.kind == "reshape"
+    }
+    return Chain(source, tuple(nodes), ends, values, dims)
+
+
+def _dims(channels: Values, pixels: Shape) -> tuple[int, ...]:
+    """The dims of an array of channel numbers that a number of channels is in: not height, not width.
+
+    Those along which the channel never changes are not. Of the others, one that is as long as height or width
+    is taken for it, unless another dim is that already. Of those that are left the longest: the shorter ones
+    are what forward() divides the channels by. Where it does otherwise, the cut is refused.
+    """
+    varies = [d for d in range(1, channels.ndim) if not (channels == channels.take([0], d)).all()]
+    spatial, found = list(pixels), set(varies)
+    for dim in sorted(range(1, channels.ndim), key=lambda d: (d in varies, -d)):
+        if channels.shape[dim] in spatial:
+            spatial.remove(channels.shape[dim])
+        elif dim not in varies and channels.shape[dim] == prod(spatial):
+            spatial = []
+        else:
+            continue
+        found.discard(dim)
+    longest = max((channels.shape[dim] for dim in found), default=0)
+    return tuple(sorted((dim for dim in found if channels.shape[dim] == longest), reverse=True))
+
+
+def legal_step(count: int, legal: Callable[[Sequence[int]], bool]) -> int | None:
+    """The smallest step such that `legal` accepts the removal of units wherever a multiple of it stays.
+
+    Args:
+        count: of units.
+        legal: whether these units may go.
+
+    Returns:
+        None where there is none below `count`. Of many sets of units a sample is tried: a width that it gets
+        wrong is refused when it is thinned.
+    """
+    for step in (s for s in STEPS if s < count):
+        if all(legal(gone) for gone in _trials(count, step)):
+            return step
+    return None
+
+
+def _trials(count: int, step: int) -> Iterator[Sequence[int]]:
+    widths = range(step, count, step)
+    if sum(comb(count, width) for width in widths) <= ALL:
+        for width in widths:
+            yield from combinations(range(count), count - width)
+        return
+    generator = np.random.default_rng(step)
+    for width in sorted({widths[0], widths[len(widths) // 2], widths[-1]}, reverse=True):
+        yield range(width, count)
+        yield range(count - width)
+        for _ in range(3):
+            yield np.sort(generator.permutation(count)[width:]).tolist()
+
+
+def moved(node: Node, values: Values) -> Values:
+    """Values after a reshape or permute."""
+    if node.kind == "permute":
+        return values.transpose(node.attrs["dims"])
+    return values.reshape(node.attrs["shape"])

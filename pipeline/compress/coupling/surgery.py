@@ -1,0 +1,237 @@
+"""Surgery: removes the units that are not kept, from the graph and from the user's own module (our design).
+
+`mask` makes them zero and keeps every shape; `thin` takes them out of the graph; `cut` takes them out of the
+module that the user gave. All three compute the same. A cut is proved: the smaller module is traced again and
+must be the thin graph, its reshapes must put every value in its place. So a forward() that holds a channel
+count of its own is refused, never cut wrongly.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
+from paredown.pipeline.compress.coupling.thin_graph import Part, Thinner
+from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.trace import trace
+from paredown.targets.errors import InputError
+
+ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var"})
+FIXED = "its forward() holds a channel count as a number: read it from the tensor's shape instead"
+
+
+def mask(graph: Graph, groups: Sequence[Group], kept: Kept) -> Graph:
+    """The same graph with the removed channels made zero where they are made.
+
+    Raises:
+        InputError: `kept` does not fit the groups.
+    """
+    check(groups, kept)
+    gone: dict[str, list[int]] = {}
+    for group in groups:
+        removed = sorted(set(range(group.units)) - set(kept.get(group.name, range(group.units))))
+        for member in group.makers:
+            gone.setdefault(member.node, []).extend(c for unit in removed for c in member.channels[unit])
+    nodes = []
+    for node in graph:
+        if gone.get(node.name):
+            assert node.weight is not None and node.bias is not None
+            weight, bias = node.weight.clone(), node.bias.clone()
+            weight[gone[node.name]] = 0
+            bias[gone[node.name]] = 0
+            node = replace(node, weight=weight, bias=bias)
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
+
+
+def thin(graph: Graph, groups: Sequence[Group], kept: Kept) -> Graph:
+    """The graph without the removed channels; its output is that of `mask` up to float rounding.
+
+    Raises:
+        InputError: `kept` does not fit the groups, or a reshape has no legal form at these widths.
+    """
+    check(groups, kept)
+    return Thinner(Flow(graph), groups, kept).graph()
+
+
+def cut(network: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) -> nn.Module:
+    """A smaller copy of a network: plain modules with fewer channels, nothing of ours left behind.
+
+    Args:
+        network: what `graph` was traced from.
+        graph: its trace, with parameter names.
+        groups: those of `couple(graph)`.
+        kept: what stays.
+
+    Returns:
+        A deep copy with sliced parameters and buffers, as frozen and in training or evaluation as it was.
+
+    Raises:
+        InputError: `kept` does not fit the groups, or the network's forward() does not follow the new widths.
+    """
+    check(groups, kept)
+    flow = Flow(graph)
+    thinner = Thinner(flow, groups, kept)
+    thinner.graph()  # is there a legal form at all?
+    smaller = copy.deepcopy(network)
+    done: set[str] = set()
+    for node in graph:
+        if node.weight is not None:
+            _slice_layer(network, smaller, node, thinner.part(node), done)
+    opaque = any(node.kind == "opaque" for node in graph)
+    try:
+        found = trace(smaller, graph.nodes[0].shape, opaque=opaque)
+        shapes = {node.name: node.shape for node in found if node.kind == "reshape"}
+        expected = Thinner(flow, groups, kept, shapes).graph()
+    except InputError as error:
+        raise InputError(f"the network does not run with fewer channels: {error}", hint=FIXED) from error
+    if difference := _difference(expected, found):
+        raise InputError(f"the network's forward() does not follow its new widths: {difference}", hint=FIXED)
+    return smaller
+
+
+def check(groups: Sequence[Group], kept: Kept) -> None:
+    """Checks what is to be kept against the groups.
+
+    Raises:
+        InputError: an unknown group, a unit that it does not have, nothing left, a locked group, or a width
+            that the network's reshapes do not allow.
+    """
+    known = {group.name: group for group in groups}
+    for name, units in kept.items():
+        if name not in known:
+            raise InputError(f"no channel group `{name}`", hint="`paredown groups` lists them")
+        group, chosen = known[name], sorted(set(units))
+        if not chosen:
+            raise InputError(
+                "would lose all of its channels", where=f"group {name}", hint="keep at least one"
+            )
+        if list(units) != chosen or chosen[0] < 0 or chosen[-1] >= group.units:
+            raise InputError(
+                f"keeps units that are not rising within 0..{group.units - 1}", where=f"group {name}"
+            )
+        if group.locked and len(chosen) < group.units:
+            raise InputError(f"cannot be cut: it {group.locked}", where=f"group {name}")
+        if len(chosen) % group.step and len(chosen) < group.units:
+            raise InputError(
+                f"{len(chosen)} units, and the network reshapes them by {group.step}", where=f"group {name}"
+            )
+
+
+def save_pruned(network: nn.Module, path: Path) -> None:
+    """Writes a state dict as .safetensors, with the groups of its convolutions as metadata."""
+    from safetensors.torch import save_file
+
+    groups = {n: m.groups for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
+    # A tensor under two names is written twice: the format knows no sharing.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, path, {"conv_groups": json.dumps(groups, sort_keys=True)})
+
+
+def load_pruned(network: nn.Module, path: Path) -> nn.Module:
+    """Makes the whole network the pruned one that a file holds.
+
+    Args:
+        network: of the architecture that was pruned; changed in place.
+        path: what `save_pruned` wrote.
+
+    Returns:
+        The same network, thinner, in evaluation mode.
+
+    Raises:
+        InputError: the file is damaged, or of another network.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            groups = json.loads((file.metadata() or {}).get("conv_groups", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"cannot read the pruned network: {error}", where=path) from error
+    own = network.state_dict(keep_vars=True)
+    if wrong := sorted(own.keys() ^ state.keys()):
+        raise InputError(f"is of another network: {wrong[0]} is in one of them only", where=path)
+    for name, tensor in state.items():
+        if own[name].ndim != tensor.ndim:
+            raise InputError(f"is of another network: {name} has {tensor.ndim} dimensions", where=path)
+        _set_tensor(network, network, own[name], tensor, groups.get(name.removesuffix(".weight"), 1))
+    return network.eval()
+
+
+# -- the user's module ---------------------------------------------------------------------------------------
+
+
+def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: Part, done: set[str]) -> None:
+    for role, name in node.parameters.items():
+        if name in done or role not in ROLES:
+            continue
+        done.add(name)
+        owner, _, attribute = name.rpartition(".")
+        old: Tensor = getattr(whole.get_submodule(owner), attribute)
+        new = old.detach()[part.rows]
+        if role == "weight":
+            new = new[:, part.columns]
+        if new.shape != old.shape:
+            _set_tensor(whole, smaller, old, new.contiguous(), part.groups)
+
+
+def _set_tensor(whole: nn.Module, smaller: nn.Module, old: Tensor, new: Tensor, groups: int) -> None:
+    """Puts a tensor in the place of one of the whole network's, under every name that it has there."""
+    made: dict[int, Tensor] = {}  # two tensors may share their memory, which a deep copy undoes
+    for path, module in whole.named_modules():
+        twin = smaller.get_submodule(path)
+        for table, place in ((module._parameters, twin._parameters), (module._buffers, twin._buffers)):
+            places: dict[str, Any] = place
+            for name, tensor in list(table.items()):
+                if tensor is old or (tensor is not None and _memory(tensor) == _memory(old) != 0):
+                    value = nn.Parameter(new, tensor.requires_grad) if table is module._parameters else new
+                    places[name] = made.setdefault(id(tensor), value)
+                    _set_counts(twin, old.shape, new.shape, groups)
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr() and (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def _set_counts(owner: nn.Module, old: torch.Size, new: torch.Size, groups: int) -> None:
+    """Corrects what a module says, and computes with, about its own channels."""
+    if old == new:
+        return
+    counts = {"num_features": (old[0], new[0])} if len(old) == 1 else {}
+    if len(old) > 1:
+        before = int(getattr(owner, "groups", 1))
+        inputs = (old[1] * before, new[1] * groups)
+        counts = {
+            "out_channels": (old[0], new[0]), "out_features": (old[0], new[0]),
+            "in_channels": inputs, "in_features": inputs, "groups": (before, groups),
+        }  # fmt: skip
+    for name, (was, becomes) in counts.items():
+        if getattr(owner, name, None) == was != becomes:
+            setattr(owner, name, becomes)
+
+
+def _difference(expected: Graph, found: Graph) -> str:
+    """Where two graphs differ, in words; empty where they are the same."""
+    for want, have in zip(expected, found, strict=False):
+        place = have.source or have.name
+        if (want.name, want.kind, want.inputs) != (have.name, have.kind, have.inputs):
+            return f"{have.name} runs where {want.name} did ({place})"
+        if want.shape != have.shape:
+            return f"{want.name} should make {want.shape}, it makes {have.shape} ({place})"
+        if dict(want.attrs) != dict(have.attrs):
+            return f"{want.name} computes with other numbers ({place})"
+        for a, b in ((want.weight, have.weight), (want.bias, have.bias)):
+            if a is not None and (b is None or a.shape != b.shape or not torch.allclose(a, b, 1e-4, 1e-6)):
+                return f"{want.name} has other weights ({place})"
+    if len(expected.nodes) != len(found.nodes) or expected.outputs != found.outputs:
+        return "it has other operations or outputs"
+    return ""

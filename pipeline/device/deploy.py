@@ -1,0 +1,118 @@
+"""Deployment: a bundle becomes an app that stays on a device, proved there before the old one gives way."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paredown.pipeline.bundle.archive import MANIFEST, PACKED, Bundle, unpack
+from paredown.targets.devices.device import Device
+from paredown.targets.devices.service.service import Service
+from paredown.targets.errors import InputError
+
+#: What every app needs there beside a runtime, which says itself what it lacks: module -> package.
+NEEDS = {"numpy": "numpy", "cv2": "opencv-python-headless"}
+#: And what one app alone needs.
+OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
+PROVE = "targets/runners/prove.py"
+RELEASE_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An app that runs now.
+
+    Attributes:
+        device: its address.
+        name: of the app there.
+        release: start of the sha256 of what is installed.
+        previous: the release before, which stays there; None where there was none.
+        running: whether it still does; a short film is over at once.
+        service: whether it starts with the device.
+        codes: of the test vectors, compared there.
+        differing: of these.
+    """
+
+    device: str
+    name: str
+    release: str
+    previous: str | None
+    running: bool
+    service: bool
+    codes: int
+    differing: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def deploy(
+    path: str | Path,
+    device: Device,
+    app: str = "camera",
+    *,
+    name: str | None = None,
+    arguments: Sequence[str] = (),
+    service: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> Deployment:
+    """Installs a bundle on a device, proves it there, and lets it take the old one's place.
+
+    Args:
+        path: the bundle.
+        device: connected.
+        app: the module below the bundle's `device` folder.
+        name: of the app there; several of one kind need several; None = that of `app`.
+        arguments: of the app.
+        service: whether it starts with the device.
+        log: told one line per step.
+
+    Raises:
+        InputError: the bundle is broken, or carries no such app.
+        UsageError: this is no name.
+        DeviceError: the bundle fails its test vectors there or does not start; what ran before runs on.
+    """
+    bundle = unpack(path)
+    there = Service(device, name or app)
+    module = f"{bundle.package}.device.{app}"
+    for member in (f"{module.replace('.', '/')}.py", f"{bundle.house}{PROVE}"):
+        if member not in bundle.members:
+            hint = "make it again with `paredown run`, or name another --app"
+            raise InputError(f"carries no {member}", where=path, hint=hint)
+    archive = release_archive(bundle)
+    release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
+    log(f"release {release}: running")
+    proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}))
+    log(f"release {release}: done, {proof['differing']} of {proof['codes']} codes differ")
+    log(f"{there.name}: running")
+    status = there.start(release, module, arguments, service)
+    log(f"{there.name}: done, runs on {device.address}")
+    return Deployment(
+        device.address, there.name, release, status["previous"], status["running"], status["service"],
+        proof["codes"], proof["differing"],
+    )  # fmt: skip
+
+
+def release_archive(bundle: Bundle) -> bytes:
+    """A bundle as a device without zstd takes it, models packed as they are; the same bytes every time."""
+    packed = {name for name, entry in bundle.manifest.members.items() if entry.stored == PACKED != name}
+    files = {name: data for name, data in bundle.members.items() if name not in packed}
+    files[MANIFEST] = bundle.text
+    if packed:
+        with zipfile.ZipFile(bundle.path) as archive:
+            files[PACKED] = archive.read(PACKED)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return gzip.compress(buffer.getvalue(), mtime=0)

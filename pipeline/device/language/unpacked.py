@@ -1,0 +1,61 @@
+"""A language model's bundle brought to a device, with what its runtimes need there."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from paredown.pipeline.bundle.archive import MANIFEST, Bundle
+from paredown.targets.devices.device import Device
+
+ARCHIVE = "members.zip"
+LARGE = 1 << 20  # bytes: an archive needs the room of its members twice
+UNPACK_S = 600.0
+
+
+def bring(
+    bundle: Bundle, device: Device, runtimes: Collection[str], log: Callable[[str], None] = lambda line: None
+) -> None:
+    """Puts a bundle's files into a device's workspace, and ExecuTorch's own program where it is asked for.
+
+    Args:
+        bundle: of a language model.
+        device: connected; it needs Python.
+        runtimes: whose programs go there.
+        log: told what is being brought.
+
+    Raises:
+        DeviceError: the device failed, or there is no compiler for its architecture.
+    """
+    log(f"bundle: to {device.address}")
+    others = {model.file for model in bundle.manifest.language if model.runtime not in runtimes}
+    members = {name: data for name, data in bundle.members.items() if name not in others}
+    members[MANIFEST] = bundle.text
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / ARCHIVE
+        with zipfile.ZipFile(local, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                if len(data) < LARGE:
+                    archive.writestr(name, data)
+        device.push(local, ARCHIVE)
+        for name, data in members.items():
+            if len(data) >= LARGE:
+                local.write_bytes(data)
+                device.push(local, name)
+    device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
+    if "executorch" in runtimes:
+        _bring_runner(device, log)
+
+
+def _bring_runner(device: Device, log: Callable[[str], None]) -> None:
+    """ExecuTorch's program for language models, beside the model."""
+    from paredown.targets.devices.facts import facts
+    from paredown.targets.host.cache import cache_folder
+    from paredown.targets.runners.executorch_build import build
+
+    log(f"executorch: runner to {device.address}")
+    built = build(facts(device).arch, cache_folder())
+    for file in sorted(path for path in built.rglob("*") if path.is_file()):
+        device.push(file, f"executorch/{file.relative_to(built).as_posix()}")

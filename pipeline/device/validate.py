@@ -1,0 +1,330 @@
+"""Validation: does a bundle still do, on a device, what its figures say?
+
+Hashes, then the test vectors code by code, then the score on the recipe's test images from the device's own
+outputs, compared with the figures the bundle carries, then latency, memory and the budget. An emulated
+device's milliseconds and memory mean nothing and are no figures; everything else of it is marked simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.calibration.datasets import Dataset, First
+from paredown.pipeline.bundle.archive import Bundle, Model, unpack
+from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
+from paredown.pipeline.recipe.file import check_files
+from paredown.pipeline.recipe.task import Task, load_task
+from paredown.pipeline.report.budget import check_budget
+from paredown.pipeline.report.checks import Check, Validation
+from paredown.pipeline.report.figures import SCORES, Figure, Tag, parse_figures
+from paredown.targets.cards.card import RuntimeName
+from paredown.targets.devices.programs import Outputs, Program, Timing
+from paredown.targets.errors import InputError
+from paredown.targets.host.host import this_machine
+from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.vectors import test_inputs
+
+Codes = NDArray[np.int8]
+Floats = NDArray[np.float32]
+
+#: Scores are computed from integer outputs: the same device code gives the same score, to float rounding.
+SCORE_TOLERANCE = 1e-6
+#: Float kernels add in an order of their own: of the largest output.
+FLOAT_TOLERANCE = 1e-3
+#: Keys of a recipe whose files scoring does not need.
+UNNEEDED = ("weights", "data.train", "data.calibration")
+
+
+def validate(
+    path: str | Path,
+    device: str = "local:",
+    *,
+    limit: int | None = None,
+    score: bool = True,
+    runs: int = 30,
+    log: Callable[[str], None] = lambda line: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Validation:
+    """Validates a bundle on a device.
+
+    Args:
+        path: the bundle.
+        device: an address, see `targets.address`; `local:` is this machine.
+        limit: score at most this many test images; a partial score is reported, not compared.
+        score: whether to score at all.
+        runs: timed inferences per runtime; of a language model, tokens that it writes.
+        log: told one line per step.
+        tick: progress within a step.
+
+    Raises:
+        InputError: the bundle or the recipe's data is broken.
+        UsageError: no such kind of address.
+        DeviceError: the device cannot be reached, or failed on the way.
+    """
+    bundle = unpack(path)
+    log(f"hashes: {len(bundle.members)} members are what the manifest says")
+    if bundle.manifest.language:
+        from paredown.pipeline.device.language.validate import validate_language
+
+        return validate_language(bundle, device, limit=limit, score=score, answer=runs, log=log, tick=tick)
+    with open_executor(device, bundle.manifest.card, log) as executor:
+        return Validator(bundle, executor, log, tick).validate(limit, score, runs)
+
+
+class Validator:
+    """One validation: what is known so far, and what it is measured with.
+
+    Args:
+        bundle: opened.
+        executor: runs its programs.
+        log: told one line per step.
+        tick: progress within a step.
+        smoke: every figure says so.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        executor: Executor,
+        log: Callable[[str], None],
+        tick: Callable[[int, int], None],
+        smoke: bool = False,
+    ) -> None:
+        self.bundle, self.executor, self.log, self.tick = bundle, executor, log, tick
+        self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
+        self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
+        self.figures: list[Figure] = []
+        self.scored = 0
+        self.tag = tag_of(executor, smoke)
+
+    def validate(self, limit: int | None, score: bool, runs: int | None) -> Validation:
+        """Everything.
+
+        Args:
+            limit: score at most this many test images.
+            score: whether to score at all.
+            runs: timed inferences per runtime; None = that was done elsewhere.
+        """
+        manifest = self.bundle.manifest
+        programs = {model.runtime: bundle_program(self.bundle, model) for model in manifest.models}
+        for model in manifest.models:
+            name, program = str(model.runtime), programs[model.runtime]
+            sizes = {"file_bytes": len(program.data), "bundle_bytes": self.bundle.path.stat().st_size}
+            for metric, size in sizes.items():  # a file's size is no matter of where it runs
+                stage = "lower" if metric == "file_bytes" else "bundle"
+                self.figures.append(Figure(stage, name, metric, size, "B", "measured", this_machine()))
+            self.checks.append(_size(self.recorded, name, len(program.data)))
+            self.log(f"{name}: test vectors")
+            self._vectors(model, program)
+        if score:
+            self._score(programs, limit)
+        budget = manifest.recipe.budget.over(manifest.card.budget)
+        timed = {str(name): program for name, program in programs.items()}
+        if runs is not None:
+            self._latency(timed, runs, memory=budget.memory_mib is not None)
+        original = [figure for figure in self.recorded if figure.variant == "fp32"]
+        scored = {figure.metric for figure in original}
+        metric = next((name for name in SCORES if name in scored), SCORES[0])
+        if limit is not None and limit < manifest.test.images:  # a part's score says nothing of the whole's
+            original = []
+        machine = self.executor.machine  # which knows its versions only now
+        figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
+        violations = check_budget(budget, [*original, *figures], metric)
+        return Validation(tuple(self.checks), tuple(figures), violations, self.scored)
+
+    def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
+        self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
+
+    def _vectors(self, model: Model, program: Program) -> None:
+        """The bundle's test inputs, code by code."""
+        from paredown.pipeline.bundle.vectors import unpacked
+
+        bundle, name = self.bundle, model.vectors
+        try:
+            inputs, expected = unpacked(bundle.json(f"{name}.json"), bundle.read(f"{name}.bin"))
+            if inputs.shape[1:] != model.input.shape[1:]:
+                raise ValueError(f"inputs of shape {inputs.shape[1:]}")
+            if [e.shape[1:] for e in expected] != [o.shape[1:] for o in model.outputs]:
+                raise ValueError("outputs of other shapes")
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"the test vectors do not fit {model.file}: {error}"
+            raise InputError(what, where=bundle.path) from error
+        found = self.executor.run(program, inputs, self.tick)
+        judge = self._codes_apart if model.dtype == "int8" else self._floats_apart
+        if not self.executor.exact:
+            judge, expected = self._reference_apart, []
+        self.checks.append(judge(program, inputs, expected, found))
+
+    def _codes_apart(
+        self, program: Program, inputs: Codes, expected: Sequence[Codes], found: Outputs
+    ) -> Check:
+        """Compares codes; where too many differ, the first operation that does is looked for."""
+        from paredown.pipeline.lower.parity import Difference, difference
+
+        apart = Difference()
+        for index, sample in enumerate(found):
+            for ours, theirs in zip(expected, sample, strict=True):
+                apart += difference(ours[index : index + 1], theirs)
+        name = program.runtime
+        self._figure("parity", name, "parity_lsb", apart.max_lsb, "LSB")
+        passed = apart.max_lsb <= (_recorded(self.recorded, name, "parity_lsb") or 0)
+        detail = f"{apart.differing} of {apart.values} codes differ, by up to {apart.max_lsb} LSB"
+        if not passed and name == "litert" and not self.executor.local:
+            detail += f"; {self._ladder(program, inputs)}"
+        return Check(f"{name} vectors", passed, detail)
+
+    def _ladder(self, program: Program, inputs: Codes) -> str:
+        """The first operation in which the device differs from this machine."""
+        from paredown.pipeline.device.executor import Here
+        from paredown.pipeline.lower.litert.slices import exposed, first_difference
+
+        part = exposed(program.data)
+        every = replace(program, data=part.data, outputs=part.outputs)
+        ours, theirs = (where.run(every, inputs[:1], self.tick)[0] for where in (Here(), self.executor))
+        first = first_difference(part.names, ours, theirs)
+        return f"first at {first}" if first else "this machine differs in the same way: another model?"
+
+    def _reference_apart(
+        self, program: Program, inputs: Codes, expected: Sequence[Codes], found: Outputs
+    ) -> Check:
+        """Compares with TFLite's reference kernels, where the interpreter's kernels are those."""
+        from paredown.targets.runners.litert import Runner
+
+        runner = Runner(program.data, 1, program.where, reference=True)
+        pairs = zip(inputs, found, strict=True)
+        equal = all(np.array_equal(a, b) for x, y in pairs for a, b in zip(runner(x[None]), y, strict=True))
+        words = "equal" if equal else "DIFFER from"
+        detail = f"outputs of {len(inputs)} inputs {words} those of TFLite's reference kernels"
+        return Check(f"{program.runtime} vectors", equal, detail)
+
+    def _floats_apart(
+        self, program: Program, inputs: Floats, expected: Sequence[Floats], found: Outputs
+    ) -> Check:
+        """Compares real numbers with the tolerance that sums in another order need."""
+        worst = 0.0
+        for output, wanted in enumerate(expected):
+            given = np.concatenate([sample[output] for sample in found])
+            worst = max(worst, float(np.abs(given - wanted).max() / max(np.abs(wanted).max(), 1e-9)))
+        self._figure("parity", program.runtime, "parity_relative", worst, "1")
+        detail = f"float32, apart by {worst:.1e} of the largest output at most"
+        return Check(f"{program.runtime} vectors", worst <= FLOAT_TOLERANCE, detail)
+
+    def _score(self, programs: Mapping[RuntimeName, Program], limit: int | None) -> None:
+        """Scores every runtime from what came back, and compares where the very same images were scored."""
+        task = _task(self.bundle)
+        if isinstance(task, str):
+            self.checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
+            return
+        data = task.data("test")
+        self.scored = count = len(data) if limit is None else min(limit, len(data))
+        for model in self.bundle.manifest.models:
+            name, program = str(model.runtime), programs[model.runtime]
+            self.log(f"{name}: score")
+            images = First(data, count)
+            predict = _predictor(self.executor, model, program, images, task)
+            scores = task.score(predict, images, self.tick)
+            self.checks.append(self._compared(name, task.metric, scores, data, count))
+            for metric, value in scores.items():
+                self._figure("score", name, metric, value, "1")
+
+    def _compared(
+        self, name: str, metric: str, scores: Mapping[str, float], data: Dataset, count: int
+    ) -> Check:
+        check, said = f"{name} score", f"{metric} {scores[metric]:.4f} on {count} images"
+        known = self.bundle.manifest.test
+        if data.fingerprint() != known.fingerprint:
+            return Check(check, False, f"{said}; the test data have changed since this bundle was made")
+        values = {each: _recorded(self.recorded, name, each) for each in scores}
+        if count != known.images or None in values.values() or not self.executor.exact:
+            return Check(check, True, f"{said}; nothing to compare with")
+        apart = [m for m, v in values.items() if v is None or abs(scores[m] - v) > SCORE_TOLERANCE]
+        told = [f"recorded {values[metric]:.4f}"]
+        told += [f"{m} {scores[m]:.4f}, recorded {values[m]:.4f}" for m in apart if m != metric]
+        return Check(check, not apart, ", ".join([said, *told]))
+
+    def _latency(self, programs: Mapping[str, Program], runs: int, memory: bool) -> None:
+        """Latency and memory, where they are the target's; instructions, where an emulator counts them."""
+        manifest, executor = self.bundle.manifest, self.executor
+        if not stands_for(executor, manifest.card):
+            detail = f"not measured: this machine is no {manifest.target}; {manifest.card.reach.text}"
+            self.checks.append(Check("latency", True, detail))
+            return
+        self.log("latency")
+        x = test_inputs(manifest.models[0].input.shape, 1)
+        for variant, timing in executor.time(programs, x, runs, memory, self.tick).items():
+            for stage_figure in time_figures(timing, executor.emulated):
+                self._figure("bench", variant, *stage_figure)
+        if executor.emulated:
+            detail = f"not measured: {executor.machine.name} is emulated, its milliseconds mean nothing"
+            self.checks.append(Check("latency", True, detail))
+
+
+def bundle_program(bundle: Bundle, model: Model) -> Program:
+    """A model of a bundle, ready to be run.
+
+    Raises:
+        InputError: the bundle lacks it.
+    """
+    outputs = tuple(Tensor(tuple(output.shape), model.dtype) for output in model.outputs)
+    source = Tensor(tuple(model.input.shape), model.dtype)
+    threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
+    data = bundle.read(model.file)
+    return Program(str(model.runtime), data, source, outputs, threads, where)
+
+
+def tag_of(executor: Executor, smoke: bool = False) -> Tag:
+    """What figures of an executor are."""
+    if smoke:
+        return "smoke"
+    return "simulated" if executor.emulated else "measured"
+
+
+def time_figures(timing: Timing, emulated: bool) -> list[tuple[str, float, str]]:
+    """Metric, value and unit of what was timed; of an emulated device only what it counted."""
+    if emulated:
+        counts = timing.instructions or {}
+        return [("instructions", float(counts["total"]), "1")] if counts else []
+    found = [("latency_p50", timing.percentile(50), "ms"), ("latency_p90", timing.percentile(90), "ms")]
+    if timing.memory_mib is not None:
+        found.append(("memory_peak", timing.memory_mib, "MiB"))
+    return found
+
+
+def _recorded(figures: Sequence[Figure], variant: str, metric: str) -> float | None:
+    """What the bundle says; nothing where it was made by a smoke run, which says nothing of a whole one."""
+    for figure in figures:
+        if (figure.variant, figure.metric) == (variant, metric) and figure.tag != "smoke":
+            return figure.value
+    return None
+
+
+def _size(recorded: Sequence[Figure], name: str, size: int) -> Check:
+    value = _recorded(recorded, name, "file_bytes")
+    said = "nothing to compare with" if value is None else f"recorded {value:,.0f}"
+    return Check(f"{name} size", value is None or value == size, f"{size:,} bytes, {said}")
+
+
+def _task(bundle: Bundle) -> Task | str:
+    """The recipe's task, or why there is nothing to score here."""
+    manifest = bundle.manifest
+    try:
+        check_files(manifest.recipe, UNNEEDED)
+        task = load_task(manifest.recipe)
+    except InputError as error:
+        return f"the recipe's files are not here ({error})"
+    if task.preprocess.hash != manifest.preprocess_hash or dict(task.network_id) != dict(manifest.network):
+        return "the recipe's network is not the one that this bundle was made from"
+    return task
+
+
+def _predictor(executor: Executor, model: Model, program: Program, data: Dataset, task: Task) -> Predictor:
+    from paredown.pipeline.lower.integer import Affine
+
+    source = Affine(model.input.scale, model.input.zero_point)
+    outputs = tuple(Affine(output.scale, output.zero_point) for output in model.outputs)
+    return Predictor(executor, program, source, outputs, data, task.preprocess)

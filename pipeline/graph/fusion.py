@@ -1,0 +1,51 @@
+"""What the integer graph will do with the float one: which operations take a ReLU in, which share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from paredown.pipeline.graph.graph import Graph, Node
+
+#: Kinds whose output has the very codes of their input.
+SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
+
+
+#: Kinds that clamp their output and so can take a ReLU in.
+CLAMPS = frozenset({"conv2d", "linear", "add"})
+
+
+def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
+    """Pairs every node with the clamp it takes in; the ReLU's name wins, since consumers refer to it."""
+    fused: list[tuple[Node, str]] = []
+    renamed: dict[str, int] = {}
+    for node in graph:
+        feed = node.inputs[0] if node.inputs else ""
+        if node.kind in {"relu", "relu6"} and feed in renamed:
+            position = renamed[feed]
+            producer = fused[position][0]
+            if len(graph.consumers(feed)) == 1 and feed not in graph.outputs:
+                attrs = {**producer.attrs, **node.attrs}
+                fused[position] = (replace(producer, name=node.name, attrs=attrs), node.kind)
+                continue
+        if node.kind in CLAMPS:
+            renamed[node.name] = len(fused)
+        fused.append((node, node.kind if node.kind in {"relu", "relu6"} else ""))
+    return fused
+
+
+def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
+    """A function from a tensor's name to one name for all tensors that share its scale."""
+    leader = {node.name: node.name for node in nodes}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    for node in nodes:
+        if node.kind in SAME_SCALE:
+            for feed in node.inputs:
+                leader[find(node.name)] = find(feed)
+    return find

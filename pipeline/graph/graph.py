@@ -1,0 +1,208 @@
+"""The traced network: one typed list of operations that prune, squantize and lower all read.
+
+A dozen kinds of operations, batch normalization and padding folded into those that use them.
+`pipeline.graph.trace` makes a graph; `run` computes it in floating point.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+#: Operation kinds, in the order in which the documentation lists them.
+KINDS = (
+    "input", "conv2d", "linear", "relu", "relu6", "leaky_relu", "max_pool2d", "add", "concat", "mean",
+    "pad", "reshape", "permute",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation and the tensor that it makes.
+
+    Attributes:
+        name: unique; the module's path where a module made it (`layers.3.conv`), else the operation's name.
+        kind: one of `KINDS`.
+        inputs: names of the nodes whose tensors it reads, in order.
+        shape: shape of its output for a batch of one.
+        attrs: what the kind needs. conv2d: stride (h, w), padding (left, right, top, bottom), groups; with a
+            folded batch norm also its bn_eps; relu, relu6: step and levels where low-bit: multiples 0..levels
+            of step;
+            max_pool2d: kernel, stride, padding (of minus infinity); leaky_relu: slope; concat: dim; pad:
+            padding (of zero); reshape: shape; permute: dims.
+        weight: (out, in / groups, kh, kw) or (out, in), BN folded in; None where the kind has none.
+        bias: (out,), never None where there is a weight.
+        source: the line of the user's code that made it.
+        parameters: role -> name in the network's state dict, of what weight and bias are made from: "weight",
+            "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var". Two nodes with one name share a parameter.
+            A role "computed weight 0" names one that the weight is only computed from ("": there is none).
+        scale: (out,), where the weights are whole numbers -127..127 times this: they were trained so, and the
+            integer graph takes these numbers over.
+        compute: of an "opaque" node, which only `trace(..., opaque=True)` makes: what it does.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    source: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    scale: Tensor | None = None
+    compute: Callable[..., Any] | None = None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference, bias not counted."""
+        if self.weight is None:
+            return 0
+        pixels = self.shape[2] * self.shape[3] if self.kind == "conv2d" else 1
+        return self.weight.numel() * pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in an order in which they can run, the first being the only input.
+
+    Attributes:
+        nodes: the operations.
+        outputs: names of the nodes that the network returns, in its order.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases after folding."""
+        return sum(t.numel() for node in self.nodes for t in (node.weight, node.bias) if t is not None)
+
+    def consumers(self, name: str) -> tuple[Node, ...]:
+        """The nodes that read a tensor."""
+        return tuple(node for node in self.nodes if name in node.inputs)
+
+    @torch.no_grad()
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Every tensor of the network for a batch.
+
+        Args:
+            x: (batch, channels, height, width), float.
+
+        Returns:
+            Name to tensor, in running order.
+        """
+        values: dict[str, Tensor] = {}
+        for node in self.nodes:
+            values[node.name] = x if node.kind == "input" else apply(node, *(values[i] for i in node.inputs))
+        return values
+
+    def dump(self) -> tuple[bytes, dict[str, NDArray[Any]]]:
+        """Structure as canonical JSON, arrays by name; `load` reads both back."""
+        nodes, arrays = [], {}
+        for node in self.nodes:
+            item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
+            nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
+            for role, tensor in (("weight", node.weight), ("bias", node.bias), ("scale", node.scale)):
+                if tensor is not None:
+                    arrays[f"{node.name}:{role}"] = tensor.numpy()
+        text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
+        return text.encode(), arrays
+
+    @staticmethod
+    def load(structure: bytes, arrays: Mapping[str, NDArray[Any]]) -> Graph:
+        """Inverse of `dump`, but for the source lines, which are not kept."""
+        data = json.loads(structure)
+
+        def tensor(key: str) -> Tensor | None:
+            return torch.from_numpy(arrays[key]) if key in arrays else None
+
+        nodes = []
+        for item in data["nodes"]:
+            name, shape = item["name"], tuple(item["shape"])
+            weight, bias = tensor(f"{name}:weight"), tensor(f"{name}:bias")
+            attrs = tuples(item["attrs"])
+            named = item.get("parameters", {})
+            inputs, scale = tuple(item["inputs"]), tensor(f"{name}:scale")
+            node = Node(name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale)
+            nodes.append(node)
+        return Graph(tuple(nodes), tuple(data["outputs"]))
+
+
+def tuples(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as JSON gives them back, lists made tuples again."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
+
+
+def apply(node: Node, *inputs: Tensor) -> Tensor:
+    """Computes one node in floating point; a batch of any size."""
+    x, attrs = inputs[0], node.attrs
+    match node.kind:
+        case "conv2d":
+            assert node.weight is not None
+            x, padding = _symmetric(x, attrs["padding"], 0.0)
+            return F.conv2d(x, node.weight, node.bias, attrs["stride"], padding, 1, attrs["groups"])
+        case "linear":
+            assert node.weight is not None
+            return F.linear(x, node.weight, node.bias)
+        case "relu" | "relu6" if "levels" in attrs:
+            most = attrs["levels"] if node.kind == "relu" else min(attrs["levels"], 6 / attrs["step"])
+            return (x / attrs["step"]).clamp(0, most).round() * attrs["step"]
+        case "relu":
+            return F.relu(x)
+        case "relu6":
+            return F.relu6(x)
+        case "leaky_relu":
+            return F.leaky_relu(x, attrs["slope"])
+        case "max_pool2d":
+            limit = min(attrs["kernel"]) // 2  # of the padding that torch's pooling takes
+            x, padding = _symmetric(x, attrs["padding"], float("-inf"), limit)
+            return F.max_pool2d(x, attrs["kernel"], attrs["stride"], padding)
+        case "add":
+            return inputs[0] + inputs[1]
+        case "concat":
+            return torch.cat(inputs, attrs["dim"])
+        case "mean":
+            return x.mean((2, 3), keepdim=True)
+        case "pad":
+            return F.pad(x, attrs["padding"], value=attrs.get("value", 0.0))
+        case "reshape":
+            return x.reshape(x.shape[0], *attrs["shape"][1:])
+        case "permute":
+            return x.permute(attrs["dims"])
+        case "opaque":
+            assert node.compute is not None
+            return node.compute(*inputs)
+    raise AssertionError(node.kind)
+
+
+def _symmetric(
+    x: Tensor, padding: tuple[int, ...], value: float, limit: int | None = None
+) -> tuple[Tensor, tuple[int, int]]:
+    """Splits (left, right, top, bottom) into what a torch operation can pad itself and an explicit pad."""
+    left, right, top, bottom = padding
+    if left == right and top == bottom and (limit is None or max(left, top) <= limit):
+        return x, (top, left)
+    return F.pad(x, padding, value=value), (0, 0)

@@ -1,0 +1,189 @@
+"""Tracing: a torch module in, a `pipeline.graph.graph.Graph` out.
+
+`trace` runs `torch.export` once, folds batch normalization and explicit padding into the operations that use
+them, and keeps only the kinds of `pipeline.graph.graph.KINDS`. What it does not know it names, together with
+the line of the user's code that calls it, rather than guess.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.opaque import Opaque, written
+from paredown.pipeline.graph.operations import Operations, batched, target, user_line
+from paredown.targets.errors import InputError
+
+
+def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
+    """Traces a network in evaluation mode.
+
+    Args:
+        network: takes one (1, channels, height, width) float tensor, returns a tensor or a tuple of them.
+        shape: of that tensor, the batch of one included.
+        opaque: keep an operation that is not in `KINDS` as a node of kind "opaque", which can be run and
+            pruned around, but not lowered. What does not depend on the input is then a constant.
+
+    Returns:
+        The graph, BN and padding folded in, weights detached (they share the network's memory where
+        nothing was folded).
+
+    Raises:
+        InputError: torch cannot export it, or it has an operation that is not in `KINDS`; the line of the
+            user's code is named.
+    """
+    training = [module for module in network.modules() if module.training]  # some may be frozen
+    network.eval()
+    try:
+        exported = torch.export.export(network, (torch.zeros(shape),))
+    except Exception as error:  # noqa: BLE001  torch.export raises many kinds
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"the network cannot be traced: {lines[0] if lines else type(error).__name__}",
+            where=user_line(str(error)) or _raised_at(error) or type(network).__name__,
+            hint="torch.export must accept it: no data-dependent control flow, no printing or numpy inside",
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
+    return _Builder(exported, opaque).build()
+
+
+def _raised_at(error: Exception) -> str:
+    """The last line of an exception's traceback that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+class _Builder(Operations):
+    """Turns an exported program into a `Graph`, one ATen node at a time."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, opaque: bool) -> None:
+        self.exported, self.opaque = exported, opaque
+        signature = exported.graph_signature
+        self.constants: dict[str, Tensor] = {}
+        for source in (signature.inputs_to_parameters, signature.inputs_to_buffers):
+            self.constants |= {name: exported.state_dict[path].detach() for name, path in source.items()
+                               if path in exported.state_dict}  # fmt: skip
+        for name, path in {
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }.items():
+            if name not in self.constants:
+                self.constants[name] = exported.constants[path].detach()
+        first: dict[object, str] = {}  # a tensor under two names is one parameter
+        paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.paths = {n: first.setdefault(_memory(self.constants[n]) or n, p) for n, p in paths.items()}
+        # constant -> the parameters that it is, or was computed from
+        self.origins: dict[str, tuple[str, ...]] = {
+            name: (self.paths[name],) if name in self.paths else () for name in self.constants
+        }
+        self.user_inputs = set(signature.user_inputs)
+        self.nodes: dict[str, Node] = {}
+        self.alias: dict[str, str] = {}  # ATen name -> our node's name
+
+    def build(self) -> Graph:
+        outputs: tuple[str, ...] = ()
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in self.user_inputs:
+                    self._add(node, "input", (), name="input")
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
+                    raise InputError("the network returns something that is not computed from its input")
+                outputs = tuple(self.alias[a.name] for a in node.args[0])
+        if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
+            raise InputError("the network must take exactly one tensor")
+        return _without_dead(Graph(tuple(self.nodes.values()), outputs))
+
+    def _call(self, node: Any) -> None:
+        if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
+            raise self._unknown(node, "changes a view in place; what else that changes is not followed")
+        if self.opaque and not any(n.name in self.alias for n in node.all_input_nodes):
+            return self._constant(node)
+        before = len(self.nodes)
+        try:
+            self._known(node)
+        except InputError:
+            if not self.opaque:
+                raise
+            for name in list(self.nodes)[before:]:
+                del self.nodes[name]
+            self._opaque(node)
+
+    def _viewed(self, value: Any) -> bool:
+        """Whether what is done to a value in place is done to another too."""
+        if not isinstance(value, torch.fx.Node) or _is_view(value):
+            return True
+        return any(_views(n) and (n.name in self.alias or n.name in self.constants) for n in value.users)
+
+    def _known(self, node: Any) -> None:
+        handler = getattr(self, f"_op_{target(node)}", None)
+        if handler is None:
+            raise self._unknown(node)
+        handler(node)
+        shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
+        if not shape or shape[0] != 1:
+            raise self._unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
+
+    def _opaque(self, node: Any) -> None:
+        """Keeps an operation as it is."""
+        feeds = {n.name: batched(n) for n in node.all_input_nodes if n.name in self.alias}
+        compute = self._computed(node, feeds)
+        inputs = [self.alias[name] for name in compute.names]
+        value = node.meta.get("val")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+        what = target(node)
+        if what == "getitem":  # of several results: speak of the operation that made them
+            what = self.nodes[inputs[0]].attrs["op"]
+        attrs = {"op": what, "given": compute.text()}
+        names = self._names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
+        self._keep(node, "opaque", tuple(inputs), shape, attrs=attrs, parameters=names, compute=compute)
+
+    def _constant(self, node: Any) -> None:
+        """Computes what does not depend on the input."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise self._unknown(node, "is random")
+        self.constants[node.name] = self._computed(node, {})()
+        origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
+        self.origins[node.name] = (*dict.fromkeys(origins),)
+
+    def _computed(self, node: Any, feeds: dict[str, bool]) -> Opaque:
+        try:
+            return Opaque(node, feeds, self.constants)
+        except LookupError as error:
+            raise self._unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr() and (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def _is_view(node: Any) -> bool:
+    """Whether a value shares its memory with another that is used elsewhere too."""
+    return _views(node) and (len(node.args[0].users) > 1 or _is_view(node.args[0]))
+
+
+def _views(node: Any) -> bool:
+    """Whether an operation gives the memory that it reads under another shape or name."""
+    if target(node) in {"getitem", "dropout", "feature_dropout"}:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return any(r.alias_info and not r.alias_info.is_write for r in (schema.returns if schema else []))
+
+
+def _without_dead(graph: Graph) -> Graph:
+    """Drops what no output reads (pads that were folded away)."""
+    alive = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.name in alive:
+            alive |= set(node.inputs)
+    return replace(graph, nodes=tuple(n for n in graph.nodes if n.name in alive or n.kind == "input"))

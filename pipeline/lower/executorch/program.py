@@ -1,0 +1,308 @@
+"""ExecuTorch: the integer graph (or the float network) as a .pte run by XNNPACK, and its runner.
+
+ExecuTorch is imported inside the functions: it takes seconds, and most commands never need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.graph import apply as apply_float
+from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
+from paredown.pipeline.lower.runtimes import Lowered
+from paredown.targets.errors import InputError
+from paredown.targets.runners.quiet import quiet
+
+
+def lower_integer(graph: IntegerGraph) -> Lowered:
+    """Lowers the integer graph: int8 in, int8 out, NCHW, batch of one."""
+    _register_qdq()
+    module = QdqModule(graph)
+    return _lower(module, torch.zeros(graph.input.shape, dtype=torch.int8))
+
+
+def lower_float(graph: Graph, delegate: str = "xnnpack") -> Lowered:
+    """Lowers the traced float network: float32 in and out, NCHW, batch of one.
+
+    Args:
+        graph: traced.
+        delegate: of PARTITIONERS.
+    """
+    return _lower(_FloatModule(graph), torch.zeros(graph.nodes[0].shape), delegate)
+
+
+def _xnnpack() -> Any:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import LeakyReLUConfig
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    class Int8LeakyRelu(LeakyReLUConfig):
+        """XNNPACK has an int8 leaky ReLU; the stock partitioner runs it in float between two casts."""
+
+        def supported_precision_types(self) -> list[Any]:
+            return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
+
+    configs = [Int8LeakyRelu if c is LeakyReLUConfig else c for c in ALL_PARTITIONER_CONFIGS]
+    return XnnpackPartitioner(configs=configs)
+
+
+def _coreml() -> Any:
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    return CoreMLPartitioner()
+
+
+def _vulkan() -> Any:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    return VulkanPartitioner()
+
+
+#: Delegate, as cards name it, -> what makes its partitioner; float networks have all, int8 ones XNNPACK.
+PARTITIONERS = {"xnnpack": _xnnpack, "coreml": _coreml, "vulkan": _vulkan}
+
+
+def _lower(module: nn.Module, example: Tensor, delegate: str = "xnnpack") -> Lowered:
+    with quiet_toolchain():
+        from executorch.exir import to_edge_transform_and_lower
+
+        with torch.no_grad():
+            exported = torch.export.export(module.eval(), (example,))
+        edge = to_edge_transform_and_lower(exported, partitioner=[PARTITIONERS[delegate]()])
+        calls = [n for n in edge.exported_program().graph.nodes if n.op == "call_function"]
+        names = [getattr(n.target, "__name__", str(n.target)) for n in calls]
+        data = bytes(edge.to_executorch().buffer)
+    subgraphs = sum(name == "executorch_call_delegate" for name in names)
+    rest = tuple(name for name in names if name not in {"executorch_call_delegate", "getitem"})
+    return Lowered(data, subgraphs, rest)
+
+
+def _register_qdq() -> None:
+    """The explicit quantize and dequantize operations live in this private torch module."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+
+
+class QdqModule(nn.Module):
+    """The integer graph as torch operations between explicit quantize and dequantize nodes.
+
+    Every consumer gets a dequantize node of its own: a shared one would split the delegate's subgraph.
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        super().__init__()
+        _register_qdq()
+        self.graph = graph
+        for index, node in enumerate(graph):
+            if node.weight is None or node.weight_scale is None or node.bias is None:
+                continue
+            unit = np.float32(graph[node.inputs[0]].out.scale) * node.weight_scale
+            self.register_buffer(f"weight{index}", torch.from_numpy(node.weight))
+            self.register_buffer(f"scale{index}", torch.from_numpy(node.weight_scale))
+            self.register_buffer(f"zero{index}", torch.zeros(len(unit), dtype=torch.int64))
+            self.register_buffer(f"bias{index}", torch.from_numpy(float_bias(node.bias, unit)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """int8 (1, channels, height, width) in, a tuple of int8 tensors out."""
+        codes: dict[str, Tensor] = {}
+        for index, node in enumerate(self.graph):
+            if node.kind == "input":
+                codes[node.name] = x
+            else:
+                reals = [_dequantize(codes[name], self.graph[name].out) for name in node.inputs]
+                codes[node.name] = self._node(index, node, reals)
+        return tuple(codes[name] for name in self.graph.outputs)
+
+    def _node(self, index: int, node: IntegerNode, reals: list[Tensor]) -> Tensor:
+        x, attrs = reals[0], node.attrs
+        if node.kind == "max_pool2d":
+            return self._max_pool(node, x)
+        if node.kind in {"conv2d", "linear"}:
+            weight = self._weight(index, node.int4)
+            bias = getattr(self, f"bias{index}")
+            if node.kind == "linear":
+                x = F.linear(x, weight, bias)
+            else:
+                left, right, top, bottom = attrs["padding"]
+                if (left, top) != (right, bottom):
+                    x = _requantize(F.pad(x, (left, right, top, bottom)), self.graph[node.inputs[0]].out)
+                    left = top = 0
+                x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), 1, attrs["groups"])
+            x = _fused_clamp(x, node)
+        elif node.kind == "add":
+            x = _fused_clamp(reals[0] + reals[1], node)
+        elif node.kind == "relu":
+            x = F.relu(x)
+        elif node.kind == "relu6":
+            x = F.relu6(x)
+        elif node.kind == "leaky_relu":
+            x = F.leaky_relu(x, attrs["slope"])
+        elif node.kind == "concat":
+            x = torch.cat(reals, attrs["dim"])
+        elif node.kind == "mean":
+            x = x.mean((2, 3), keepdim=True)
+        elif node.kind == "pad":
+            x = F.pad(x, attrs["padding"])
+        elif node.kind == "reshape":
+            x = x.reshape(attrs["shape"])
+        elif node.kind == "permute":
+            x = x.permute(attrs["dims"])
+        else:
+            raise AssertionError(node.kind)
+        return _quantize(x, node.out)
+
+    def _weight(self, index: int, int4: bool) -> Tensor:
+        """Weights of a node as real values, from their codes; XNNPACK tells int4 by its range alone."""
+        low, high = (-8, 7) if int4 else (-127, 127)
+        return torch.ops.quantized_decomposed.dequantize_per_channel.default(
+            getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
+            getattr(self, f"zero{index}"), 0, low, high, torch.int8,
+        )  # fmt: skip
+
+    def _max_pool(self, node: IntegerNode, x: Tensor) -> Tensor:
+        """Padding on one side only becomes padding on both sides and a slice: exact, and delegated."""
+        left, right, top, bottom = node.attrs["padding"]
+        stride, kernel = node.attrs["stride"], node.attrs["kernel"]
+        vertical, horizontal = max(top, bottom), max(left, right)
+        skip = (vertical - top, horizontal - left)
+        torch_takes = vertical <= kernel[0] // 2 and horizontal <= kernel[1] // 2
+        if skip[0] % stride[0] or skip[1] % stride[1] or not torch_takes:
+            # The extra rows would shift the windows: repeat the border instead, which no maximum notices.
+            for dim, before, after in ((3, left, right), (2, top, bottom)):
+                if before or after:
+                    first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+                    edges = [_requantize(edge, node.out) for edge in (first, last)]
+                    parts = [edges[0]] * before + [x] + [edges[1]] * after
+                    x = _requantize(torch.cat(parts, dim), node.out)
+            vertical, horizontal, skip = 0, 0, (0, 0)
+        x = F.max_pool2d(x, kernel, stride, (vertical, horizontal))
+        for dim, offset, size in (
+            (2, skip[0] // stride[0], node.shape[2]),
+            (3, skip[1] // stride[1], node.shape[3]),
+        ):
+            if x.shape[dim] != size:
+                x = _requantize(x, node.out).narrow(dim, offset, size)
+        return _quantize(x, node.out)
+
+
+def _quantize(x: Tensor, q: Affine) -> Tensor:
+    ops = torch.ops.quantized_decomposed
+    return ops.quantize_per_tensor.default(x, q.scale, q.zero_point, -128, 127, torch.int8)
+
+
+def _dequantize(x: Tensor, q: Affine) -> Tensor:
+    ops = torch.ops.quantized_decomposed
+    return ops.dequantize_per_tensor.default(x, q.scale, q.zero_point, -128, 127, torch.int8)
+
+
+def _requantize(x: Tensor, q: Affine) -> Tensor:
+    return _dequantize(_quantize(x, q), q)
+
+
+def _fused_clamp(x: Tensor, node: IntegerNode) -> Tensor:
+    if node.low == -128 and node.high == 127:
+        return x
+    if node.high == 127:
+        return F.relu(x)
+    return F.hardtanh(x, 0.0, 6.0)
+
+
+class _FloatModule(nn.Module):
+    """The traced float graph as a module, for the float baseline."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        for index, node in enumerate(graph):
+            if node.weight is not None:
+                self.register_buffer(f"weight{index}", node.weight)
+                self.register_buffer(f"bias{index}", node.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values: dict[str, Tensor] = {}
+        for index, node in enumerate(self.graph):
+            if node.kind == "input":
+                values[node.name] = x
+                continue
+            if node.weight is not None:  # the buffers, so that export sees parameters and not constants
+                node = replace(
+                    node, weight=getattr(self, f"weight{index}"), bias=getattr(self, f"bias{index}")
+                )
+            values[node.name] = apply_float(node, *(values[name] for name in node.inputs))
+        return tuple(values[name] for name in self.graph.outputs)
+
+
+class Runner:
+    """A loaded .pte.
+
+    Args:
+        data: the program's bytes; kept alive here, since the runtime does not own them.
+        threads: of ExecuTorch's pool, which is one for the whole process.
+        where: named in errors.
+
+    Raises:
+        InputError: the bytes are not a program that this runtime loads.
+    """
+
+    def __init__(self, data: bytes, threads: int = 1, where: object = ".pte") -> None:
+        with quiet_toolchain():
+            # The binding itself: executorch.runtime wraps it, and imports the whole exporter to do so (6 s).
+            from executorch.extension.pybindings import _C as binding
+
+            binding._unsafe_reset_threadpool(threads)
+            self._data = data
+            try:
+                self._module = binding._load_for_executorch_from_buffer(
+                    data, program_verification=binding.Verification.InternalConsistency
+                )
+                self._module.method_meta("forward")
+            except Exception as error:  # noqa: BLE001  the binding raises bare RuntimeError and others
+                raise InputError(
+                    "not an ExecuTorch program that this runtime loads (truncated or damaged?)", where=where,
+                    hint="make it again with `paredown run`",
+                ) from error  # fmt: skip
+
+    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Runs one input, (1, channels, height, width), in the program's own dtype; outputs NCHW.
+
+        Raises:
+            InputError: the input does not fit, or the program fails.
+        """
+        try:
+            outputs = self._module.run_method("forward", (torch.from_numpy(x),))
+        except RuntimeError as error:
+            raise InputError(f"the program fails on an input of shape {x.shape}, {x.dtype}") from error
+        return tuple(out.numpy() for out in outputs)
+
+    def bound(self, x: NDArray[Any]) -> Callable[[], object]:
+        """A call with its input in place, for timing."""
+        inputs = (torch.from_numpy(x),)
+        return lambda: self._module.run_method("forward", inputs)
+
+
+load = Runner
+
+
+@contextlib.contextmanager
+def quiet_toolchain() -> Iterator[None]:
+    """Keeps the toolchain's chatter (missing GPU kernels, CPU probing) off the user's screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

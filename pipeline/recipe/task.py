@@ -1,0 +1,144 @@
+"""What an app gives the pipeline: a network, data, a score. Nothing here knows what the task is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.calibration.datasets import Dataset
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.targets.errors import InputError
+
+#: One float32 input with its batch of one, (1, channels, height, width), to the network's float32 outputs.
+Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
+#: Told after each image: how many are done, of how many.
+Progress = Callable[[int, int], None]
+
+#: The network's float32 outputs for one image after the other, each with its batch of one.
+Outputs = Sequence[tuple[NDArray[np.float32], ...]]
+
+
+class Batches(Protocol):
+    """Makes training batches, each a pure function of its step's number.
+
+    Attributes:
+        per_epoch: steps after which every image has come once.
+    """
+
+    @property
+    def per_epoch(self) -> int:
+        """At least 1."""
+
+    def __call__(self, step: int, /) -> tuple[Any, Any]:
+        """The images (N, C, H, W), a float32 tensor, and what `Task.loss` takes as labels, None without."""
+
+
+class Task(Protocol):
+    """An app's side of a recipe; made cheaply, loads nothing before it is asked.
+
+    Attributes:
+        name: import path of the app.
+        metric: the metric of `score` that budgets and tables speak of.
+        output_names: what the network returns, in order.
+        network_id: everything but weights and data that decides what the network is; JSON-able.
+    """
+
+    name: str
+    metric: str
+    output_names: tuple[str, ...]
+    network_id: Mapping[str, Any]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From an image to the network's input; one object for training, scoring and the device."""
+
+    def weights_hash(self) -> str:
+        """sha256 of the weights file."""
+
+    def network(self) -> Any:
+        """The trained `torch.nn.Module` in evaluation mode."""
+
+    def data(self, split: str) -> Dataset:
+        """The images of "train", "calibration" or "test"."""
+
+    def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
+        """Metric to value, fractions of one, for any way of predicting."""
+
+    def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
+        """The metrics of `score`, from outputs for the first len(outputs) images of the data."""
+
+    def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
+        """The 95 % confidence interval of `metric`, as far as the number of images decides it."""
+
+    def pseudo_labelled(self, outputs: Outputs, data: Dataset) -> Dataset:
+        """The first len(outputs) images; those without labels get what these outputs say.
+
+        Args:
+            outputs: of the original network.
+            data: may be unlabelled.
+        """
+
+    def loss(self, outputs: Any, labels: Any) -> Any:
+        """The training loss of the network's outputs, as the network returns them."""
+
+    def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
+        """Training batches with the task's augmentation.
+
+        Raises:
+            UsageError: fewer images than a batch.
+        """
+
+    def distillation(self, student: Any, teacher: Any) -> Any:
+        """A scalar tensor, 0 at its least, that pulls the student's outputs to the teacher's."""
+
+    def features(self) -> tuple[str, ...]:
+        """Paths of modules whose outputs a student should match too; none where outputs are enough."""
+
+    def bundle_members(self) -> dict[str, bytes]:
+        """Files that the device needs beside model and preprocessing (labels, anchors)."""
+
+    def device_files(self) -> dict[str, Path]:
+        """Source files that run on the device: path in the bundle to file here."""
+
+    def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
+        """Draws what the network finds on a test image as a PNG."""
+
+
+def import_app(name: str, known: str) -> ModuleType:
+    """The package of an app: one of ours, "apps.detector", or else the user's own.
+
+    Args:
+        name: as recipes and bundles spell it.
+        known: an app to try instead, for the error's hint.
+
+    Raises:
+        InputError: there is no such app.
+    """
+    own = f"paredown.{name}" if name.startswith("apps.") else name
+    for package in dict.fromkeys((own, name)):
+        try:
+            return importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if not error.name or not package.startswith(error.name):
+                raise
+    raise InputError(f"no app `{name}`", where="recipe, key app", hint=f"try {known}")
+
+
+def load_task(recipe: Recipe) -> Task:
+    """Imports the recipe's app and asks it for its task.
+
+    Raises:
+        InputError: there is no such app, or it has no `make_task(recipe)`.
+    """
+    app = import_app(recipe.app, "apps.detector")
+    make: Callable[[Recipe], Task] | None = getattr(app, "make_task", None)
+    if make is None:
+        raise InputError(f"app `{recipe.app}` has no function make_task(recipe)", where="recipe, key app")
+    return make(recipe)

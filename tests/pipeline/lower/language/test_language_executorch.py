@@ -1,0 +1,179 @@
+"""A language model as a .pte: in our runner, in the wheel's own, and on an emulated board."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from language_networks import FACTS, TOKENS, Codes, eager, network
+from needs import needs
+
+from paredown.apps.chat.device.models import ExecutorchModel, load_model
+from paredown.apps.chat.network.network import Stateful
+from paredown.pipeline.compress.blockwise.modules import held
+from paredown.pipeline.lower.language.executorch import lower_language
+from paredown.targets.errors import InputError
+
+BLOCKS = Codes(4, 32)
+
+
+def lowered(gemma):
+    sizes = (gemma, FACTS.context, FACTS.chunk)
+    return lower_language(Stateful(*sizes), Stateful(*sizes, keep="none"), FACTS)
+
+
+def packed(weight):
+    halves = (weight.codes + 8).to(torch.uint8)
+    return (halves[:, 1::2] << 4 | halves[:, ::2]).numpy().tobytes()
+
+
+@pytest.fixture(scope="module")
+def coded():
+    needs("g++", "g++")
+    gemma = network(BLOCKS)
+    made = lowered(gemma)
+    return gemma, made.data, made.subgraphs
+
+
+@pytest.mark.slow
+class TestCodes:
+    def test_logits_are_those_of_the_same_codes_in_eager_torch(self, coded):
+        """Both round activations to int8; see test_language_litert for the tolerance."""
+        gemma, data, _ = coded
+        model, expected = load_model(data, "executorch"), eager(gemma)
+        found = np.stack([model.feed([token]) for token in TOKENS])
+        assert np.abs(found - expected).max() < 0.02 * np.ptp(expected)
+        assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+    def test_chunks_give_what_single_tokens_give(self, coded):
+        model = load_model(coded[1], "executorch")
+        chunks = model.feed(TOKENS)
+        model.reset()
+        for token in TOKENS:
+            single = model.feed([token])
+        assert np.abs(chunks - single).max() < 1e-3
+
+    def test_ctrl_c_in_a_terminal_does_not_end_the_process_that_computes(self, coded):
+        model = load_model(coded[1], "executorch")
+        before = model.feed(TOKENS[:5])
+        model._process.send_signal(signal.SIGINT)
+        model.reset()
+        assert np.array_equal(model.feed(TOKENS[:5]), before)
+
+    def test_the_file_holds_the_networks_codes_and_scales(self, coded):
+        """XNNPACK's packing: two codes a byte, each plus 8, the first in the lower half; bfloat16 scales."""
+        gemma, data, _ = coded
+        for tensor in held(gemma).values():
+            assert packed(tensor.weight) in data
+            assert tensor.weight.scales.to(torch.bfloat16).view(torch.uint8).numpy().tobytes() in data
+
+    def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
+        gemma, data, _ = coded
+        assert data.count(packed(gemma.model.embed_tokens.tensor.weight)) == 1
+        assert not any(tensor.weight.codes.numpy().tobytes() in data for tensor in held(gemma).values())
+
+    def test_each_layer_is_one_subgraph_more(self, coded):
+        """The keys and values are written between two of them; a norm or a rotation cuts none."""
+        gemma, _, subgraphs = coded
+        assert subgraphs == gemma.config.layers + 1
+
+    def test_the_wheels_llm_runner_writes_the_same_tokens(self, coded, tmp_path):
+        from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:253]
+        vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *letters])}
+        tokenizer = Tokenizer(models.BPE(vocabulary, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "model.pte").write_bytes(coded[1])
+        prompt = "hello world"
+        ids = tokenizer.encode(prompt).ids
+        model = load_model(coded[1], "executorch")
+        written, logits = [], model.feed(ids)
+        for _ in range(8):
+            written.append(int(logits.argmax()))
+            logits = model.feed(written[-1:])
+        runner = TextLLMRunner(str(tmp_path / "model.pte"), str(tmp_path / "tokenizer.json"))
+        said: list[str] = []
+        options = GenerationConfig(echo=False, max_new_tokens=8, temperature=0.0)
+        runner.generate(prompt, options, said.append, lambda _: None)
+        assert "".join(said) == tokenizer.decode(written)
+
+    def test_a_cut_file_is_one_line(self, coded):
+        with pytest.raises(InputError, match=r"model\.pte: not an ExecuTorch program .* make it again"):
+            load_model(coded[1][:-500], "executorch", where="model.pte")
+
+    def test_a_program_of_something_else_is_one_line(self, coded):
+        from executorch.exir import to_edge
+
+        program = to_edge(torch.export.export(torch.nn.ReLU(), (torch.zeros(1, 4),))).to_executorch()
+        with pytest.raises(InputError, match="no language model, it has no `get_vocab_size`"):
+            load_model(bytes(program.buffer), "executorch")
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [((), "usage"), (("model", "--threads", "0"), "usage"), (("model", "--threads"), "usage")],
+    )
+    def test_the_runners_command_line_is_checked(self, coded, words, line):
+        from paredown.targets.host.cache import cache_folder
+        from paredown.targets.runners.executorch_build import build
+
+        program = build("native", cache_folder()) / "language"
+        done = subprocess.run([program, *words], capture_output=True, text=True)
+        assert done.returncode == 2 and line in done.stderr
+
+    def test_an_emulated_board_computes_the_same_logits(self, coded, tmp_path):
+        from paredown.targets.emulated.board import start
+        from paredown.targets.emulated.sysroot import emulated
+        from paredown.targets.host.cache import cache_folder
+        from paredown.targets.runners.executorch_build import build
+
+        needs("proot", "proot")
+        needs("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+        path = tmp_path / "model.pte"
+        path.write_bytes(coded[1])
+        shutil.copytree(build("aarch64", cache_folder()), tmp_path / "executorch")
+        here = load_model(coded[1], "executorch")
+        with start("raspberry-pi-5") as board:
+            command = [*emulated(board.root, "cortex-a76"), "-b", str(tmp_path)]
+            language = tmp_path / "language"
+            language.write_text(
+                f'#!/bin/sh\nexec {shlex.join(command)} {tmp_path}/executorch/language "$@"\n'
+            )
+            language.chmod(0o755)
+            there = ExecutorchModel(path, 1, language)
+            for first in range(0, 24, 6):
+                logits = here.feed(TOKENS[first : first + 6])
+                assert np.abs(there.feed(TOKENS[first : first + 6]) - logits).max() < 0.02 * np.ptp(logits)
+
+
+@pytest.mark.slow
+def test_float_logits_are_those_of_eager_torch_past_several_windows():
+    gemma = network()
+    model = load_model(lowered(gemma).data, "executorch")
+    found = np.stack([model.feed([token]) for token in TOKENS])
+    assert np.abs(found - eager(gemma)).max() < 1e-3
+
+
+def test_what_xnnpack_does_not_have_is_refused():
+    gemma = network(Codes(8, 32))
+    with pytest.raises(InputError, match=r"q_proj: int8 codes with a scale per block of 32"):
+        lowered(gemma)
+
+
+def test_facts_reach_the_runner_by_name():
+    from paredown.pipeline.lower.language.executorch import _metadata
+
+    assert json.loads(json.dumps(_metadata(FACTS))) == {
+        "get_max_seq_len": 8, "get_max_context_len": 64, "get_vocab_size": 256, "get_bos_id": 2,
+        "get_eos_ids": [1], "use_kv_cache": True, "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": False,
+    }  # fmt: skip

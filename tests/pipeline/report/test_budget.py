@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paredown.pipeline.report.budget import Violation, check_budget
+from paredown.pipeline.report.figures import Figure
+from paredown.targets.cards.card import Budget
+from paredown.targets.host.host import Machine
+
+HOST = Machine("host", "AMD EPYC", 2, "x86_64", "Linux", 24000, "3.11.7")
+
+
+def figures(drop=0.0, kib=10.0, ms=1.0, mib=50.0, tag="measured"):
+    values = {
+        ("fp32", "map50", "1"): 0.5,
+        ("litert", "map50", "1"): 0.5 - drop,
+        ("litert", "file_bytes", "B"): 7000,
+        ("litert-fp32", "file_bytes", "B"): 70000,
+        ("litert-fp32", "latency_p50", "ms"): 99.0,
+        ("litert", "bundle_bytes", "B"): kib * 1024,
+        ("litert", "latency_p50", "ms"): ms,
+        ("litert", "latency_p90", "ms"): 99.0,
+        ("litert", "memory_peak", "MiB"): mib,
+    }
+    return [Figure("x", v, m, value, unit, tag, HOST) for (v, m, unit), value in values.items()]
+
+
+LIMITS = Budget(accuracy_drop=0.01, bundle_kib=10, latency_ms=1, memory_mib=50)
+
+
+def test_limits_that_are_just_kept_are_kept():
+    # 0.5 - 0.49 is 0.010000000000000009 in binary: rounding breaks no budget
+    assert check_budget(LIMITS, figures(drop=0.01), "map50") == ()
+    assert check_budget(LIMITS, figures(drop=-0.3, kib=1, ms=0.1, mib=1), "map50") == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"drop": 0.02}, Violation("litert", "accuracy_drop", 0.01, 0.020000000000000018)),
+        ({"kib": 12}, Violation("litert", "bundle_kib", 10, 12)),
+        ({"ms": 1.001}, Violation("litert", "latency_ms", 1, 1.001)),
+        ({"mib": 51}, Violation("litert", "memory_mib", 50, 51)),
+    ],
+)
+def test_each_limit_alone(change, expected):
+    assert check_budget(LIMITS, figures(**change), "map50") == (expected,)
+    assert check_budget(Budget(), figures(**change), "map50") == ()
+
+
+def test_the_line_says_what_by_how_much():
+    (violation,) = check_budget(Budget(bundle_kib=10), figures(kib=12.5), "map50")
+    assert violation.line() == "litert: bundle_kib is 12.5, 2.5 over the budget of 10"
+
+
+def test_no_drop_at_all_can_be_asked_for():
+    assert check_budget(Budget(accuracy_drop=0), figures(), "map50") == ()
+    assert len(check_budget(Budget(accuracy_drop=0), figures(drop=0.001), "map50")) == 1
+
+
+def test_smoke_figures_break_nothing_and_missing_ones_neither():
+    assert check_budget(LIMITS, figures(0.4, 99, 99, 99, tag="smoke"), "map50") == ()
+    assert check_budget(LIMITS, [], "map50") == ()
+    assert check_budget(LIMITS, figures(drop=0.4), "top1") == ()
+
+
+@given(st.floats(0, 1), st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
+def test_a_limit_is_broken_exactly_when_it_is_exceeded(drop, found, allowed):
+    broken = check_budget(Budget(latency_ms=allowed), figures(drop=drop, ms=found), "map50")
+    assert (
+        bool(broken) == (found > allowed * (1 + 1e-8) + 1e-8) or abs(found - allowed) < 1e-7 * allowed + 1e-8
+    )
