@@ -25,8 +25,26 @@ NUMERIC = {"numpy", "cv2"}
 ON_DEMAND = {"paho", "pymavlink"}  # of a board, inside a function, where its user asks for it
 MOST_ROOMS = 9
 NAMING_CALLS = {"importlib.import_module", "import_module", "__import__", "exec", "eval", "runpy.run_module"}
-#: Law 6: each place that imports or runs what a value names, and whose value that is.
-NAMED_CODE = {}
+#: Each place that imports or runs what a value names, and whose value that is (law 6). Those that take a
+#: bundle's word are still to go.
+NAMED_CODE = {
+    "targets.devices.doctor:_python": "our own probe, on a device",
+    "targets.devices.facts:facts": "our own script, on a device",
+    "targets.devices.service.keeper:_asked": "a release's own programs, by our own names",
+    "targets.devices.service.keeper:run": "the module that `deploy` named",
+    "targets.devices.shell.script:_started": "what a caller of `run` gave, quoted",
+    "targets.devices.shell.script:_command": "what a caller of `run` gave, quoted",
+    "targets.emulated.leash:held": "our own code, on this machine",
+    "targets.emulated.server:_run": "what a client of the emulated board asks it to run there",
+    "targets.emulated.sysroot:_finish": "our own script, on this machine",
+    "pipeline.device.language.speed:command": "the bundle's app, on the device",
+    "pipeline.device.language.validate:_runs": "the bundle's app, on the device",
+    "pipeline.lower.runtimes:_module": "one of RUNTIMES",
+    "pipeline.lower.runtimes:load": "one of RUNTIMES",
+    "pipeline.recipe.factory:from_factory": "the recipe's own factory: a recipe is a program",
+    "pipeline.recipe.task:import_app": "the recipe's app, or that of a bundle",
+    "apps.cli.camera:deploy": "one of APPS",
+}
 # What may be called while a module is imported: definitions, never work.
 DEFINING_CALLS = {
     "dataclass",
