@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from paredown.apps.cli.console import handled, screen
+from paredown.pipeline.store.event import Event
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -64,7 +65,7 @@ def _there(bundle: Bundle, options: Namespace, stack: contextlib.ExitStack) -> C
     from paredown.apps.chat.remote import on_device
     from paredown.targets.address import open_device
 
-    with screen() as (log, _):
-        log(f"connecting to {options.device}: running")
+    with screen() as (tell, _):
+        tell(Event(f"connecting to {options.device}", "running"))
         device = stack.enter_context(open_device(options.device))
-        return stack.enter_context(on_device(bundle, device, options, log))
+        return stack.enter_context(on_device(bundle, device, options, tell))
