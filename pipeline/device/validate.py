@@ -68,7 +68,7 @@ def validate(
         DeviceError: the device cannot be reached, or failed on the way.
     """
     bundle = unpack(path)
-    tell(Event("hashes", "done", detail=f"{len(bundle.members)} members are what the manifest says"))
+    tell(Event("hashes", "running"))
     if bundle.manifest.language:
         from paredown.pipeline.device.language.validate import validate_language
 

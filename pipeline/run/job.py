@@ -1,6 +1,6 @@
 """A job: what a recipe asks for, as stages; of two kinds, for images and for language models.
 
-`Run` plans and runs a job's goals; a job knows what its stages are, what they say, and how a device proves it.
+`Run` plans and runs a job's goals; a job knows its stages, what they say, and how a device proves it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from paredown.targets.cards.card import ChannelMultiple
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from paredown.pipeline.compress.allocate.cost import Cost
     from paredown.pipeline.compress.coupling.flow import Group
     from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
@@ -118,6 +120,19 @@ class PruneStages:
         """What the prune stage decided: `allocation` (None without a budget) and `kept`."""
         plan: dict[str, Any] = read_json(stored(self.store, self.prune) / PLAN)
         return plan
+
+    def pruned(self) -> nn.Module:
+        """The cut network, before recovery."""
+        return self._network(self.prune)
+
+    def network(self) -> nn.Module:
+        """The recovered network."""
+        return self._network(self.recover)
+
+    def _network(self, stage: Stage) -> nn.Module:
+        from paredown.pipeline.compress.coupling.surgery import load_pruned
+
+        return load_pruned(self.task.network(), stored(self.store, stage) / NETWORK)
 
     def history(self) -> dict[str, Any]:
         """How recovery went."""

@@ -22,7 +22,7 @@ from paredown.pipeline.compress.training.training import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from paredown.targets.errors import InputError, UsageError
 
-SHIPPED = Path(train_command.__file__).with_name("digits.safetensors")
+SHIPPED = Path(train_command.__file__).parents[1] / "digits.safetensors"
 SMALL = Preprocess(64, 64)  # the network takes any multiple of its stride: a step in milliseconds
 QUICK = TrainConfig(epochs=3, batch=4, warmup=2, checkpoint_every=1, augment=Augment(flips=False))
 
