@@ -134,7 +134,9 @@ def test_what_is_wrong_there_is_said_here(device, bundle):
 
 def test_a_board_that_lacks_a_module(device, bundle):
     broken = changed(bundle, "paredown/apps/chat/device/tokens/tokens.py", None)
-    with pytest.raises(ExitStatusError, match=r"status 1: .*No module named 'paredown\.apps\.chat\.device\.tokens\.tokens'"):
+    with pytest.raises(
+        ExitStatusError, match=r"status 1: .*No module named 'paredown\.apps\.chat\.device\.tokens\.tokens'"
+    ):
         with on_device(broken, device, options()):
             pass
 

@@ -74,7 +74,7 @@ def test_as_many_tokens_are_timed_as_asked_for(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr("paredown.pipeline.device.language.validate.command", recorded)
     done = call("validate", folder / "bundle.paredown", "--no-score", "--times", "3", "--json")
-    assert done.code == 0 and asked == [("apps.chat", "litert", 64, 3, 1)]
+    assert done.code == 0 and asked == [("paredown.apps.chat", "litert", 64, 3, 1)]
     assert lengths(256, 300) == (64, 192) and lengths(20, 300) == (10, 10)
 
 
