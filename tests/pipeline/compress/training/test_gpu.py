@@ -19,8 +19,8 @@ from paredown.pipeline.compress.grids.grid import GRIDS, ORDERS, GridConfig, enc
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork, quantizable
 from paredown.pipeline.compress.training.config import RecoverConfig
+from paredown.pipeline.compress.training.loop import device_name, training_device
 from paredown.pipeline.compress.training.recover import recover
-from paredown.pipeline.compress.training.training import device_name, training_device
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import quantize
 from paredown.pipeline.recipe.file import load_recipe
