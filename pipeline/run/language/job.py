@@ -20,6 +20,7 @@ from paredown.pipeline.recipe.schema import Language, Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.run.job import BUNDLE, Job, Proof, Settings, plain, program_in
+from paredown.pipeline.run.language.summary import COUNTS, HISTORY, LITERTLM, MIB, PLAN, Summary
 from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.pipeline.store.stage import Inputs, Stage, plan
@@ -30,12 +31,10 @@ from paredown.targets.host.host import package_version
 if TYPE_CHECKING:
     from torch import nn
 
-MIB = 2**20
 SUFFIX = {"executorch": "pte", "litert": "tflite"}
 PERPLEXITY = Metric("perplexity", less_is_better=True)
-LITERTLM = "model.litertlm"
-CODES, COUNTS, FLOATS = "codes.safetensors", "codes.json", "floats.safetensors"
-PRUNED, PLAN, SENSE, HISTORY = "ffn.safetensors", "ffn.json", "sensitivity.json", "history.json"
+CODES, FLOATS = "codes.safetensors", "floats.safetensors"
+PRUNED, SENSE = "ffn.safetensors", "sensitivity.json"
 SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "rounding": "nearest"}
 SMOKE_STEPS = 2
 QUANTIZE_KEYS = (
@@ -172,6 +171,14 @@ class LanguageJob(Job):
         whole = limit is None or limit >= len(self.task.pieces("test"))
         return self, Proof(found.checks, found.figures, (note,), whole)
 
+    def figures(self) -> tuple[Figure, ...]:
+        """See `Job`."""
+        return Summary(self).figures()
+
+    def notes(self) -> tuple[str, ...]:
+        """See `Job`."""
+        return Summary(self).notes()
+
     def files(self) -> dict[str, tuple[Stage, str]]:
         """See `Job`."""
         return {BUNDLE: (self.bundle, BUNDLE)} | (
@@ -182,24 +189,6 @@ class LanguageJob(Job):
     def codes(self) -> Stage:
         """The stage whose codes the programs hold."""
         return self.distil or self.quantize
-
-    def facts(self) -> Mapping[str, Any]:
-        """What was counted of the codes: bytes, bits, weights."""
-        found: dict[str, Any] = read_json(self.path(self.codes) / COUNTS)
-        return found
-
-    def history(self) -> Mapping[str, Any] | None:
-        """What training the codes gave; None where they are not trained."""
-        return read_json(self.path(self.distil) / HISTORY) if self.distil else None
-
-    def widths(self) -> Mapping[str, Any] | None:
-        """Channels of the feed-forward layers before and after pruning, and what each layer lost."""
-        return read_json(self.path(self.prune) / PLAN) if self.prune else None
-
-    def score(self, variant: str) -> dict[str, float]:
-        """Metric to value."""
-        found: dict[str, float] = read_json(self.path(self.scores[variant]) / "score.json")
-        return found
 
     def _plain(self, inputs: Inputs) -> nn.Module:
         """The network in full precision, pruned where the recipe says so."""
@@ -353,81 +342,6 @@ class LanguageJob(Job):
         reads = self._pruned() if source is not None and source is not self.prune else {}
         return Stage(f"score-{variant}", 1, params, inputs, build, reads)
 
-    # -- figures ---------------------------------------------------------------------------------------------
-
-    def stage_figures(self) -> list[Figure]:
-        """What is the same on each run: scores and sizes."""
-        found = [
-            self.figure("score", variant, metric, value, "1")
-            for variant in self.scores
-            for metric, value in self.score(variant).items()
-        ]
-        for name in self.runtimes:
-            found.append(self.figure("lower", name, "file_bytes", len(self.program(self.lower[name])), "B"))
-        found.append(self.figure("quantize", "codes", "weight_bytes", self.facts()["bytes"], "B"))
-        return found
-
-    def figures(self) -> tuple[Figure, ...]:
-        """See `Job`."""
-        return (*self.stage_figures(), *self._sizes(), *self._speeds())
-
-    def _sizes(self) -> list[Figure]:
-        found = self.bundle_sizes()
-        if self.package:
-            size = (self.path(self.package) / LITERTLM).stat().st_size
-            found.append(self.figure("litertlm", "litertlm", "file_bytes", size, "B"))
-        return found
-
-    def _speeds(self) -> list[Figure]:
-        from paredown.pipeline.device.language.speed import figures
-
-        if self.bench is None:
-            return []
-        measured = read_json(self.path(self.bench) / "bench.json")
-        return [f for name, facts in measured.items() for f in figures(name, facts, self.tag, self.machine)]
-
-    def notes(self) -> tuple[str, ...]:
-        """See `Job`."""
-        notes = []
-        before = self.score("fp32")["perplexity"]
-        for name in self.runtimes:
-            after = self.score(name)["perplexity"]
-            notes.append(f"{name}: perplexity {after / before - 1:+.1%} against float32")
-        notes += self._changes(before)
-        if self.device is None and self.bench is None:
-            notes.append(f"not validated on a device: no speed for {self.target.name} is known")
-        return tuple(notes)
-
-    def _changes(self, before: float) -> list[str]:
-        """What pruning, mixed bits, zeros and training did to the network."""
-        notes, language = [], self.recipe.language
-        if widths := self.widths():
-            after = self.score("pruned")["perplexity"] / before - 1
-            notes.append(
-                f"pruned: feed-forward layers {widths['before']:,} -> {widths['after']:,} channels, "
-                f"perplexity {after:+.1%} in float32"
-            )
-        counted = self.facts()
-        if language.weights_mib is not None:
-            matrices, size = counted["matrices"], counted["bytes"] / MIB
-            notes.append(
-                f"{matrices.get('8', 0)} of {sum(matrices.values())} matrices have 8 bits, "
-                f"{size:,.2f} of {language.weights_mib:,.2f} MiB"
-            )
-        if language.sparsity:
-            share = counted["zeros"] / counted["weights"]
-            for name in self.runtimes:
-                pays = self.target.runtime(name).pays.zeros
-                notes.append(
-                    f"{name}: {share:.0%} of the codes are zero, which buys {pays.buys}: {pays.note}"
-                )
-        if told := self.history():
-            notes.append(
-                f"training moved the divergence on text held out from {-told['baseline']:.4f} "
-                f"to {-told['best']:.4f} nats, best after step {told['best_step']}"
-            )
-        return notes
-
     # -- the last stages -------------------------------------------------------------------------------------
 
     def _check_memory(self) -> None:
@@ -476,7 +390,7 @@ class LanguageJob(Job):
                 "preprocess": {}, "preprocess_hash": "", "recipe": plain(self.recipe),
                 "metric": asdict(self.metric),
                 "test": {"images": len(test), "fingerprint": self.task.fingerprint("test")},
-                "figures": [figure.to_dict() for figure in self.stage_figures()],
+                "figures": [figure.to_dict() for figure in Summary(self).stage_figures()],
                 "versions": dict(self.machine.versions),
                 "licences": {"device code": "Apache-2.0", "weights": "that of the recipe's files"},
             }  # fmt: skip
