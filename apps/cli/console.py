@@ -12,17 +12,25 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from paredown.apps.cli.group import recipe_names, target_names
 from paredown.pipeline.store.event import Event, Tell
 from paredown.targets.errors import ParedownError
 
 RECIPES = Path(__file__).parents[1]
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key, as bench.runs=20.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, as bench.runs=20; repeatable."),
 ]
-Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs and of the artefact store.")]
-RecipeName = Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")]
+Root = Annotated[Path, typer.Option("--runs", help="Folder of the runs and of stored results.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="A known recipe (`digits`) or a .toml file.", autocompletion=recipe_names)
+]
+TargetName = Annotated[
+    str, typer.Option(help="A target card, see `paredown targets`.", autocompletion=target_names)
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Run every stage on a handful of samples.")]
 
 
 def recipe_folders() -> tuple[Path, ...]:
