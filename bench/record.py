@@ -19,6 +19,7 @@ from paredown.targets.host.host import this_machine
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
+SOURCES = ("apps", "bench", "calibration", "pipeline", "targets")
 FACTS = ("cpu", "cores", "arch", "system", "python", "versions")  # of the machine; not its name
 
 
@@ -94,7 +95,7 @@ def commit() -> str:
     try:
         found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", ":!docs"],
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES],
             capture_output=True, text=True,
         )  # fmt: skip
     except OSError:
