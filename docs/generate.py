@@ -323,7 +323,7 @@ def figures_table(name: str) -> str:
     parts = [table(record["columns"], record["rows"]), f"<small>{_made(record)}</small>"]
     if record["notes"]:
         parts.append("\n".join(f"- {note}" for note in record["notes"]))
-    return "\n\n".join(parts)
+    return "\n\n".join(['<div class="figure" markdown>', *parts, "</div>"])
 
 
 PAGES: dict[str, Callable[[], str]] = {
