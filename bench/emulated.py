@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 
 from paredown.calibration.datasets import First
 from paredown.pipeline.device.executor import Executor, Here, Predictor, open_executor
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--boards", default="raspberry-pi-3,raspberry-pi-4,raspberry-pi-5")
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
@@ -80,18 +82,17 @@ def main() -> None:
     runtimes = whole.job.runtimes
     here = {name: score(whole, name, Here(), arguments.images) for name in runtimes}
     x = test_inputs(tuple(whole.job.integer_graph().input.shape), 1)
-    print("| board | runtime | float32 |", " | ".join(VARIANTS), "| int8 mAP there | here |")
-    print("|---" * (5 + len(VARIANTS)) + "|", flush=True)
-    for board in arguments.boards.split(","):
-        with open_executor(f"emulated:{board}", load_card(board), say) as executor:
-            for name in runtimes:
-                programs = {"float32": program(whole, name, "float32")}
-                programs |= {each: program(work, name, "int8") for each, work in works.items()}
-                found = executor.time(programs, x, 1, False, lambda done, total: None)
-                counts = [f"{timing.million_instructions:.1f}" for timing in found.values()]
-                there = score(whole, name, executor, arguments.images)
-                cells = [board, name, *counts, f"{there:.6f}", f"{here[name]:.6f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+    heads = ("board", "runtime", "float32", *VARIANTS, "int8 mAP there", "here")
+    with Table("emulated", heads, arguments.record) as table:
+        for board in arguments.boards.split(","):
+            with open_executor(f"emulated:{board}", load_card(board), say) as executor:
+                for name in runtimes:
+                    programs = {"float32": program(whole, name, "float32")}
+                    programs |= {each: program(work, name, "int8") for each, work in works.items()}
+                    found = executor.time(programs, x, 1, False, lambda done, total: None)
+                    counts = [f"{timing.million_instructions:.1f}" for timing in found.values()]
+                    there = score(whole, name, executor, arguments.images)
+                    table.row(board, name, *counts, f"{there:.6f}", f"{here[name]:.6f}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from cases import data, make_run
 from pruning import SETTINGS
+from record import Table, add_option
 from squantizer import USUAL
 
 from paredown.pipeline.bundle.packing import pack_program
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
@@ -81,17 +83,12 @@ def main() -> None:
     times = {name: float(np.median(ms)) for name, ms in interleaved(calls, RUNS, lambda d, t: None).items()}
     state, macs = rows[0]["state"], rows[0]["macs"]
     heads = ("stage", "MACs", "score", "KiB", "smaller", *(f"{each} ms" for each in RUNTIMES))
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     original = {"name": "fp32", "macs": macs, "score": rows[0]["whole"], "bytes": state}
-    for row in (original, *rows):
-        cells = [
-            row["name"],
-            f"{row['macs'] / macs:.1%}",
-            f"{row['score']:.4f}",
-            f"{row['bytes'] / 1024:,.1f}",
-        ]
-        cells += [f"{state / row['bytes']:.1f}x", *(f"{times[row['name'] + ' ' + e]:.2f}" for e in RUNTIMES)]
-        print(f"| {' | '.join(cells)} |")
+    with Table(f"hybrid-{case}", heads, arguments.record) as table:
+        for row in (original, *rows):
+            cells = [f"{row['macs'] / macs:.1%}", f"{row['score']:.4f}", f"{row['bytes'] / 1024:,.1f}"]
+            ms = (f"{times[row['name'] + ' ' + each]:.2f}" for each in RUNTIMES)
+            table.row(row["name"], *cells, f"{state / row['bytes']:.1f}x", *ms)
 
 
 if __name__ == "__main__":

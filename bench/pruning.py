@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.store.files import read_json
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
@@ -63,11 +65,10 @@ def main() -> None:
     history = pruning.history()
     zeros, count = (sum(layer[key] for layer in history["sparsity"]) for key in ("zeros", "count"))
     heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
-    print(f"| {' | '.join(heads)} |")
-    print("|---" * len(heads) + "|")
     cells = [f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores)]
     cells += [f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"])]
-    print(f"| {arguments.case} | {' | '.join(cells)} |")
+    with Table(f"pruning-{case}", heads, arguments.record) as table:
+        table.row(case, *cells)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.bn_recalibration import recalibrate
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
@@ -145,11 +147,12 @@ def main() -> None:
             rows.setdefault(name, []).append(row)
             print(f"seed {seed}, {name}: MACs {row[0]:.3f}, {row[1]:.4f} -> {row[2]:.4f}", file=sys.stderr)
     print(f"original {original:.4f}; {arguments.steps} steps of recovery, {arguments.seeds} seeds\n")
-    print("| method | MACs | before recovery | after |\n|---|---|---|---|")
-    for name, found in rows.items():
-        shares, befores, afters = zip(*found, strict=True)
-        cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in (befores, afters)]
-        print(f"| {name} | {statistics.mean(shares):.3f} | {cells[0]} | {cells[1]} |")
+    heads = ("method", "MACs", "before recovery", "after")
+    with Table(f"versus-{arguments.case}", heads, arguments.record) as table:
+        for name, found in rows.items():
+            shares, befores, afters = zip(*found, strict=True)
+            cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in (befores, afters)]
+            table.row(name, f"{statistics.mean(shares):.3f}", *cells)
 
 
 if __name__ == "__main__":
