@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from camera_command import call, film, film_length, pictures
-from test_device import BOARD
+from test_detect import BOARD
 from tiny_project import ROOT, predict_of
 
 from paredown.apps.detector.device.boxes.counting import Counting, parse_line, parse_zone

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from paredown.apps.detector.device.boxes.decode import Detections, decode, detect, iou_matrix, nms
 from paredown.apps.detector.device.drawing.draw import class_colour, draw
 
+pytestmark = pytest.mark.unit
+
 ANCHORS = ((1.0, 1.5), (3.0, 2.0))
 
 
