@@ -238,7 +238,8 @@ def test_patience_goes_on_counting_where_a_killed_run_stopped(tmp_path, stop):
     config = replace(QUICK, epochs=10, patience=3)
 
     def falling():
-        return lambda network, told=iter(range(100)): -next(told)
+        told = iter(range(100))
+        return lambda network: -next(told)
 
     def pull_the_plug(done, total):
         if done == stop:
