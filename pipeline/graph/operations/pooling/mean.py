@@ -60,8 +60,6 @@ class Mean(Operation):
         elif target(node) == "adaptive_avg_pool2d":
             if pair(node.args[1]) != (1, 1):
                 raise tracer.unknown(node, "is known with an output of 1x1 only")
-        elif not _pools_all(node):
-            raise tracer.unknown(node, "is known over the whole map only, without padding or divisor")
         feed = tracer.feed(node)
         shape = (*tracer.nodes[feed].shape[:2], 1, 1)
         name = tracer.add(node, "mean", (feed,), shape=shape)
