@@ -21,8 +21,6 @@ import torch
 from cases import data, make_run
 from record import Table, add_option
 
-from paredown.pipeline.store.stage import run_stage
-
 ZEROS, BITS = 0.8, 4
 ONE, TWO = "one pass, dense gradients", "two passes, dense gradients"
 ONE_MASKED, TWO_MASKED = "one pass, masked gradients", "two passes, masked gradients"
@@ -53,13 +51,12 @@ def ways(epochs: float) -> dict[str, tuple[str, ...]]:
 def result(settings: list[str], runs: Path) -> tuple[float, float]:
     """Top-1 of the integer graph, and the share of zeros in the layers that were trained."""
     work = make_run("resnet20", settings, runs)
-    stages = work.stages
-    pruning = stages.pruning.all() if work.recipe.prune.active else ()
-    squantize = stages.squantizing.squantize
-    for stage in (stages.original, *pruning, squantize, stages.calibrate, stages.integer):
-        run_stage(work.store, stage, lambda line: None)
-    test = work.task.data("test")
-    score = work.task.score(stages.predictor("integer"), test, lambda done, total: None)[work.task.metric]
+    stages = work.job
+    work.reach([stages.integer])
+    test = work.job.task.data("test")
+    score = work.job.task.score(stages.predictor("integer"), test, lambda done, total: None)[
+        work.job.task.metric
+    ]
     trained = [node.weight for node in stages.graph() if node.scale is not None]
     zeros, count = sum(int((w == 0).sum()) for w in trained), sum(w.numel() for w in trained)
     return score, zeros / count

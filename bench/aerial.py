@@ -248,7 +248,9 @@ def run_pipeline(work: Path, smoke: bool, record: str | None) -> None:
     }  # fmt: skip
     settings = [f"{key}={work / name}" for key, name in here.items()]
     recipe = load_recipe("aerial", settings, recipe_folders())
-    result = Run("aerial", recipe, load_card("host"), work / "runs", smoke=smoke, log=say).execute()
+    result = Run(
+        "aerial", recipe, load_card("host"), work / "runs", smoke=smoke, tell=lambda event: say(event.line())
+    ).execute()
     from rich.console import Console
 
     Console(width=120).print(figures_table(result.figures))

@@ -11,7 +11,6 @@ thread, and scored on the test images. With --runs the stages are kept. Prints M
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from paredown.pipeline.bundle.packing import pack_program
 from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.files import read_json
-from paredown.pipeline.store.stage import run_stage
 
 RUNS = 30
 RUNTIMES = ("executorch", "litert")
@@ -36,13 +34,10 @@ RUNTIMES = ("executorch", "litert")
 def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str, Any]:
     """One stage on its way to the device: what it costs and finds, its programs and an input for them."""
     work = make_run(case, settings, runs)
-    stages, recipe = work.stages, work.recipe
-    todo = [stages.original, *(stages.pruning.all() if recipe.prune.active else ())]
-    todo += [stages.squantizing.squantize] if recipe.squantize.active else []
-    for stage in (*todo, stages.calibrate, stages.integer, *stages.lower.values(), *stages.baseline.values()):
-        run_stage(work.store, stage, lambda line: print(f"{name}: {line}", file=sys.stderr))
-    test, integer = work.task.data("test"), stages.integer_graph()
-    score = lambda variant: work.task.score(stages.predictor(variant), test)[work.task.metric]  # noqa: E731
+    stages, recipe = work.job, work.job.recipe
+    work.reach([*stages.lower.values(), *stages.baseline.values()])
+    test, integer = work.job.task.data("test"), stages.integer_graph()
+    score = lambda variant: work.job.task.score(stages.predictor(variant), test)[work.job.task.metric]  # noqa: E731
     traced = stages.pruning.trace if recipe.prune.active else stages.original
     programs = {each: stages.program(stages.lower[each]) for each in RUNTIMES}
     image = stages.preprocess(stages.calibration[0].image)[None]
@@ -52,7 +47,7 @@ def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str,
         "bytes": len(pack_program(programs["litert"], integer.weights, integer.layer_parameters)),
         "programs": programs, "x": integer.input.out.quantize(image),
         "floats": {each: stages.program(stages.baseline[each]) for each in RUNTIMES}, "image": image,
-        "state": sum(t.numel() * t.element_size() for t in work.task.network().state_dict().values()),
+        "state": sum(t.numel() * t.element_size() for t in work.job.task.network().state_dict().values()),
     }  # fmt: skip
 
 

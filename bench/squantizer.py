@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from record import Table, add_option
 from paredown.pipeline.bundle.packing import pack_program
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.store.files import read_json
-from paredown.pipeline.store.stage import run_stage
 
 USUAL = {
     "digits": ("squantize.epochs=10", "squantize.patience=10"),
@@ -63,13 +61,10 @@ def entropy_bits(codes: np.ndarray) -> float:
 def row(case: str, settings: list[str], runs: Path) -> list[str]:
     """Trains, and scores what would be shipped."""
     work = make_run(case, settings, runs)
-    stages = work.stages
+    stages = work.job
     squantizing = stages.squantizing
-    pruning = stages.pruning.all() if work.recipe.prune.active else ()
-    todo = (stages.original, *pruning, squantizing.squantize, stages.calibrate, stages.integer)
-    for stage in (*todo, *stages.lower.values(), *stages.parity.values()):
-        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
-    test, task = work.task.data("test"), work.task
+    work.reach([*stages.lower.values(), *stages.parity.values()])
+    test, task = work.job.task.data("test"), work.job.task
     inputs = preprocessed(test, task.preprocess)
     whole = task.score_outputs(run_network(task.network(), inputs), test)[task.metric]
     graph, integer = stages.graph(), stages.integer_graph()
@@ -91,7 +86,7 @@ def row(case: str, settings: list[str], runs: Path) -> list[str]:
     wires = {name: len(pack_program(stages.program(stages.lower[name]), *packed)) for name in stages.lower}
     apart = [read_json(stages.path(stage) / "parity.json")["outputs"] for stage in stages.parity.values()]
     wire = wires["litert"]
-    wanted = work.recipe.squantize
+    wanted = work.job.recipe.squantize
     return [
         case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",
         f"{whole:.4f}", f"{score:.4f}", f"{int8:.4f}", f"{100 * (whole - int8):.2f}",

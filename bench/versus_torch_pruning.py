@@ -28,7 +28,6 @@ from cases import data, make_run
 from record import Table, add_option
 from torch import Tensor, nn
 
-from paredown.calibration.datasets import First
 from paredown.pipeline.compress.training.bn_recalibration import recalibrate
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.compress.training.setup import Lesson
@@ -36,7 +35,6 @@ from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.prune_stages import PruneStages
 from paredown.pipeline.store.files import write_json
-from paredown.pipeline.store.stage import run_stage
 
 SETTINGS = {
     "resnet56": ("prune.macs=0.5", "prune.flat=0", "recover.batch=64", "recover.lr=0.01"),
@@ -74,12 +72,13 @@ def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: b
 
 def after(task: Task, student: nn.Module, pruning: PruneStages, steps: int) -> nn.Module:
     """The same recovery for whoever asks."""
-    training, held_out = pruning.held_out()
+    training, held_out = pruning.training.held_out()
     recover = pruning.recipe.recover
     epochs = steps / task.batches(training, recover.batch, recover.seed).per_epoch
     schedule = {"epochs": epochs, "warmup": 10, "ema": 0.95, "evaluations": 4, "patience": 10}
     lesson = Lesson(
-        recover.model_copy(update=schedule), task, pruning.graph(), training, held_out, pruning.truth, None,
+        recover.model_copy(update=schedule), task, pruning.groups()[1], training, held_out,
+        pruning.training.truth, None,
         False, lambda done, total: None,
     )  # fmt: skip
     return lesson.teach(student, lesson.judge()[1]).network
@@ -106,9 +105,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         asked = [*data(arguments.case, arguments.cifar.absolute()), *SETTINGS[arguments.case]]
         work = make_run(arguments.case, [*asked, "prune.multiple=1", f"recover.seed={seed}"], root)
-        task, pruning = work.task, work.stages.pruning
-        for stage in (work.stages.original, pruning.sense, pruning.prune):
-            run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+        task, pruning = work.job.task, work.job.pruning
+        work.reach([pruning.prune])
         test = task.data("test")
         inputs = preprocessed(test, task.preprocess)
         shape = (1, *inputs.shape[1:])
@@ -119,7 +117,7 @@ def main() -> None:
         original = score(task.network())
         whole, ours = trace(task.network(), shape).macs, pruning.pruned()
         macs = trace(ours, shape).macs
-        calibration = list(preprocessed(First(pruning.held_out()[0], 256), task.preprocess).split(32))
+        calibration = list(pruning.training.inputs(pruning.training.held_out()[0]).split(32))
 
         def normed(make: Callable[[], nn.Module], images: list[Tensor] = calibration) -> nn.Module:
             network = make().eval()

@@ -1,4 +1,4 @@
-"""The commands of the camera app: camera here, and deploy, stop and logs on a device."""
+"""The commands of the camera apps: camera and drone here; deploy, stop and logs on a device."""
 
 from __future__ import annotations
 
@@ -7,57 +7,108 @@ import importlib
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paredown.apps.cli.console import AsJson, handled, print_json, screen
+from paredown.apps.cli.group import USE
+from paredown.apps.cli.options import FromParser, options_of
 
-#: The app's own parser reads the options: they are the same on a board.
-PASSED_ON: dict[str, Any] = {
-    "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
-}  # fmt: skip
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
 APPS = ("camera", "drone")
+Bundle = Annotated[Path, typer.Argument(help="A detector's .paredown file.")]
 Address = Annotated[str, typer.Option("--device", help="ssh://user@host | adb:SERIAL | local:")]
-Name = Annotated[str, typer.Option(help="Of the app on the device; the kind of app, unless given otherwise.")]
+Name = Annotated[str, typer.Option(help="Name of the app on the device.")]
 
 app = typer.Typer()
 
 
-@app.command(context_settings=PASSED_ON)
-def camera(context: typer.Context) -> None:
-    """Watches a camera, a stream, a video or a folder with a bundle: boxes, tracks, counts."""
+class _Camera(FromParser):
+    """The options of the device's own program."""
+
+    def parser(self) -> ArgumentParser:
+        from paredown.apps.detector.device.camera import parser
+
+        return parser("paredown camera")
+
+
+class _Drone(FromParser):
+    """The options of the device's own program."""
+
+    def parser(self) -> ArgumentParser:
+        from paredown.apps.detector.device.drone import parser
+
+        return parser("paredown drone")
+
+
+@app.command(cls=_Camera, rich_help_panel=USE)
+def camera(context: typer.Context, bundle: Bundle) -> None:
+    """Detect, track and count objects in a camera, a video or images.
+
+    A live source drops what comes too fast; a file is read frame by frame.
+    """
     with handled(False):
-        from paredown.apps.detector.device.camera import parser, run
-        from paredown.pipeline.bundle.archive import extract, unpack
-        from paredown.targets.errors import InputError
+        from paredown.apps.detector.device.camera import run
 
-        ours = parser("paredown camera")
-        ours.add_argument("bundle", type=Path, metavar="BUNDLE", help="a detector's .paredown file")
-        options = ours.parse_args(context.args)
-        bundle = unpack(options.bundle)
-        if bundle.manifest.app != "apps.detector":
-            what = f"a bundle of {bundle.manifest.app} finds no boxes"
-            raise InputError(what, where=options.bundle, hint="make one with `paredown run digits`")
-        with tempfile.TemporaryDirectory() as folder:
-            extract(bundle, Path(folder))
-            run(options, Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+        _watch(run, context, bundle)
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command(cls=_Drone, rich_help_panel=USE)
+def drone(context: typer.Context, bundle: Bundle) -> None:
+    """Send the positions of detected objects to an autopilot (MAVLink).
+
+    It sends LANDING_TARGET or FOLLOW_TARGET, and nothing while it cannot trust what it sees.
+    """
+    with handled(False):
+        from paredown.apps.detector.device.drone import run
+
+        _watch(run, context, bundle)
+
+
+def _watch(run: Any, context: typer.Context, path: Path) -> None:
+    """Runs an app of the detector on this machine.
+
+    Raises:
+        InputError: the bundle is damaged, or of another app.
+    """
+    from paredown.pipeline.bundle.archive import extract, unpack
+    from paredown.targets.errors import InputError
+
+    bundle = unpack(path)
+    if bundle.manifest.app != "apps.detector":
+        what = f"a bundle of {bundle.manifest.app} detects no objects"
+        raise InputError(what, where=path, hint="make one with `paredown run digits`")
+    with tempfile.TemporaryDirectory() as folder:
+        extract(bundle, Path(folder))
+        run(options_of(context), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _apps(incomplete: str) -> list[str]:
+    return [name for name in APPS if name.startswith(incomplete)]
+
+
+@app.command(context_settings={"allow_extra_args": True}, rich_help_panel=USE)
 def deploy(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="A .paredown file.")],
     device: Address,
     kind: Annotated[
-        str, typer.Option("--app", help=f"What the bundle is to be there: {', '.join(APPS)}.")
+        str, typer.Option("--app", help="The app that runs there: camera or drone.", autocompletion=_apps)
     ] = "camera",
-    name: Annotated[str | None, typer.Option(help="Of the app there, where one device has several.")] = None,
-    service: Annotated[bool, typer.Option(help="Start it with the device, by systemd.")] = False,
-    tail: Annotated[bool, typer.Option(help="Show what it says, until Ctrl-C; it goes on.")] = True,
+    name: Annotated[str | None, typer.Option(help="Name of the app there; default: --app's.")] = None,
+    service: Annotated[bool, typer.Option(help="Start it at boot, with systemd.")] = False,
+    tail: Annotated[bool, typer.Option(help="Show its output until Ctrl-C; the app keeps running.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Installs a bundle on a device, proves it there, and starts it; after -- come the app's own options."""
+    """Install a bundle on a device, check it there and start it.
+
+    Options of the app itself come after `--`:
+
+    paredown deploy digits.paredown --device ssh://pi@board -- --source 0
+    """
     with handled(as_json):
         from paredown.pipeline.device.deploy import deploy as install
         from paredown.targets.address import open_device
@@ -68,9 +119,9 @@ def deploy(
         device_code = importlib.import_module(f"paredown.apps.detector.device.{kind}")
         device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
         with open_device(device) as connected:
-            with screen() as (log, _):
+            with screen() as (tell, _):
                 made = install(
-                    bundle, connected, kind, name=name, arguments=context.args, service=service, log=log
+                    bundle, connected, kind, name=name, arguments=context.args, service=service, tell=tell
                 )
             if as_json:
                 print_json(made.to_dict())
@@ -84,9 +135,9 @@ def deploy(
                     Service(connected, made.name).logs(print, lines=10, follow=True)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def stop(device: Address, name: Name = "camera", as_json: AsJson = False) -> None:
-    """Ends an app that was deployed on a device, and only that."""
+    """Stop an app that `deploy` started on a device."""
     with handled(as_json):
         from paredown.targets.address import open_device
         from paredown.targets.devices.service.service import Service
@@ -99,14 +150,14 @@ def stop(device: Address, name: Name = "camera", as_json: AsJson = False) -> Non
         print(f"{name} {'has ended' if told['was_running'] else 'was not running'}")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def logs(
     device: Address,
     name: Name = "camera",
-    lines: Annotated[int, typer.Option(min=1, help="How many of the last ones.")] = 50,
-    follow: Annotated[bool, typer.Option(help="Go on until the app ends, or Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option(help="Follow the output until the app ends, or Ctrl-C.")] = False,
 ) -> None:
-    """Shows what an app says that was deployed on a device."""
+    """Show the output of an app that `deploy` started on a device."""
     with handled(False):
         from paredown.targets.address import open_device
         from paredown.targets.devices.service.service import Service

@@ -5,47 +5,63 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paredown.apps.cli.console import handled, screen
+from paredown.apps.cli.group import USE
+from paredown.apps.cli.options import FromParser, options_of
+from paredown.pipeline.store.event import Event
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import ArgumentParser, Namespace
 
     from paredown.apps.chat.device.generation.session import Chat
     from paredown.pipeline.bundle.archive import Bundle
 
-#: The app's own parser reads the options: they are the same on a board.
-PASSED_ON: dict[str, Any] = {
-    "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
-}  # fmt: skip
 APP, HERE = "apps.chat", "local:"
 
 app = typer.Typer()
 
 
-@app.command(context_settings=PASSED_ON)
-def chat(context: typer.Context) -> None:
-    """Talks to a bundle's model: a terminal, an answer to each line of a pipe, or to --prompt."""
+class _Chat(FromParser):
+    """The options of the device's own program."""
+
+    def parser(self) -> ArgumentParser:
+        from paredown.apps.chat.device.chat import parser
+
+        return parser("paredown chat")
+
+
+@app.command(cls=_Chat, rich_help_panel=USE)
+def chat(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's .paredown file.")],
+    device: Annotated[str, typer.Option(help="local: | ssh://user@host | adb:SERIAL | emulated:NAME")] = HERE,
+) -> None:
+    """Chat with a language model.
+
+    In a terminal it is a conversation. Standard input from a pipe gives one answer per line; --prompt gives
+    one answer.
+    """
     with handled(False):
-        from paredown.apps.chat.device.chat import converse, manner_of, parser
+        from paredown.apps.chat.device.chat import converse, manner_of
         from paredown.pipeline.bundle.archive import unpack
         from paredown.targets.errors import InputError
 
-        ours = parser("paredown chat")
-        ours.add_argument("bundle", type=Path, metavar="BUNDLE", help="a language model's .paredown file")
-        ours.add_argument("--device", default=HERE, help="ssh://user@host, adb:SERIAL or emulated:NAME")
-        options = ours.parse_args(context.args)
+        options = options_of(context)
         manner_of(options)  # a mistake is told before anything is loaded or sent
-        bundle = unpack(options.bundle)
+        bundle = unpack(path)
         if bundle.manifest.app != APP:
-            what = f"a bundle of {bundle.manifest.app} does not talk"
-            raise InputError(what, where=options.bundle, hint="make one with `paredown run gemma3-tiny`")
+            what = f"a bundle of {bundle.manifest.app} has no language model"
+            raise InputError(what, where=path, hint="make one with `paredown run gemma3-tiny`")
         with contextlib.ExitStack() as stack:
-            opened = _here if options.device == HERE else _there
-            code = converse(opened(bundle, options, stack), options.prompt)
+            if device == HERE:
+                session = _here(bundle, options, stack)
+            else:
+                session = _there(bundle, device, options, stack)
+            code = converse(session, options.prompt)
         raise typer.Exit(code)
 
 
@@ -59,12 +75,12 @@ def _here(bundle: Bundle, options: Namespace, stack: contextlib.ExitStack) -> Ch
     return open_session(folder, options)
 
 
-def _there(bundle: Bundle, options: Namespace, stack: contextlib.ExitStack) -> Chat:
+def _there(bundle: Bundle, address: str, options: Namespace, stack: contextlib.ExitStack) -> Chat:
     """A session on a device, and a terminal here."""
     from paredown.apps.chat.remote import on_device
     from paredown.targets.address import open_device
 
-    with screen() as (log, _):
-        log(f"connecting to {options.device}: running")
-        device = stack.enter_context(open_device(options.device))
-        return stack.enter_context(on_device(bundle, device, options, log))
+    with screen() as (tell, _):
+        tell(Event(f"connecting to {address}", "running"))
+        device = stack.enter_context(open_device(address))
+        return stack.enter_context(on_device(bundle, device, options, tell))

@@ -12,16 +12,25 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from paredown.apps.cli.group import recipe_names, target_names
+from paredown.pipeline.store.event import Event, Tell
 from paredown.targets.errors import ParedownError
 
 RECIPES = Path(__file__).parents[1]
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key, as bench.runs=20.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, as bench.runs=20; repeatable."),
 ]
-Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs and of the artefact store.")]
-RecipeName = Annotated[str, typer.Argument(help="A known recipe (`digits`) or a .toml file.")]
+Root = Annotated[Path, typer.Option("--runs", help="Folder of the runs and of stored results.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="A known recipe (`digits`) or a .toml file.", autocompletion=recipe_names)
+]
+TargetName = Annotated[
+    str, typer.Option(help="A target card, see `paredown targets`.", autocompletion=target_names)
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Run every stage on a handful of samples.")]
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -50,7 +59,7 @@ def _own_stderr() -> TextIO:
 
 
 @contextlib.contextmanager
-def screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def screen() -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
     """One line per finished stage and a bar for the one at work, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -65,20 +74,20 @@ def screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def log(line: str) -> None:
-            name, _, rest = line.partition(": ")
+        def tell(event: Event) -> None:
             for bar in progress.task_ids:
                 progress.remove_task(bar)
-            if rest.startswith(("done", "reused")):
-                console.print(line, markup=False)
+            if event.state == "running":
+                label = event.stage + (f" again ({event.detail})" if event.detail else "")
+                progress.add_task(label, total=None, count="")
             else:
-                progress.add_task(line.removesuffix(": running"), total=None, count="")
+                console.print(event.line(), markup=False)
 
         def tick(done: int, total: int) -> None:
             for bar in progress.task_ids:
                 progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
 
-        yield log, tick
+        yield tell, tick
 
 
 @contextlib.contextmanager

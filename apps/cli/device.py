@@ -12,12 +12,15 @@ from paredown.apps.cli.console import (
     AsJson,
     RecipeName,
     Settings,
+    TargetName,
     handled,
     print_json,
     recipe_folders,
     screen,
     tables,
 )
+from paredown.apps.cli.group import LOOK, PROVE, recipe_names
+from paredown.pipeline.store.event import Event
 
 Bundle = Annotated[Path, typer.Argument(help="A .paredown file.")]
 DeviceAddress = Annotated[
@@ -28,43 +31,49 @@ DeviceAddress = Annotated[
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=PROVE)
 def validate(
     bundle: Bundle,
     device: DeviceAddress = "local:",
     limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many test images.")] = None,
     score: Annotated[bool, typer.Option(help="Score on the recipe's test images.")] = True,
     times: Annotated[
-        int, typer.Option(min=1, help="Timed inferences per runtime; of a language model, tokens written.")
+        int, typer.Option(min=1, help="Timed inferences per runtime (language models: generated tokens).")
     ] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Proves a bundle: hashes, test vectors, score against the recorded one, latency, budget."""
+    """Check a bundle on a device: outputs, score, latency, budget.
+
+    Checks the hashes of all members, the outputs on the test vectors, the score against the recorded one,
+    and the budget. Exit code 3 = one of the checks failed.
+    """
     with handled(as_json):
         from paredown.pipeline.device.validate import validate as prove
 
-        with screen() as (log, tick):
-            result = prove(bundle, device, limit=limit, score=score, runs=times, log=log, tick=tick)
+        with screen() as (tell, tick):
+            result = prove(bundle, device, limit=limit, score=score, runs=times, tell=tell, tick=tick)
         _print_validation(result, as_json)
         if not result.passed:
             raise typer.Exit(3)
 
 
-@app.command()
+@app.command(rich_help_panel=PROVE)
 def bench(
     bundle: Bundle,
     device: DeviceAddress = "local:",
-    minutes: Annotated[float, typer.Option(min=0.0, help="How long; heat shows after minutes.")] = 0.5,
-    plot: Annotated[Path | None, typer.Option(help="Draw latency over time as a PNG.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.0, help="Duration in minutes; heat shows after some minutes.")
+    ] = 0.5,
+    plot: Annotated[Path | None, typer.Option(help="Draw latency over time, as a PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Times a bundle on a device: latency over minutes, memory, each operation's share, heat and clocks."""
+    """Measure latency over minutes, memory, operators and temperature."""
     with handled(as_json):
         from paredown.pipeline.device.bench.bench import bench as measure
         from paredown.pipeline.device.bench.sustained import plot as draw
 
-        with screen() as (log, tick):
-            result = measure(bundle, device, minutes, log=log, tick=tick)
+        with screen() as (tell, tick):
+            result = measure(bundle, device, minutes, tell=tell, tick=tick)
         if plot and result.bursts:
             draw(result.bursts, device, plot)
         if as_json:
@@ -78,27 +87,31 @@ def bench(
             print(f"plot     {plot}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def cost(
     recipe: RecipeName = "digits",
-    target: Annotated[str, typer.Option(help="The target card that the table is for.")] = "host",
+    target: TargetName = "host",
     device: DeviceAddress = "local:",
-    runtime: Annotated[str, typer.Option(help="Whose programs are measured.")] = "litert",
-    out: Annotated[Path | None, typer.Option(help="The file; latency-TARGET-RUNTIME.json.")] = None,
+    runtime: Annotated[str, typer.Option(help="The runtime to measure: litert or executorch.")] = "litert",
+    out: Annotated[
+        Path | None, typer.Option(help="The table's file; default: latency-TARGET-RUNTIME.json.")
+    ] = None,
     set_: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measures what each layer costs on a device: the table that pruning for latency takes."""
+    """Measure the latency of each layer, for `prune.latency`."""
     with handled(as_json):
         from paredown.pipeline.device.executor import open_executor
         from paredown.pipeline.device.latency.measure import measure_cost
         from paredown.pipeline.recipe.file import load_recipe
+        from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 
         card = load_card(target)
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        images_only(resolved, "cost")
         path = out or Path(f"latency-{card.name}-{runtime}.json")
-        with screen() as (log, tick), open_executor(device, card, log) as executor:
+        with screen() as (tell, tick), open_executor(device, card, tell) as executor:
             found = measure_cost(resolved, card, runtime, executor, path, tick)
         if as_json:
             parts = {part.node: part.value(found.full) for part in found.parts}
@@ -110,33 +123,41 @@ def cost(
         print(f"use it   --set prune.latency_table={path} --set prune.latency=0.6")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a .cfg, or a built-in network.")
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RECIPE",
+            autocompletion=recipe_names,
+            help="A recipe, a .cfg file, or a built-in network.",
+        ),
     ],
-    target: Annotated[str, typer.Option(help="A target card, see `paredown targets`.")] = "host",
+    target: TargetName = "host",
     set_: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predicts, before any training, what stays on the target's delegates, and what to change."""
+    """Predict which operators leave the target's delegate, and why."""
     with handled(as_json):
         from paredown.apps.cli.untrained import untrained
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.lower.predict.inspect import inspect as predict
         from paredown.pipeline.lower.predict.inspect import inspect_graph
         from paredown.pipeline.recipe.file import load_recipe
+        from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 
         card = load_card(target)
-        with screen() as (log, _):
-            log(f"{what}: running")
+        with screen() as (tell, _):
+            tell(Event(what, "running"))
             if (model := untrained(what)) is not None:
                 network, shape, values = model
                 graph = trace(network, shape, opaque=True)
                 found = inspect_graph(graph, card, tuple(card.runtimes), values, what)
             else:
-                found = predict(load_recipe(what, set_ or (), recipe_folders()), card)
+                recipe = load_recipe(what, set_ or (), recipe_folders())
+                images_only(recipe, "inspect")
+                found = predict(recipe, card)
         if as_json:
             print_json(found.to_dict())
             return
@@ -146,12 +167,12 @@ def inspect(
             tables().print(f"note: {note}", markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def doctor(
-    device: Annotated[str | None, typer.Option(help="A device to look at; without, this machine is.")] = None,
+    device: Annotated[str | None, typer.Option(help="The device to check; default: this machine.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Says what is missing on this machine or a device, and the one command that mends it."""
+    """Check what is missing on this machine or a device; print the fix."""
     with handled(as_json):
         from paredown.targets.devices.doctor import examine
 
@@ -167,7 +188,7 @@ def doctor(
             return
         from rich.table import Table
 
-        table = Table("", "what", "detail", "to mend it", box=None, pad_edge=False)
+        table = Table("", "what", "detail", "fix", box=None, pad_edge=False)
         for finding in found:
             table.add_row(finding.state, finding.name, finding.detail, finding.mend or "")
         tables().print(table)

@@ -9,95 +9,99 @@ from __future__ import annotations
 import dataclasses
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paredown.apps.cli import (
-    camera as cli_camera,
-)
-from paredown.apps.cli import (
-    chat as cli_chat,
-)
-from paredown.apps.cli import (
-    device as cli_device,
-)
-from paredown.apps.cli import (
-    drone as cli_drone,
-)
-from paredown.apps.cli import (
-    web as cli_web,
-)
+from paredown.apps.cli import camera as cli_camera
+from paredown.apps.cli import chat as cli_chat
+from paredown.apps.cli import device as cli_device
+from paredown.apps.cli import web as cli_web
 from paredown.apps.cli.console import (
     AsJson,
     RecipeName,
     Root,
     Settings,
+    Smoke,
+    TargetName,
     handled,
     print_json,
     recipe_folders,
     screen,
     tables,
 )
+from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
+from paredown.apps.cli.options import FromParser, options_of
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"  # that pydantic writes
 
 app = typer.Typer(
-    help="Takes a trained network and a target device, gives back a validated bundle that runs there.",
+    help="Make a bundle from a trained network, for one target device; prove it there and use it.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def run(
     recipe: RecipeName,
-    target: Annotated[str, typer.Option(help="A target card, see `paredown targets`.")] = "host",
+    target: TargetName = "host",
     set_: Settings = None,
     runs: Root = Path("runs"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan.")
+        bool, typer.Option("--dry-run", help="Print the whole recipe and the plan; run nothing.")
     ] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Every stage on a handful of samples.")] = False,
+    smoke: Smoke = False,
     device: Annotated[
-        str | None, typer.Option(help="Where to prove it: local: | ssh://... | adb:... | emulated:NAME")
+        str | None, typer.Option(help="Prove it there: local: | ssh://... | adb:... | emulated:NAME")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Images to score on the device.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score at most this many images on the device.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a bundle: prunes where the recipe says so, quantizes, lowers, checks, scores, times, packs."""
+    """Make a bundle from a recipe: prune, quantize, lower, check, pack.
+
+    What was made before is reused: an interrupted run continues at its last finished stage. Exit code 3 =
+    the result is over budget.
+    """
     with handled(as_json):
-        from paredown.pipeline.recipe.file import load_recipe, resolved_toml
-        from paredown.pipeline.run.language.run import LanguageRun
+        from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.run import Run, recipe_name
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        kind: type[Run | LanguageRun] = LanguageRun if resolved.data.textual else Run
-        with screen() as (log, tick):
-            work = kind(
+        with screen() as (tell, tick):
+            work = Run(
                 recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
-                device_limit=limit, log=log, tick=tick,
+                device_limit=limit, tell=tell, tick=tick,
             )  # fmt: skip
             if dry_run:
-                _print_plan(work, resolved_toml(resolved), as_json)
+                _print_plan(work, resolved, as_json)
                 return
             result = work.execute()
         _print_run(result, as_json)
-        if result.violations or not all(check.passed for check in result.checks):
+        if not result.passed:
             raise typer.Exit(3)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def export(
     recipe: RecipeName,
-    target: Annotated[str, typer.Option(help="iphone, android-vulkan or browser.")],
+    target: Annotated[
+        str, typer.Option(help="iphone, android-vulkan or browser.", autocompletion=target_names)
+    ],
     set_: Settings = None,
     runs: Root = Path("runs"),
-    smoke: Annotated[bool, typer.Option("--smoke", help="On a handful of samples.")] = False,
+    smoke: Smoke = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes the file for a target that nothing here can run: Core ML, Vulkan, a browser."""
+    """Make a file for Core ML, Vulkan or a browser; it is not run here."""
     with handled(as_json):
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.export import export as make
@@ -106,8 +110,8 @@ def export(
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
         folder = runs / recipe_name(recipe)
-        with screen() as (log, tick):
-            made = make(resolved, load_card(target), folder, smoke=smoke, log=log, tick=tick)
+        with screen() as (tell, tick):
+            made = make(resolved, load_card(target), folder, smoke=smoke, tell=tell, tick=tick)
         if as_json:
             print_json([dataclasses.asdict(each) | {"path": str(each.path)} for each in made])
             return
@@ -116,18 +120,16 @@ def export(
             print(f"{each.path}: {each.dtype} in and out, {outside} outside {each.delegate}; never run here")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def sense(
     recipe: RecipeName,
-    target: Annotated[
-        str, typer.Option(help="A target card: its channel multiples decide the widths.")
-    ] = "host",
+    target: TargetName = "host",
     set_: Settings = None,
     runs: Root = Path("runs"),
-    smoke: Annotated[bool, typer.Option("--smoke", help="On a handful of samples.")] = False,
+    smoke: Smoke = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measures how much every group of channels matters: a table, a plot, a JSON."""
+    """Measure how sensitive the accuracy is to each group of channels."""
     with handled(as_json):
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.image.prune_stages import PLOT, SENSE
@@ -135,36 +137,39 @@ def sense(
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        with screen() as (log, tick):
+        with screen() as (tell, tick):
             work = Run(
-                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, log=log, tick=tick
+                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, tell=tell, tick=tick
             )
-            found = work.sense()
+            found, channels, traced = work.sense()
         files = {"table": work.folder / SENSE, "plot": work.folder / PLOT}
         if as_json:
             print_json({**{n: str(p) for n, p in files.items()}, "sensitivity": found.to_dict()})
             return
         from paredown.pipeline.compress.sensitivity.chart import table
 
-        tables().print(table(found, *work.stages.pruning.groups()))
+        tables().print(table(found, channels, traced))
         for name, path in files.items():
             print(f"{name:<8} {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def groups(
     recipe: RecipeName,
     set_: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shows which channels must be pruned together, and why."""
+    """Show which channels are pruned together, and why."""
     with handled(as_json):
         from paredown.pipeline.compress.coupling.coupling import couple
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.recipe.task import load_task
+        from paredown.pipeline.run.job import images_only
 
-        task = load_task(load_recipe(recipe, set_ or (), recipe_folders()))
+        resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        images_only(resolved, "groups")
+        task = load_task(resolved)
         size = task.preprocess
         graph = trace(task.network(), (1, size.channels, size.height, size.width), opaque=True)
         found = couple(graph)
@@ -175,26 +180,28 @@ def groups(
             print(group.describe())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def explain(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, as runs/digits/host.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, as runs/digits/host.")],
+    graph: Annotated[bool, typer.Option("--graph", help="Draw what each stage is made from.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Says why each stage ran or was reused."""
+    """Say why each stage of a run was run or reused."""
     with handled(as_json):
-        from paredown.pipeline.store.stage import Ledger
-        from paredown.pipeline.store.stage import explain as reasons
+        from paredown.pipeline.store.ledger import Ledger, draw
+        from paredown.pipeline.store.ledger import explain as reasons
 
-        lines = reasons(*Ledger.read(folder))
+        ledgers = Ledger.read(folder)
+        lines = draw(ledgers[0]) if graph else reasons(*ledgers)
         if as_json:
             print_json({"run": str(folder), "stages": lines})
         else:
             print("\n".join(lines))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def targets(as_json: AsJson = False) -> None:
-    """Lists the target cards."""
+    """List the target devices."""
     with handled(as_json):
         from paredown.targets.cards.card import list_cards
 
@@ -210,9 +217,43 @@ def targets(as_json: AsJson = False) -> None:
         tables().print(table)
 
 
+@app.command(rich_help_panel=LOOK)
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors.
+
+    An editor with Taplo (VS Code: Even Better TOML) completes and explains the keys of a recipe that names
+    the schema in its first line:
+
+    paredown schema > recipe.schema.json
+
+    #:schema ./recipe.schema.json
+    """
+    with handled(False):
+        from paredown.pipeline.recipe.schema import Recipe
+
+        print_json({"$schema": DRAFT, **Recipe.model_json_schema()})
+
+
+class _Train(FromParser):
+    """The options of the trainer's own parser."""
+
+    def parser(self) -> ArgumentParser:
+        from paredown.apps.detector.train.command import parser
+
+        return parser("paredown train")
+
+
+@app.command(cls=_Train, rich_help_panel=MAKE)
+def train(context: typer.Context) -> None:
+    """Train a YOLO-v2 detector; the weights are for a recipe."""
+    with handled(False):
+        from paredown.apps.detector.train.command import run
+
+        run(options_of(context))
+
+
 app.add_typer(cli_device.app)
 app.add_typer(cli_camera.app)
-app.add_typer(cli_drone.app)
 app.add_typer(cli_web.app)
 app.add_typer(cli_chat.app)
 
@@ -226,7 +267,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -235,22 +276,25 @@ def _options(
 # -- printing ------------------------------------------------------------------------------------------------
 
 
-def _print_plan(work: Any, recipe: str, as_json: bool) -> None:
+def _print_plan(work: Any, recipe: Any, as_json: bool) -> None:
+    from paredown.pipeline.recipe.file import commented_toml, resolved_toml
+
     plan = [(stage.name, stage.key, work.store.get(stage.key) is not None) for stage in work.plan()]
     if as_json:
         import tomllib
 
         stages = [{"name": name, "key": key, "cached": cached} for name, key, cached in plan]
-        print_json({"recipe": tomllib.loads(recipe), "stages": stages})
+        print_json({"recipe": tomllib.loads(resolved_toml(recipe)), "stages": stages})
         return
-    print(recipe)
+    print(commented_toml(recipe))
     width = max(len(name) for name, _, _ in plan)
     for name, key, cached in plan:
         print(f"{name:<{width}}  {key[:12]}  {'reused' if cached else 'would run'}")
 
 
 def _print_run(result: Any, as_json: bool) -> None:
-    from paredown.pipeline.run.run import BUNDLE, PREVIEW, REPORT
+    from paredown.pipeline.run.job import BUNDLE, PREVIEW
+    from paredown.pipeline.run.run import REPORT
 
     files = {"bundle": BUNDLE, "preview": PREVIEW, "report": REPORT}
     files = {name: file for name, file in files.items() if (result.folder / file).exists()}

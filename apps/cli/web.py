@@ -12,21 +12,25 @@ from typing import Annotated
 import typer
 
 from paredown.apps.cli.console import AsJson, handled, print_json
+from paredown.apps.cli.group import USE
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def web(
-    bundle: Annotated[Path, typer.Argument(help="A .paredown file of a detector.")],
-    out: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("site"),
+    bundle: Annotated[Path, typer.Argument(help="A detector's .paredown file.")],
+    out: Annotated[Path, typer.Option(help="Folder that the page is written to.")] = Path("site"),
     litertjs: Annotated[
         Path | None,
-        typer.Option(help="A node_modules that has @litertjs/core; without, npm fetches it once."),
+        typer.Option(help="A node_modules folder with @litertjs/core; default: npm downloads it once."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a static page: the phone's camera, the network in the browser, boxes live; works offline."""
+    """Make a web page that detects objects with a phone's camera.
+
+    The page is static and the network runs in the browser; after the first visit the page also works offline.
+    """
     with handled(as_json):
         from paredown.apps.detector.web.site import build
         from paredown.pipeline.bundle.archive import unpack
@@ -39,14 +43,16 @@ def web(
         print(f"try it   paredown serve {site.folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def serve(
-    site: Annotated[Path, typer.Argument(help="A folder made by `paredown web`.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
-    lan: Annotated[bool, typer.Option("--lan", help="For other machines of this network, too.")] = False,
-    https: Annotated[bool, typer.Option("--https", help="With a certificate made here and now.")] = False,
+    site: Annotated[Path, typer.Argument(help="A folder written by `paredown web`.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 = any free one.")] = 8000,
+    lan: Annotated[
+        bool, typer.Option("--lan", help="Let other machines of the local network open it.")
+    ] = False,
+    https: Annotated[bool, typer.Option("--https", help="Use HTTPS with a self-signed certificate.")] = False,
 ) -> None:
-    """Hands out a page on this machine until interrupted (Ctrl-C)."""
+    """Serve that web page on this machine, until Ctrl-C."""
     with handled(False), tempfile.TemporaryDirectory() as scratch:
         from paredown.apps.detector.web.serve import (
             EVERYWHERE,

@@ -115,6 +115,27 @@ def resolved_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
+def commented_toml(recipe: Recipe) -> str:
+    """The recipe in full as TOML, for a reader: a key that is unset is a comment with its meaning."""
+    return "\n".join(_commented(Recipe, recipe.model_dump(mode="json"), ())) + "\n"
+
+
+def _commented(schema: type[BaseModel], values: Mapping[str, Any], prefix: tuple[str, ...]) -> list[str]:
+    plain: list[str] = []
+    tables: list[str] = []  # after all plain keys: they end their own table
+    for name, field in schema.model_fields.items():
+        value, path = values[name], (*prefix, name)
+        if section := _section(field.annotation):
+            tables += ["", f"[{'.'.join(path)}]", *_commented(section, value, path)]
+        elif value is None or value == {}:
+            plain.append(f"# {name} =  # unset: {' '.join((field.description or '').split())}")
+        elif isinstance(value, Mapping):
+            tables += ["", f"[{'.'.join(path)}]", tomli_w.dumps(value).rstrip()]
+        else:
+            plain.append(tomli_w.dumps({name: value}).rstrip())
+    return plain + tables
+
+
 def recipe_keys(schema: type[BaseModel] = Recipe, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Every key of a recipe with its sections, `("quantize", "observer")`, in the schema's order."""
     for name, field in schema.model_fields.items():
@@ -122,6 +143,19 @@ def recipe_keys(schema: type[BaseModel] = Recipe, prefix: tuple[str, ...] = ()) 
             yield from recipe_keys(section, (*prefix, name))
         else:
             yield (*prefix, name)
+
+
+def default_recipe() -> Recipe:
+    """A recipe in which no key is set."""
+    return Recipe()
+
+
+def value_of(recipe: BaseModel, key: Sequence[str]) -> Any:
+    """The value of a key, `("quantize", "observer")`."""
+    value: Any = recipe
+    for name in key:
+        value = getattr(value, name)
+    return value
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -14,7 +14,7 @@ from tiny_project import Done, scene
 
 def call(*arguments: object) -> Done:
     """Runs one of the camera's commands in this process."""
-    from paredown.apps.cli.camera import app
+    from paredown.apps.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:

@@ -45,17 +45,22 @@ def main(arguments: Sequence[str]) -> int:
 def parser(program: str) -> argparse.ArgumentParser:
     """The command line, the same on every machine."""
     default, found = Sampling(), argparse.ArgumentParser(program, description="Talks to a bundle's model.")
-    found.add_argument("--prompt", help="answer this and leave")
-    found.add_argument("--temperature", type=float, default=default.temperature, help="0 = greedy")
-    found.add_argument("--top-k", type=int, default=default.top_k, help="0 = all tokens")
-    found.add_argument("--top-p", type=float, default=default.top_p, help="1 = all tokens")
-    found.add_argument("--seed", type=int, help="the same answers every time")
-    found.add_argument("--stop", action="append", default=[], help="a string that ends an answer; repeatable")
-    found.add_argument("--max-tokens", type=int, help="of an answer")
-    found.add_argument("--runtime", help="executorch or litert, where the bundle has both")
-    found.add_argument("--threads", type=int, help="of the runtime; all cores")
-    found.add_argument("--no-times", action="store_true", help="an emulated board: speeds mean nothing")
-    found.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    add = found.add_argument
+    add("--prompt", help="answer this prompt and exit")
+    for name, kind, text in (
+        ("temperature", float, "sampling temperature, 0 = greedy"),
+        ("top-k", int, "sample from the k likeliest tokens, 0 = all"),
+        ("top-p", float, "sample from this share of probability, 1 = all"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        add(f"--{name}", type=kind, default=value, help=f"{text} (default: %(default)s)")
+    add("--seed", type=int, help="random seed, for the same answers every time")
+    add("--stop", action="append", default=[], help="end an answer at this text; repeatable")
+    add("--max-tokens", type=int, help="maximum tokens per answer (default: no limit)")
+    add("--runtime", help="the runtime, executorch or litert (default: the first in the bundle)")
+    add("--threads", type=int, help="runtime threads (default: all cores)")
+    add("--no-times", action="store_true", help="print no speeds, as on an emulated board")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
     return found
 
 

@@ -155,23 +155,41 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """
     made = _Parser(prog, description="Watches a camera, a stream, a video or a folder of images.")
     add = made.add_argument
-    add("--source", required=True, help="0 | /dev/video0 | rtsp://... | video.mp4 | folder/")
-    add("--confidence", type=number_within(0.0, 1.0), help="score that begins a track; the bundle's own")
-    add("--threads", type=whole_number, default=1, help="of the runtime (1)")
-    add("--rotate", type=int, choices=(0, 90, 180, 270), default=0, help="degrees clockwise")
-    add("--mirror", action="store_true", help="left and right, after the rotation")
-    add("--realtime", action="store_true", help="play a file as a camera would, dropping what comes too fast")
-    add("--frames", type=whole_number, help="stop after so many pictures")
-    add("--patience", type=number_within(0.0, 1e9), help="seconds to wait for a lost stream (for ever)")
+    add("--source", required=True, help="camera number, device, stream, video file or folder: 0 | rtsp://...")
+    add(
+        "--confidence",
+        type=number_within(0.0, 1.0),
+        help="minimum score of a new track (default: the bundle's)",
+    )
+    add("--threads", type=whole_number, default=1, help="runtime threads (default 1)")
+    add(
+        "--rotate",
+        type=int,
+        choices=(0, 90, 180, 270),
+        default=0,
+        help="degrees to rotate clockwise (default 0)",
+    )
+    add("--mirror", action="store_true", help="swap left and right, after the rotation")
+    add("--realtime", action="store_true", help="play a file in real time and drop frames, as a camera does")
+    add("--frames", type=whole_number, help="stop after this many frames")
+    add(
+        "--patience",
+        type=number_within(0.0, 1e9),
+        help="seconds to wait for a lost stream (default: wait forever)",
+    )
     add("--line", type=parse_line, action="append", default=[], metavar="NAME=x1,y1,x2,y2",
-        help="count crossings, in: from left to right, seen from the first point")  # fmt: skip
+        help="count crossings of a line; `in` is left to right, seen from its first point")  # fmt: skip
     add("--zone", type=parse_zone, action="append", default=[], metavar="NAME=x1,y1,...",
-        help="count who is inside a polygon")  # fmt: skip
-    add("--show", action="store_true", help="open a window; q ends it")
-    add("--save", type=Path, metavar="OUT.mp4", help="write a video with the overlay")
-    add("--snapshot", type=Path, metavar="OUT.png", help="write the newest picture once a second")
-    add("--json", action="store_true", help="a JSON line per picture on standard output, then a summary")
-    add("--mqtt", metavar="HOST[:PORT][/TOPIC]", help="publish the same to a broker (needs paho-mqtt)")
+        help="count objects inside a polygon")  # fmt: skip
+    add("--show", action="store_true", help="show the video in a window; q closes it")
+    add("--save", type=Path, metavar="OUT.mp4", help="write the video with boxes and counts")
+    add("--snapshot", type=Path, metavar="OUT.png", help="write the newest frame once a second")
+    add("--json", action="store_true", help="print one JSON line per frame, then a summary")
+    add(
+        "--mqtt",
+        metavar="HOST[:PORT][/TOPIC]",
+        help="publish these lines to an MQTT broker (needs paho-mqtt)",
+    )
     return made
 
 

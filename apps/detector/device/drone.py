@@ -57,39 +57,57 @@ def parser(prog: str) -> argparse.ArgumentParser:
     made.description = "Tells an autopilot over MAVLink where the objects are that a camera sees."
     trust, degrees = Trust(), number_within(-360.0, 360.0)
     add = made.add_argument
-    add("--mavlink", required=True, metavar="ADDRESS", help=HINT)
-    add("--system", type=whole_number, default=1, help="MAVLink system id of the vehicle (1)")
-    add("--send", choices=(LANDING, FOLLOW, "both"), default=LANDING, help="LANDING_TARGET or FOLLOW_TARGET")
+    add("--mavlink", required=True, metavar="ADDRESS", help=f"address of the autopilot: {HINT}")
+    add("--system", type=whole_number, default=1, help="MAVLink system id of the vehicle (default 1)")
+    add(
+        "--send",
+        choices=(LANDING, FOLLOW, "both"),
+        default=LANDING,
+        help="the messages to send (default: %(default)s)",
+    )
     add("--follow-system", type=whole_number, default=200, metavar="ID",
-        help="system id that FOLLOW_TARGET comes from, ArduPilot's FOLL_SYSID (200)")  # fmt: skip
-    add("--target", metavar="CLASS[,CLASS]", help="classes to look for (all)")
+        help="system id of FOLLOW_TARGET messages, ArduPilot's FOLL_SYSID (default 200)")  # fmt: skip
+    add("--target", metavar="CLASS[,CLASS]", help="classes to track (default: all)")
     add("--tiles", default="auto", metavar="SIZE",
-        help="side of a tile in pixels, off, or auto: the model's own input's")  # fmt: skip
-    add("--overlap", type=number_within(0.0, 0.9), default=OVERLAP, help=f"share of a tile ({OVERLAP})")
+        help="tile size in pixels, off, or auto: the model's input size (default: auto)")  # fmt: skip
+    add(
+        "--overlap",
+        type=number_within(0.0, 0.9),
+        default=OVERLAP,
+        help="overlap of tiles, as a share of one (default: %(default)s)",
+    )
     lens = made.add_mutually_exclusive_group(required=True)
-    lens.add_argument("--fov", type=number_within(1.0, 170.0), help="horizontal field of view, degrees")
-    lens.add_argument("--intrinsics", metavar="fx,fy,cx,cy,WIDTH", help="as calibrated at that width, pixels")
+    lens.add_argument(
+        "--fov",
+        type=number_within(1.0, 170.0),
+        help="horizontal field of view in degrees; or give --intrinsics",
+    )
+    lens.add_argument(
+        "--intrinsics",
+        metavar="fx,fy,cx,cy,WIDTH",
+        help="calibrated camera matrix, for this image width in pixels",
+    )
     add("--mount", type=degrees, nargs=3, default=(0.0, -90.0, 0.0), metavar=("ROLL", "PITCH", "YAW"),
-        help="how the camera is turned, degrees (0 -90 0: straight down, top ahead)")  # fmt: skip
+        help="camera mounting in degrees (default 0 -90 0: straight down, image top ahead)")  # fmt: skip
     for name, high, text in (
-        ("confidence", 1.0, "least score of what is told"),
-        ("link", 60.0, "longest silence of the autopilot, seconds"),
-        ("attitude", 5.0, "greatest age of an attitude, seconds"),
-        ("position", 5.0, "greatest age of a position, seconds"),
-        ("latency", 60.0, "greatest age of a picture, seconds"),
-        ("tilt", 90.0, "largest angle against level, degrees"),
-        ("lowest", 1e4, "least height above home, metres"),
-        ("highest", 1e4, "greatest height above home, metres"),
-        ("depression", 90.0, "least angle below the horizon, degrees"),
-        ("range", 1e5, "greatest distance, metres"),
+        ("confidence", 1.0, "minimum score of a target"),
+        ("link", 60.0, "maximum silence of the autopilot in seconds"),
+        ("attitude", 5.0, "maximum age of the attitude in seconds"),
+        ("position", 5.0, "maximum age of the position in seconds"),
+        ("latency", 60.0, "maximum age of a frame in seconds"),
+        ("tilt", 90.0, "maximum roll and pitch in degrees"),
+        ("lowest", 1e4, "minimum height above home in metres"),
+        ("highest", 1e4, "maximum height above home in metres"),
+        ("depression", 90.0, "minimum angle below the horizon in degrees"),
+        ("range", 1e5, "maximum distance in metres"),
     ):
         field = name if hasattr(trust, name) else f"{name}_s"
         option = f"--{'min' if name == 'confidence' else 'trust'}-{name}"
         default = getattr(trust, field)
         add(option, dest=f"trust_{field}", type=number_within(0.0, high), default=default,
-            help=f"{text} ({default:g})")  # fmt: skip
+            help=f"{text} (default {default:g})")  # fmt: skip
     add("--trust-sightings", type=whole_number, default=trust.sightings,
-        help=f"pictures in a row that confirm a track ({trust.sightings})")  # fmt: skip
+        help=f"consecutive frames that confirm a track (default {trust.sightings})")  # fmt: skip
     return made
 
 

@@ -1,6 +1,8 @@
-"""`python -m paredown.apps.detector.train`, and `python -m apps.detector.train` in a clone."""
+"""`python -m paredown.apps.detector.train`: another name of `paredown train`."""
 
-from paredown.apps.detector.train.command import main
+import sys
+
+from paredown.apps.cli.main import app
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    app(["train", *sys.argv[1:]], prog_name="paredown")

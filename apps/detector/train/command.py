@@ -1,11 +1,9 @@
-"""The command `python -m paredown.apps.detector.train`: options in, weights out."""
+"""The command `paredown train`: options in, weights out."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -19,7 +17,7 @@ from paredown.apps.detector.weights import load_checkpoint, write_weights
 from paredown.calibration.datasets import Dataset, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.store.checkpoint import save_weights
-from paredown.targets.errors import ParedownError, UsageError
+from paredown.targets.errors import UsageError
 
 
 class _Meter:
@@ -50,35 +48,64 @@ class _Meter:
         self.progress.stop()
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The options.
+
+    Args:
+        prog: the name of the command, for its help.
+    """
     default = TrainConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m paredown.apps.detector.train.train", description="Trains a YOLO-v2 detector."
+    made = argparse.ArgumentParser(prog, description="Trains a YOLO-v2 detector.")
+    add = made.add_argument
+    add("data", metavar="DATA", help="`digits` (the embedded set), or the folder or file of training images")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the weights: .safetensors or .weights (darknet)",
     )
-    add = parser.add_argument
-    add("data", help="'digits' (the embedded set), or where the training images are")
-    add("--out", type=Path, required=True, help="the weights: .safetensors or darknet's .weights")
     add("--network", default="yolov2-nano", help="a built-in network or a .cfg file (default: %(default)s)")
-    add("--weights", type=Path, help="weights to start from")
-    add("--format", default="yolo", help="of the data: yolo, voc or coco (default: %(default)s)")
-    add("--names", type=Path, help="file with the classes' names; needed unless the data are 'digits'")
-    add("--validation", type=Path, help="labelled images to score now and then")
-    add("--resize", default="stretch", choices=("stretch", "letterbox", "crop"))
-    for name in ("epochs", "batch", "warmup", "seed"):
-        add(f"--{name}", type=int, default=getattr(default, name), help="default: %(default)s")
-    for name in ("lr", "weight-decay", "ema"):
-        add(
-            f"--{name}",
-            type=float,
-            default=getattr(default, name.replace("-", "_")),
-            help="default: %(default)s",
-        )
-    add("--multi-scale", action="store_true", help="another input size every 10 steps")
-    add("--no-flips", action="store_true", help="never mirror images ('digits' are never mirrored)")
-    add("--threads", type=int, default=0, help="torch's threads (default: torch's own choice)")
-    add("--device", default=default.device, help="default: %(default)s")
-    add("--checkpoint", type=Path, help="default: OUT with .checkpoint appended; removed at the end")
-    return parser
+    add("--weights", type=Path, metavar="FILE", help="weights to start from")
+    add("--format", default="yolo", help="format of the data: yolo, voc or coco (default: %(default)s)")
+    add(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="class names, one per line; required unless DATA is `digits`",
+    )
+    add("--validation", type=Path, metavar="PATH", help="labelled images; scored every few epochs")
+    add(
+        "--resize",
+        default="stretch",
+        choices=("stretch", "letterbox", "crop"),
+        help="how an image gets the network's size (default: %(default)s)",
+    )
+    for name, text in (
+        ("epochs", "passes over the training images"),
+        ("batch", "images per step"),
+        ("warmup", "steps over which the learning rate rises"),
+        ("seed", "random seed"),
+    ):
+        add(f"--{name}", type=int, default=getattr(default, name), help=f"{text} (default: %(default)s)")
+    for name, text in (
+        ("lr", "maximum learning rate"),
+        ("weight-decay", "weight decay of the convolutions"),
+        ("ema", "decay per step of the averaged weights; 0 = no average"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        add(f"--{name}", type=float, default=value, help=f"{text} (default: %(default)s)")
+    add("--multi-scale", action="store_true", help="change the input size every 10 steps")
+    add("--no-flips", action="store_true", help="never mirror images (`digits` are never mirrored)")
+    add("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
+    add("--device", default=default.device, help="device of torch (default: %(default)s)")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="file to resume from (default: --out with .checkpoint appended); deleted at the end",
+    )
+    return made
 
 
 def _load(arguments: argparse.Namespace) -> tuple[YoloV2, Dataset, Dataset | None]:
@@ -102,7 +129,16 @@ def _load(arguments: argparse.Namespace) -> tuple[YoloV2, Dataset, Dataset | Non
     return network, opened[0], opened[1]
 
 
-def _command(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Trains a network, and writes its weights.
+
+    Args:
+        arguments: as `parser` reads them.
+
+    Raises:
+        UsageError: an option that cannot work.
+        InputError: the data, the names or the weights cannot be read.
+    """
     if arguments.out.suffix not in (".safetensors", ".weights"):
         raise UsageError(f"--out {arguments.out}", hint="end it with .safetensors or .weights")
     if arguments.threads > 0:
@@ -132,17 +168,3 @@ def _command(arguments: argparse.Namespace) -> None:
     if not arguments.checkpoint:
         checkpoint.unlink(missing_ok=True)
     meter.report(f"wrote {arguments.out}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives the exit code (2 usage, 4 bad input)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        _command(arguments)
-    except ParedownError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0

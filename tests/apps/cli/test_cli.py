@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_project import ROOT, call, copy_project, copy_runs, paredown, python, start
 
+from paredown.apps.cli.group import ORDER, PANELS
+from paredown.pipeline.recipe.file import recipe_keys
 from paredown.targets.cards.card import list_cards
 
 HEAVY = (
@@ -55,6 +58,61 @@ def test_help_imports_nothing_heavy(arguments):
     assert imported(*arguments) == set()
 
 
+def test_the_help_is_grouped_and_no_line_is_cut():
+    shown = call("--help").out
+    titles = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
+    assert titles == ["Options", *PANELS]
+    listed = re.findall(r"^  (\w+)  +(\S.*)$", shown.partition(f"{PANELS[0]}:")[2], re.MULTILINE)
+    assert [name for name, _ in listed] == list(ORDER)
+    assert all(line.endswith(".") and "..." not in line for _, line in listed)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("paredown ru", {"run"}),
+        ("paredown run aer", {"aerial"}),
+        ("paredown run digits --target rasp", {"raspberry-pi-5"}),
+        ("paredown camera x --rot", {"--rotate"}),
+        ("paredown camera x --rotate 9", {"90"}),
+    ],
+)
+def test_a_shell_completes_commands_recipes_targets_and_options(words, expected):
+    code = "from paredown.apps.cli.main import app; app(prog_name='paredown')"
+    asked = {"_PAREDOWN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), **asked},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert expected <= set(done.stdout.split()), done.stderr
+
+
+def test_the_schema_describes_every_key():
+    document = json.loads(call("schema").out)
+    sections = {name: document["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+                for name, part in document["properties"].items()}  # fmt: skip
+    for *section, key in recipe_keys():
+        table = sections[section[0]] if section else document
+        assert table["properties"][key]["description"], (section, key)
+    assert document["additionalProperties"] is False and document["$schema"].startswith("https://")
+    assert not imported("schema") & {"torch", "cv2"}
+
+
+def test_a_dry_run_prints_every_key_set_or_not(tiny, tmp_path):
+    given = ("run", tiny.recipe, "--runs", tmp_path / "runs", "--dry-run", "--set", "squantize.layers={a=4}",
+             "--set", "squantize.weight_bits=4")  # fmt: skip
+    text = call(*given).out
+    recipe, _, plan = text.rpartition("\n\n")
+    assert plan.startswith("trace ") and "would run" in plan
+    assert tomllib.loads(recipe) == json.loads(call(*given, "--json").out)["recipe"]
+    assert "# macs =  # unset: Multiply-accumulates to keep, as a share of the network's.\n" in recipe
+    for key in recipe_keys():
+        assert re.search(
+            rf"^(# {key[-1]} =  # unset: \S|{key[-1]} = |\[(\w+\.)*{key[-1]}\])", recipe, re.M
+        ), key
+
+
 def test_targets_lists_every_card_and_imports_no_torch(tiny):
     done = call("targets")
     assert done.code == 0 and all(card.name in done.out for card in list_cards())
@@ -68,7 +126,7 @@ def test_explain_imports_no_torch(tiny):
 
 
 def test_no_command_is_help_and_unknown_things_are_usage():
-    assert "Commands:" in (call().out + call().err)
+    assert "Make a bundle:" in (call().out + call().err)
     for arguments in (("fly",), ("run",), ("run", "x", "--flag"), ("validate", "x", "--limit", "0")):
         done = call(*arguments)
         assert done.code == 2 and "Traceback" not in done.err and done.out == ""

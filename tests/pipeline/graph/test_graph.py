@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.graph import KINDS, Graph
+from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.operations.kinds import KINDS
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from camera_command import call, film, film_length, pictures
-from test_device import BOARD
+from test_detect import BOARD
 from tiny_project import ROOT, predict_of
 
 from paredown.apps.detector.device.boxes.counting import Counting, parse_line, parse_zone
@@ -270,7 +270,7 @@ def test_what_goes_wrong_is_one_line(tiny, folder, tmp_path, monkeypatch, asked,
 def test_a_kind_kill_completes_everything(tiny, images, tmp_path):
     source = film(tmp_path / "in.mp4", images * 40)
     asked = ("--source", source, "--realtime", "--json", "--save", tmp_path / "out.mp4")
-    code = "import sys; from paredown.apps.cli.camera import app; app(sys.argv[1:])"
+    code = "import sys; from paredown.apps.cli.main import app; app(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "camera", *map(str, (tiny.bundle, *asked))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -344,4 +344,4 @@ def test_another_apps_bundle_is_refused(tiny, folder, tmp_path):
     del manifest["members"], manifest["format"]
     (tmp_path / "other.paredown").write_bytes(pack(manifest, members))
     done = call("camera", tmp_path / "other.paredown", "--source", folder)
-    assert done.code == 4 and "a bundle of apps.classifier finds no boxes" in done.line()
+    assert done.code == 4 and "a bundle of apps.classifier detects no objects" in done.line()

@@ -96,7 +96,7 @@ def read_in_thread(stream) -> Queue[str]:
 
 def test_a_network_camera_is_cut_and_comes_back_larger(tiny, camera, tmp_path):
     camera.on(320, 240)
-    code = "import sys; from paredown.apps.cli.camera import app; app(sys.argv[1:])"
+    code = "import sys; from paredown.apps.cli.main import app; app(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "camera", str(tiny.bundle), "--source", camera.url, "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

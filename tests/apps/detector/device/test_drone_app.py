@@ -210,11 +210,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drone(*arguments: object) -> Done:
     """Runs the command in this process."""
-    from paredown.apps.cli.drone import app
+    from paredown.apps.cli.main import app
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        app([str(argument) for argument in arguments])
+        app(["drone", *map(str, arguments)])
     return Done(end.value.code or 0, out.getvalue(), err.getvalue())
 
 
@@ -265,7 +265,7 @@ def test_without_an_autopilot_it_says_nothing_and_why(tiny, folder) -> None:
         ({"--mavlink": "udp:14550"}, "`udp:14550` is no MAVLink address"),
         ({"--mavlink": "tcp:127.0.0.1:1"}, "no MAVLink here"),
         ({"--fov": "200"}, "--fov: `200` is not a number from 1 to 170"),
-        ({"--fov": None}, "--fov --intrinsics is required"),
+        ({"--fov": None}, "give one of --fov, --intrinsics"),
         ({"--fov": None, "--intrinsics": "1,2,3"}, "`1,2,3` is no camera matrix"),
         ({"--fov": None, "--intrinsics": "0,5,1,1,640"}, "cannot be"),
         ({"--tiles": "many"}, "`many` is no size of a tile"),
@@ -276,7 +276,7 @@ def test_without_an_autopilot_it_says_nothing_and_why(tiny, folder) -> None:
         ({"--mirror": ""}, "a mirrored picture shows no bearing"),
         ({"--trust-range": "-1"}, "is not a number from 0"),
         ({"--source": "nothing/here"}, "no such file or folder"),
-        ({"--send": "parcels"}, "invalid choice"),
+        ({"--send": "parcels"}, "`parcels` is none of landing, follow, both"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(tiny, folder, changed: dict[str, Any], line: str) -> None:

@@ -8,21 +8,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_project import call
 
+from paredown.apps.detector import digits as digits_module
 from paredown.apps.detector.digits import Digits
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.train import command as train_command
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import evaluate, train
 from paredown.apps.detector.weights import load_checkpoint as load_weights
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.compress.training.training import learning_rate
+from paredown.pipeline.compress.training.loop import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from paredown.targets.errors import InputError, UsageError
 
-SHIPPED = Path(train_command.__file__).with_name("digits.safetensors")
+SHIPPED = Path(digits_module.__file__).with_name("digits.safetensors")
 SMALL = Preprocess(64, 64)  # the network takes any multiple of its stride: a step in milliseconds
 QUICK = TrainConfig(epochs=3, batch=4, warmup=2, checkpoint_every=1, augment=Augment(flips=False))
 
@@ -262,14 +263,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_command_trains_on_a_folder(folder, capsys):
+def test_the_command_trains_on_a_folder(folder):
     options = ["--names", str(folder / "digits.names"), "--validation", str(folder / "images")]
     options += ["--epochs", "1", "--batch", "4", "--warmup", "1", "--threads", "1"]
     for out in ("a.safetensors", "b.safetensors", "c.weights"):
-        assert train_command.main([str(folder / "images"), "--out", str(folder / out), *options]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "map50" in captured.err
+        done = call("train", folder / "images", "--out", folder / out, *options)
+        assert (done.code, done.out) == (0, "") and "map50" in done.err
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
     assert not list(folder.glob("*.checkpoint"))
     one, other = nano(1), nano(2)
@@ -294,13 +293,10 @@ def test_the_command_trains_on_a_folder(folder, capsys):
         (["digits", "--out", "x.safetensors", "--device", "nowhere"], 2, "nowhere"),
     ],
 )
-def test_an_error_is_one_line_and_its_exit_code(tmp_path, monkeypatch, capsys, arguments, code, words):
+def test_an_error_is_one_line_and_its_exit_code(tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
-    assert train_command.main(arguments) == code
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert words in error
+    done = call("train", *arguments)
+    assert done.code == code and words in done.line()
     assert not list(tmp_path.iterdir())
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.features import FeatureTap
+from paredown.pipeline.compress.training.loop import learning_rate
 from paredown.pipeline.compress.training.recover import Recovered, recover
 from paredown.pipeline.compress.training.sparsify import SparsitySchedule, prune_weights
-from paredown.pipeline.compress.training.training import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
