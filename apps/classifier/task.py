@@ -81,7 +81,7 @@ class ClassifierTask:
 
         if not self._is_factory:
             return build(self.recipe.network, len(self.names))
-        network, self._factory_file = from_factory(self.recipe.network)
+        network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
         if not isinstance(network, nn.Module):
             what = f"{self.recipe.network} made a {type(network).__name__}, not a torch.nn.Module"
             raise InputError(what, where="recipe, key network")

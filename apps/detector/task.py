@@ -75,7 +75,7 @@ class DetectorTask:
         """A network of the user's own code, `package.module:factory`; it must be a YoloV2 at the end."""
         from paredown.apps.detector.network import YoloV2
 
-        network, self._factory_file = from_factory(self.recipe.network)
+        network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
         if not isinstance(network, YoloV2):
             raise InputError(
                 f"{self.recipe.network} made a {type(network).__name__}, not a YoloV2",

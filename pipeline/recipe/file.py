@@ -85,7 +85,7 @@ def load_recipe(
     if recipe.data.calibration is None and recipe.data.train is not None:
         data = recipe.data.model_copy(update={"calibration": recipe.data.train})
         recipe = recipe.model_copy(update={"data": data})
-    return recipe
+    return recipe.read_from(path)
 
 
 def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:

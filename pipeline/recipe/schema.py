@@ -7,9 +7,11 @@ nearest known key. Paths in a recipe are relative to its folder, paths in `--set
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from paredown.targets.cards.card import Budget, RuntimeName, Schema
 
@@ -345,6 +347,13 @@ class Bench(Schema):
     """Threads of each runtime."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe was read from; any two are equal, so that recipes are compared by their keys alone."""
+
+    file: Path | None = field(default=None, compare=False)
+
+
 class Recipe(Schema):
     """A whole recipe, resolved: paths are absolute, every default is filled in."""
 
@@ -374,3 +383,20 @@ class Recipe(Schema):
     """Latency."""
     budget: Budget = Budget()
     """Limits, over those of the target's card."""
+    _origin: Origin = PrivateAttr(Origin())
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it was read from, absolute; None where there is none, as in a bundle."""
+        return self._origin.file
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of that file: a factory of the user's own is looked for here first."""
+        return self.file.parent if self.file else None
+
+    def read_from(self, path: Path) -> Recipe:
+        """The same recipe, as read from this file."""
+        made = self.model_copy()
+        made._origin = Origin(path.absolute())
+        return made

@@ -15,6 +15,7 @@ from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
+from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
@@ -33,6 +34,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "add": Add(),
     "concat": Concat(),
     "mean": Mean(),
+    "avg_pool2d": AvgPool2d(),
     "pad": Pad(),
     "reshape": Reshape(),
     "permute": Permute(),

@@ -63,6 +63,19 @@ def test_no_drop_at_all_can_be_asked_for():
     assert len(check_budget(Budget(accuracy_drop=0), figures(drop=0.001), MAP)) == 1
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "over"), [(10.0, None), (5.0, None), (11.0, None), (12.0, 0.2), (30.0, 2.0)]
+)
+def test_a_rise_of_perplexity_is_the_drop_as_a_share(perplexity, over):
+    values = {"fp32": 10.0, "litert": perplexity}
+    found = [Figure("x", v, "perplexity", value, "1", "measured", HOST) for v, value in values.items()]
+    found.append(Figure("x", "litert", "file_bytes", 7000, "B", "measured", HOST))
+    broken = check_budget(Budget(accuracy_drop=0.1), found, "perplexity")
+    assert [(b.limit, b.found) for b in broken] == (
+        [] if over is None else [("accuracy_drop", pytest.approx(over))]
+    )
+
+
 def test_smoke_figures_break_nothing_and_missing_ones_neither():
     assert check_budget(LIMITS, figures(0.4, 99, 99, 99, tag="smoke"), MAP) == ()
     assert check_budget(LIMITS, [], MAP) == ()
