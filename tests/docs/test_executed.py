@@ -195,3 +195,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?|png|svg))"', page.read_text())
         assert not fetched, f"{page.name} fetches {fetched}"
+
+
+def test_the_training_command_is_there() -> None:
+    """By its name, and by the module names of this release and the one before."""
+    assert "paredown train IMAGES" in (DOCS / "own-data.md").read_text()
+    for module in ("paredown.apps.detector.train", "apps.detector.train"):
+        command = [sys.executable, "-m", module, "--help"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "--out" in result.stdout
