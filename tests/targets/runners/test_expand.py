@@ -87,7 +87,7 @@ def test_codes_as_the_description_of_the_format_has_them():
     [(2, 8), (3, 5), (4, 4), (5, 3), (6, 3), (7, 2), (15, 2), (16, 2), (17, 1), (64, 1)],
 )
 def test_so_many_digits_are_in_a_byte_as_the_description_of_the_format_says(kinds, digits):
-    """By hand, since packing and expanding ask one function: 2, 4 and 16 kinds fill a byte to the last bit."""
+    """By hand, since packing and expanding ask one function; 2, 4 and 16 kinds fill a byte."""
     alphabet = [code for code in range(-(kinds // 2), kinds - kinds // 2 + 1) if code]
     count = 2 * digits + 1
     places = [(7 * place + kinds - 1) % kinds for place in range(count)]
@@ -296,7 +296,7 @@ def limited_memory():
 ALONE = """
 import runpy, sys
 folder = sys.argv.pop(1)
-for name in ("torch", "zstandard", "pydantic", "pipeline", "ai_edge_litert", "executorch", "cv2"):
+for name in ("torch", "zstandard", "pydantic", "paredown.pipeline", "ai_edge_litert", "executorch", "cv2"):
     sys.modules[name] = None  # importing it fails
 sys.path.insert(0, folder)
 runpy.run_module("paredown.targets.runners.expand", run_name="__main__", alter_sys=True)
