@@ -21,6 +21,8 @@ from paredown.pipeline.compress.training.training import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
+pytestmark = pytest.mark.unit
+
 QUICK = RecoverConfig(method="both", epochs=4, warmup=2, checkpoint_every=1, lr=0.05, ema=0.9, patience=99)
 INNER = ("body.3.weight", "body.6.weight")
 
@@ -238,7 +240,8 @@ def test_patience_goes_on_counting_where_a_killed_run_stopped(tmp_path, stop):
     config = replace(QUICK, epochs=10, patience=3)
 
     def falling():
-        return lambda network, told=iter(range(100)): -next(told)
+        told = iter(range(100))
+        return lambda network: -next(told)
 
     def pull_the_plug(done, total):
         if done == stop:
