@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tiny_project import Tiny, call, make_project
@@ -32,6 +35,23 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test of the marker `unit` must not do: it would take seconds."""
+    if request.node.get_closest_marker("unit") is None:
+        return
+    import torch
+
+    def refused(what: str) -> Callable[..., NoReturn]:
+        def refuse(*arguments: object, **options: object) -> NoReturn:
+            pytest.fail(f"{what} in a test that is marked `unit`", pytrace=True)
+
+        return refuse
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refused("a process is started"))
+    monkeypatch.setattr(torch.export, "export", refused("torch.export.export is called"))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.run import Ranges, calibrate
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CONTRACT = Preprocess(8, 6)
 

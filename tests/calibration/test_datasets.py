@@ -14,6 +14,8 @@ from paredown.calibration.datasets import open_dataset, read_names
 from paredown.calibration.readers.records import Classes, match_name
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 
 def test_read_names(tmp_path):
     path = tmp_path / "a.names"

@@ -21,6 +21,8 @@ from paredown.calibration.observers import (
 )
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 NAMES = ("minmax", "percentile", "mse")
 floats = st.floats(-1e6, 1e6, width=32)
 arrays = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=floats)

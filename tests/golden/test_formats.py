@@ -131,11 +131,32 @@ def test_a_bundle_scores_what_it_says_where_its_data_lies(bundle: Bundle, tmp_pa
     assert noted["litert", "map50"] > 0
 
 
+#: A board has no paredown but the release that it stands in.
+BOARD = """
+import importlib.machinery, os, sys
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "paredown":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, [os.getcwd()])
+        if spec is None:
+            raise ModuleNotFoundError("no paredown on this board", name=name)
+        return spec
+
+sys.meta_path.insert(0, Absent)
+"""
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home folder of its own, in which nothing stays running."""
     folder = tmp_path / "home"
     folder.mkdir()
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / "sitecustomize.py").write_text(BOARD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "board"))
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     yield folder

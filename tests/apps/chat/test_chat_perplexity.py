@@ -12,6 +12,8 @@ from gemma_models import oracle, ours
 from paredown.apps.chat.perplexity import agreement, eager, measure, windows
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 def test_windows_do_not_overlap_and_start_anew():
     found = windows(list(range(10, 21)), length=4, bos=2)

@@ -15,6 +15,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from paredown.apps.chat.device.generation.sampling import Sampler, Sampling, Stops, distribution
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 LOGITS = arrays(
     np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32).map(lambda x: round(x, 1))
 )

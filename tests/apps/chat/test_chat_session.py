@@ -17,6 +17,8 @@ from paredown.apps.chat.device.tokens.pack import pack
 from paredown.apps.chat.device.tokens.tokens import Tokens
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 GREEDY = Sampling(temperature=0)
 CHAT, PLAIN = Manner(sampling=GREEDY), Manner(turns=False, sampling=GREEDY)
 

@@ -15,6 +15,8 @@ from paredown.apps.chat.device.tokens.pack import pack
 from paredown.apps.chat.device.tokens.tokens import Detokenizer, Tokens
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 #: What a vocabulary of English tends to get wrong.
 HARD = (
     "  two  spaces\n\n\n\n\n\nsix lines\t\ttabs é e\u0301 漢字 \U0001f469\u200d\U0001f467 \x00\x1b[31m"

@@ -13,6 +13,8 @@ from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.records import Sample
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 SMALL = Preprocess(16, 16, mean=MEAN, std=STD)
 LARGE = Preprocess(96, 72, "crop", mean=MEAN, std=STD)
 

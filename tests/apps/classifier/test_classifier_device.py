@@ -24,7 +24,8 @@ from paredown.targets.errors import InputError
 BOARD = """
 import runpy, sys
 folder = sys.argv.pop(1)
-for name in ("torch", "torchvision", "executorch", "pipeline", "pydantic", "typer", "rich", "zstandard"):
+absent = "torch torchvision executorch paredown.pipeline pydantic typer rich zstandard"
+for name in absent.split():
     sys.modules[name] = None  # importing it fails
 sys.path.insert(0, folder)
 runpy.run_module("paredown.apps.classifier.device.classify", run_name="__main__", alter_sys=True)

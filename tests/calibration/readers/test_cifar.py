@@ -15,6 +15,8 @@ from paredown.calibration.readers.cifar import read_cifar, read_cifar_names
 from paredown.calibration.readers.records import Classes
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 NAMES = ("plane", "car", "bird")
 TEN = Classes(NAMES)
 HUNDRED = Classes(tuple(f"class{i}" for i in range(100)))

@@ -16,6 +16,8 @@ from paredown.calibration.readers.coco import parse_coco
 from paredown.calibration.readers.records import Classes
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 def coco(**change) -> dict:
     document = {

@@ -10,6 +10,8 @@ from calibration_samples import NAMES, put, put_image
 from paredown.calibration.datasets import First, classes_of, open_dataset
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def folder(tmp_path):

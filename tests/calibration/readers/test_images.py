@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from paredown.calibration.readers.images import find_image, find_images, read_image, read_text
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 def photo(height: int = 48, width: int = 64) -> np.ndarray:
     """A smooth image, so that JPEG stays close to it."""

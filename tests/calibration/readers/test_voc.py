@@ -16,6 +16,8 @@ from paredown.calibration.readers.records import Classes
 from paredown.calibration.readers.voc import parse_voc
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 def voc_xml(
     *objects: tuple[str, float, float, float, float], size: str | None = f"{W} {H}", extra: str = ""

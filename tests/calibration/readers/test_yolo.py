@@ -14,6 +14,8 @@ from paredown.calibration.readers.records import Classes
 from paredown.calibration.readers.yolo import parse_yolo
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 @given(st.lists(st.tuples(st.integers(0, 2), boxes())), st.sampled_from(["\n", "\r\n", " \n\n\t"]))
 @settings(deadline=None)

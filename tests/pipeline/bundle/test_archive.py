@@ -329,7 +329,8 @@ def test_a_real_bundle_expands_on_a_device_that_has_only_its_packed_stream(tiny,
         (board / name).unlink()
     code = (
         "import runpy, sys\n"
-        "for name in ('torch', 'zstandard', 'pipeline', 'pydantic', 'cv2'): sys.modules[name] = None\n"
+        "for name in ('torch', 'zstandard', 'paredown.pipeline', 'pydantic', 'cv2'):\n"
+        "    sys.modules[name] = None\n"
         "sys.path.insert(0, '.')\n"
         "runpy.run_module('paredown.targets.runners.expand', run_name='__main__', alter_sys=True)"
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.pipeline.graph.graph import Node, apply
 from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
+
+pytestmark = pytest.mark.unit
 
 
 @settings(max_examples=40, deadline=None)

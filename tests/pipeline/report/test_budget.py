@@ -10,6 +10,8 @@ from paredown.pipeline.report.figures import Figure
 from paredown.targets.cards.card import Budget
 from paredown.targets.host.host import Machine
 
+pytestmark = pytest.mark.unit
+
 HOST = Machine("host", "AMD EPYC", 2, "x86_64", "Linux", 24000, "3.11.7")
 
 MAP = Metric("map50")

@@ -7,6 +7,8 @@ import pytest
 from paredown.targets.devices.counts import Counts, read_counts
 from paredown.targets.errors import DeviceError
 
+pytestmark = pytest.mark.unit
+
 #: Empty brackets that cost 10, 7 and 7, inferences that cost 1010, 1007 and 990.
 TEXT = """\
 0 100 1 2 3 94 0

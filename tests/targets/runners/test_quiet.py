@@ -8,6 +8,8 @@ import pytest
 
 from paredown.targets.runners.quiet import quiet
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("output", [False, True])
 def test_what_is_kept_off(capfd: pytest.CaptureFixture[str], output: bool) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from paredown.targets.runners.vectors import test_inputs as make_inputs
 
+pytestmark = pytest.mark.unit
+
 # sha256 of the bytes, written down once: if one changes, every bundle's expected outputs are void.
 GOLDEN = {
     ((1, 3, 40, 33), 7, 0): "965e31e435ce743d950cac99d4f826ba4fcf7a97d724d4fd589b5d79e8f0ec45",

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from paredown.apps.detector.train.loss import WARM_IMAGES, RegionWeights, box_iou, region_loss, region_terms
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 ANCHORS = ((1.04, 1.70), (1.66, 2.62), (2.61, 3.63))
 CLASSES = 4
 

@@ -15,6 +15,8 @@ from paredown.pipeline.compress.grids.block_grid import BlockGrid
 from paredown.pipeline.compress.squantize.bits import INT8
 from paredown.targets.errors import BudgetError
 
+pytestmark = pytest.mark.unit
+
 GRIDS = {2: BlockGrid(2, 16), 4: BlockGrid(4, 16), 8: BlockGrid(8, None)}
 PARTS = {
     "embedding": ("embed",),

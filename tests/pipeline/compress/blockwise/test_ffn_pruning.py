@@ -12,6 +12,8 @@ from torch import nn
 from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn, thin_ffn
 from paredown.targets.errors import UsageError
 
+pytestmark = pytest.mark.unit
+
 FFNS = [GatedFfn(*(f"layers.{n}.{name}" for name in ("gate", "up", "down"))) for n in range(LAYERS)]
 TOKENS = torch.cat(calibration().batches)
 

@@ -16,6 +16,8 @@ from paredown.pipeline.compress.grids.rounding import RoundingConfig, rounded
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 GRID = BlockGrid(4, 16)
 GRIDS = {"head": GRID, **dict.fromkeys(LINEARS, GRID)}
 SHARED = RoundingConfig(damping=0.5)

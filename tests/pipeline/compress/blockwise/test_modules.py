@@ -24,6 +24,8 @@ from paredown.pipeline.compress.blockwise.modules import (
 from paredown.pipeline.compress.grids.weight import BITS, BlockWeight, code_range, pack, unpack
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 def random_weight(rows: int, columns: int, block: int, bits: int = 4, seed: int = 0) -> BlockWeight:
     low, high = code_range(bits)

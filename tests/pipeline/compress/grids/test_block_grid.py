@@ -15,6 +15,8 @@ from paredown.pipeline.compress.grids.grid import GridConfig, encode
 from paredown.pipeline.compress.grids.weight import code_range
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 
 def heavy_tailed(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

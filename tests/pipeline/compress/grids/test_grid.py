@@ -24,6 +24,8 @@ from paredown.pipeline.compress.grids.grid import (
 )
 from paredown.targets.errors import UsageError
 
+pytestmark = pytest.mark.unit
+
 SIGMAS = st.floats(-3, 6)
 WEIGHTS = arrays.arrays(
     np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=32, allow_subnormal=False).filter(

@@ -14,6 +14,8 @@ from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest
 from paredown.pipeline.compress.grids.rounding import RoundingConfig, recoded, rounded, weighted_error
 from paredown.targets.errors import InputError, UsageError
 
+pytestmark = pytest.mark.unit
+
 
 def layer(rows: int, columns: int, seed: int, tokens: int | None = None) -> tuple[Tensor, Tensor]:
     """Weights, and second moments of inputs whose features depend on each other."""

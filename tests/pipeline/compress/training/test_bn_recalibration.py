@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from paredown.pipeline.compress.training.bn_recalibration import recalibrate
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

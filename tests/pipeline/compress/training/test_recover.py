@@ -21,6 +21,8 @@ from paredown.pipeline.compress.training.sparsify import SparsitySchedule, prune
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
+pytestmark = pytest.mark.unit
+
 QUICK = RecoverConfig(method="both", epochs=4, warmup=2, checkpoint_every=1, lr=0.05, ema=0.9, patience=99)
 INNER = ("body.3.weight", "body.6.weight")
 

@@ -25,6 +25,8 @@ from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.task import load_task
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 
 class Numbered:
     """Images that say their number; labelled as empty."""

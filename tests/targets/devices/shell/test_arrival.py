@@ -11,6 +11,8 @@ from paredown.targets.devices.errors import PullDamagedError
 from paredown.targets.devices.shell.arrival import Arrival
 from paredown.targets.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 DATA = bytes(range(256)) * 40
 
 
