@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 from cases import data, make_run
-
-from paredown.pipeline.store.stage import run_stage
+from record import Table, add_option
 
 ZEROS, BITS = 0.8, 4
 ONE, TWO = "one pass, dense gradients", "two passes, dense gradients"
@@ -52,13 +51,12 @@ def ways(epochs: float) -> dict[str, tuple[str, ...]]:
 def result(settings: list[str], runs: Path) -> tuple[float, float]:
     """Top-1 of the integer graph, and the share of zeros in the layers that were trained."""
     work = make_run("resnet20", settings, runs)
-    stages = work.stages
-    pruning = stages.pruning.all() if work.recipe.prune.active else ()
-    squantize = stages.squantizing.squantize
-    for stage in (stages.original, *pruning, squantize, stages.calibrate, stages.integer):
-        run_stage(work.store, stage, lambda line: None)
-    test = work.task.data("test")
-    score = work.task.score(stages.predictor("integer"), test, lambda done, total: None)[work.task.metric]
+    stages = work.job
+    work.reach([stages.integer])
+    test = work.job.task.data("test")
+    score = work.job.task.score(stages.predictor("integer"), test, lambda done, total: None)[
+        work.job.task.metric
+    ]
     trained = [node.weight for node in stages.graph() if node.scale is not None]
     zeros, count = sum(int((w == 0).sum()) for w in trained), sum(w.numel() for w in trained)
     return score, zeros / count
@@ -97,6 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runs = arguments.runs or Path(tempfile.mkdtemp())
@@ -113,12 +112,13 @@ def main() -> None:
             score, zeros = result([*asked, f"squantize.seed={seed}", f"recover.seed={seed}"], runs)
             rows.setdefault(name, []).append((score, zeros))
             print(f"seed {seed}, {name}: {score:.4f}, {zeros:.4f} zeros", file=sys.stderr, flush=True)
-    print("| way | top-1, int8 | zeros that are left | against the first, seed by seed |\n|---|---|---|---|")
-    for name, found in rows.items():
-        apart = [score - first for (score, _), (first, _) in zip(found, rows[ONE], strict=True)]
-        columns = (*zip(*found, strict=True), apart)
-        cells = [f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" for each in columns]
-        print(f"| {name} | {' | '.join(cells)} |")
+    heads = ("way", "top-1, int8", "zeros that are left", "against the first, seed by seed")
+    with Table("ablations", heads, arguments.record) as table:
+        for name, found in rows.items():
+            apart = [score - first for (score, _), (first, _) in zip(found, rows[ONE], strict=True)]
+            columns = (*zip(*found, strict=True), apart)
+            cells = [f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" for each in columns]
+            table.row(name, *cells)
     if arguments.plot:
         plot(rows, arguments.plot)
 

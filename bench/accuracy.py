@@ -11,6 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from record import Table, add_option
+
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.run.run import Run
 from paredown.targets.cards.card import load_card
@@ -41,27 +43,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--observer", default="minmax")
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    add_option(parser)
     arguments = parser.parse_args()
     root = arguments.runs or Path(tempfile.mkdtemp())
-    print("| network | images | fp32 | integer | ExecuTorch | LiteRT | drop | parity LSB | undelegated |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for title, (stem, names) in NETS.items():
-        for split, test in SPLITS.items():
-            made = recipe(stem, names, test, arguments.observer, 20)
-            result = Run(
-                f"{stem}-{split.replace('/', '-').replace(' ', '-')}", made, load_card("host"), root
-            ).execute()
-            cells = {(f.variant, f.metric): f.value for f in result.figures}
-            scores = [cells[v, "map50"] for v in ("fp32", "integer", "executorch", "litert")]
-            row = [
-                title,
-                split,
-                *(f"{s:.4f}" for s in scores),
-                f"{100 * (scores[0] - min(scores)):.2f} points",
-            ]
-            row.append("/".join(f"{cells[v, 'parity_lsb']:.0f}" for v in ("executorch", "litert")))
-            row.append("/".join(f"{cells[v, 'undelegated_ops']:.0f}" for v in ("executorch", "litert")))
-            print("| " + " | ".join(row) + " |", flush=True)
+    heads = (
+        "network", "images", "fp32", "integer", "ExecuTorch", "LiteRT", "drop",
+        "parity LSB, ExecuTorch/LiteRT", "undelegated",
+    )  # fmt: skip
+    with Table("accuracy", heads, arguments.record) as table:
+        for title, (stem, names) in NETS.items():
+            for split, test in SPLITS.items():
+                table.row(title, split, *row(stem, names, split, test, arguments.observer, root))
+
+
+def row(stem: str, names: str, split: str, test: str, observer: str, root: Path) -> list[str]:
+    """The cells of one network and one set of images."""
+    name = f"{stem}-{split.replace('/', '-').replace(' ', '-')}"
+    result = Run(name, recipe(stem, names, test, observer, 20), load_card("host"), root).execute()
+    cells = {(f.variant, f.metric): f.value for f in result.figures}
+    scores = [cells[v, "map50"] for v in ("fp32", "integer", "executorch", "litert")]
+    return [
+        *(f"{score:.4f}" for score in scores),
+        f"{100 * (scores[0] - min(scores)):.2f} points",
+        "/".join(f"{cells[v, 'parity_lsb']:.0f}" for v in ("executorch", "litert")),
+        "/".join(f"{cells[v, 'undelegated_ops']:.0f}" for v in ("executorch", "litert")),
+    ]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from record import Table, add_option
 
 from paredown.apps.detector.device.boxes.decode import Detections, iou_matrix
 from paredown.apps.detector.device.flight.tiles import Tiling
@@ -234,7 +235,7 @@ def say(line: str) -> None:
 # -- pipeline and score --------------------------------------------------------------------------------------
 
 
-def run_pipeline(work: Path, smoke: bool) -> None:
+def run_pipeline(work: Path, smoke: bool, record: str | None) -> None:
     """Prunes, squantizes and lowers by the recipe `aerial`; goes on where it was killed."""
     from paredown.apps.cli.console import recipe_folders
     from paredown.pipeline.recipe.file import load_recipe
@@ -247,25 +248,28 @@ def run_pipeline(work: Path, smoke: bool) -> None:
     }  # fmt: skip
     settings = [f"{key}={work / name}" for key, name in here.items()]
     recipe = load_recipe("aerial", settings, recipe_folders())
-    result = Run("aerial", recipe, load_card("host"), work / "runs", smoke=smoke, log=say).execute()
+    result = Run(
+        "aerial", recipe, load_card("host"), work / "runs", smoke=smoke, tell=lambda event: say(event.line())
+    ).execute()
     from rich.console import Console
 
     Console(width=120).print(figures_table(result.figures))
     for note in result.notes:
         print(f"note: {note}")
-    print(stages({(figure.variant, figure.metric): figure.value for figure in result.figures}))
+    stages({(figure.variant, figure.metric): figure.value for figure in result.figures}, record)
 
 
-def stages(figures: dict[tuple[str, str], float]) -> str:
-    """What each stage costs and saves, as Markdown; the last KiB are of its LiteRT program in a bundle.
+def stages(figures: dict[tuple[str, str], float], record: str | None) -> None:
+    """Prints what each stage costs and saves; the last KiB are of its LiteRT program in a bundle.
 
     Args:
         figures: of a run, by variant and metric.
+        record: as `--record` has it.
     """
 
-    def row(name: str, macs: str, score: str, size: float, kind: str) -> str:
+    def costs(size: float, kind: str) -> list[str]:
         ms = [f"{figures[runtime + kind, 'latency_p50']:.2f}" for runtime in ("executorch", "litert")]
-        return f"| {name} | {macs} | {score} | {size / 1024:,.1f} | {' | '.join(ms)} |"
+        return [f"{size / 1024:,.1f}", *ms]
 
     def work(variant: str) -> str:
         return f"{figures[variant, 'macs'] / figures['fp32', 'macs']:.1%}"
@@ -274,19 +278,16 @@ def stages(figures: dict[tuple[str, str], float]) -> str:
         return f"{figures[variant, 'map50']:.4f}"
 
     original, ours = figures["litert-original", "file_bytes"], figures["litert", "wire_bytes"]
-    lines = [
-        "\n| stage | MACs | mAP@0.5 | KiB | ExecuTorch ms | LiteRT ms |",
-        "|---|---|---|---|---|---|",
-        row("float32", work("fp32"), score("fp32"), figures["fp32", "state_bytes"], "-fp32"),
-        row("original, int8", work("fp32"), "-", original, "-original"),
-        f"| pruned, recovered | {work('pruned')} | {score('pruned')} | - | - | - |",
-        f"| and SQuantizer | {work('pruned')} | {score('squantized')} | - | - | - |",
-        row("the same, int8", work("pruned"), score("litert"), ours, ""),
-    ]
-    return "\n".join(lines)
+    heads = ("stage", "MACs", "mAP@0.5", "KiB", "ExecuTorch ms", "LiteRT ms")
+    with Table("aerial", heads, record, part="stages") as table:
+        table.row("float32", work("fp32"), score("fp32"), *costs(figures["fp32", "state_bytes"], "-fp32"))
+        table.row("original, int8", work("fp32"), "-", *costs(original, "-original"))
+        table.row("pruned, recovered", work("pruned"), score("pruned"), "-", "-", "-")
+        table.row("and SQuantizer", work("pruned"), score("squantized"), "-", "-", "-")
+        table.row("the same, int8", work("pruned"), score("litert"), *costs(ours, ""))
 
 
-def score(source: Path, bundle: Path, smoke: bool) -> None:
+def score(source: Path, bundle: Path, smoke: bool, record: str | None) -> None:
     """Prints what the bundle finds in whole test frames, untiled and tiled."""
     from paredown.apps.detector.device.detect import Detector
     from paredown.apps.detector.device.flight.tiles import Tiled
@@ -299,20 +300,19 @@ def score(source: Path, bundle: Path, smoke: bool) -> None:
         detector = Detector(Path(folder))
     total = [sum(int((s.classes == c).sum()) for s in samples) for c in range(len(NAMES))]
     heads = [f"{name} ({count})" for name, count in zip(NAMES, total, strict=True)]
-    print(f"| {len(samples)} whole frames | mAP@0.5 | 95 % | {' | '.join(heads)} | found of {sum(total)} |")
-    print(f"|{'---|' * (len(heads) + 4)}")
-    for name, model in (("untiled", detector), ("tiled", Tiled(detector, TILING))):
-        found = []
-        for sample in samples:
-            outputs = model.infer(model.prepare(sample.image))
-            found.append(model.decode(outputs, sample.image.shape[:2], 0.005))
-        each = class_average_precisions(found, samples)
-        low, high = map50_interval(found, samples)
-        right = sum(count_found(one, sample) for one, sample in zip(found, samples, strict=True))
-        cells = [f"{each[c]:.4f}" if c in each else "-" for c in range(len(NAMES))]
-        mean = float(np.mean(list(each.values())))
-        row = [name, f"{mean:.4f}", f"{low:.3f} to {high:.3f}", *cells, str(right)]
-        print(f"| {' | '.join(row)} |", flush=True)
+    columns = (f"{len(samples)} whole frames", "mAP@0.5", "95 %", *heads, f"found of {sum(total)}")
+    with Table("aerial", columns, record, part="frames") as table:
+        for name, model in (("untiled", detector), ("tiled", Tiled(detector, TILING))):
+            found = []
+            for sample in samples:
+                outputs = model.infer(model.prepare(sample.image))
+                found.append(model.decode(outputs, sample.image.shape[:2], 0.005))
+            each = class_average_precisions(found, samples)
+            low, high = map50_interval(found, samples)
+            right = sum(count_found(one, sample) for one, sample in zip(found, samples, strict=True))
+            cells = [f"{each[c]:.4f}" if c in each else "-" for c in range(len(NAMES))]
+            mean = float(np.mean(list(each.values())))
+            table.row(name, f"{mean:.4f}", f"{low:.3f} to {high:.3f}", *cells, right)
 
 
 def count_found(found: Detections, sample: Sample) -> int:
@@ -343,6 +343,8 @@ def main() -> None:
             each.add_argument("--steps", type=int, default=2000, help="of 16 crops")
         if name == "score":
             each.add_argument("--bundle", type=Path, help="unless it is that of `pipeline`")
+        if name in ("pipeline", "score"):
+            add_option(each)
     arguments = parser.parse_args()
     work, source = arguments.work, arguments.source
     if arguments.command == "prepare":
@@ -350,11 +352,10 @@ def main() -> None:
     elif arguments.command == "train":
         train_detector(source, work, arguments.voc, 4 if arguments.smoke else arguments.steps)
     elif arguments.command == "pipeline":
-        run_pipeline(work, arguments.smoke)
+        run_pipeline(work, arguments.smoke, arguments.record)
     else:
-        score(
-            source, arguments.bundle or work / "runs" / "aerial" / "host" / "bundle.paredown", arguments.smoke
-        )
+        bundle = arguments.bundle or work / "runs" / "aerial" / "host" / "bundle.paredown"
+        score(source, bundle, arguments.smoke, arguments.record)
 
 
 if __name__ == "__main__":

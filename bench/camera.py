@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from record import Table, add_option
 
 from paredown.apps.detector.device.boxes.counting import Counting, parse_line, parse_zone
 from paredown.apps.detector.device.boxes.tracker import Tracker
@@ -61,11 +62,12 @@ def looker(detector: Detector, drawing: bool) -> Looker:
     return Looker(detector, Tracker(), counting, Split(time.monotonic), drawing=drawing)
 
 
-def shares(title: str, ms: dict[str, float]) -> None:
+def shares(title: str, ms: dict[str, float], part: str, record: str | None) -> None:
     whole = sum(ms[step] for step in STEPS)
-    print(f"\n{title}: {whole:.2f} ms per picture\n\n| step | median ms | share |\n|---|---|---|")
-    for step in STEPS:
-        print(f"| {step} | {ms[step]:.2f} | {100 * ms[step] / whole:.1f} % |")
+    print(f"\n{title}: {whole:.2f} ms per picture\n")
+    with Table("camera", ("step", "median ms", "share"), record, part=part) as table:
+        for step in STEPS:
+            table.row(step, f"{ms[step]:.2f}", f"{100 * ms[step] / whole:.1f} %")
     infer, work = 100 * ms["infer"], whole - ms["wait"]
     print(f"\ninference: {infer / whole:.1f} % of a picture, {infer / work:.1f} % of what is done with it")
 
@@ -84,12 +86,13 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=10_000, help="of the second pass, and given by the camera of the third"
     )
+    add_option(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         extract(unpack(given.bundle), Path(folder))
         detector = Detector(Path(folder))
         with Reader(open_source(str(given.video))) as frames:
-            shares("from a file", watch(frames, looker(detector, drawing=False)).ms)
+            shares("from a file", watch(frames, looker(detector, drawing=False)).ms, "file", given.record)
 
         memory: list[float] = []
 
@@ -99,7 +102,7 @@ def main() -> None:
 
         still = Again(given.video, given.frames, fps=25)
         watched = watch(still, looker(detector, drawing=True), on_seen=weigh)
-        shares("from memory, drawn", watched.ms)
+        shares("from memory, drawn", watched.ms, "drawn", given.record)
         print(f"\nmemory over {given.frames} pictures, MiB: {', '.join(f'{value:.1f}' for value in memory)}")
 
         latencies: list[float] = []

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 
 from paredown.calibration.datasets import First
 from paredown.pipeline.device.executor import Executor, Here, Predictor, open_executor
 from paredown.pipeline.run.run import Run
-from paredown.pipeline.store.stage import run_stage
 from paredown.targets.cards.card import load_card
 from paredown.targets.devices.programs import Program
 from paredown.targets.runners.litert import Tensor
@@ -39,18 +39,13 @@ VARIANTS = {
 def made(settings: tuple[str, ...], runs: Path) -> Run:
     """A run of YOLO-LITE up to its programs."""
     work = make_run("yolo", [*data("yolo", Path()), *settings], runs)
-    stages = work.stages
-    pruning = stages.pruning.all() if work.recipe.prune.active else ()
-    squantize = (stages.squantizing.squantize,) if work.recipe.squantize.active else ()
-    lowering = (*stages.lower.values(), *stages.baseline.values())
-    for stage in (stages.original, *pruning, *squantize, stages.calibrate, stages.integer, *lowering):
-        run_stage(work.store, stage, say)
+    work.reach([*work.job.lower.values(), *work.job.baseline.values()])
     return work
 
 
 def program(work: Run, name: str, dtype: str) -> Program:
     """The program of a runtime, in int8 or float32."""
-    stages, integer = work.stages, work.stages.integer_graph()
+    stages, integer = work.job, work.job.integer_graph()
     stage = stages.lower[name] if dtype == "int8" else stages.baseline[name]
     outputs = tuple(Tensor(tuple(integer[output].shape), dtype) for output in integer.outputs)
     return Program(name, stages.program(stage), Tensor(tuple(integer.input.shape), dtype), outputs)
@@ -58,11 +53,13 @@ def program(work: Run, name: str, dtype: str) -> Program:
 
 def score(work: Run, name: str, executor: Executor, images: int) -> float:
     """mAP@0.5 of the int8 program on the first images, from an executor's outputs."""
-    integer, test = work.stages.integer_graph(), First(work.task.data("test"), images)
+    integer, test = work.job.integer_graph(), First(work.job.task.data("test"), images)
     outputs = tuple(integer[output].out for output in integer.outputs)
     source = integer.input.out
-    predict = Predictor(executor, program(work, name, "int8"), source, outputs, test, work.task.preprocess)
-    return work.task.score(predict, test)[work.task.metric]
+    predict = Predictor(
+        executor, program(work, name, "int8"), source, outputs, test, work.job.task.preprocess
+    )
+    return work.job.task.score(predict, test)[work.job.task.metric]
 
 
 def say(line: str) -> None:
@@ -76,26 +73,26 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--boards", default="raspberry-pi-3,raspberry-pi-4,raspberry-pi-5")
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
     works = {name: made(settings, root) for name, settings in VARIANTS.items()}
     whole = works["int8"]
-    runtimes = whole.stages.runtimes
+    runtimes = whole.job.runtimes
     here = {name: score(whole, name, Here(), arguments.images) for name in runtimes}
-    x = test_inputs(tuple(whole.stages.integer_graph().input.shape), 1)
-    print("| board | runtime | float32 |", " | ".join(VARIANTS), "| int8 mAP there | here |")
-    print("|---" * (5 + len(VARIANTS)) + "|", flush=True)
-    for board in arguments.boards.split(","):
-        with open_executor(f"emulated:{board}", load_card(board), say) as executor:
-            for name in runtimes:
-                programs = {"float32": program(whole, name, "float32")}
-                programs |= {each: program(work, name, "int8") for each, work in works.items()}
-                found = executor.time(programs, x, 1, False, lambda done, total: None)
-                counts = [f"{timing.million_instructions:.1f}" for timing in found.values()]
-                there = score(whole, name, executor, arguments.images)
-                cells = [board, name, *counts, f"{there:.6f}", f"{here[name]:.6f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+    x = test_inputs(tuple(whole.job.integer_graph().input.shape), 1)
+    heads = ("board", "runtime", "float32", *VARIANTS, "int8 mAP there", "here")
+    with Table("emulated", heads, arguments.record) as table:
+        for board in arguments.boards.split(","):
+            with open_executor(f"emulated:{board}", load_card(board), say) as executor:
+                for name in runtimes:
+                    programs = {"float32": program(whole, name, "float32")}
+                    programs |= {each: program(work, name, "int8") for each, work in works.items()}
+                    found = executor.time(programs, x, 1, False, lambda done, total: None)
+                    counts = [f"{timing.million_instructions:.1f}" for timing in found.values()]
+                    there = score(whole, name, executor, arguments.images)
+                    table.row(board, name, *counts, f"{there:.6f}", f"{here[name]:.6f}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import Table, add_option
 from torch import nn
 
 from paredown.apps.chat.perplexity import Quality, agreement, measure
@@ -42,6 +43,8 @@ MB = 10**6
 
 Codes = Mapping[str, BlockWeight]
 
+HEADS = ("weights", "MB", "perplexity", "change from fp32", "same top token")
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -53,6 +56,7 @@ class Bench:
         language: the recipe's section.
         work: where everything stays.
         budget: MiB of mixed codes.
+        table: takes the rows.
     """
 
     task: LanguageTask
@@ -60,6 +64,7 @@ class Bench:
     language: Language
     work: Path
     budget: float
+    table: Table
 
     def int8(self) -> Codes:
         """A scale per row."""
@@ -117,11 +122,11 @@ class Bench:
             write_json(path, {**vars(quality), "best": quality.best.tolist()})
         change = f"{quality.perplexity / whole.perplexity - 1:+.1%}" if whole else ""
         same = f"{agreement(quality, whole):.1%}" if whole else ""
-        print(f"| {label} | {size / MB:.2f} | {quality.perplexity:.3f} | {change} | {same} |", flush=True)
+        self.table.row(label, f"{size / MB:.2f}", f"{quality.perplexity:.3f}", change, same)
         return quality
 
 
-def table(bench: Bench, only: list[str]) -> None:
+def rows(bench: Bench, only: list[str]) -> None:
     """Prints a row per variant."""
     makers: dict[str, tuple[str, Callable[[], Codes]]] = {
         "int8": ("int8", bench.int8),
@@ -131,7 +136,6 @@ def table(bench: Bench, only: list[str]) -> None:
         "trained": (f"the same after {bench.language.distil_steps} steps of training", bench.trained),
         "sparse": ("int4, 40 % zeros, GPTQ", bench.sparse),
     }
-    print("| weights | MB | perplexity | of fp32 | says the same |\n|---|---|---|---|---|")
     plain = bench.task.network()
     whole = bench.row("fp32", "fp32", plain, _floats(plain), None)
     for name, (label, make) in makers.items():
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="language.KEY=VALUE of the recipe")
     parser.add_argument("--only", action="append", default=[], help="a row by name; may be given again")
     parser.add_argument("--work", type=Path, required=True)
+    add_option(parser)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     wanted = [] if options.weights is None else [f"weights={options.weights}"]
@@ -184,7 +189,9 @@ def main() -> None:
     tasks = load_language_task(recipe), load_language_task(judge)
     tokens = options.windows * (options.window - 1)
     print(f"{tokens:,} tokens scored, in windows of {options.window:,}\n")
-    table(Bench(*tasks, recipe.language, options.work, options.mib), options.only)
+    with Table("gemma-quality", HEADS, options.record) as table:
+        table.note(f"{tokens:,} tokens scored, in windows of {options.window:,}.")
+        rows(Bench(*tasks, recipe.language, options.work, options.mib, table), options.only)
 
 
 if __name__ == "__main__":

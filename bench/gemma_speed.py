@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import Table, add_option
 
 from paredown.apps.chat.device.models import FILES, open_model
 from paredown.apps.chat.device.speed import measure, peak_memory
@@ -189,29 +190,33 @@ def cell(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.1f} ({min(values):,.1f}-{max(values):,.1f})"
 
 
-def table(rows: Sequence[Variant], rates: Sequence[float]) -> None:
-    """Prints it."""
+def show(rows: Sequence[Variant], rates: Sequence[float], what: str, record: str | None) -> None:
+    """Prints the table and, round by round, how much faster."""
     rate = statistics.median(rates)
     print(f"\nmemory: {rate / 1e9:.1f} GB/s ({min(rates) / 1e9:.1f}-{max(rates) / 1e9:.1f})\n")
-    print(
-        "| | file MB | prefill tok/s | decode tok/s | first token ms | peak RSS MiB | limit tok/s | of it |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        cells = {name: [found[name] for found in row.rows] for name in row.rows[0]}
-        limit = rate / row.read
-        shown = [f"{row.file / MB:.1f}" if row.file else "-"]
-        shown += [cell(cells[name]) for name in ("prefill_rate", "decode_rate", "first_token")]
-        shown += [f"{max(cells['memory_peak']):,.0f}", f"{limit:,.1f}"]
-        shown += [f"{statistics.median(cells['decode_rate']) / limit:.0%}"]
-        print(f"| {row.name} | {' | '.join(shown)} |")
     first = [found["decode_rate"] for found in rows[0].rows]
-    print(f"\nDecoding against {rows[0].name}, round by round: ", end="")
     ratios = {
         row.name: [found["decode_rate"] / one for found, one in zip(row.rows, first, strict=True)]
         for row in rows[1:]
     }
-    print("; ".join(f"{name} {cell(values)}x" for name, values in ratios.items()))
+    faster = "; ".join(f"{name} {cell(values)}x" for name, values in ratios.items())
+    heads = (
+        "program", "file MB", "prefill tok/s", "decode tok/s", "first token ms", "peak RSS MiB",
+        "limit tok/s", "share of the limit",
+    )  # fmt: skip
+    with Table("gemma-speed", heads, record) as table:
+        for row in rows:
+            cells = {name: [found[name] for found in row.rows] for name in row.rows[0]}
+            limit = rate / row.read
+            shown = [f"{row.file / MB:.1f}" if row.file else "-"]
+            shown += [cell(cells[name]) for name in ("prefill_rate", "decode_rate", "first_token")]
+            shown += [f"{max(cells['memory_peak']):,.0f}", f"{limit:,.1f}"]
+            shown += [f"{statistics.median(cells['decode_rate']) / limit:.0%}"]
+            table.row(row.name, *shown)
+        table.note(f"{what}; medians (lowest-highest).")
+        table.note(f"Limit: every weight and key is read once per token, at {rate / 1e9:.1f} GB/s.")
+        table.note(f"Decoding against {rows[0].name}, round by round: {faster}.")
+    print(f"\nDecoding against {rows[0].name}, round by round: {faster}")
 
 
 def main() -> None:
@@ -225,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    add_option(parser)
     options = parser.parse_args()
     if options.work:
         kind, path = options.work
@@ -242,8 +248,9 @@ def main() -> None:
         for row in rows:
             row.end()
     what = f"prompt of {options.prompt} tokens, {options.answer} written, {options.threads} thread"
-    print(f"{what}, {options.rounds} rounds interleaved")
-    table(rows, rates)
+    what = f"{what}, {options.rounds} rounds interleaved"
+    print(what)
+    show(rows, rates, what, options.record)
 
 
 if __name__ == "__main__":

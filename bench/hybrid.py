@@ -11,7 +11,6 @@ thread, and scored on the test images. With --runs the stages are kept. Prints M
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ import numpy as np
 import torch
 from cases import data, make_run
 from pruning import SETTINGS
+from record import Table, add_option
 from squantizer import USUAL
 
 from paredown.pipeline.bundle.packing import pack_program
 from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.files import read_json
-from paredown.pipeline.store.stage import run_stage
 
 RUNS = 30
 RUNTIMES = ("executorch", "litert")
@@ -35,13 +34,10 @@ RUNTIMES = ("executorch", "litert")
 def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str, Any]:
     """One stage on its way to the device: what it costs and finds, its programs and an input for them."""
     work = make_run(case, settings, runs)
-    stages, recipe = work.stages, work.recipe
-    todo = [stages.original, *(stages.pruning.all() if recipe.prune.active else ())]
-    todo += [stages.squantizing.squantize] if recipe.squantize.active else []
-    for stage in (*todo, stages.calibrate, stages.integer, *stages.lower.values(), *stages.baseline.values()):
-        run_stage(work.store, stage, lambda line: print(f"{name}: {line}", file=sys.stderr))
-    test, integer = work.task.data("test"), stages.integer_graph()
-    score = lambda variant: work.task.score(stages.predictor(variant), test)[work.task.metric]  # noqa: E731
+    stages, recipe = work.job, work.job.recipe
+    work.reach([*stages.lower.values(), *stages.baseline.values()])
+    test, integer = work.job.task.data("test"), stages.integer_graph()
+    score = lambda variant: work.job.task.score(stages.predictor(variant), test)[work.job.task.metric]  # noqa: E731
     traced = stages.pruning.trace if recipe.prune.active else stages.original
     programs = {each: stages.program(stages.lower[each]) for each in RUNTIMES}
     image = stages.preprocess(stages.calibration[0].image)[None]
@@ -51,7 +47,7 @@ def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str,
         "bytes": len(pack_program(programs["litert"], integer.weights, integer.layer_parameters)),
         "programs": programs, "x": integer.input.out.quantize(image),
         "floats": {each: stages.program(stages.baseline[each]) for each in RUNTIMES}, "image": image,
-        "state": sum(t.numel() * t.element_size() for t in work.task.network().state_dict().values()),
+        "state": sum(t.numel() * t.element_size() for t in work.job.task.network().state_dict().values()),
     }  # fmt: skip
 
 
@@ -64,6 +60,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
@@ -86,17 +83,12 @@ def main() -> None:
     times = {name: float(np.median(ms)) for name, ms in interleaved(calls, RUNS, lambda d, t: None).items()}
     state, macs = rows[0]["state"], rows[0]["macs"]
     heads = ("stage", "MACs", "score", "KiB", "smaller", *(f"{each} ms" for each in RUNTIMES))
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     original = {"name": "fp32", "macs": macs, "score": rows[0]["whole"], "bytes": state}
-    for row in (original, *rows):
-        cells = [
-            row["name"],
-            f"{row['macs'] / macs:.1%}",
-            f"{row['score']:.4f}",
-            f"{row['bytes'] / 1024:,.1f}",
-        ]
-        cells += [f"{state / row['bytes']:.1f}x", *(f"{times[row['name'] + ' ' + e]:.2f}" for e in RUNTIMES)]
-        print(f"| {' | '.join(cells)} |")
+    with Table(f"hybrid-{case}", heads, arguments.record) as table:
+        for row in (original, *rows):
+            cells = [f"{row['macs'] / macs:.1%}", f"{row['score']:.4f}", f"{row['bytes'] / 1024:,.1f}"]
+            ms = (f"{times[row['name'] + ' ' + each]:.2f}" for each in RUNTIMES)
+            table.row(row["name"], *cells, f"{state / row['bytes']:.1f}x", *ms)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from record import Table, add_option
 from torch import nn
 
 from paredown.apps.classifier.network import build
@@ -61,13 +62,13 @@ class Row:
     real: Counter[str]
     calls: int | None
 
-    def line(self) -> str:
-        """As a row of the table."""
+    def cells(self) -> list[str]:
+        """As a row of the table has them."""
         count = len(self.placement.operations)
         wrong = (self.predicted - self.real).total() + (self.real - self.predicted).total()
         calls = "not told" if self.calls is None else f"{self.placement.segments} / {self.calls}"
         outside = f"{self.predicted.total()} / {self.real.total()}"
-        return f"{self.where} | {count} | {outside} | {calls} | {count - wrong} of {count} |"
+        return [self.where, str(count), outside, calls, f"{count - wrong} of {count}"]
 
 
 def network_of(name: str) -> nn.Module:
@@ -135,15 +136,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--input", type=int, help="side of the input image, a multiple of 32")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("int8, random weights; predicted / real\n")
-    print("| network | runtime | operations | outside the delegate | delegate calls | agree |")
-    print("|---|---|---|---|---|---|")
-    for name in arguments.networks:
-        side = arguments.input or NETWORKS[name]
-        for row in rows(name, side):
-            print(f"| {name} at {side} | {row.line()}", flush=True)
+    heads = ("network", "runtime", "operations", "outside the delegate", "delegate calls", "agree")
+    with Table("inspect-agreement", heads, arguments.record) as table:
+        for name in arguments.networks:
+            side = arguments.input or NETWORKS[name]
+            for row in rows(name, side):
+                table.row(f"{name} at {side}", *row.cells())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from record import Table, add_option
 from torch import nn
 
 from paredown.pipeline.compress.grids.grid import GridConfig
@@ -59,32 +60,36 @@ def main() -> None:
     """Prints a row per network and runtime."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=300)
-    runs = parser.parse_args().runs
+    add_option(parser)
+    arguments = parser.parse_args()
     torch.manual_seed(0)
-    print("| network | runtime | int8, bytes | int4 | int8, ms | int4 | int4 / int8 | equal | undelegated |")
-    print("|---" * 9 + "|")
-    for name, (make, shape) in CASES.items():
-        eight = squantized(make(), shape)
-        four = in_int4(eight, ("linear", "conv2d"))
-        x = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
-        for runtime in ("executorch", "litert"):
-            if runtime == "executorch" and "conv" in name:
-                continue  # XNNPACK's int4 is for matrices there: lowering stops at the weight's shape
-            tools = importlib.import_module(f"paredown.pipeline.lower.{runtime}")
-            made = [tools.lower_integer(graph) for graph in (eight, four)]
-            runners = [tools.load(lowered.data) for lowered in made]
-            equal = all(np.array_equal(a, b) for a, b in zip(*(r(x) for r in runners), strict=True))
-            calls, times = [r.bound(x) for r in runners], ([], [])
-            for _ in range(runs):
-                for call, seen in zip(calls, times, strict=True):
-                    start = time.perf_counter()
-                    call()
-                    seen.append(1e3 * (time.perf_counter() - start))
-            ms = [float(np.median(seen)) for seen in times]
-            sizes = [f"{len(lowered.data):,}" for lowered in made]
-            cells = [name, runtime, *sizes, f"{ms[0]:.3f}", f"{ms[1]:.3f}", f"{ms[1] / ms[0]:.2f}"]
-            cells += ["yes" if equal else "no", ", ".join(made[1].undelegated) or "none"]
-            print(f"| {' | '.join(cells)} |", flush=True)
+    heads = (
+        "network", "runtime", "int8, bytes", "int4, bytes", "int8, ms", "int4, ms", "int4 / int8", "equal",
+        "undelegated",
+    )  # fmt: skip
+    with Table("int4", heads, arguments.record) as table:
+        for name, (make, shape) in CASES.items():
+            eight = squantized(make(), shape)
+            four = in_int4(eight, ("linear", "conv2d"))
+            x = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
+            for runtime in ("executorch", "litert"):
+                if runtime == "executorch" and "conv" in name:
+                    continue  # XNNPACK's int4 is for matrices there: lowering stops at the weight's shape
+                tools = importlib.import_module(f"paredown.pipeline.lower.{runtime}")
+                made = [tools.lower_integer(graph) for graph in (eight, four)]
+                runners = [tools.load(lowered.data) for lowered in made]
+                equal = all(np.array_equal(a, b) for a, b in zip(*(r(x) for r in runners), strict=True))
+                calls, times = [r.bound(x) for r in runners], ([], [])
+                for _ in range(arguments.runs):
+                    for call, seen in zip(calls, times, strict=True):
+                        start = time.perf_counter()
+                        call()
+                        seen.append(1e3 * (time.perf_counter() - start))
+                ms = [float(np.median(seen)) for seen in times]
+                sizes = [f"{len(lowered.data):,}" for lowered in made]
+                cells = [*sizes, f"{ms[0]:.3f}", f"{ms[1]:.3f}", f"{ms[1] / ms[0]:.2f}"]
+                cells += ["yes" if equal else "no", ", ".join(made[1].undelegated) or "none"]
+                table.row(name, runtime, *cells)
 
 
 if __name__ == "__main__":

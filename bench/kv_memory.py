@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 import torch
+from record import Table, add_option
 
 from paredown.apps.chat.network.cache import cache_bytes, empty_cache, slot_of
 from paredown.apps.chat.network.config import GEMMA3_1B, GEMMA3_270M, GemmaConfig
@@ -46,20 +47,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The memory of the key-value cache, measured.")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--chunk", type=int, default=128, help="tokens of a prefill chunk")
+    add_option(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{given.dtype}, prefill in chunks of {given.chunk}; MiB of tensors (growth of the process)\n")
-    print("| network | context | full | ring | full / ring |\n|---|---|---|---|---|")
-    for name, config in (("Gemma 3 270M", GEMMA3_270M), ("Gemma 3 1B", GEMMA3_1B)):
-        for context in CONTEXTS:
-            cells, sizes = [], []
-            for ring in (False, True):
-                with multiprocessing.get_context("fork").Pool(1) as pool:
-                    arguments = (config, context, given.chunk, ring, DTYPES[given.dtype])
-                    size, grown = pool.apply(filled, arguments)
-                cells.append(f"{size / MIB:.1f} ({grown / MIB:.1f})")
-                sizes.append(size)
-            print(f"| {name} | {context:,} | {' | '.join(cells)} | {sizes[0] / sizes[1]:.1f}x |", flush=True)
+    with Table("kv-memory", ("network", "context", "full", "ring", "full / ring"), given.record) as table:
+        table.note(
+            f"{given.dtype}, every slot written in chunks of {given.chunk}; MiB of tensors (growth of the "
+            "process). Ring: local layers keep a ring of the window's length. Full: every layer keeps the "
+            "whole context."
+        )
+        for name, config in (("Gemma 3 270M", GEMMA3_270M), ("Gemma 3 1B", GEMMA3_1B)):
+            for context in CONTEXTS:
+                cells, sizes = [], []
+                for ring in (False, True):
+                    with multiprocessing.get_context("fork").Pool(1) as pool:
+                        arguments = (config, context, given.chunk, ring, DTYPES[given.dtype])
+                        size, grown = pool.apply(filled, arguments)
+                    cells.append(f"{size / MIB:.1f} ({grown / MIB:.1f})")
+                    sizes.append(size)
+                table.row(name, f"{context:,}", *cells, f"{sizes[0] / sizes[1]:.1f}x")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from record import Table, add_option
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg
 from paredown.apps.detector.network import YoloV2
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="yolov2-voc")
     parser.add_argument("--images", type=int, default=8)
+    add_option(parser)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     names = SHARED / "yololite-yolov2" / "voc.names"
@@ -65,11 +67,12 @@ def main() -> None:
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"weights file: {weights.stat().st_size} bytes; peak memory of `paredown run`: {peak:.2f} GiB\n")
-    print("| variant | metric | value | unit |\n|---|---|---|---|")
-    for figure in json.loads(result.stdout)["figures"]:
-        if figure["metric"] not in {"map", "map50"}:
-            print(f"| {figure['variant']} | {figure['metric']} | {figure['value']:,.6g} | {figure['unit']} |")
+    peak_text = f"Peak memory of `paredown run`: {peak:.2f} GiB."
+    print(f"weights file: {weights.stat().st_size} bytes. {peak_text}\n")
+    with Table("large", ("variant", "metric", "value", "unit"), arguments.record, notes=[peak_text]) as table:
+        for figure in json.loads(result.stdout)["figures"]:
+            if figure["metric"] not in {"map", "map50"}:
+                table.row(figure["variant"], figure["metric"], f"{figure['value']:,.6g}", figure["unit"])
 
 
 if __name__ == "__main__":

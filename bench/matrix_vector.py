@@ -9,6 +9,7 @@ no faster in the cache is held back by arithmetic. Rounds go from one to the nex
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import Table, add_option
 
 from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest
 from paredown.pipeline.compress.grids.weight import BlockWeight
@@ -67,6 +69,9 @@ def program(weight: BlockWeight) -> bytes:
 
 def main() -> None:
     """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_option(parser)
+    record = parser.parse_args().record
     rows = []
     for rows_of, where in ((LARGE, "memory"), (SMALL, "cache")):
         for what, grid in (("int4, blocks of 32", BlockGrid(4, 32)), ("int8, rows", BlockGrid(8, None))):
@@ -86,14 +91,13 @@ def main() -> None:
         rates.append(array.nbytes / (time.perf_counter() - start) / 1e9)
         for row in rows:
             row.measure()
-    print(
-        f"memory: {statistics.median(rates):.1f} GB/s\n\n| matrix | ms | GMAC/s | GB/s |\n|---|---|---|---|"
-    )
-    for row in rows:
-        took = statistics.median(row.times)
-        print(
-            f"| {row.name} | {1e3 * took:.2f} | {row.count / took / 1e9:.1f} | {row.size / took / 1e9:.1f} |"
-        )
+    read = f"memory: {statistics.median(rates):.1f} GB/s"
+    print(f"{read}\n")
+    with Table("matrix-vector", ("matrix", "ms", "GMAC/s", "GB/s"), record, notes=[read]) as table:
+        for row in rows:
+            took = statistics.median(row.times)
+            speeds = (f"{row.count / took / 1e9:.1f}", f"{row.size / took / 1e9:.1f}")
+            table.row(row.name, f"{1e3 * took:.2f}", *speeds)
 
 
 if __name__ == "__main__":

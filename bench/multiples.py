@@ -13,6 +13,7 @@ import argparse
 
 import numpy as np
 import torch
+from record import Table, add_option
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg
 from paredown.apps.detector.network import YoloV2
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--network", default="yolov2-tiny-voc")
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--runs", type=int, default=30)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     graph, side = network(arguments.network)
@@ -83,18 +85,17 @@ def main() -> None:
             runners[name, kind] = (runtime(kind).load(program, 1, name), codes)
     times = interleaved(runners, arguments.runs, lambda done, total: None)  # type: ignore[arg-type]
     print(f"{arguments.network} at {side}, {arguments.runs} interleaved runs, one thread\n")
-    print(
-        "| multiple | MACs | " + " | ".join(f"{kind} ms | against 1" for kind in RUNTIMES) + " | channels |"
-    )
-    print("|---|---|" + "---|---|" * len(RUNTIMES) + "---|")
-    for name, (share, widths) in rows.items():
-        cells = []
-        for kind in RUNTIMES:
-            values = times[name, kind]  # type: ignore[index]
-            spread = f"{np.percentile(values, 10):.1f}-{np.percentile(values, 90):.1f}"
-            against = np.median(values) / np.median(times["1", kind])  # type: ignore[index]
-            cells += [f"{np.median(values):.1f} ({spread})", f"{against:.2f}"]
-        print(f"| {name} | {share:.3f} | {' | '.join(cells)} | {widths} |")
+    per_runtime = [head for kind in RUNTIMES for head in (f"{kind} ms (p10-p90)", "against 1")]
+    heads = ("multiple", "MACs", *per_runtime, "channels")
+    with Table("multiples", heads, arguments.record) as table:
+        for name, (share, widths) in rows.items():
+            cells = []
+            for kind in RUNTIMES:
+                values = times[name, kind]  # type: ignore[index]
+                spread = f"{np.percentile(values, 10):.1f}-{np.percentile(values, 90):.1f}"
+                against = np.median(values) / np.median(times["1", kind])  # type: ignore[index]
+                cells += [f"{np.median(values):.1f} ({spread})", f"{against:.2f}"]
+            table.row(name, f"{share:.3f}", *cells, widths)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import zstandard
 from numpy.typing import NDArray
+from record import Table, add_option
 from scipy.stats import entropy
 
 from paredown.apps.classifier.network import build
@@ -33,6 +34,11 @@ from paredown.targets.runners.expand import expand_program, expand_programs, unp
 
 GRIDS = ((8, 0.0), (4, 0.6), (4, 0.84), (4, 0.95), (3, 0.9), (2, 0.7), (2, 0.95))  # bits, zeros
 LARGE = 5000
+WHAT = (
+    "Codes of one network, made in one shot: the first and the last layer 8-bit, the others of the threshold "
+    "grid. Entropy is of order 0, each layer with its own distribution. Last four columns: bytes as a share "
+    "of the entropy."
+)
 
 
 def limit(layers: Sequence[NDArray[np.int8]]) -> float:
@@ -70,46 +76,62 @@ def coarser(integer: IntegerGraph, bits: int, zeros: float) -> IntegerGraph:
     return dataclasses.replace(integer, nodes=tuple(nodes))
 
 
+def of_codes(integer: IntegerGraph, zstd: zstandard.ZstdCompressor) -> list[str]:
+    """What the codes of all layers take, against their entropy."""
+    layers = integer.weights
+    flat = np.concatenate([layer.ravel() for layer in layers])
+    packed, least, plain = pack_codes(*layers), limit(layers), flat.tobytes()
+    assert (unpack_codes(packed) == flat).all()
+    large = [layer for layer in layers if layer.size > LARGE and limit([layer]) > 0.3 * layer.size / 8]
+    alone = [len(pack_codes(layer)) / limit([layer]) for layer in large]
+    return [
+        f"{flat.size:,}", f"{(flat == 0).mean():.1%}", f"{least:,.0f}", f"{len(packed):,}",
+        f"{len(packed) / least:.3f}", f"{min(alone):.2f} to {max(alone):.2f}",
+        f"{len(zlib.compress(plain, 9)) / least:.2f}", f"{len(zstd.compress(plain)) / least:.2f}",
+    ]  # fmt: skip
+
+
+def of_programs(integer: IntegerGraph, zstd: zstandard.ZstdCompressor) -> dict[str, list[str]]:
+    """What whole programs take, alone and together, by runtime."""
+    layers, parameters = integer.weights, integer.layer_parameters
+    programs = {name: runtime(name).lower_integer(integer).data for name in RUNTIMES}
+    both = pack_programs(programs, layers, parameters)
+    assert expand_programs(both) == programs
+    found = {}
+    for name, program in programs.items():
+        one = pack_program(program, layers, parameters)
+        assert expand_program(one) == program
+        sizes = (len(program), len(zstd.compress(program)), len(one), len(both))
+        found[name] = [f"{size:,}" for size in sizes]
+    return found
+
+
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--weights", type=Path)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     whole = integer_graph(arguments.network, arguments.weights)
     zstd = zstandard.ZstdCompressor(level=19)
-    first = [
-        "| codes | weights | zeros | entropy B | packed B | of entropy | large layers alone | zlib | zstd |"
-    ]
-    second = ["| programs | codes | file B | zstd B | packed B | both, packed B |"]
-    for bits, zeros in GRIDS:
-        integer = coarser(whole, bits, zeros)
-        layers = integer.weights
-        flat = np.concatenate([layer.ravel() for layer in layers])
-        packed, least, plain = pack_codes(*layers), limit(layers), flat.tobytes()
-        assert (unpack_codes(packed) == flat).all()
-        large = [layer for layer in layers if layer.size > LARGE and limit([layer]) > 0.3 * layer.size / 8]
-        alone = [len(pack_codes(layer)) / limit([layer]) for layer in large]
-        label = f"{bits}-bit, {zeros:.0%}" if zeros else f"{bits}-bit"
-        first.append(
-            f"| {label} | {flat.size:,} | {(flat == 0).mean():.1%} | {least:,.0f} | {len(packed):,} | "
-            f"{len(packed) / least:.3f} | {min(alone):.2f} to {max(alone):.2f} | "
-            f"{len(zlib.compress(plain, 9)) / least:.2f} | {len(zstd.compress(plain)) / least:.2f} |"
-        )
-        programs = {name: runtime(name).lower_integer(integer).data for name in RUNTIMES}
-        both = pack_programs(programs, layers, integer.layer_parameters)
-        assert expand_programs(both) == programs
-        for name, program in programs.items():
-            one = pack_program(program, layers, integer.layer_parameters)
-            assert expand_program(one) == program
-            second.append(
-                f"| {name} | {label} | {len(program):,} | {len(zstd.compress(program)):,} | {len(one):,} | "
-                f"{len(both):,} |"
-            )
-    for table in (first, second):
-        rule = "|".join(["", *["---"] * (table[0].count("|") - 1), ""])
-        print("\n".join([table[0], rule, *table[1:], ""]))
+    first = (
+        "codes", "weights", "zeros", "entropy B", "packed B", "of entropy", "large layers alone", "zlib",
+        "zstd",
+    )  # fmt: skip
+    second = ("programs", "codes", "file B", "zstd B", "packed B", "both, packed B")
+    found: list[tuple[object, ...]] = []
+    with Table("packing", first, arguments.record, part="codes", notes=[WHAT]) as table:
+        for bits, zeros in GRIDS:
+            integer = coarser(whole, bits, zeros)
+            label = f"{bits}-bit, {zeros:.0%}" if zeros else f"{bits}-bit"
+            table.row(label, *of_codes(integer, zstd))
+            found += [(name, label, *cells) for name, cells in of_programs(integer, zstd).items()]
+    print()
+    with Table("packing", second, arguments.record, part="programs") as table:
+        for row in found:
+            table.row(*row)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ run goes on where it was. Prints Markdown.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 
 from paredown.pipeline.compress.training.data import preprocessed, run_network
-from paredown.pipeline.store.files import read_json, stored
-from paredown.pipeline.store.stage import run_stage
+from paredown.pipeline.store.files import read_json
+from paredown.pipeline.store.stage import stored
 
 SETTINGS = {
     "digits": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=10", "recover.patience=10"),
@@ -45,31 +45,30 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
     asked = [*data(case, arguments.cifar.absolute()), *SETTINGS[case], *arguments.more]
     work = make_run(case, asked, runs)
-    pruning = work.stages.pruning
-    for stage in (work.stages.original, *pruning.all()):
-        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
-    test = work.task.data("test")
-    inputs = preprocessed(test, work.task.preprocess)
+    pruning = work.job.pruning
+    work.reach([pruning.trace])
+    test = work.job.task.data("test")
+    inputs = preprocessed(test, work.job.task.preprocess)
     scores = [
-        work.task.score_outputs(run_network(network, inputs), test)[work.task.metric]
-        for network in (work.task.network(), pruning.pruned(), pruning.network())
+        work.job.task.score_outputs(run_network(network, inputs), test)[work.job.task.metric]
+        for network in (work.job.task.network(), pruning.pruned(), pruning.network())
     ]
     whole, thin = (
-        read_json(stored(work.store, s) / "size.json")["macs"] for s in (work.stages.original, pruning.trace)
+        read_json(stored(work.store, s) / "size.json")["macs"] for s in (work.job.original, pruning.trace)
     )
     history = pruning.history()
     zeros, count = (sum(layer[key] for layer in history["sparsity"]) for key in ("zeros", "count"))
     heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
-    print(f"| {' | '.join(heads)} |")
-    print("|---" * len(heads) + "|")
     cells = [f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores)]
     cells += [f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"])]
-    print(f"| {arguments.case} | {' | '.join(cells)} |")
+    with Table(f"pruning-{case}", heads, arguments.record) as table:
+        table.row(case, *cells)
 
 
 if __name__ == "__main__":

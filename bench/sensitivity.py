@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from record import Table, add_option
 from torch import nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of ResNet-56 (akamaster), or what --train made")
     parser.add_argument("--train", type=Path, metavar="FILE", help="train yolov2-tiny-voc, write its weights")
     parser.add_argument("--same-bits", action="store_true", help="compare with plain() too, to the last bit")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -270,19 +272,20 @@ def main() -> None:
     print(
         f"plain in batches of {arguments.batch}; module and graph differ by up to {apart:.2g} in an output\n"
     )
-    print(
-        "| fast | s | plain module s | times | plain graph s | times | reported | skipped | equal metrics |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, (result, first) in found.items():
-        own = (first + again[name][1]) / 2
-        shown = {(c.group, p.width): p.metric for c in result.curves for p in c.points[1:]}
-        skipped = sum(value is None for value in shown.values())
-        reported = {key: value for key, value in shown.items() if value is not None}
-        equal = [all(truth[way][key] == value for key, value in reported.items()) for way in truth]
-        cells_ = [f"{seconds[w]:.1f} | {seconds[w] / own:.2f}x" for w in ("module", "graph")]
-        verdict = f"module {'yes' if equal[0] else 'NO'}, graph {'yes' if equal[1] else 'NO'}"
-        print(f"| {name} | {own:.1f} | {' | '.join(cells_)} | {len(reported)} | {skipped} | {verdict} |")
+    heads = (
+        "fast", "fast, s", "plain module, s", "speed-up", "plain graph, s", "speed-up", "reported", "skipped",
+        "equal metrics",
+    )  # fmt: skip
+    with Table(f"sensitivity-{arguments.network}", heads, arguments.record) as table:
+        for name, (result, first) in found.items():
+            own = (first + again[name][1]) / 2
+            shown = {(c.group, p.width): p.metric for c in result.curves for p in c.points[1:]}
+            skipped = sum(value is None for value in shown.values())
+            reported = {key: value for key, value in shown.items() if value is not None}
+            equal = [all(truth[way][key] == value for key, value in reported.items()) for way in truth]
+            cells_ = [cell for s in seconds.values() for cell in (f"{s:.1f}", f"{s / own:.2f}x")]
+            verdict = f"module {'yes' if equal[0] else 'NO'}, graph {'yes' if equal[1] else 'NO'}"
+            table.row(name, f"{own:.1f}", *cells_, len(reported), skipped, verdict)
     if arguments.same_bits:
         other = plain(graph, groups, ranks, widths, x, score, "metric")
         print(f"\nplain(): {'the same to the last bit' if other == found['every point'][0] else 'DIFFERENT'}")

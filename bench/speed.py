@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import Table, add_option
 
 from paredown.apps.detector.network import YoloV2
 from paredown.pipeline.device.timing import interleaved
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", nargs="?", default="yolov2-tiny-voc")
     parser.add_argument("--runs", type=int, default=30)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     network = YoloV2.builtin(arguments.network).eval()
@@ -45,13 +47,18 @@ def main() -> None:
     print(
         f"{arguments.network} at {network.height}, 1 thread, {arguments.runs} runs; CPU: {', '.join(has)}\n"
     )
-    print("| variant | median ms | p10 | p90 | faster than its fp32 |")
-    print("|---|---|---|---|---|")
-    for name, values in times.items():
-        p10, median, p90 = np.percentile(values, [10, 50, 90])
-        ratios = np.asarray(times.get(f"{name}-fp32", values)) / np.asarray(values)
-        ratio = "" if name.endswith("fp32") else f"{np.median(ratios):.2f}x"
-        print(f"| {name} | {median:.1f} | {p10:.1f} | {p90:.1f} | {ratio} |")
+    with Table(
+        "speed", ("variant", "median ms", "p10", "p90", "faster than its fp32"), arguments.record
+    ) as table:
+        table.note(
+            f"`{arguments.network}` at {network.height}, one thread, {arguments.runs} interleaved runs."
+        )
+        table.note(f"The processor's int8 instructions: {', '.join(has)}.")
+        for name, values in times.items():
+            p10, median, p90 = np.percentile(values, [10, 50, 90])
+            ratios = np.asarray(times.get(f"{name}-fp32", values)) / np.asarray(values)
+            ratio = "" if name.endswith("fp32") else f"{np.median(ratios):.2f}x"
+            table.row(name, f"{median:.1f}", f"{p10:.1f}", f"{p90:.1f}", ratio)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from cases import CASES, data, make_run
+from record import Table, add_option
 
 from paredown.pipeline.bundle.packing import pack_program
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.store.files import read_json
-from paredown.pipeline.store.stage import run_stage
 
 USUAL = {
     "digits": ("squantize.epochs=10", "squantize.patience=10"),
@@ -59,16 +58,13 @@ def entropy_bits(codes: np.ndarray) -> float:
     return float(-(share * np.log2(share)).sum() * codes.size)
 
 
-def row(case: str, settings: list[str], runs: Path) -> str:
+def row(case: str, settings: list[str], runs: Path) -> list[str]:
     """Trains, and scores what would be shipped."""
     work = make_run(case, settings, runs)
-    stages = work.stages
+    stages = work.job
     squantizing = stages.squantizing
-    pruning = stages.pruning.all() if work.recipe.prune.active else ()
-    todo = (stages.original, *pruning, squantizing.squantize, stages.calibrate, stages.integer)
-    for stage in (*todo, *stages.lower.values(), *stages.parity.values()):
-        run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
-    test, task = work.task.data("test"), work.task
+    work.reach([*stages.lower.values(), *stages.parity.values()])
+    test, task = work.job.task.data("test"), work.job.task
     inputs = preprocessed(test, task.preprocess)
     whole = task.score_outputs(run_network(task.network(), inputs), test)[task.metric]
     graph, integer = stages.graph(), stages.integer_graph()
@@ -90,15 +86,14 @@ def row(case: str, settings: list[str], runs: Path) -> str:
     wires = {name: len(pack_program(stages.program(stages.lower[name]), *packed)) for name in stages.lower}
     apart = [read_json(stages.path(stage) / "parity.json")["outputs"] for stage in stages.parity.values()]
     wire = wires["litert"]
-    wanted = work.recipe.squantize
-    cells = [
+    wanted = work.job.recipe.squantize
+    return [
         case, f"{wanted.weight_bits}", f"{wanted.activation_bits or 8}", f"{zeros / max(1, count):.4f}",
         f"{whole:.4f}", f"{score:.4f}", f"{int8:.4f}", f"{100 * (whole - int8):.2f}",
         f"{bits / 8 / 1024:.1f}", f"{wire / 1024:.1f}", f"{wires['executorch'] / 1024:.1f}",
         f"{state / wire:.1f}x", f"{squantizing.history()['steps']}",
         "/".join(f"{100 * each['differing'] / each['values']:.4g} % by {each['max_lsb']}" for each in apart),
     ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -110,6 +105,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE[,VALUE...]")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
@@ -121,10 +117,10 @@ def main() -> None:
         "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB",
         "bundle KiB", ".pte's", "rate", "steps", "codes apart",
     )  # fmt: skip
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     base = [*data(case, arguments.cifar.absolute()), "squantize.weight_bits=4", *USUAL[case]]
-    for chosen in itertools.product(*axes):
-        print(row(case, [*base, *chosen], runs), flush=True)
+    with Table(f"squantizer-{case}", heads, arguments.record) as table:
+        for chosen in itertools.product(*axes):
+            table.row(*row(case, [*base, *chosen], runs))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import statistics
 import time
 
 import torch
+from record import Table, add_option
 from torch import Tensor, nn
 
 from paredown.apps.classifier.network import build
@@ -43,6 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=12)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -63,17 +65,17 @@ def main() -> None:
             start = time.process_time()
             module(x).square().mean().backward()
             times[name].append(time.process_time() - start)
-    print("| step | median s (p10-p90) | against plain | kept MiB | against plain |\n|---|---|---|---|---|")
+    heads = ("step", "median s (p10-p90)", "against plain", "kept MiB", "against plain")
     base = statistics.median(times["plain"][2:])
     memory = {name: kept_bytes(module.train(), x) for name, module in ways.items()}
-    for name, found in times.items():
-        tenths = statistics.quantiles(found[2:], n=10)
-        middle = statistics.median(found[2:])
-        cells = (
-            f"{middle:.3f} ({tenths[0]:.3f}-{tenths[-1]:.3f})", f"{middle / base:.2f}x",
-            f"{memory[name] / 2**20:.0f}", f"{memory[name] / memory['plain']:.2f}x",
-        )  # fmt: skip
-        print(f"| {name} | {' | '.join(cells)} |")
+    with Table("step-cost", heads, arguments.record) as table:
+        for name, found in times.items():
+            tenths = statistics.quantiles(found[2:], n=10)
+            middle = statistics.median(found[2:])
+            table.row(
+                name, f"{middle:.3f} ({tenths[0]:.3f}-{tenths[-1]:.3f})", f"{middle / base:.2f}x",
+                f"{memory[name] / 2**20:.0f}", f"{memory[name] / memory['plain']:.2f}x",
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from cases import data, make_run
+from record import Table, add_option
 from torch import Tensor, nn
 
-from paredown.calibration.datasets import First
 from paredown.pipeline.compress.training.bn_recalibration import recalibrate
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.compress.training.setup import Lesson
@@ -35,7 +35,6 @@ from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.prune_stages import PruneStages
 from paredown.pipeline.store.files import write_json
-from paredown.pipeline.store.stage import run_stage
 
 SETTINGS = {
     "resnet56": ("prune.macs=0.5", "prune.flat=0", "recover.batch=64", "recover.lr=0.01"),
@@ -73,12 +72,13 @@ def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: b
 
 def after(task: Task, student: nn.Module, pruning: PruneStages, steps: int) -> nn.Module:
     """The same recovery for whoever asks."""
-    training, held_out = pruning.held_out()
+    training, held_out = pruning.training.held_out()
     recover = pruning.recipe.recover
     epochs = steps / task.batches(training, recover.batch, recover.seed).per_epoch
     schedule = {"epochs": epochs, "warmup": 10, "ema": 0.95, "evaluations": 4, "patience": 10}
     lesson = Lesson(
-        recover.model_copy(update=schedule), task, pruning.graph(), training, held_out, pruning.truth, None,
+        recover.model_copy(update=schedule), task, pruning.groups()[1], training, held_out,
+        pruning.training.truth, None,
         False, lambda done, total: None,
     )  # fmt: skip
     return lesson.teach(student, lesson.judge()[1]).network
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
@@ -104,9 +105,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         asked = [*data(arguments.case, arguments.cifar.absolute()), *SETTINGS[arguments.case]]
         work = make_run(arguments.case, [*asked, "prune.multiple=1", f"recover.seed={seed}"], root)
-        task, pruning = work.task, work.stages.pruning
-        for stage in (work.stages.original, pruning.sense, pruning.prune):
-            run_stage(work.store, stage, lambda line: print(line, file=sys.stderr))
+        task, pruning = work.job.task, work.job.pruning
+        work.reach([pruning.prune])
         test = task.data("test")
         inputs = preprocessed(test, task.preprocess)
         shape = (1, *inputs.shape[1:])
@@ -117,7 +117,7 @@ def main() -> None:
         original = score(task.network())
         whole, ours = trace(task.network(), shape).macs, pruning.pruned()
         macs = trace(ours, shape).macs
-        calibration = list(preprocessed(First(pruning.held_out()[0], 256), task.preprocess).split(32))
+        calibration = list(pruning.training.inputs(pruning.training.held_out()[0]).split(32))
 
         def normed(make: Callable[[], nn.Module], images: list[Tensor] = calibration) -> nn.Module:
             network = make().eval()
@@ -147,11 +147,12 @@ def main() -> None:
             rows.setdefault(name, []).append(row)
             print(f"seed {seed}, {name}: MACs {row[0]:.3f}, {row[1]:.4f} -> {row[2]:.4f}", file=sys.stderr)
     print(f"original {original:.4f}; {arguments.steps} steps of recovery, {arguments.seeds} seeds\n")
-    print("| method | MACs | before recovery | after |\n|---|---|---|---|")
-    for name, found in rows.items():
-        shares, befores, afters = zip(*found, strict=True)
-        cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in (befores, afters)]
-        print(f"| {name} | {statistics.mean(shares):.3f} | {cells[0]} | {cells[1]} |")
+    heads = ("method", "MACs", "before recovery", "after")
+    with Table(f"versus-{arguments.case}", heads, arguments.record) as table:
+        for name, found in rows.items():
+            shares, befores, afters = zip(*found, strict=True)
+            cells = [f"{statistics.mean(v):.4f} ± {statistics.pstdev(v):.4f}" for v in (befores, afters)]
+            table.row(name, f"{statistics.mean(shares):.3f}", *cells)
 
 
 if __name__ == "__main__":

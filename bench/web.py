@@ -1,8 +1,8 @@
 """The page in Chromium on this machine: milliseconds per step, boxes beside Python's, a picture of it.
 
-    export PYTHONPATH=.:tests:tests/apps
+    export PYTHONPATH=.:tests/helpers
     paredown run digits
-    python bench/web.py runs/digits/host/bundle.paredown --picture docs/web.jpg
+    python bench/web.py runs/digits/host/bundle.paredown --picture docs/images/web.jpg
 
 The camera is a film of test scenes, 640 x 480 at 30 frames a second. Times are the page's own: medians of the
 last 60 frames in this browser on this machine, and no phone's. Prints Markdown. Needs chromium,
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from record import Table, add_option
 from web_browser import Browser, farthest, film, served
 
 from paredown.apps.detector.device.detect import Detector
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="a bundle of the digits")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--picture", type=Path, help="where to put two screenshots, side by side")
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -89,10 +91,11 @@ def main() -> None:
             browser.close()
     off = max(farthest(each, detector(each.image, SURE), SURE) for each in seen)
     print(f"Chromium {version}, {os.cpu_count()} CPUs. {words}\n")
-    print("| step | median ms |\n|---|---|")
-    for step, value in shown.items():
-        print(f"| {step} | {value} |")
-    print(f"\n{len(seen)} frames: no box is farther than {off:.2f} pixels of 640 x 480 from Python's.")
+    near = f"{len(seen)} frames: no box is farther than {off:.2f} pixels of 640 x 480 from Python's."
+    with Table("web", ("step", "median ms"), arguments.record, notes=[f"Chromium {version}.", near]) as table:
+        for step, value in shown.items():
+            table.row(step, value)
+    print(f"\n{near}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from paredown.apps.chat.device.chat import as_arguments
 from paredown.apps.chat.device.generation.session import Done, Event, never
 from paredown.apps.chat.device.serve import from_json
 from paredown.pipeline.device.language.unpacked import bring
+from paredown.pipeline.store.event import Event as Progress
+from paredown.pipeline.store.event import Tell, nobody
 from paredown.targets.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class RemoteChat:
 
 @contextlib.contextmanager
 def on_device(
-    bundle: Bundle, device: Device, options: Namespace, log: Callable[[str], None] = lambda line: None
+    bundle: Bundle, device: Device, options: Namespace, tell: Tell = nobody
 ) -> Iterator[RemoteChat]:
     """Brings a bundle to a device and starts a chat there, which ends in the end.
 
@@ -102,7 +104,7 @@ def on_device(
         bundle: of a language model.
         device: connected.
         options: of `apps.chat.device.chat`.
-        log: told what is being brought there.
+        tell: hears what is being brought there.
 
     Raises:
         UsageError: the bundle has no program for the runtime that is asked for.
@@ -114,9 +116,9 @@ def on_device(
     if runtime not in models:
         hint = f"it has one for {' and '.join(models)}"
         raise UsageError(f"no program for {runtime}", where=bundle.path, hint=hint)
-    bring(bundle, device, {runtime}, log)
+    bring(bundle, device, {runtime}, tell)
     words = [*as_arguments(options), f"--runtime={runtime}", *(["--no-times"] if device.emulated else [])]
-    log(f"model on {device.address}: running")
+    tell(Progress(f"model on {device.address}", "running"))
     command = ["python3", "-m", "paredown.apps.chat.device.chat", "--serve", *words]
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)

@@ -22,7 +22,7 @@ from paredown.apps.chat.network.cache import empty_cache
 from paredown.apps.chat.network.config import GemmaConfig
 from paredown.apps.chat.network.network import Gemma
 from paredown.apps.chat.texts import pydoc_text
-from paredown.pipeline.compress.training.training import learning_rate
+from paredown.pipeline.compress.training.loop import decayed_groups, descend, fit, learning_rate
 from paredown.pipeline.store.checkpoint import load_run, save_checkpoint
 from paredown.pipeline.store.store import write_atomic
 
@@ -76,37 +76,51 @@ def run_whole(network: Gemma, tokens: Tensor) -> Tensor:
     return torch.vmap(lambda piece: network(piece[None], positions, cache)[0][0])(tokens)
 
 
-def train(network: Gemma, ids: Tensor, schedule: Schedule, checkpoint: Path) -> None:
+class _Training:
     """AdamW on random pieces of the text."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": schedule.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95))
-    first = 0
+
+    def __init__(self, network: Gemma, ids: Tensor, schedule: Schedule) -> None:
+        self.network, self.ids, self.schedule = network, ids, schedule
+        self.step, self.steps, self.loss = 0, schedule.steps, math.nan
+        groups = decayed_groups(network, schedule.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95))
+        self.identity = repr((network.config, schedule))
+
+    def advance(self) -> float:
+        """Takes a step, gives the loss."""
+        chance = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        starts = torch.randint(0, len(self.ids) - LENGTH, (self.schedule.batch,), generator=chance)
+        pieces = torch.stack([self.ids[start : start + LENGTH + 1] for start in starts])
+        pieces[:, 0] = self.network.config.bos
+        logits = run_whole(self.network, pieces[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), pieces[:, 1:].flatten())
+        rate = learning_rate(self.schedule, self.step, self.steps)
+        self.loss = descend(loss, self.optimizer, self.network.parameters(), clip=1.0, rate=rate)
+        self.step += math.isfinite(self.loss)
+        return self.loss
+
+    def save(self, path: Path) -> None:
+        """Writes everything that a resumed run needs."""
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_checkpoint(path, {**state, "step": self.step, "identity": self.identity})
+
+    def resume(self, path: Path) -> None:
+        """Goes on from what `save` wrote."""
+        state = load_run(path, self.identity)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def train(network: Gemma, ids: Tensor, schedule: Schedule, checkpoint: Path) -> None:
+    """Trains the network in place; a killed run goes on from its checkpoint."""
+    training = _Training(network, ids, schedule)
     if checkpoint.exists():
-        state = load_run(checkpoint, repr((network.config, schedule)))
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    for step in range(first, schedule.steps):
-        chance = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-        starts = torch.randint(0, len(ids) - LENGTH, (schedule.batch,), generator=chance)
-        pieces = torch.stack([ids[start : start + LENGTH + 1] for start in starts])
-        pieces[:, 0] = network.config.bos
-        loss = F.cross_entropy(run_whole(network, pieces[:, :-1]).flatten(0, 1), pieces[:, 1:].flatten())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, step, schedule.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_checkpoint(checkpoint, {**state, "identity": repr((network.config, schedule))})
-            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+        training.resume(checkpoint)
+    fit(
+        training, where="train_tiny", lr=schedule.lr, every=50, checkpoint=checkpoint,
+        look=lambda: print(f"step {training.step}: loss {training.loss:.3f}", flush=True),
+    )  # fmt: skip
 
 
 def hf_config(config: GemmaConfig) -> dict[str, object]:

@@ -119,9 +119,9 @@ def deploy(
         device_code = importlib.import_module(f"paredown.apps.detector.device.{kind}")
         device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
         with open_device(device) as connected:
-            with screen() as (log, _):
+            with screen() as (tell, _):
                 made = install(
-                    bundle, connected, kind, name=name, arguments=context.args, service=service, log=log
+                    bundle, connected, kind, name=name, arguments=context.args, service=service, tell=tell
                 )
             if as_json:
                 print_json(made.to_dict())

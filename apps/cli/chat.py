@@ -12,6 +12,7 @@ import typer
 from paredown.apps.cli.console import handled, screen
 from paredown.apps.cli.group import USE
 from paredown.apps.cli.options import FromParser, options_of
+from paredown.pipeline.store.event import Event
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -79,7 +80,7 @@ def _there(bundle: Bundle, address: str, options: Namespace, stack: contextlib.E
     from paredown.apps.chat.remote import on_device
     from paredown.targets.address import open_device
 
-    with screen() as (log, _):
-        log(f"connecting to {address}: running")
+    with screen() as (tell, _):
+        tell(Event(f"connecting to {address}", "running"))
         device = stack.enter_context(open_device(address))
-        return stack.enter_context(on_device(bundle, device, options, log))
+        return stack.enter_context(on_device(bundle, device, options, tell))

@@ -14,6 +14,7 @@ import typer
 
 from paredown.apps.api.recipes import recipe_folders as recipe_folders
 from paredown.apps.cli.group import recipe_names, target_names
+from paredown.pipeline.store.event import Event, Tell
 from paredown.targets.errors import ParedownError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -52,7 +53,7 @@ def _own_stderr() -> TextIO:
 
 
 @contextlib.contextmanager
-def screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def screen() -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
     """One line per finished stage and a bar for the one at work, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -67,20 +68,20 @@ def screen() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def log(line: str) -> None:
-            name, _, rest = line.partition(": ")
+        def tell(event: Event) -> None:
             for bar in progress.task_ids:
                 progress.remove_task(bar)
-            if rest.startswith(("done", "reused")):
-                console.print(line, markup=False)
+            if event.state == "running":
+                label = event.stage + (f" again ({event.detail})" if event.detail else "")
+                progress.add_task(label, total=None, count="")
             else:
-                progress.add_task(line.removesuffix(": running"), total=None, count="")
+                console.print(event.line(), markup=False)
 
         def tick(done: int, total: int) -> None:
             for bar in progress.task_ids:
                 progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
 
-        yield log, tick
+        yield tell, tick
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from paredown.apps.cli.console import (
     tables,
 )
 from paredown.apps.cli.group import LOOK, PROVE, recipe_names
+from paredown.pipeline.store.event import Event
 
 Bundle = Annotated[Path, typer.Argument(help="A .paredown file.")]
 DeviceAddress = Annotated[
@@ -49,8 +50,8 @@ def validate(
     with handled(as_json):
         from paredown.pipeline.device.validate import validate as prove
 
-        with screen() as (log, tick):
-            result = prove(bundle, device, limit=limit, score=score, runs=times, log=log, tick=tick)
+        with screen() as (tell, tick):
+            result = prove(bundle, device, limit=limit, score=score, runs=times, tell=tell, tick=tick)
         _print_validation(result, as_json)
         if not result.passed:
             raise typer.Exit(3)
@@ -71,8 +72,8 @@ def bench(
         from paredown.pipeline.device.bench.bench import bench as measure
         from paredown.pipeline.device.bench.sustained import plot as draw
 
-        with screen() as (log, tick):
-            result = measure(bundle, device, minutes, log=log, tick=tick)
+        with screen() as (tell, tick):
+            result = measure(bundle, device, minutes, tell=tell, tick=tick)
         if plot and result.bursts:
             draw(result.bursts, device, plot)
         if as_json:
@@ -103,12 +104,14 @@ def cost(
         from paredown.pipeline.device.executor import open_executor
         from paredown.pipeline.device.latency.measure import measure_cost
         from paredown.pipeline.recipe.file import load_recipe
+        from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 
         card = load_card(target)
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        images_only(resolved, "cost")
         path = out or Path(f"latency-{card.name}-{runtime}.json")
-        with screen() as (log, tick), open_executor(device, card, log) as executor:
+        with screen() as (tell, tick), open_executor(device, card, tell) as executor:
             found = measure_cost(resolved, card, runtime, executor, path, tick)
         if as_json:
             parts = {part.node: part.value(found.full) for part in found.parts}
@@ -141,17 +144,20 @@ def inspect(
         from paredown.pipeline.lower.predict.inspect import inspect as predict
         from paredown.pipeline.lower.predict.inspect import inspect_graph
         from paredown.pipeline.recipe.file import load_recipe
+        from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 
         card = load_card(target)
-        with screen() as (log, _):
-            log(f"{what}: running")
+        with screen() as (tell, _):
+            tell(Event(what, "running"))
             if (model := untrained(what)) is not None:
                 network, shape, values = model
                 graph = trace(network, shape, opaque=True)
                 found = inspect_graph(graph, card, tuple(card.runtimes), values, what)
             else:
-                found = predict(load_recipe(what, set_ or (), recipe_folders()), card)
+                recipe = load_recipe(what, set_ or (), recipe_folders())
+                images_only(recipe, "inspect")
+                found = predict(recipe, card)
         if as_json:
             print_json(found.to_dict())
             return

@@ -72,23 +72,21 @@ def run(
     """
     with handled(as_json):
         from paredown.pipeline.recipe.file import load_recipe
-        from paredown.pipeline.run.language.run import LanguageRun
         from paredown.pipeline.run.run import Run, recipe_name
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        kind: type[Run | LanguageRun] = LanguageRun if resolved.data.textual else Run
-        with screen() as (log, tick):
-            work = kind(
+        with screen() as (tell, tick):
+            work = Run(
                 recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
-                device_limit=limit, log=log, tick=tick,
+                device_limit=limit, tell=tell, tick=tick,
             )  # fmt: skip
             if dry_run:
                 _print_plan(work, resolved, as_json)
                 return
             result = work.execute()
         _print_run(result, as_json)
-        if result.violations or not all(check.passed for check in result.checks):
+        if not result.passed:
             raise typer.Exit(3)
 
 
@@ -112,8 +110,8 @@ def export(
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
         folder = runs / recipe_name(recipe)
-        with screen() as (log, tick):
-            made = make(resolved, load_card(target), folder, smoke=smoke, log=log, tick=tick)
+        with screen() as (tell, tick):
+            made = make(resolved, load_card(target), folder, smoke=smoke, tell=tell, tick=tick)
         if as_json:
             print_json([dataclasses.asdict(each) | {"path": str(each.path)} for each in made])
             return
@@ -139,18 +137,18 @@ def sense(
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        with screen() as (log, tick):
+        with screen() as (tell, tick):
             work = Run(
-                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, log=log, tick=tick
+                recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, tell=tell, tick=tick
             )
-            found = work.sense()
+            found, channels, traced = work.sense()
         files = {"table": work.folder / SENSE, "plot": work.folder / PLOT}
         if as_json:
             print_json({**{n: str(p) for n, p in files.items()}, "sensitivity": found.to_dict()})
             return
         from paredown.pipeline.compress.sensitivity.chart import table
 
-        tables().print(table(found, *work.stages.pruning.groups()))
+        tables().print(table(found, channels, traced))
         for name, path in files.items():
             print(f"{name:<8} {path}")
 
@@ -167,8 +165,11 @@ def groups(
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.recipe.task import load_task
+        from paredown.pipeline.run.job import images_only
 
-        task = load_task(load_recipe(recipe, set_ or (), recipe_folders()))
+        resolved = load_recipe(recipe, set_ or (), recipe_folders())
+        images_only(resolved, "groups")
+        task = load_task(resolved)
         size = task.preprocess
         graph = trace(task.network(), (1, size.channels, size.height, size.width), opaque=True)
         found = couple(graph)
@@ -182,14 +183,16 @@ def groups(
 @app.command(rich_help_panel=LOOK)
 def explain(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, as runs/digits/host.")],
+    graph: Annotated[bool, typer.Option("--graph", help="Draw what each stage is made from.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say why each stage of a run was run or reused."""
     with handled(as_json):
-        from paredown.pipeline.store.stage import Ledger
-        from paredown.pipeline.store.stage import explain as reasons
+        from paredown.pipeline.store.ledger import Ledger, draw
+        from paredown.pipeline.store.ledger import explain as reasons
 
-        lines = reasons(*Ledger.read(folder))
+        ledgers = Ledger.read(folder)
+        lines = draw(ledgers[0]) if graph else reasons(*ledgers)
         if as_json:
             print_json({"run": str(folder), "stages": lines})
         else:
@@ -290,7 +293,8 @@ def _print_plan(work: Any, recipe: Any, as_json: bool) -> None:
 
 
 def _print_run(result: Any, as_json: bool) -> None:
-    from paredown.pipeline.run.run import BUNDLE, PREVIEW, REPORT
+    from paredown.pipeline.run.job import BUNDLE, PREVIEW
+    from paredown.pipeline.run.run import REPORT
 
     files = {"bundle": BUNDLE, "preview": PREVIEW, "report": REPORT}
     files = {name: file for name, file in files.items() if (result.folder / file).exists()}

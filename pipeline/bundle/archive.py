@@ -97,6 +97,13 @@ class Member(Schema):
     stored_bytes: Count
 
 
+class MetricName(Schema):
+    """The metric that budgets speak of; see `pipeline.report.budget.Metric`."""
+
+    name: str
+    less_is_better: bool = False
+
+
 class Manifest(Schema):
     """What a bundle says of itself."""
 
@@ -112,6 +119,7 @@ class Manifest(Schema):
     preprocess: Mapping[str, Any]
     preprocess_hash: str
     test: ScoredOn
+    metric: MetricName | None = None
     figures: Annotated[tuple[Mapping[str, Any], ...], Field(strict=False)]
     versions: Mapping[str, str]
     licences: Mapping[str, str]

@@ -7,12 +7,13 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from paredown.pipeline.bundle.archive import MANIFEST, PACKED, Bundle, unpack
+from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.service.service import Service
 from paredown.targets.errors import InputError
@@ -62,7 +63,7 @@ def deploy(
     name: str | None = None,
     arguments: Sequence[str] = (),
     service: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    tell: Tell = nobody,
 ) -> Deployment:
     """Installs a bundle on a device, proves it there, and lets it take the old one's place.
 
@@ -73,7 +74,7 @@ def deploy(
         name: of the app there; several of one kind need several; None = that of `app`.
         arguments: of the app.
         service: whether it starts with the device.
-        log: told one line per step.
+        tell: hears of each step.
 
     Raises:
         InputError: the bundle is broken, or carries no such app.
@@ -89,12 +90,12 @@ def deploy(
             raise InputError(f"carries no {member}", where=path, hint=hint)
     archive = release_archive(bundle)
     release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
-    log(f"release {release}: running")
+    tell(Event(f"release {release}", "running"))
     proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}))
-    log(f"release {release}: done, {proof['differing']} of {proof['codes']} codes differ")
-    log(f"{there.name}: running")
+    tell(Event(f"release {release}", "done", detail=f"{proof['differing']} of {proof['codes']} codes differ"))
+    tell(Event(f"{there.name}", "running"))
     status = there.start(release, module, arguments, service)
-    log(f"{there.name}: done, runs on {device.address}")
+    tell(Event(f"{there.name}", "done", detail=f"runs on {device.address}"))
     return Deployment(
         device.address, there.name, release, status["previous"], status["running"], status["service"],
         proof["codes"], proof["differing"],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
 from paredown.targets.host.host import Machine, this_machine
 
@@ -163,16 +164,14 @@ def stands_for(executor: Executor, card: Target) -> bool:
 
 
 @contextlib.contextmanager
-def open_executor(
-    address: str, card: Target, log: Callable[[str], None] = lambda line: None
-) -> Iterator[Executor]:
+def open_executor(address: str, card: Target, tell: Tell = nobody) -> Iterator[Executor]:
     """Connects to a device, and disconnects in the end.
 
     Args:
         address: `local:` is this process, `simulated:` a microcontroller's interpreter here; else see
             `targets.address`.
         card: of the target, which says what is simulated.
-        log: told what is being brought there.
+        tell: hears what is being brought there.
 
     Raises:
         UsageError: no such kind of address, or nothing of this target is simulated.
@@ -189,7 +188,7 @@ def open_executor(
     from paredown.targets.address import open_device
 
     with open_device(address) as device:
-        yield OnDevice(device, log)
+        yield OnDevice(device, steps(tell))
 
 
 class Predictor:

@@ -7,7 +7,7 @@ device's milliseconds and memory mean nothing and are no figures; everything els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset, First
-from paredown.pipeline.bundle.archive import Bundle, Model, unpack
+from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Task, load_task
+from paredown.pipeline.recipe.task import Metric, Task, load_task
 from paredown.pipeline.report.budget import check_budget
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import SCORES, Figure, Tag, parse_figures
+from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
 from paredown.targets.errors import InputError
@@ -47,7 +48,7 @@ def validate(
     limit: int | None = None,
     score: bool = True,
     runs: int = 30,
-    log: Callable[[str], None] = lambda line: None,
+    tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
     """Validates a bundle on a device.
@@ -58,7 +59,7 @@ def validate(
         limit: score at most this many test images; a partial score is reported, not compared.
         score: whether to score at all.
         runs: timed inferences per runtime; of a language model, tokens that it writes.
-        log: told one line per step.
+        tell: hears of each step.
         tick: progress within a step.
 
     Raises:
@@ -67,13 +68,13 @@ def validate(
         DeviceError: the device cannot be reached, or failed on the way.
     """
     bundle = unpack(path)
-    log(f"hashes: {len(bundle.members)} members are what the manifest says")
+    tell(Event("hashes", "running"))
     if bundle.manifest.language:
         from paredown.pipeline.device.language.validate import validate_language
 
-        return validate_language(bundle, device, limit=limit, score=score, answer=runs, log=log, tick=tick)
-    with open_executor(device, bundle.manifest.card, log) as executor:
-        return Validator(bundle, executor, log, tick).validate(limit, score, runs)
+        return validate_language(bundle, device, limit=limit, score=score, answer=runs, tell=tell, tick=tick)
+    with open_executor(device, bundle.manifest.card, tell) as executor:
+        return Validator(bundle, executor, tell, tick).validate(limit, score, runs)
 
 
 class Validator:
@@ -82,7 +83,7 @@ class Validator:
     Args:
         bundle: opened.
         executor: runs its programs.
-        log: told one line per step.
+        tell: hears of each step.
         tick: progress within a step.
         smoke: every figure says so.
     """
@@ -91,11 +92,11 @@ class Validator:
         self,
         bundle: Bundle,
         executor: Executor,
-        log: Callable[[str], None],
+        tell: Tell,
         tick: Callable[[int, int], None],
         smoke: bool = False,
     ) -> None:
-        self.bundle, self.executor, self.log, self.tick = bundle, executor, log, tick
+        self.bundle, self.executor, self.tell, self.tick = bundle, executor, tell, tick
         self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
         self.figures: list[Figure] = []
@@ -119,7 +120,7 @@ class Validator:
                 stage = "lower" if metric == "file_bytes" else "bundle"
                 self.figures.append(Figure(stage, name, metric, size, "B", "measured", this_machine()))
             self.checks.append(_size(self.recorded, name, len(program.data)))
-            self.log(f"{name}: test vectors")
+            self.tell(Event(f"{name} test vectors", "running"))
             self._vectors(model, program)
         if score:
             self._score(programs, limit)
@@ -128,13 +129,12 @@ class Validator:
         if runs is not None:
             self._latency(timed, runs, memory=budget.memory_mib is not None)
         original = [figure for figure in self.recorded if figure.variant == "fp32"]
-        scored = {figure.metric for figure in original}
-        metric = next((name for name in SCORES if name in scored), SCORES[0])
+        judged = _metric(manifest, {figure.metric for figure in original})
         if limit is not None and limit < manifest.test.images:  # a part's score says nothing of the whole's
             original = []
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
-        violations = check_budget(budget, [*original, *figures], metric)
+        violations = check_budget(budget, [*original, *figures], judged)
         return Validation(tuple(self.checks), tuple(figures), violations, self.scored)
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
@@ -224,7 +224,7 @@ class Validator:
         self.scored = count = len(data) if limit is None else min(limit, len(data))
         for model in self.bundle.manifest.models:
             name, program = str(model.runtime), programs[model.runtime]
-            self.log(f"{name}: score")
+            self.tell(Event(f"{name} score", "running"))
             images = First(data, count)
             predict = _predictor(self.executor, model, program, images, task)
             scores = task.score(predict, images, self.tick)
@@ -254,7 +254,7 @@ class Validator:
             detail = f"not measured: this machine is no {manifest.target}; {manifest.card.reach.text}"
             self.checks.append(Check("latency", True, detail))
             return
-        self.log("latency")
+        self.tell(Event("latency", "running"))
         x = test_inputs(manifest.models[0].input.shape, 1)
         for variant, timing in executor.time(programs, x, runs, memory, self.tick).items():
             for stage_figure in time_figures(timing, executor.emulated):
@@ -262,6 +262,13 @@ class Validator:
         if executor.emulated:
             detail = f"not measured: {executor.machine.name} is emulated, its milliseconds mean nothing"
             self.checks.append(Check("latency", True, detail))
+
+
+def _metric(manifest: Manifest, scored: Collection[str]) -> Metric:
+    """What the budget speaks of; bundles of format 3 do not say it, and have one of the known ones."""
+    if manifest.metric is not None:
+        return Metric(manifest.metric.name, manifest.metric.less_is_better)
+    return Metric(next((name for name in SCORES if name in scored), SCORES[0]))
 
 
 def bundle_program(bundle: Bundle, model: Model) -> Program:

@@ -6,13 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from paredown.pipeline.graph.graph import Graph, Node
-
-#: Kinds whose output has the very codes of their input.
-SAME_SCALE = frozenset({"max_pool2d", "reshape", "permute", "concat", "relu", "relu6", "pad"})
-
-
-#: Kinds that clamp their output and so can take a ReLU in.
-CLAMPS = frozenset({"conv2d", "linear", "add"})
+from paredown.pipeline.graph.operations.kinds import operation
 
 
 def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
@@ -21,16 +15,17 @@ def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
     renamed: dict[str, int] = {}
     for node in graph:
         feed = node.inputs[0] if node.inputs else ""
-        if node.kind in {"relu", "relu6"} and feed in renamed:
+        is_relu = operation(node.kind).is_relu
+        if is_relu and feed in renamed:
             position = renamed[feed]
             producer = fused[position][0]
             if len(graph.consumers(feed)) == 1 and feed not in graph.outputs:
                 attrs = {**producer.attrs, **node.attrs}
                 fused[position] = (replace(producer, name=node.name, attrs=attrs), node.kind)
                 continue
-        if node.kind in CLAMPS:
+        if operation(node.kind).takes_relu:
             renamed[node.name] = len(fused)
-        fused.append((node, node.kind if node.kind in {"relu", "relu6"} else ""))
+        fused.append((node, node.kind if is_relu else ""))
     return fused
 
 
@@ -45,7 +40,7 @@ def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
         return name
 
     for node in nodes:
-        if node.kind in SAME_SCALE:
+        if operation(node.kind).same_scale:
             for feed in node.inputs:
                 leader[find(node.name)] = find(feed)
     return find

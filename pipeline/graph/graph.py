@@ -1,26 +1,22 @@
 """The traced network: one typed list of operations that prune, squantize and lower all read.
 
-A dozen kinds of operations, batch normalization and padding folded into those that use them.
-`pipeline.graph.trace` makes a graph; `run` computes it in floating point.
+Batch normalization and padding are folded into the operations that use them. `pipeline.graph.trace` makes a
+graph; `run` computes it in floating point. What is known of each kind of operation is in
+`pipeline.graph.operations`, a module per kind.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Operation kinds, in the order in which the documentation lists them.
-KINDS = (
-    "input", "conv2d", "linear", "relu", "relu6", "leaky_relu", "max_pool2d", "add", "concat", "mean",
-    "pad", "reshape", "permute",
-)  # fmt: skip
+from paredown.pipeline.graph.operations.kinds import operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +25,10 @@ class Node:
 
     Attributes:
         name: unique; the module's path where a module made it (`layers.3.conv`), else the operation's name.
-        kind: one of `KINDS`.
+        kind: one of `pipeline.graph.operations.kinds.KINDS`.
         inputs: names of the nodes whose tensors it reads, in order.
         shape: shape of its output for a batch of one.
-        attrs: what the kind needs. conv2d: stride (h, w), padding (left, right, top, bottom), groups; with a
-            folded batch norm also its bn_eps; relu, relu6: step and levels where low-bit: multiples 0..levels
-            of step;
-            max_pool2d: kernel, stride, padding (of minus infinity); leaky_relu: slope; concat: dim; pad:
-            padding (of zero); reshape: shape; permute: dims.
+        attrs: what the kind needs; its class names them.
         weight: (out, in / groups, kh, kw) or (out, in), BN folded in; None where the kind has none.
         bias: (out,), never None where there is a weight.
         source: the line of the user's code that made it.
@@ -63,10 +55,12 @@ class Node:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference, bias not counted."""
-        if self.weight is None:
-            return 0
-        pixels = self.shape[2] * self.shape[3] if self.kind == "conv2d" else 1
-        return self.weight.numel() * pixels
+        return operation(self.kind).macs(self)
+
+    @property
+    def never_negative(self) -> bool:
+        """Whether zero is the least that it makes."""
+        return operation(self.kind).is_relu
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +93,15 @@ class Graph:
     def parameters(self) -> int:
         """Weights and biases after folding."""
         return sum(t.numel() for node in self.nodes for t in (node.weight, node.bias) if t is not None)
+
+    @property
+    def written(self) -> Graph:
+        """The graph as programs hold it: see `Operation.written`."""
+        made: dict[str, Node] = {}
+        for node in self.nodes:
+            feed = made[node.inputs[0]] if node.inputs else node
+            made[node.name] = operation(node.kind).written(node, feed)
+        return replace(self, nodes=tuple(made.values()))
 
     def consumers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a tensor."""
@@ -158,51 +161,4 @@ def tuples(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply(node: Node, *inputs: Tensor) -> Tensor:
     """Computes one node in floating point; a batch of any size."""
-    x, attrs = inputs[0], node.attrs
-    match node.kind:
-        case "conv2d":
-            assert node.weight is not None
-            x, padding = _symmetric(x, attrs["padding"], 0.0)
-            return F.conv2d(x, node.weight, node.bias, attrs["stride"], padding, 1, attrs["groups"])
-        case "linear":
-            assert node.weight is not None
-            return F.linear(x, node.weight, node.bias)
-        case "relu" | "relu6" if "levels" in attrs:
-            most = attrs["levels"] if node.kind == "relu" else min(attrs["levels"], 6 / attrs["step"])
-            return (x / attrs["step"]).clamp(0, most).round() * attrs["step"]
-        case "relu":
-            return F.relu(x)
-        case "relu6":
-            return F.relu6(x)
-        case "leaky_relu":
-            return F.leaky_relu(x, attrs["slope"])
-        case "max_pool2d":
-            limit = min(attrs["kernel"]) // 2  # of the padding that torch's pooling takes
-            x, padding = _symmetric(x, attrs["padding"], float("-inf"), limit)
-            return F.max_pool2d(x, attrs["kernel"], attrs["stride"], padding)
-        case "add":
-            return inputs[0] + inputs[1]
-        case "concat":
-            return torch.cat(inputs, attrs["dim"])
-        case "mean":
-            return x.mean((2, 3), keepdim=True)
-        case "pad":
-            return F.pad(x, attrs["padding"], value=attrs.get("value", 0.0))
-        case "reshape":
-            return x.reshape(x.shape[0], *attrs["shape"][1:])
-        case "permute":
-            return x.permute(attrs["dims"])
-        case "opaque":
-            assert node.compute is not None
-            return node.compute(*inputs)
-    raise AssertionError(node.kind)
-
-
-def _symmetric(
-    x: Tensor, padding: tuple[int, ...], value: float, limit: int | None = None
-) -> tuple[Tensor, tuple[int, int]]:
-    """Splits (left, right, top, bottom) into what a torch operation can pad itself and an explicit pad."""
-    left, right, top, bottom = padding
-    if left == right and top == bottom and (limit is None or max(left, top) <= limit):
-        return x, (top, left)
-    return F.pad(x, padding, value=value), (0, 0)
+    return operation(node.kind).compute(node, *inputs)

@@ -1,8 +1,8 @@
 """Tracing: a torch module in, a `pipeline.graph.graph.Graph` out.
 
 `trace` runs `torch.export` once, folds batch normalization and explicit padding into the operations that use
-them, and keeps only the kinds of `pipeline.graph.graph.KINDS`. What it does not know it names, together with
-the line of the user's code that calls it, rather than guess.
+them, and keeps only the kinds of `pipeline.graph.operations.kinds.KINDS`. What it does not know it names,
+together with the line of the user's code that calls it, rather than guess.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.graph.aten import batched, target, user_line
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Opaque, written
-from paredown.pipeline.graph.operations import Operations, batched, target, user_line
+from paredown.pipeline.graph.operations.kinds import traced
+from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
 
@@ -61,7 +63,7 @@ def _raised_at(error: Exception) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
-class _Builder(Operations):
+class _Builder(Tracer):
     """Turns an exported program into a `Graph`, one ATen node at a time."""
 
     def __init__(self, exported: torch.export.ExportedProgram, opaque: bool) -> None:
@@ -93,7 +95,7 @@ class _Builder(Operations):
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 if node.name in self.user_inputs:
-                    self._add(node, "input", (), name="input")
+                    self.add(node, "input", (), name="input")
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -106,7 +108,7 @@ class _Builder(Operations):
 
     def _call(self, node: Any) -> None:
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
-            raise self._unknown(node, "changes a view in place; what else that changes is not followed")
+            raise self.unknown(node, "changes a view in place; what else that changes is not followed")
         if self.opaque and not any(n.name in self.alias for n in node.all_input_nodes):
             return self._constant(node)
         before = len(self.nodes)
@@ -126,13 +128,13 @@ class _Builder(Operations):
         return any(_views(n) and (n.name in self.alias or n.name in self.constants) for n in value.users)
 
     def _known(self, node: Any) -> None:
-        handler = getattr(self, f"_op_{target(node)}", None)
-        if handler is None:
-            raise self._unknown(node)
-        handler(node)
+        found = traced(target(node))
+        if not found:
+            raise self.unknown(node)
+        next((each for each in found if each.takes(node)), found[-1]).trace(self, node)
         shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
         if not shape or shape[0] != 1:
-            raise self._unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
+            raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 
     def _opaque(self, node: Any) -> None:
         """Keeps an operation as it is."""
@@ -145,13 +147,13 @@ class _Builder(Operations):
         if what == "getitem":  # of several results: speak of the operation that made them
             what = self.nodes[inputs[0]].attrs["op"]
         attrs = {"op": what, "given": compute.text()}
-        names = self._names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
-        self._keep(node, "opaque", tuple(inputs), shape, attrs=attrs, parameters=names, compute=compute)
+        names = self.names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
+        self.add(node, "opaque", tuple(inputs), shape=shape, attrs=attrs, parameters=names, compute=compute)
 
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise self._unknown(node, "is random")
+            raise self.unknown(node, "is random")
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
         self.origins[node.name] = (*dict.fromkeys(origins),)
@@ -160,7 +162,7 @@ class _Builder(Operations):
         try:
             return Opaque(node, feeds, self.constants)
         except LookupError as error:
-            raise self._unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
+            raise self.unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
 
 
 def _memory(tensor: Tensor) -> object:

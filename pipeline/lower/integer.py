@@ -8,7 +8,7 @@ what runs there. The rules, all forced by kernels that exist:
   one scale with its output, so that concatenating is a copy;
 * ReLU and ReLU6 become the output clamp of the operation that feeds them;
 * a bias is an integer multiple of input scale x weight scale, and survives a trip through float32;
-* scales that a kernel cannot bring together are widened until it can: `_within_limits`;
+* scales that a kernel cannot bring together are widened until it can: `Operation.widen`;
 * weights that were trained as whole numbers keep them, and their scale;
 * an activation of fewer than 256 levels takes the uppermost codes: a ReLU cuts below, int8 itself above.
 """
@@ -26,18 +26,16 @@ from numpy.typing import NDArray
 from paredown.calibration.observers import activation_qparams, weight_scales
 from paredown.pipeline.graph.fusion import fuse_relu, same_scale
 from paredown.pipeline.graph.graph import Graph, Node, tuples
+from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.operation import QMAX, QMIN
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import (
     holds_int4,
 )
 
-QMIN, QMAX = -128, 127
 WeightMethod = Literal["minmax", "mse"]
 #: Attributes that mean nothing once there are codes.
 FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels"})
-#: XNNPACK's limits: the largest factor from an input's unit to the output's (it must stay under 256), the
-#: smallest in an addition, the largest in a leaky ReLU and its 8.8 fixed point's smallest step.
-LARGEST_FACTOR, SMALLEST_IN_ADD, LARGEST_IN_LEAKY, LEAKY_STEP = 255.0, 2.0**-9.9, 127.0, 2.0**-8
 #: A bias beyond this would leave the accumulator no room.
 LARGEST_BIAS = 2**30
 
@@ -65,7 +63,7 @@ class IntegerNode:
 
     Attributes:
         name: of the operation and of its output tensor.
-        kind: one of `pipeline.graph.graph.KINDS`.
+        kind: one of `pipeline.graph.operations.kinds.KINDS`.
         inputs: names of the nodes it reads.
         shape: of the output, batch of one.
         out: scale and zero point of the output.
@@ -91,6 +89,11 @@ class IntegerNode:
     bias: NDArray[np.int32] | None = None
     int4: bool = False
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether zero is the least that it makes."""
+        return self.low >= self.out.zero_point
+
 
 @dataclass(frozen=True, eq=False)
 class IntegerGraph:
@@ -112,6 +115,15 @@ class IntegerGraph:
     def input(self) -> IntegerNode:
         """The node that stands for the network's input."""
         return self.nodes[0]
+
+    @property
+    def written(self) -> IntegerGraph:
+        """The graph as programs hold it: see `Operation.written`."""
+        made: dict[str, IntegerNode] = {}
+        for node in self.nodes:
+            feed = made[node.inputs[0]] if node.inputs else node
+            made[node.name] = operation(node.kind).written(node, feed)
+        return IntegerGraph(tuple(made.values()), self.outputs)
 
     @property
     def weights(self) -> list[NDArray[np.int8]]:
@@ -214,10 +226,7 @@ def quantize(
     result: dict[str, IntegerNode] = {}
     for node, clamp in nodes:
         out = affine[node.name]
-        low = out.zero_point if clamp else QMIN
-        high = QMAX
-        if clamp == "relu6":
-            high = min(QMAX, int(np.rint(np.float32(6) / np.float32(out.scale))) + out.zero_point)
+        low, high = operation(clamp).limits(out) if clamp else (QMIN, QMAX)
         attrs = {k: v for k, v in node.attrs.items() if k not in FLOAT_ATTRS}
         item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
@@ -251,49 +260,54 @@ def _scales(
         if "levels" in node.attrs:
             step = float(np.float32(node.attrs["step"]))
             roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])
-    _within_limits([node for node, _ in nodes], roots, find, weight_scale)
+    _within_limits([node for node, _ in nodes], Scales(roots, find, weight_scale))
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
 
-def _within_limits(
-    nodes: list[Node],
-    roots: dict[str, Affine],
-    find: Callable[[str], str],
-    weight_scale: Mapping[str, NDArray[np.float32]],
-) -> None:
+class Scales:
+    """The scales of tensors and weights, while those of the tensors are widened.
+
+    Attributes:
+        changed: whether one was widened.
+    """
+
+    def __init__(
+        self,
+        roots: dict[str, Affine],
+        find: Callable[[str], str],
+        weight_scale: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self._roots, self._find, self._weight_scale = roots, find, weight_scale
+        self.changed = False
+
+    def __getitem__(self, name: str) -> float:
+        return self._roots[self._find(name)].scale
+
+    def weights(self, name: str) -> float:
+        """The largest scale of a layer's weights."""
+        return float(self._weight_scale[name].max())
+
+    def widen(self, name: str, least: float) -> None:
+        """Makes a tensor's scale at least this, and with it those that share it."""
+        root = self._find(name)
+        old = self._roots[root]
+        if old.scale < least:
+            scale = float(np.nextafter(np.float32(least), np.float32(np.inf)))
+            self._roots[root] = Affine(scale, old.zero_point)
+            self.changed = True
+
+
+def _within_limits(nodes: list[Node], scales: Scales) -> None:
     """Widens, in place, the scales that are too small for the kernels beside them.
 
     It meets tensors next to which they are nothing: the output of a layer that a ReLU keeps at zero, one side
     of an addition that is not yet trained. Widening one costs no accuracy that the larger one has.
     """
-
-    def widen(name: str, least: float) -> bool:
-        old = roots[find(name)]
-        if old.scale >= least:
-            return False
-        roots[find(name)] = Affine(float(np.nextafter(np.float32(least), np.float32(np.inf))), old.zero_point)
-        return True
-
     for _ in range(len(nodes) + 1):
-        changed = False
+        scales.changed = False
         for node in nodes:
-            before = [roots[find(name)].scale for name in node.inputs]
-            if node.name in weight_scale:
-                changed |= widen(node.name, before[0] * float(weight_scale[node.name].max()) / LARGEST_FACTOR)
-            elif node.kind == "add":
-                changed |= widen(node.name, max(before) / LARGEST_FACTOR)
-                for name in node.inputs:
-                    changed |= widen(name, roots[find(node.name)].scale * SMALLEST_IN_ADD)
-            elif node.kind == "leaky_relu":
-                slope = node.attrs["slope"]
-                if not LEAKY_STEP <= slope <= 1:
-                    raise InputError(
-                        f"leaky ReLU {node.name}: its slope {slope} is outside the int8 kernel's 1/256 to 1",
-                        hint="plain ReLU is the alternative",
-                    )
-                changed |= widen(node.name, before[0] / LARGEST_IN_LEAKY)
-                changed |= widen(node.inputs[0], roots[find(node.name)].scale * LEAKY_STEP / slope)
-        if not changed:
+            operation(node.kind).widen(node, scales)
+        if not scales.changed:
             return
     raise InputError("no scales fit this network's ranges and weights", hint="are the weights sane?")
 

@@ -169,6 +169,19 @@ def recipe_keys(schema: type[BaseModel] = Recipe, prefix: tuple[str, ...] = ()) 
             yield (*prefix, name)
 
 
+def default_recipe() -> Recipe:
+    """A recipe in which no key is set."""
+    return Recipe()
+
+
+def value_of(recipe: BaseModel, key: Sequence[str]) -> Any:
+    """The value of a key, `("quantize", "observer")`."""
+    value: Any = recipe
+    for name in key:
+        value = getattr(value, name)
+    return value
+
+
 def _section(annotation: Any) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -23,6 +24,25 @@ Progress = Callable[[int, int], None]
 
 #: The network's float32 outputs for one image after the other, each with its batch of one.
 Outputs = Sequence[tuple[NDArray[np.float32], ...]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What budgets and tables speak of.
+
+    Attributes:
+        name: as scores have it ("map50").
+        less_is_better: then a drop of accuracy is a rise of it, as a share of the original's.
+    """
+
+    name: str
+    less_is_better: bool = False
+
+    def drop(self, original: float, score: float) -> float:
+        """How much worse a score is than the original network's."""
+        if self.less_is_better and original:
+            return score / original - 1
+        return score - original if self.less_is_better else original - score
 
 
 class Batches(Protocol):
@@ -45,7 +65,8 @@ class Task(Protocol):
 
     Attributes:
         name: import path of the app.
-        metric: the metric of `score` that budgets and tables speak of.
+        metric: the metric of `score` that budgets and tables speak of. A task whose metric is better when it
+            is less says so in an attribute `less_is_better`.
         output_names: what the network returns, in order.
         network_id: everything but weights and data that decides what the network is; JSON-able.
     """
@@ -129,6 +150,11 @@ def import_app(name: str, known: str) -> ModuleType:
             if not error.name or not package.startswith(error.name):
                 raise
     raise InputError(f"no app `{name}`", where="recipe, key app", hint=f"try {known}")
+
+
+def metric_of(task: Any) -> Metric:
+    """The metric of a task, and its direction."""
+    return Metric(task.metric, bool(getattr(task, "less_is_better", False)))
 
 
 def load_task(recipe: Recipe) -> Task:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.figures import Figure
 from paredown.targets.cards.card import Budget
-
-LESS_IS_BETTER = ("perplexity",)  # of these a drop of accuracy is a rise, as a share
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Violation:
         return f"{self.variant}: {self.limit} is {found}, {over:.4g} over the budget of {allowed}"
 
 
-def check_budget(budget: Budget, figures: Sequence[Figure], metric: str) -> tuple[Violation, ...]:
+def check_budget(budget: Budget, figures: Sequence[Figure], metric: Metric) -> tuple[Violation, ...]:
     """Compares figures with the limits that are set; smoke figures prove nothing and break nothing.
 
     Args:
@@ -46,12 +45,11 @@ def check_budget(budget: Budget, figures: Sequence[Figure], metric: str) -> tupl
         if not math.isclose(value, allowed, rel_tol=1e-9, abs_tol=1e-9):  # 0.5 - 0.49 is a little over 0.01
             found.append(Violation(variant, limit, allowed, value))
 
-    original = cells.get(("fp32", metric))
+    original = cells.get(("fp32", metric.name))
     for variant in variants:
-        score = cells.get((variant, metric))
+        score = cells.get((variant, metric.name))
         if original is not None and score is not None:
-            worse = score / original - 1 if metric in LESS_IS_BETTER else original - score
-            judge(variant, "accuracy_drop", budget.accuracy_drop, worse)
+            judge(variant, "accuracy_drop", budget.accuracy_drop, metric.drop(original, score))
         judge(variant, "latency_ms", budget.latency_ms, cells.get((variant, "latency_p50")))
         judge(variant, "memory_mib", budget.memory_mib, cells.get((variant, "memory_peak")))
         size = cells.get((variant, "bundle_bytes"))

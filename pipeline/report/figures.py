@@ -142,7 +142,8 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     present = {figure.metric for figure in figures}
     thinner = len({figure.value for figure in figures if figure.metric == "macs"}) > 1
     costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
-    metrics = [metric for metric in (*SCORES, *costs) if metric in present]
+    scores = (*SCORES, *own_scores(figures))
+    metrics = [metric for metric in (*scores, *costs) if metric in present]
     cells = {(figure.variant, figure.metric): figure for figure in figures}
     sizes = [figure.value for figure in figures if figure.unit == "B"]
     size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
@@ -151,7 +152,7 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     )
     table.add_column("variant", no_wrap=True)
     for metric in metrics:
-        table.add_column(HEADS[metric].format(size), justify="right", no_wrap=True)
+        table.add_column(HEADS.get(metric, metric).format(size), justify="right", no_wrap=True)
     for variant in sorted({variant for variant, metric in cells if metric in metrics}, key=_rank):
         row = [cells.get((variant, metric)) for metric in metrics]
         table.add_row(
@@ -162,8 +163,14 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     return table
 
 
+def own_scores(figures: Sequence[Figure]) -> tuple[str, ...]:
+    """Metrics of scores that are not among the known ones: those of a task of the user's own."""
+    found = (f.metric for f in figures if f.stage == "score" and f.metric not in HEADS)
+    return tuple(dict.fromkeys(found))
+
+
 def _cell(figure: Figure, size: str) -> str:
-    if figure.metric in SCORES:
+    if figure.metric in SCORES or (figure.stage == "score" and figure.metric not in HEADS):
         number = f"{figure.value:.2f}" if figure.metric == "perplexity" else f"{figure.value:.4f}"
     elif figure.unit == "B":
         number = f"{figure.value / SIZES[size]:,.1f}"

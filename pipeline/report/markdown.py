@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paredown.pipeline.report.figures import Figure
+from paredown.pipeline.report.figures import Figure, own_scores
 from paredown.targets.cards.card import Target
 
 _COLUMNS = (
@@ -62,7 +62,8 @@ def markdown(
     """
     cells = {(f.variant, f.metric): f for f in figures}
     variants = list(dict.fromkeys(f.variant for f in figures))
-    columns = [c for c in _COLUMNS if any((v, c[0]) in cells for v in variants)]
+    own = tuple((metric, metric, "{:.4f}") for metric in own_scores(figures))
+    columns = [c for c in (*own, *_COLUMNS) if any((v, c[0]) in cells for v in variants)]
     lines = [f"# {name} for {target.name}", "", target.summary, ""]
     lines.append("| variant | " + " | ".join(head for _, head, _ in columns) + " |")
     lines.append("|---" * (len(columns) + 1) + "|")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from paredown.pipeline.recipe.schema import Lower, Recipe
-from paredown.pipeline.recipe.task import load_task
-from paredown.pipeline.run.image.stages import Stages
-from paredown.pipeline.store.stage import run_stage
+from paredown.pipeline.run.image.job import ImageJob
+from paredown.pipeline.run.job import Settings, Tick, images_only
+from paredown.pipeline.store.event import Event, Tell, nobody
+from paredown.pipeline.store.stage import plan, run_stage
 from paredown.pipeline.store.store import Store, write_atomic
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import UsageError
@@ -42,8 +42,8 @@ def export(
     folder: Path,
     *,
     smoke: bool = False,
-    log: Callable[[str], None] = lambda line: None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    tell: Tell = nobody,
+    tick: Tick = lambda done, total: None,
 ) -> tuple[Exported, ...]:
     """Makes the target's files of a recipe's network, pruned and trained as the recipe says.
 
@@ -55,37 +55,34 @@ def export(
         target: the card.
         folder: where the files go, and the store of stages.
         smoke: every stage on a handful of samples.
-        log: told one line per stage.
+        tell: hears of events.
         tick: progress within a stage.
 
     Raises:
         UsageError: the target takes bundles: `run` is for it.
     """
+    images_only(recipe, "export")
     if not target.export_only and all(there.io is None for there in target.runtimes.values()):
         raise UsageError("takes a bundle", where=f"target {target.name}", hint="use `paredown run`")
     recipe = recipe.model_copy(update={"lower": Lower(runtimes=tuple(target.runtimes))})
     store = Store(folder / ".store")
-    stages = Stages(recipe, load_task(recipe), store, target, smoke, tick)
+    job = ImageJob(Settings(folder.name, recipe, target, store, smoke, tell=tell, tick=tick), exported=True)
     made = []
     for name, there in target.runtimes.items():
-        todo = [stages.original, *(stages.pruning.all() if recipe.prune.active else ())]
-        todo += [stages.squantizing.squantize] if recipe.squantize.active else []
-        if there.io is not None:
-            todo += [stages.calibrate, stages.integer]
-        for stage in todo:
-            run_stage(store, stage, log)
-        log(f"export-{name}: running")
+        for stage in plan([job.trace if there.io is None else job.integer]):
+            run_stage(store, stage, tell, prepare=job.prepare)
+        tell(Event(f"export-{name}", "running"))
         if there.io is not None:
             from paredown.pipeline.lower.litert import program as litert
 
-            lowered, dtype = litert.lower_integer(stages.integer_graph(), io=there.io), str(there.io)
+            lowered, dtype = litert.lower_integer(job.integer_graph(), io=there.io), str(there.io)
         else:
             from paredown.pipeline.lower.executorch import program as executorch
 
-            lowered, dtype = executorch.lower_float(stages.graph(), there.delegate), "float32"
+            lowered, dtype = executorch.lower_float(job.graph(), there.delegate), "float32"
         path = folder / target.name / f"model{'.tflite' if name == 'litert' else '.pte'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lowered.data)
-        log(f"export-{name}: done")
+        tell(Event(f"export-{name}", "done"))
         made.append(Exported(path, str(name), there.delegate, dtype, lowered.subgraphs, lowered.undelegated))
     return tuple(made)

@@ -3,68 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.device.executor import SIMULATED, Executor, open_executor, stands_for
 from paredown.pipeline.device.rollback import FLOAT, Veto, veto
 from paredown.pipeline.device.validate import Validator, tag_of, time_figures
-from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import ORIGINAL, Figure
-from paredown.pipeline.run.image.stages import SMOKE_RUNS, Stages
-from paredown.pipeline.store.stage import Stage
-from paredown.targets.cards.card import Target
+from paredown.pipeline.run.job import Proof
+from paredown.pipeline.store.event import Event
 from paredown.targets.devices.programs import Program, Timing
 from paredown.targets.runners.litert import Tensor
 from paredown.targets.runners.vectors import test_inputs
 
 if TYPE_CHECKING:
     from paredown.pipeline.device.microcontroller import Footprint
+    from paredown.pipeline.run.image.job import ImageJob
 
-
-@dataclass(frozen=True)
-class Proof:
-    """What the device said.
-
-    Attributes:
-        checks: of the validation.
-        figures: of the device.
-        notes: one sentence each.
-    """
-
-    checks: tuple[Check, ...]
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...]
+SMOKE_RUNS = 3
 
 
 class Prover:
     """A device, connected for the last part of a run; a context manager.
 
     Args:
-        stages: of the run; all but the bundle have run.
-        target: its card.
+        job: all of whose programs have been made.
         address: of the device.
-        smoke: few runs.
-        log: told one line per step.
-        tick: progress within a step.
     """
 
-    def __init__(
-        self,
-        stages: Stages,
-        target: Target,
-        address: str,
-        smoke: bool,
-        log: Callable[[str], None],
-        tick: Callable[[int, int], None],
-    ) -> None:
-        self.stages, self.target, self.address = stages, target, address
-        self.log, self.tick = log, tick
-        self.smoke, self.runs = smoke, SMOKE_RUNS if smoke else stages.recipe.bench.runs
+    def __init__(self, job: ImageJob, address: str) -> None:
+        """Connects when it is entered."""
+        self.job, self.target, self.address = job, job.target, address
+        self.tell, self.tick, self.smoke = job.tell, job.tick, job.smoke
+        self.runs = SMOKE_RUNS if job.smoke else job.recipe.bench.runs
         self.vetoes: list[Veto] = []
         self.footprints: list[Footprint] = []
         self.timings: dict[str, Timing] = {}
@@ -73,7 +44,7 @@ class Prover:
 
     def __enter__(self) -> Self:
         """Connects."""
-        self.executor = self._opened.enter_context(open_executor(self.address, self.target, self.log))
+        self.executor = self._opened.enter_context(open_executor(self.address, self.target, self.tell))
         return self
 
     def __exit__(
@@ -82,41 +53,40 @@ class Prover:
         """Disconnects."""
         self._opened.close()
 
-    def roll_back(self) -> tuple[Stage, ...]:
-        """Times every program side by side, and takes back what is slower than what it was made from.
+    def roll_back(self) -> dict[str, str]:
+        """Times every program side by side, and finds those that are slower than what they were made from.
 
         Returns:
-            The stages that judge what is shipped instead, which must run.
+            Runtime -> variant that ships instead, `ORIGINAL` or `FLOAT`.
         """
         programs = self._programs()
         if self.address == SIMULATED:
             from paredown.pipeline.device.microcontroller import footprint
 
-            self.footprints = [footprint(self.target, programs[name]) for name in self.stages.runtimes]
-            return ()
+            self.footprints = [footprint(self.target, programs[name]) for name in self.job.runtimes]
+            return {}
         if not stands_for(self.executor, self.target):
-            return ()
-        self.log("speed on the device: running")
-        x = test_inputs(tuple(self.stages.integer_graph().input.shape), 1)
+            return {}
+        self.tell(Event("speed on the device", "running"))
+        x = test_inputs(tuple(self.job.integer_graph().input.shape), 1)
         self.timings = self.executor.time(programs, x, self.runs, True, self.tick)
-        self.log("speed on the device: done")
-        judging: list[Stage] = []
-        for name in self.stages.runtimes:
+        self.tell(Event("speed on the device", "done"))
+        for name in self.job.runtimes:
             if found := veto(name, self.timings, self.executor.emulated):
                 self.vetoes.append(found)
-                judging += self.stages.roll_back(name, found.variant)
-        return tuple(judging)
+        return {veto.runtime: veto.variant for veto in self.vetoes}
 
-    def prove(self, bundle: Path, images: int | None) -> Proof:
-        """Validates the bundle.
+    def prove(self, job: ImageJob, images: int | None) -> Proof:
+        """Validates the bundle of a job.
 
         Args:
-            bundle: of the run.
+            job: that ships what `roll_back` left; its goals have been reached.
             images: scores at most so many of the test images; None = all.
         """
+        whole = images is None or images >= job.images
         if self.smoke:
-            images = min(self.stages.images, images or self.stages.images)
-        validator = Validator(unpack(bundle), self.executor, self.log, self.tick, self.smoke)
+            images = min(job.images, images or job.images)
+        validator = Validator(job.packed(), self.executor, self.tell, self.tick, self.smoke)
         found = validator.validate(images, True, None)
         tag = tag_of(self.executor, self.smoke)
         machine = self.executor.machine
@@ -139,23 +109,23 @@ class Prover:
         for found_there in self.footprints:
             figures += found_there.figures
             notes += found_there.notes
-        return Proof(found.checks, (*found.figures, *figures), tuple(notes))
+        return Proof(found.checks, (*found.figures, *figures), tuple(notes), whole)
 
     def _programs(self) -> dict[str, Program]:
         """Every program that could be shipped: variant -> program."""
-        stages = self.stages
-        integer, threads = stages.integer_graph(), stages.recipe.bench.threads
-        graph = stages.graph(stages.original)
+        job = self.job
+        integer, threads = job.integer_graph(), job.recipe.bench.threads
+        graph = job.graph(job.original)
         shape = tuple(integer.input.shape)
         codes = tuple(Tensor(tuple(integer[name].shape)) for name in integer.outputs)
         reals = tuple(Tensor((1, *graph[name].shape[1:]), "float32") for name in graph.outputs)
         found = {}
-        for name in stages.runtimes:
-            made = {"": stages.lower[name], FLOAT: stages.baseline[name]}
-            if name in stages.originals:
-                made[ORIGINAL] = stages.originals[name]
+        for name in job.runtimes:
+            made = {"": job.lower[name], FLOAT: job.baseline[name]}
+            if name in job.originals:
+                made[ORIGINAL] = job.originals[name]
             for suffix, stage in made.items():
                 dtype, outputs = ("float32", reals) if suffix == FLOAT else ("int8", codes)
-                data, where = stages.program(stage), name + suffix
+                data, where = job.program(stage), name + suffix
                 found[where] = Program(name, data, Tensor(shape, dtype), outputs, threads, where)
         return found

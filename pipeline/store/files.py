@@ -11,27 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.pipeline.store.stage import Stage
-from paredown.pipeline.store.store import Store
-from paredown.targets.errors import InputError
-
 PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
-
-
-def stored(store: Store, stage: Stage) -> Path:
-    """The folder of a stage's artefact, which must have run.
-
-    Raises:
-        InputError: it is not there any more.
-    """
-    path = store.get(stage.key)
-    if path is None:
-        raise InputError(
-            f"the artefact of stage {stage.name} was removed or damaged meanwhile",
-            where=store.root,
-            hint="run the same command again",
-        )
-    return path
 
 
 def write_json(path: Path, value: object) -> None:

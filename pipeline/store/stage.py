@@ -1,4 +1,4 @@
-"""Stages: pure functions from artefacts to artefacts, run once per distinct input, and the ledger of a run.
+"""Stages: pure functions from artefacts to artefacts, run once per distinct input, in an order that follows.
 
 A stage's key is the sha256 of its name, version, parameters and input keys. Equal keys mean
 equal artefacts, so a stage whose artefact is in the store is not run again, in this run or any other.
@@ -7,19 +7,26 @@ equal artefacts, so a stage whose artefact is in the store is not run again, in 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from paredown.pipeline.store.store import Store, canonical_json, write_atomic
+from paredown.pipeline.store.event import Event, Tell, nobody
+from paredown.pipeline.store.store import Store, canonical_json
 from paredown.targets.errors import InputError
 
-LEDGER = "stages.json"
-PREVIOUS_LEDGER = "stages.previous.json"
+if TYPE_CHECKING:
+    from paredown.pipeline.store.ledger import Ledger
+
+#: Role -> folder of the artefact that a build reads there.
+Inputs = Mapping[str, Path]
+#: Metadata of a parameter that is no part of the key where it is None.
+OPTIONAL: Mapping[str, bool] = {"optional": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,36 +37,59 @@ class Stage:
         name: unique in the run ("calibrate", "lower-litert").
         version: raised whenever the code gives other bytes for the same parameters and inputs.
         params: a frozen dataclass of JSON-able values, no paths; everything that steers the result.
-        inputs: role -> key of another stage, or content hash of a file or data set (64 hex digits).
-        build: writes the artefact's files into the empty folder it is given.
+        inputs: role -> stage whose artefact is read, or content hash (64 hex digits) of a file or data set.
+        build: writes the artefact's files into the empty folder it is given first; it reads the artefacts in
+            the folders that it is given second, and no other.
+        reads: role -> stage that is read too and is no part of the key, because an input was made from it.
+
+    Raises:
+        ValueError: an input is neither a stage nor a content hash, or no input was made from a stage that is
+            read.
     """
 
     name: str
     version: int
     params: Any
-    inputs: Mapping[str, str]
-    build: Callable[[Path], None]
+    inputs: Mapping[str, Stage | str]
+    build: Callable[[Path, Inputs], None]
+    reads: Mapping[str, Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks roles."""
+        for role, given in self.inputs.items():
+            if isinstance(given, str) and not (len(given) == 64 and set(given) <= set("0123456789abcdef")):
+                raise ValueError(f"stage {self.name}: input `{role}` is not a key: {given!r}")
+        above = {stage.key for stage in plan(self.sources.values())}
+        for role, stage in self.reads.items():
+            if stage.key not in above:
+                raise ValueError(f"stage {self.name} reads `{role}`, which none of its inputs is made from")
 
     @property
+    def sources(self) -> dict[str, Stage]:
+        """The inputs that are stages."""
+        return {role: given for role, given in self.inputs.items() if isinstance(given, Stage)}
+
+    @functools.cached_property
     def key(self) -> str:
         """The sha256 that addresses the artefact, 64 hex digits."""
         return hashlib.sha256(canonical_json(self.recipe()).encode()).hexdigest()
+
+    @property
+    def input_keys(self) -> dict[str, str]:
+        """Role -> key of the stage, or the content hash."""
+        return {role: g.key if isinstance(g, Stage) else g for role, g in self.inputs.items()}
 
     def recipe(self) -> dict[str, Any]:
         """What the key is made from, as JSON has it.
 
         Raises:
             TypeError: the parameters are no frozen dataclass of JSON-able values.
-            ValueError: an input is no key.
         """
-        for role, key in self.inputs.items():
-            if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
-                raise ValueError(f"stage {self.name}: input `{role}` is not a key: {key!r}")
         return {
             "stage": self.name,
             "version": self.version,
             "params": params_dict(self.params),
-            "inputs": dict(self.inputs),
+            "inputs": self.input_keys,
         }
 
 
@@ -82,135 +112,84 @@ class Artefact:
     found: str
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a ledger: what ran with what, and how it went. `found` is as in `Artefact`."""
+def plan(goals: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The stages that these goals need, each after what it is made from, the goals in their order.
 
-    name: str
-    key: str
-    version: int
-    params: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    outcome: Literal["built", "reused"]
-    found: str
-    seconds: float
+    Raises:
+        ValueError: two different stages have one name.
+    """
+    found: dict[str, Stage] = {}
 
+    def visit(stage: Stage) -> None:
+        if stage.key in found:
+            return
+        for source in stage.sources.values():
+            visit(source)
+        found[stage.key] = stage
 
-@dataclass
-class Ledger:
-    """What the stages of one run directory did; `stages.json` is rewritten after each of them."""
-
-    run_dir: Path
-    entries: dict[str, Entry] = field(default_factory=dict)
-
-    @classmethod
-    def start(cls, run_dir: Path) -> Ledger:
-        """Begins a run: what `stages.json` says now becomes the previous ledger.
-
-        Of a run that was killed half-way only the stages that finished are newer; those it never came to keep
-        what the run before said of them.
-        """
-        previous = {**_read(run_dir / PREVIOUS_LEDGER, lenient=True), **_read(run_dir / LEDGER, lenient=True)}
-        if previous:
-            _write(run_dir / PREVIOUS_LEDGER, previous)
-        ledger = cls(run_dir)
-        ledger.write()
-        return ledger
-
-    @classmethod
-    def read(cls, run_dir: Path) -> tuple[Ledger, Ledger | None]:
-        """The ledger of a run directory and the one before it, for `explain`.
-
-        Raises:
-            InputError: there is no ledger, or it cannot be read.
-        """
-        if not (run_dir / LEDGER).exists():
-            raise InputError("is no run directory: it has no stages.json", where=run_dir)
-        previous = _read(run_dir / PREVIOUS_LEDGER)
-        return cls(run_dir, _read(run_dir / LEDGER)), cls(run_dir, previous) if previous else None
-
-    def add(self, stage: Stage, artefact: Artefact) -> None:
-        """Records a finished stage and writes the ledger.
-
-        Raises:
-            ValueError: a stage of that name is in it already.
-        """
-        if stage.name in self.entries:
-            raise ValueError(f"two stages of one run are called {stage.name}")
-        self.entries[stage.name] = Entry(
-            name=stage.name,
-            key=artefact.key,
-            version=stage.version,
-            params=params_dict(stage.params),
-            inputs=dict(stage.inputs),
-            outcome="reused" if artefact.reused else "built",
-            found=artefact.found,
-            seconds=round(artefact.seconds, 3),
-        )
-        self.write()
-
-    def write(self) -> None:
-        """Writes `stages.json` in one step."""
-        _write(self.run_dir / LEDGER, self.entries)
+    for goal in goals:
+        visit(goal)
+    names = [stage.name for stage in found.values()]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two stages of one run are called {', '.join(sorted(twice))}")
+    return tuple(found.values())
 
 
 def run_stage(
-    store: Store, stage: Stage, log: Callable[[str], None] | None = None, ledger: Ledger | None = None
+    store: Store,
+    stage: Stage,
+    tell: Tell = nobody,
+    ledger: Ledger | None = None,
+    prepare: Callable[[Stage], None] = lambda stage: None,
 ) -> Artefact:
     """Runs a stage, or takes its artefact from the store where a sound one is there.
 
     Args:
-        store: where artefacts live.
+        store: where artefacts live; those of the stage's inputs must be there.
         stage: what to run.
-        log: told one line when the stage begins and one when it ends.
+        tell: hears when the stage begins and when it ends.
         ledger: the run's ledger, which gets the result.
+        prepare: called before a build, and not where the artefact is reused.
 
     Raises:
         InputError: the store cannot be written; and whatever the stage itself raises.
     """
-    tell = log or (lambda line: None)
     began = time.perf_counter()
     key = stage.key
     finding = store.inspect(key)
     path, reused = finding.path, finding.path is not None
     if path is None:
         tell(
-            f"{stage.name}: running" + ("" if finding.problem == "missing" else f" again ({finding.problem})")
+            Event(stage.name, "running", detail="" if finding.problem == "missing" else str(finding.problem))
         )
-        path = store.publish(key, stage.build, stage.recipe())
+        folders = {role: stored(store, source) for role, source in {**stage.sources, **stage.reads}.items()}
+        prepare(stage)
+        path = store.publish(key, lambda out: stage.build(out, folders), stage.recipe())
     artefact = Artefact(path, key, reused, time.perf_counter() - began, finding.problem or "present")
-    tell(f"{stage.name}: reused" if reused else f"{stage.name}: done in {artefact.seconds:.1f} s")
+    tell(Event(stage.name, "reused" if reused else "done", artefact.seconds))
     if ledger is not None:
         ledger.add(stage, artefact)
     return artefact
 
 
-def explain(ledger: Ledger, previous: Ledger | None) -> list[str]:
-    """Why each stage ran or was reused, one line per stage, judged against the previous ledger."""
-    before = previous.entries if previous else {}
-    makers = {entry.key: entry for entry in ledger.entries.values()}
-    lines = []
-    for name, entry in ledger.entries.items():
-        old = before.get(name)
-        changes = _changes(entry, old, makers) if old else []
-        if entry.outcome == "reused":
-            if old is None:
-                reason = "another run had made the same artefact"
-            else:
-                reason = (
-                    "; ".join(changes) + ": that artefact was in the store" if changes else "nothing changed"
-                )
-            lines.append(f"{name}: reused: {reason}")
-            continue
-        reasons = changes or (["first run"] if old is None else [])
-        if entry.found.startswith("damaged") or not reasons:
-            reasons.append(f"its artefact was {entry.found}")
-        lines.append(f"{name}: ran: {'; '.join(reasons)}")
-    return lines
+def stored(store: Store, stage: Stage) -> Path:
+    """The folder of a stage's artefact, which must have run.
+
+    Raises:
+        InputError: it is not there any more.
+    """
+    path = store.get(stage.key)
+    if path is None:
+        raise InputError(
+            f"the artefact of stage {stage.name} was removed or damaged meanwhile",
+            where=store.root,
+            hint="run the same command again",
+        )
+    return path
 
 
 def params_dict(params: Any) -> dict[str, Any]:
-    """The parameters as JSON has them.
+    """The parameters as JSON has them, without the optional ones that are None.
 
     Raises:
         TypeError: not a frozen dataclass, or a value in it is not JSON-able.
@@ -220,84 +199,9 @@ def params_dict(params: Any) -> dict[str, Any]:
         raise TypeError(f"stage parameters are a dataclass, not {params!r}")
     if not params.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise TypeError(f"stage parameters are frozen: {type(params).__name__} is not")
-    plain: dict[str, Any] = json.loads(canonical_json(dataclasses.asdict(params)))
+    given = dataclasses.asdict(params)
+    for each in dataclasses.fields(params):
+        if each.metadata.get("optional") and given[each.name] is None:
+            del given[each.name]
+    plain: dict[str, Any] = json.loads(canonical_json(given))
     return plain
-
-
-def _changes(entry: Entry, old: Entry, makers: Mapping[str, Entry]) -> list[str]:
-    """What differs between two entries of one stage, in words."""
-    changes = []
-    if entry.version != old.version:
-        changes.append(f"stage version {old.version} became {entry.version}")
-    now, then = _flat(entry.params), _flat(old.params)
-    for name in sorted({*now, *then}):
-        if name not in then:
-            changes.append(f"new parameter {name} = {_word(now[name])}")
-        elif name not in now:
-            changes.append(f"parameter {name} (was {_word(then[name])}) is gone")
-        elif canonical_json(now[name]) != canonical_json(then[name]):
-            changes.append(f"parameter {name} changed from {_word(then[name])} to {_word(now[name])}")
-    for role in sorted({*entry.inputs, *old.inputs}):
-        key = entry.inputs.get(role)
-        if key == old.inputs.get(role):
-            continue
-        if key is None:
-            changes.append(f"input {role} is gone")
-        elif role not in old.inputs:
-            changes.append(f"new input {role}")
-        elif key in makers:
-            verb = "ran" if makers[key].outcome == "built" else "gave another artefact"
-            changes.append(f"input {role} changed because stage {makers[key].name} {verb}")
-        else:
-            changes.append(f"input {role} has other content")
-    return changes
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _word(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _write(path: Path, entries: Mapping[str, Entry]) -> None:
-    document = [dataclasses.asdict(entry) for entry in entries.values()]
-    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _read(path: Path, lenient: bool = False) -> dict[str, Entry]:
-    """The entries of a ledger file; none where there is no file, or, if lenient, where it is broken."""
-    try:
-        document = json.loads(path.read_bytes())
-        entries = [Entry(**fields) for fields in document]
-        _check_types(entries)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        if lenient:
-            return {}
-        raise InputError(f"cannot read the ledger: {error}", where=path) from error
-    return {entry.name: entry for entry in entries}
-
-
-def _check_types(entries: list[Entry]) -> None:
-    """Checks the types of what was read, so that `explain` cannot trip over them."""
-    for entry in entries:
-        texts = (
-            entry.name,
-            entry.key,
-            entry.outcome,
-            entry.found,
-            *entry.inputs,
-            *dict(entry.inputs).values(),
-        )
-        if not all(isinstance(text, str) for text in texts) or not isinstance(entry.params, dict):
-            raise ValueError("an entry has a field of the wrong type")

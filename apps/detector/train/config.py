@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paredown.apps.detector.train.augment import Augment
-from paredown.pipeline.compress.training.training import check_device, check_settings
+from paredown.pipeline.compress.training.loop import check_device, check_settings
 
 
 @dataclass(frozen=True)

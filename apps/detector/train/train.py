@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from paredown.apps.detector.network import YoloV2
 from paredown.apps.detector.train.batches import Batches
@@ -32,9 +31,10 @@ from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.loss import region_terms
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.compress.training.training import (
+from paredown.pipeline.compress.training.loop import (
     decayed_groups,
-    diverged,
+    descend,
+    fit,
     learning_rate,
     reorder,
     run_identity,
@@ -102,17 +102,11 @@ class _Run:
             self.network.anchors,
             self.seen,
         )
-        loss = float(terms.total.detach())
-        self.optimizer.zero_grad()
+        rate = learning_rate(self.config, self.step, self.steps)
+        parameters = self.network.parameters()
+        loss = descend(terms.total, self.optimizer, parameters, clip=self.config.clip, rate=rate)
         if not math.isfinite(loss):
             return loss
-        terms.total.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip))
-        if not math.isfinite(norm):
-            return norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.steps)
-        self.optimizer.step()
         update_average(self.average, self.network, self.step, self.config.ema)
         self.step += 1
         self.sums[0] += loss
@@ -189,22 +183,20 @@ def train(
         )
     run = _Run(network, dataset, config, preprocess, checkpoint)
     started, before = time.monotonic(), run.step
-    while run.step < run.steps:
-        loss = run.advance()
-        if not math.isfinite(loss):
-            raise diverged("train", loss, run.step, run.steps, config.lr, checkpoint)
-        if tick:
-            tick(run.step, run.steps)
-        epoch, position = divmod(run.step, run.batches.per_epoch)
-        if position == 0:
-            row = run.close_epoch(epoch)
-            if validation and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
-                row["map50"] = evaluate(run.average, validation, preprocess, config.device)["map50"]
-            if report:
-                figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-                report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
-        if checkpoint and (position == 0 or run.step % config.checkpoint_every == 0):
-            run.save(checkpoint)
+
+    def look() -> None:
+        epoch = run.step // run.batches.per_epoch
+        row = run.close_epoch(epoch)
+        if validation and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
+            row["map50"] = evaluate(run.average, validation, preprocess, config.device)["map50"]
+        if report:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
+
+    fit(
+        run, where="train", lr=config.lr, every=run.batches.per_epoch, look=look, checkpoint=checkpoint,
+        checkpoint_every=config.checkpoint_every, tick=tick,
+    )  # fmt: skip
     network.load_state_dict(run.average.state_dict())
     network.header = replace(network.header, seen=run.seen)
     reorder(network.cpu().eval(), torch.contiguous_format)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.cards.card import ChannelMultiple
 from paredown.targets.errors import UsageError
 
@@ -62,7 +63,8 @@ def widths(
 
 def group_multiple(graph: Graph, group: Group, multiple: ChannelMultiple) -> int:
     """What a group's channels should be a multiple of: the least common one of the layers that make it."""
-    return math.lcm(*(_multiple(graph[maker.node], multiple) for maker in group.makers))
+    nodes = [graph[maker.node] for maker in group.makers]
+    return math.lcm(*(getattr(multiple, operation(node.kind).multiple(node)) for node in nodes))
 
 
 def group_widths(
@@ -96,15 +98,6 @@ def check_share(what: str, value: float) -> None:
     """
     if not 0 <= value <= 1:  # NaN is neither
         raise UsageError(f"{what} is {value}, it must be within 0 and 1", hint="0.5 is one half")
-
-
-def _multiple(node: Node, multiple: ChannelMultiple) -> int:
-    if node.kind == "linear":
-        return multiple.linear
-    assert node.weight is not None
-    if node.attrs["groups"] > 1 and node.weight.shape[1] == 1:
-        return multiple.depthwise
-    return multiple.pointwise if tuple(node.weight.shape[2:]) == (1, 1) else multiple.conv
 
 
 # -- channel counts ------------------------------------------------------------------------------------------
@@ -149,7 +142,7 @@ def channel_counts(graph: Graph, groups: Sequence[Group]) -> dict[str, Count]:
             found = makers.get(node.name, [])
             fixed = node.weight.shape[0] - sum(group.units * each for group, each in found)
             values[node.name] = Count(fixed, {group.name: each for group, each in found}).scaled(pixels)
-        elif node.kind == "concat":
+        elif operation(node.kind).joins:
             total = Count(0.0)
             for name in node.inputs:
                 total = total + values[name]

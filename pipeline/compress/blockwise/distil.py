@@ -31,7 +31,13 @@ from paredown.pipeline.compress.blockwise.modules import (
     plain_weight,
 )
 from paredown.pipeline.compress.grids.weight import BlockWeight, code_range, times_scales
-from paredown.pipeline.compress.training.training import check_settings, diverged, learning_rate, run_identity
+from paredown.pipeline.compress.training.loop import (
+    check_settings,
+    descend,
+    fit,
+    learning_rate,
+    run_identity,
+)
 from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
 from paredown.targets.errors import InputError, UsageError
 
@@ -163,24 +169,19 @@ def distil(
     config = config or DistilConfig()
     names = tuple(held(student)) if trained is None else tuple(trained)
     own = run_identity([asdict(config), identity, names], student, teacher)
-    run = _Run(student, teacher, source or teacher, names, config, own)
+    run = _Run(student, teacher, source or teacher, names, batches, logits, config, own)
     if checkpoint and checkpoint.exists():
         run.resume(checkpoint)
     elif evaluate:
         run.baseline = run.best = float(evaluate(student))
-    while run.step < config.steps:
-        loss = run.advance(batches(run.step), logits)
-        if not math.isfinite(loss):
-            run.finish()
-            raise diverged("distil", loss, run.step, config.steps, config.lr, checkpoint)
-        if tick:
-            tick(run.step, config.steps)
-        looked = run.step % config.evaluate_every == 0 or run.step == config.steps
-        if looked:
-            run.look(evaluate)
-        if checkpoint and (looked or run.step % config.checkpoint_every == 0):
-            run.save(checkpoint)
-    return run.finish()
+    try:
+        fit(
+            run, where="distil", lr=config.lr, every=config.evaluate_every, look=lambda: run.look(evaluate),
+            checkpoint=checkpoint, checkpoint_every=config.checkpoint_every, tick=tick,
+        )  # fmt: skip
+    finally:
+        found = run.finish()
+    return found
 
 
 class _Run:
@@ -192,9 +193,12 @@ class _Run:
         teacher: nn.Module,
         source: nn.Module,
         names: Sequence[str],
+        batches: Callable[[int], Any],
+        logits: Logits,
         config: DistilConfig,
         identity: str,
     ) -> None:
+        self.batches, self.logits, self.steps = batches, logits, config.steps
         self.student, self.teacher = student.eval(), teacher.eval()
         self.config, self.identity = config, identity
         self.best_weights = {name: _codes_of(student, name) for name in names}
@@ -222,25 +226,19 @@ class _Run:
         self.best: float | None = None
         self.best_step = 0
 
-    def advance(self, batch: Any, logits: Logits) -> float:
+    def advance(self) -> float:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
+        batch, logits = self.batches(self.step), self.logits
         with torch.no_grad():
             theirs = logits(self.teacher, batch)
         with torch.random.fork_rng([]):  # what the network draws depends on the step alone
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
             loss = divergence(logits(self.student, batch), theirs)
-        value = float(loss.detach())
-        self.optimizer.zero_grad()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        rate = learning_rate(self.config, self.step, self.steps)
+        value = descend(loss, self.optimizer, parameters, clip=self.config.clip, rate=rate)
         if not math.isfinite(value):
             return value
-        loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.clip))
-        if not math.isfinite(norm):
-            return norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * learning_rate(self.config, self.step, self.config.steps)
-        self.optimizer.step()
         self.step += 1
         self.losses.append(value)
         return value

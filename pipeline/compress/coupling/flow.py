@@ -19,8 +19,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step, moved
+from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 
 #: Group name -> the units that stay, in rising order; a group that is not named keeps all of them.
 Kept = Mapping[str, Sequence[int]]
@@ -101,6 +102,7 @@ class Flow:
         labels: node -> labels of its channels (C,), or of all its values where channels were taken apart.
         chains: the reshapes and permutes.
         sides: (layer, side) -> the labels of its channels there.
+        shares: layer -> the layer before it whose parameters it reads.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -111,17 +113,18 @@ class Flow:
         self._parent: list[int] = []
         self._reason: dict[int, str] = {}
         self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
-        self._shares: dict[str, str] = {}  # layer -> the layer whose parameters it reads
+        self.shares: dict[str, str] = {}
         for node in graph:
-            self.labels[node.name] = self._follow(node)
+            self.labels[node.name] = operation(node.kind).follow(self, node)
         for name in graph.outputs:
-            self._lock(self.labels[name].ravel(), f"is the network's output {name}")
+            self.lock(self.labels[name].ravel(), f"is the network's output {name}")
         for chain in self.chains:
             self._settle(chain)
 
     # -- tied atoms ----------------------------------------------------------------------------------------
 
-    def _new(self, count: int) -> Labels:
+    def new(self, count: int) -> Labels:
+        """Labels of so many new atoms."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         return np.arange(start, start + count)
@@ -138,7 +141,8 @@ class Flow:
         found, where = np.unique(labels, return_inverse=True)
         return np.array([self.root(int(a)) for a in found], np.int64)[where].reshape(labels.shape)
 
-    def _tie(self, first: Iterable[int], second: Iterable[int]) -> None:
+    def tie(self, first: Iterable[int], second: Iterable[int]) -> None:
+        """Ties the atoms of two lists, one by one: both stay or both go."""
         for a, b in zip(first, second, strict=True):
             low, high = sorted((self.root(int(a)), self.root(int(b))))
             if low != high:
@@ -148,9 +152,10 @@ class Flow:
 
     def _tie_all(self, labels: Labels) -> None:
         found = np.unique(labels)
-        self._tie(found[1:], np.repeat(found[:1], len(found) - 1))
+        self.tie(found[1:], np.repeat(found[:1], len(found) - 1))
 
-    def _lock(self, labels: Labels, reason: str) -> None:
+    def lock(self, labels: Labels, reason: str) -> None:
+        """Keeps atoms from going; the reason completes "it ..."."""
         for atom in np.unique(labels):
             self._reason.setdefault(self.root(int(atom)), reason)
 
@@ -174,41 +179,17 @@ class Flow:
 
     # -- operations ----------------------------------------------------------------------------------------
 
-    def _follow(self, node: Node) -> Labels:
-        match node.kind:
-            case "input":
-                labels = self._new(node.shape[1])
-                self._lock(labels, "is the network's input")
-                return labels
-            case "conv2d" | "linear":
-                return self._layer(node)
-            case "relu" | "relu6" | "leaky_relu" | "max_pool2d" | "pad" | "mean":
-                return self.channels(node.inputs[0])
-            case "add":
-                first, second = (self.channels(name) for name in node.inputs)
-                self._tie(first, second)
-                return first
-            case "concat" if node.attrs["dim"] == 1:
-                return np.concatenate([self.channels(name) for name in node.inputs])
-            case "concat":
-                first, *others = (self.channels(name) for name in node.inputs)
-                for other in others:
-                    self._tie(first, other)
-                return first
-            case "reshape" | "permute":
-                return moved(node, self.full(node.inputs[0]))
-        return self._unknown(node)
-
-    def _layer(self, node: Node) -> Labels:
+    def layer(self, node: Node) -> Labels:
+        """The labels that a layer makes; ties its groups, and the layers that share its parameters."""
         assert node.weight is not None
-        read, made = self.channels(node.inputs[0]), self._new(node.weight.shape[0])
+        read, made = self.channels(node.inputs[0]), self.new(node.weight.shape[0])
         groups = int(node.attrs.get("groups", 1))
         self.sides[node.name, "in"], self.sides[node.name, "out"] = read, made
         if groups > 1:
             self._grouped(read.reshape(groups, -1), made.reshape(groups, -1))
         if "weight" not in node.parameters or any(role.startswith("computed") for role in node.parameters):
-            self._lock(read, f"{NOT_OWN} {_place(node)}")
-            self._lock(made, f"{NOT_OWN} {_place(node)}")
+            self.lock(read, f"{NOT_OWN} {_place(node)}")
+            self.lock(made, f"{NOT_OWN} {_place(node)}")
         for role, parameter in node.parameters.items():
             first = self._users.setdefault(parameter, node) if parameter else node
             if first is not node:
@@ -217,39 +198,40 @@ class Flow:
 
     def _share(self, first: Node, node: Node, role: str) -> None:
         """Ties two layers that read one parameter."""
-        self._shares.setdefault(node.name, first.name)
+        self.shares.setdefault(node.name, first.name)
         for side in ("out", "in") if role == "weight" else ("out",):
             one, other = self.sides.get((first.name, side)), self.sides[node.name, side]
             if one is not None and len(one) == len(other) and role in first.parameters:
-                self._tie(one, other)
+                self.tie(one, other)
                 continue
             for labels in (one, other):
                 if labels is not None:
-                    self._lock(labels, f"shares a parameter with {_place(first)}")
+                    self.lock(labels, f"shares a parameter with {_place(first)}")
 
     def _grouped(self, read: Labels, made: Labels) -> None:
         """Ties the channels (groups, per group) of a grouped convolution, in the finer of the legal ways."""
         if len(read) >= read.shape[1]:  # whole groups go, as in a depthwise convolution
             for inside, outside in zip(read, made, strict=True):
-                self._tie(inside, np.repeat(inside[:1], len(inside)))
-                self._tie(outside, np.repeat(inside[:1], len(outside)))
+                self.tie(inside, np.repeat(inside[:1], len(inside)))
+                self.tie(outside, np.repeat(inside[:1], len(outside)))
         else:  # one position of every group goes
             for labels in (read, made):
                 for row in labels[1:]:
-                    self._tie(labels[0], row)
+                    self.tie(labels[0], row)
 
-    def _unknown(self, node: Node) -> Labels:
+    def unknown(self, node: Node) -> Labels:
+        """Locks whatever a node touches."""
         what = node.attrs.get("op", node.kind)
         reason = f"passes through {what}, which is not known" + (f" ({node.source})" if node.source else "")
         for name in node.inputs:
-            self._lock(self.labels[name].ravel(), reason)
+            self.lock(self.labels[name].ravel(), reason)
         for parameter in filter(None, node.parameters.values()):
             layer = self._users.setdefault(parameter, node).name
             for side in ("out", "in"):
                 if (layer, side) in self.sides:
-                    self._lock(self.sides[layer, side], f"shares a parameter with {_place(node)}")
-        labels = self._new(node.shape[1] if len(node.shape) > 1 else 1)
-        self._lock(labels, reason)
+                    self.lock(self.sides[layer, side], f"shares a parameter with {_place(node)}")
+        labels = self.new(node.shape[1] if len(node.shape) > 1 else 1)
+        self.lock(labels, reason)
         return labels
 
     # -- reshapes ------------------------------------------------------------------------------------------
@@ -277,7 +259,7 @@ class Flow:
             return
         before = list(self._parent), dict(self._reason)
         best, most = before, 2
-        inner = [node.name for node in chain.nodes if node.kind == "reshape" and node.name not in chain.ends]
+        inner = [node.name for node in chain.nodes if node.name in chain.dims and node.name not in chain.ends]
         ways = itertools.product(*[(None, *chain.dims[name]) for name in inner])
         for dims in itertools.islice(ways, 1, MAX_WAYS):  # the first ties nothing
             for name, dim in zip(inner, dims, strict=True):
@@ -353,32 +335,10 @@ class Flow:
         """What every operation does with these units, for people."""
         lines = []
         for node in self.graph:
-            read = [name for name in node.inputs if units & holds[name]]
+            read = any(units & holds[name] for name in node.inputs)
             makes = bool(units & holds[node.name])
-            if node.kind in {"conv2d", "linear"}:
-                tied = node.attrs.get("groups", 1) > 1
-                if makes:
-                    verb = "carries them" if tied and read else "makes them"
-                    shared = self._shares.get(node.name)
-                    why = f", sharing a parameter with {shared}" if shared else ""
-                    lines.append(f"{node.name} {verb}" + (" too" if node.name != first else "") + why)
-                elif read:
-                    lines.append(f"{node.name} reads them")
-            elif node.kind == "add" and makes:
-                lines.append(f"{node.name} adds {' and '.join(node.inputs)}: tied")
-            elif node.kind in {"concat", "reshape", "permute"} and makes:
-                lines.append(f"{node.name} {self._moves(node, units)}")
-            elif node.kind not in {"conv2d", "linear"} and read and not makes:
-                lines.append(f"{node.name} ({node.attrs.get('op', node.kind)}) is not known: locked")
-        return tuple(lines)
-
-    def _moves(self, node: Node, units: set[int]) -> str:
-        if node.kind != "concat":
-            return {"reshape": "reshapes", "permute": "permutes"}[node.kind] + " them"
-        places = np.flatnonzero(np.isin(self.roots(self.labels[node.name]), list(units)))
-        each = len(places) // len(units)
-        times = f", {each} for each" if each > 1 else ""
-        return f"places them at channels {places[0]} to {places[-1]}{times}"
+            lines.append(operation(node.kind).line(self, node, units, first, read, makes))
+        return tuple(filter(None, lines))
 
 
 def _place(node: Node) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 
-MOVING = frozenset({"reshape", "permute"})
 MAX_TRIES = 512  # shapes that are looked at for one chain
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 ALL = 64  # so many sets of units are tried all, of more a sample
@@ -65,7 +65,10 @@ class Chain:
             if index == len(self.nodes):
                 return {}
             node = self.nodes[index]
-            for value in self._forms(node, values[node.inputs[0]], given):
+            forms = operation(node.kind).forms(
+                node, values[node.inputs[0]], self.dims.get(node.name, ()), given.get(node.name)
+            )
+            for value in forms:
                 if next(tries, None) is None:
                     return None
                 if node.name in wanted and not np.array_equal(value, wanted[node.name]):
@@ -77,21 +80,6 @@ class Chain:
 
         return solve(0, {self.source.name: self.values[self.source.name][:, list(left)]})
 
-    def _forms(self, node: Node, values: Values, given: Mapping[str, Shape]) -> Iterator[Values]:
-        """What a node may make of fewer values: one of the dims of a reshape is smaller."""
-        if node.kind == "permute":
-            yield values.transpose(node.attrs["dims"])
-            return
-        old = tuple(node.attrs["shape"])
-        if node.name in given:
-            if prod(given[node.name]) == values.size:
-                yield values.reshape(given[node.name])
-            return
-        for dim in self.dims[node.name]:
-            size, rest = divmod(old[dim] * values.size, prod(old))
-            if rest == 0:
-                yield values.reshape(*old[:dim], size, *old[dim + 1 :])
-
 
 def chains(graph: Graph) -> tuple[Chain, ...]:
     """The chains of a graph, in running order."""
@@ -99,18 +87,18 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
     source: dict[str, str] = {}
     members: dict[str, list[Node]] = {}
     for node in graph:
-        if node.kind in MOVING:
+        if operation(node.kind).moves:
             (feed,) = node.inputs
             source[node.name] = source.get(feed, feed)
             members.setdefault(source[node.name], []).append(node)
-    read = {i for node in graph if node.kind not in MOVING for i in node.inputs} | set(graph.outputs)
+    read = {i for node in graph if not operation(node.kind).moves for i in node.inputs} | set(graph.outputs)
     return tuple(_chain(nodes[name], found, read) for name, found in members.items())
 
 
 def _chain(source: Node, nodes: Sequence[Node], read: set[str]) -> Chain:
     values = {source.name: np.arange(prod(source.shape), dtype=np.int64).reshape(source.shape)}
     for node in nodes:
-        values[node.name] = moved(node, values[node.inputs[0]])
+        values[node.name] = operation(node.kind).moved(node, values[node.inputs[0]])
     pixels = prod(source.shape[2:])
     ends = tuple(node.name for node in nodes if node.name in read)
     dims = {
@@ -171,10 +159,3 @@ def _trials(count: int, step: int) -> Iterator[Sequence[int]]:
         yield range(count - width)
         for _ in range(3):
             yield np.sort(generator.permutation(count)[width:]).tolist()
-
-
-def moved(node: Node, values: Values) -> Values:
-    """Values after a reshape or permute."""
-    if node.kind == "permute":
-        return values.transpose(node.attrs["dims"])
-    return values.reshape(node.attrs["shape"])

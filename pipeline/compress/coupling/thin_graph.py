@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept, Labels
-from paredown.pipeline.compress.coupling.reshapes import MOVING, Shape
+from paredown.pipeline.compress.coupling.reshapes import Shape
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.errors import InputError
 
 
@@ -89,17 +90,16 @@ class Thinner:
         return replace(self.flow.graph, nodes=tuple(self._node(n, moved) for n in self.flow.graph))
 
     def _node(self, node: Node, moved: Mapping[str, Shape]) -> Node:
-        if node.kind in MOVING:
+        kind = operation(node.kind)
+        if kind.moves:
             shape = moved[node.name]
-            return replace(
-                node, shape=shape, attrs={"shape": shape} if node.kind == "reshape" else node.attrs
-            )
+            return replace(node, shape=shape, attrs=kind.thinned(node, shape, 1))
         shape = node.shape
         if len(shape) > 1 and node.kind != "opaque":
             shape = (shape[0], len(self.rows(node.name)), *shape[2:])
         if node.weight is None or node.bias is None:
-            return replace(node, shape=shape)
+            return replace(node, shape=shape, attrs=kind.thinned(node, shape, 1))
         part = self.part(node)
         weight = node.weight[part.rows][:, part.columns].contiguous()
-        attrs = {**node.attrs, "groups": part.groups} if node.kind == "conv2d" else node.attrs
+        attrs = kind.thinned(node, shape, part.groups)
         return replace(node, shape=shape, attrs=attrs, weight=weight, bias=node.bias[part.rows])

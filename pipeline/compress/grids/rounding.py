@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest, usable
 from paredown.pipeline.compress.grids.weight import BlockWeight, times_scales
-from paredown.pipeline.compress.training.training import check_settings
+from paredown.pipeline.compress.training.loop import check_settings
 from paredown.targets.errors import InputError
 
 GATHERED = 128  # columns whose updates of the rest are gathered into one product

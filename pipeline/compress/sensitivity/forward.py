@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.pipeline.graph.graph import Graph, Node, apply
+from paredown.pipeline.graph.operations.kinds import operation
 
 Values = dict[str, Tensor]
-
-#: oneDNN's names of the activations that a convolution can apply to its own output.
-FUSED = {"relu": ("relu", ()), "relu6": ("hardtanh", (0.0, 6.0)), "leaky_relu": ("leaky_relu", ("slope",))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ def fuse(graph: Graph) -> tuple[Op, ...]:
                     ):
                         op = replace(fed, name=node.name, other=other, shape=node.shape)
                         break
-                elif node.kind == "relu" or (node.kind in FUSED and not fed.other):
+                elif node.kind == "relu" or (operation(node.kind).onednn and not fed.other):
                     op = replace(fed, name=node.name, activation=node)
                     break
         if op.node is not node:
@@ -124,7 +122,9 @@ class Conv:
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place, list(shape))
             self.words: tuple[str, list[float]] = ("none", [])
             if op.activation is not None:
-                word, numbers = FUSED[op.activation.kind]
+                fused = operation(op.activation.kind).onednn
+                assert fused is not None
+                word, numbers = fused
                 self.words = (word, [_number(op.activation, n) for n in numbers])
         self.weight = weight
 

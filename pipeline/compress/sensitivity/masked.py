@@ -26,11 +26,9 @@ from torch import Tensor
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.compress.sensitivity.forward import Conv, Engine, Op, Values, compute, last
 from paredown.pipeline.graph.graph import Node
+from paredown.pipeline.graph.operations.kinds import operation
 
 Live = tuple[int, ...]  # the channels of a tensor that may be other than zero, rising
-
-#: Operations that compute each channel for itself, zero from zeros, and alike beside however many others.
-CHANNELWISE = {"relu", "relu6", "leaky_relu", "max_pool2d", "pad"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class Variant:
                 return self._plan_concat(op, states)
             case "mean" if sliced:
                 return states[0]
-            case kind if kind in CHANNELWISE or self._flattens(node):
+            case kind if operation(kind).channelwise or self._flattens(node):
                 return states[0] if sliced else self._plan_alike(op, states[0].live)
         return self._plan_whole(op)
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from paredown.pipeline.compress.grids.grid import GridConfig, fake_quantize, sigma_for
 from paredown.pipeline.compress.squantize.clip import Clip
-from paredown.pipeline.graph.fusion import CLAMPS, SAME_SCALE, fuse_relu, same_scale
+from paredown.pipeline.graph.fusion import fuse_relu, same_scale
 from paredown.pipeline.graph.graph import Graph, Node, apply
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.errors import InputError
 
 #: Tensors by their names in the network's state dict.
@@ -99,7 +100,8 @@ class LiveNetwork(nn.Module):
         self.graph = Graph(tuple(_light(node, state) for node in graph), graph.outputs)
         self.roots = clip_roots(graph) if activation_bits else {}
         names = sorted(set(self.roots.values()))
-        tops = {root: 6.0 for node, root in self.roots.items() if graph[node].kind == "relu6"}
+        kinds = ((root, operation(graph[node].kind)) for node, root in self.roots.items())
+        tops = {root: kind.top for root, kind in kinds if kind.top is not None}
         self.clips = nn.ModuleList(Clip(activation_bits or 8, tops.get(root)) for root in names)
         self.clip_of = {node: names.index(root) for node, root in self.roots.items()}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -234,12 +236,12 @@ def clip_roots(graph: Graph) -> dict[str, str]:
     find = same_scale([node for node, _ in fused])
     makers: dict[str, list[tuple[Node, str]]] = {}
     for node, clamp in fused:
-        if node.kind not in SAME_SCALE:
+        if not operation(node.kind).same_scale:
             makers.setdefault(find(node.name), []).append((node, clamp))
     return {
         node.name: root
         for root, found in makers.items()
-        if all(clamp and node.kind in CLAMPS for node, clamp in found)
+        if all(clamp and operation(node.kind).takes_relu for node, clamp in found)
         for node, _ in found
     }
 
@@ -250,7 +252,7 @@ def unclipped(graph: Graph) -> tuple[str, ...]:
     return tuple(
         node.name
         for node, _ in fuse_relu(graph)
-        if node.kind not in SAME_SCALE and node.kind != "input" and node.name not in roots
+        if not operation(node.kind).same_scale and node.kind != "input" and node.name not in roots
     )
 
 
@@ -273,7 +275,7 @@ def quantizable(graph: Graph, network: nn.Module) -> tuple[str, ...]:
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     names: dict[str, None] = {}
     for node in graph:
-        if node.kind in {"conv2d", "linear"} and node.parameters.get("weight") in trained:
+        if operation(node.kind).weighted and node.parameters.get("weight") in trained:
             names[node.parameters["weight"]] = None
     return tuple(names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from paredown.pipeline.compress.training.training import check_device, check_settings
+from paredown.pipeline.compress.training.loop import check_device, check_settings
 from paredown.targets.errors import UsageError
 
 

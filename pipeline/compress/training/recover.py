@@ -27,6 +27,17 @@ from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.features import FeatureTap, Listener, feature_loss
+from paredown.pipeline.compress.training.loop import (
+    decayed_groups,
+    descend,
+    device_name,
+    explained,
+    fit,
+    learning_rate,
+    reorder,
+    run_identity,
+    update_average,
+)
 from paredown.pipeline.compress.training.sparsify import (
     LayerSparsity,
     SparsitySchedule,
@@ -35,16 +46,6 @@ from paredown.pipeline.compress.training.sparsify import (
     layer_sparsity,
     prune_weights,
     sparsest,
-)
-from paredown.pipeline.compress.training.training import (
-    decayed_groups,
-    device_name,
-    diverged,
-    explained,
-    learning_rate,
-    reorder,
-    run_identity,
-    update_average,
 )
 from paredown.pipeline.recipe.task import Batches
 from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
@@ -165,6 +166,7 @@ class _Run:
     ) -> None:
         self.config, self.batches, self.losses = config, batches, losses
         self.evaluate, self.sparsity = evaluate, sparsity
+        self.heard: _Heard  # while it is listened to
         self.steps, self.step = max(1, round(config.epochs * batches.per_epoch)), 0
         self.every = config.evaluate_every or batches.per_epoch
         if sparsity and sparsity.target > (most := sparsest(student, sparsity.weights, sparsity.floor)):
@@ -203,7 +205,7 @@ class _Run:
         self.baseline = self.best = float(self.evaluate(start))
         self.best_state = start.state_dict()
 
-    def advance(self, heard: _Heard) -> float:
+    def advance(self) -> float:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, labels = self.batches(self.step)
         device = self.config.device
@@ -214,20 +216,14 @@ class _Run:
         with torch.random.fork_rng(cards):  # what the network draws depends on the step alone
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
             with explained(device):
-                loss = self.losses(self.network, images, labels, heard)
-        value = float(loss.detach())
-        self.optimizer.zero_grad()
+                loss = self.losses(self.network, images, labels, self.heard)
+        value = descend(
+            loss, self.optimizer, self.network.parameters(), clip=self.config.clip, device=device,
+            rate=learning_rate(self.config, self.step, self.steps),
+            mask=lambda: apply_masks(self.network, self.masks, gradients=True),
+        )  # fmt: skip
         if not math.isfinite(value):
             return value
-        with explained(device):
-            loss.backward()
-        apply_masks(self.network, self.masks, gradients=True)
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip))
-        if not math.isfinite(norm):
-            return norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.steps)
-        self.optimizer.step()
         apply_masks(self.network, self.masks)
         update_average(self.average, self.network, self.step, self.config.ema)
         self.step += 1
@@ -386,19 +382,19 @@ def recover(
     with contextlib.ExitStack() as stack:
         mine = stack.enter_context(Listener(run.network, paths, "student"))
         theirs = stack.enter_context(Listener(teacher or nn.Module(), paths if teacher else (), "teacher"))
-        while run.step < run.steps and not run.stopped:
-            loss = run.advance(_Heard(mine, theirs))
-            if not math.isfinite(loss):
-                raise diverged("recover", loss, run.step, run.steps, config.lr, checkpoint)
-            if tick:
-                tick(run.step, run.steps)
-            looked = run.step % run.every == 0 or run.step == run.steps
-            if looked:
-                row = run.look()
-                if report:
-                    figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-                    report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
+        run.heard = _Heard(mine, theirs)
+
+        def look() -> None:
+            row = run.look()
+            if report:
+                figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+                report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
+
+        def after() -> None:
             run.seconds = spent + time.monotonic() - began
-            if checkpoint and (looked or run.step % config.checkpoint_every == 0):
-                run.save(checkpoint)
+
+        fit(
+            run, where="recover", lr=config.lr, every=run.every, look=look, checkpoint=checkpoint,
+            checkpoint_every=config.checkpoint_every, tick=tick, stopped=lambda: run.stopped, after=after,
+        )  # fmt: skip
     return run.result()

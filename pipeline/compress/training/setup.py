@@ -16,9 +16,9 @@ from paredown.calibration.datasets import Dataset
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.data import agreement, evaluator, preprocessed, run_graph
 from paredown.pipeline.compress.training.features import FeatureTap
+from paredown.pipeline.compress.training.loop import training_device
 from paredown.pipeline.compress.training.recover import Evaluate, Recovered, recover
 from paredown.pipeline.compress.training.sparsify import SparsitySchedule
-from paredown.pipeline.compress.training.training import training_device
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.recipe.schema import Training
 from paredown.pipeline.recipe.task import Batches, Outputs, Task

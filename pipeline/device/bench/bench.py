@@ -13,6 +13,7 @@ from paredown.pipeline.device.bench.sustained import Burst, Probe, ends, sustain
 from paredown.pipeline.device.executor import SIMULATED, Executor, OnDevice, open_executor
 from paredown.pipeline.device.validate import bundle_program, tag_of, time_figures
 from paredown.pipeline.report.figures import Figure
+from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.programs import Program
 from paredown.targets.errors import UsageError
 from paredown.targets.runners.vectors import test_inputs
@@ -68,7 +69,7 @@ def bench(
     device: str = "local:",
     minutes: float = 0.5,
     *,
-    log: Callable[[str], None] = lambda line: None,
+    tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bench:
     """Times a bundle's programs on a device.
@@ -77,7 +78,7 @@ def bench(
         path: the bundle.
         device: an address, see `targets.address`.
         minutes: how long latency is followed; not on an emulated device.
-        log: told one line per step.
+        tell: hears of each step.
         tick: progress within a step.
 
     Raises:
@@ -91,12 +92,12 @@ def bench(
     if bundle.manifest.language:
         from paredown.pipeline.device.language.validate import validate_language
 
-        found_there = validate_language(bundle, device, score=False, log=log, tick=tick)
+        found_there = validate_language(bundle, device, score=False, tell=tell, tick=tick)
         return Bench(found_there.figures, (), None, tuple(check.detail for check in found_there.checks))
     programs = {str(model.runtime): bundle_program(bundle, model) for model in bundle.manifest.models}
     x = test_inputs(bundle.manifest.models[0].input.shape, 1)
-    with open_executor(device, bundle.manifest.card, log) as executor:
-        log("latency")
+    with open_executor(device, bundle.manifest.card, tell) as executor:
+        tell(Event("latency", "running"))
         timings = executor.time(programs, x, RUNS, True, tick)
         figures = [
             Figure("bench", name, metric, value, unit, tag_of(executor), executor.machine)
@@ -105,11 +106,11 @@ def bench(
         ]
         found = None
         if "litert" in programs:
-            log("operations")
+            tell(Event("operations", "running"))
             found = profile(executor, programs["litert"], x, tick=tick)
         bursts: tuple[Burst, ...] = ()
         if not executor.emulated:
-            log("minutes")
+            tell(Event("minutes", "running"))
             bursts = sustain(executor, programs, x, minutes, _probe(executor), tick)
     return Bench(tuple(figures), bursts, found, _notes(executor, programs, bursts))
 

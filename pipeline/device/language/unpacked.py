@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from paredown.pipeline.bundle.archive import MANIFEST, Bundle
+from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 
 ARCHIVE = "members.zip"
@@ -15,21 +16,19 @@ LARGE = 1 << 20  # bytes: an archive needs the room of its members twice
 UNPACK_S = 600.0
 
 
-def bring(
-    bundle: Bundle, device: Device, runtimes: Collection[str], log: Callable[[str], None] = lambda line: None
-) -> None:
+def bring(bundle: Bundle, device: Device, runtimes: Collection[str], tell: Tell = nobody) -> None:
     """Puts a bundle's files into a device's workspace, and ExecuTorch's own program where it is asked for.
 
     Args:
         bundle: of a language model.
         device: connected; it needs Python.
         runtimes: whose programs go there.
-        log: told what is being brought.
+        tell: hears what is being brought.
 
     Raises:
         DeviceError: the device failed, or there is no compiler for its architecture.
     """
-    log(f"bundle: to {device.address}")
+    tell(Event(f"bundle: to {device.address}", "running"))
     others = {model.file for model in bundle.manifest.language if model.runtime not in runtimes}
     members = {name: data for name, data in bundle.members.items() if name not in others}
     members[MANIFEST] = bundle.text
@@ -46,16 +45,16 @@ def bring(
                 device.push(local, name)
     device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
     if "executorch" in runtimes:
-        _bring_runner(device, log)
+        _bring_runner(device, tell)
 
 
-def _bring_runner(device: Device, log: Callable[[str], None]) -> None:
+def _bring_runner(device: Device, tell: Tell) -> None:
     """ExecuTorch's program for language models, beside the model."""
     from paredown.targets.devices.facts import facts
     from paredown.targets.host.cache import cache_folder
     from paredown.targets.runners.executorch_build import build
 
-    log(f"executorch: runner to {device.address}")
+    tell(Event(f"executorch: runner to {device.address}", "running"))
     built = build(facts(device).arch, cache_folder())
     for file in sorted(path for path in built.rglob("*") if path.is_file()):
         device.push(file, f"executorch/{file.relative_to(built).as_posix()}")

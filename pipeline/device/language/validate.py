@@ -19,9 +19,11 @@ from paredown.pipeline.device.language.speed import ANSWER, ROUNDS, command, fig
 from paredown.pipeline.device.language.unpacked import bring
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import load_language_task
+from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.budget import check_budget
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import Figure, Tag, parse_figures
+from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.facts import facts as facts_of
 from paredown.targets.devices.facts import machine as machine_of
@@ -43,7 +45,7 @@ def validate_language(
     speed: bool = True,
     answer: int = ANSWER,
     smoke: bool = False,
-    log: Callable[[str], None] = lambda line: None,
+    tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
     """Validates a bundle on a device; see `pipeline.device.validate.validate`.
@@ -56,7 +58,7 @@ def validate_language(
         speed: whether to measure speed, which nothing emulated has.
         answer: tokens that are written for it, if they fit the context.
         smoke: every figure says so.
-        log: told one line per step.
+        tell: hears of each step.
         tick: progress within a step.
 
     Raises:
@@ -67,8 +69,8 @@ def validate_language(
     from paredown.targets.address import open_device
 
     with open_device(address) as device:
-        bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, log)
-        return _Validator(bundle, device, smoke, log, tick).validate(limit, score, answer if speed else 0)
+        bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, tell)
+        return _Validator(bundle, device, smoke, tell, tick).validate(limit, score, answer if speed else 0)
 
 
 class _Validator:
@@ -79,10 +81,10 @@ class _Validator:
         bundle: Bundle,
         device: Device,
         smoke: bool,
-        log: Callable[[str], None],
+        tell: Tell,
         tick: Callable[[int, int], None],
     ) -> None:
-        self.bundle, self.device, self.log, self.tick = bundle, device, log, tick
+        self.bundle, self.device, self.tell, self.tick = bundle, device, tell, tick
         self.manifest = bundle.manifest
         known = parse_figures(bundle.manifest.figures, bundle.path)
         self.recorded = {(figure.variant, figure.metric): figure for figure in known}
@@ -110,7 +112,7 @@ class _Validator:
         self.checks.append(Check("runs there", bool(ran), ", ".join(ran) or "no runtime of this bundle"))
         originals = [f for (variant, _), f in self.recorded.items() if variant == "fp32" and limit is None]
         budget = self.manifest.recipe.budget.over(self.manifest.card.budget)
-        violations = check_budget(budget, [*originals, *self.figures], METRIC)
+        violations = check_budget(budget, [*originals, *self.figures], Metric(METRIC, less_is_better=True))
         return Validation(tuple(self.checks), tuple(self.figures), violations, self.scored)
 
     def _python(self, *arguments: str, seconds: float, on_line: Callable[[str], None] | None = None) -> str:
@@ -136,7 +138,7 @@ class _Validator:
         except InputError as error:
             self.checks.append(Check(f"{name} score", False, f"{error}; --no-score leaves it out"))
             return
-        self.log(f"{name}: score")
+        self.tell(Event(f"{name}: score", "running"))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pieces.npy"
             np.save(file, pieces)
@@ -169,7 +171,7 @@ class _Validator:
             detail = f"not measured: this machine is no {self.manifest.target}"
             self.checks.append(Check(f"{name} speed", True, detail))
             return
-        self.log(f"{name}: speed")
+        self.tell(Event(f"{name}: speed", "running"))
         asked = command(self.bundle.package, name, prompt, answer, self.manifest.recipe.bench.threads)
         rows = []
         for done in range(ROUNDS):

@@ -30,8 +30,9 @@ from paredown.pipeline.compress.allocate.cost import Cost, Count, Part, Widths
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.device.executor import Executor
 from paredown.pipeline.device.latency.layer_times import LayerMeasure, times_here, times_there
-from paredown.pipeline.device.latency.layers import MOVES, Layer, LayerShape, layers
+from paredown.pipeline.device.latency.layers import Layer, LayerShape, layers
 from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.store import canonical_json, write_atomic
 from paredown.targets.cards.card import Target
@@ -231,7 +232,7 @@ class _Grid:
 
     def __call__(self, chosen: Widths) -> float:
         made = self.layer.rows.at(chosen)
-        if self.layer.whole.kind in MOVES:
+        if operation(self.layer.whole.kind).moves:
             return self.ms[0][0] * made / self.rows[0]
         read = self.layer.columns.at(chosen) if self.layer.columns is not None else 0.0
         (i, u), (j, v) = _between(self.rows, made), _between(self.columns, read)
@@ -275,9 +276,10 @@ def latency(
 def _axes(
     layer: Layer, choices: Mapping[str, Sequence[int]], points: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if layer.whole.kind in MOVES | {"input"}:
+    kind = operation(layer.whole.kind)
+    if kind.moves or layer.whole.kind == "input":
         return (round(layer.rows.at({name: max(found) for name, found in choices.items()})),), (0,)
-    if layer.whole.kind not in {"conv2d", "linear"}:
+    if not kind.weighted:
         points = min(points, 2)  # their time is a straight line over the number of values
     columns = (0,) if layer.columns is None else _axis(layer.columns, choices, points)
     return _axis(layer.rows, choices, points), columns

@@ -12,12 +12,10 @@ import torch
 from paredown.pipeline.compress.allocate.cost import Count, channel_counts, layer_columns
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 
 if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerGraph
-
-#: Kinds whose time follows the number of values alone; they are measured whole.
-MOVES = frozenset({"reshape", "permute"})
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class LayerShape:
     """All that the time of one int8 layer depends on.
 
     Attributes:
-        kind: one of `pipeline.graph.graph.KINDS`; "input" stands for a call of a program that does nothing
-            with an input of this shape.
+        kind: one of `pipeline.graph.operations.kinds.KINDS`; "input" stands for a call of a program that does
+            nothing with an input of this shape.
         inputs: their shapes, batch of one, NCHW.
         output: its shape.
         attrs: attributes of the kind, sorted by name; with the size of the `filter` where there is a weight.
@@ -67,7 +65,7 @@ class LayerShape:
     @property
     def work(self) -> int:
         """Roughly how much there is to do, to tell long layers from short ones."""
-        if self.kind in {"conv2d", "linear"}:
+        if operation(self.kind).weighted:
             attrs = dict(self.attrs)
             per = self.inputs[0][1] // attrs.get("groups", 1) * math.prod(attrs.get("filter", ()))
             return math.prod(self.output) * per
@@ -129,9 +127,9 @@ class _Shape:
         node = self.node
         attrs = {name: value for name, value in node.attrs.items() if name != "value"}
         inputs, output = self.inputs, node.shape
-        if node.kind not in MOVES and node.kind != "input":
+        if not operation(node.kind).moves and node.kind != "input":
             output = _with(node.shape, rows)
-            if node.kind == "concat":
+            if operation(node.kind).joins:
                 # one input of an average size, so many times: the same number of values is copied
                 dim = node.attrs["dim"]
                 size = round(output[dim] / len(inputs))
@@ -147,8 +145,7 @@ class _Shape:
                 output = _with(output, left * (node.weight.shape[0] // node.attrs["groups"]))
             else:
                 inputs = (_with(inputs[0], columns),)
-        if node.kind == "conv2d":
-            assert node.weight is not None
+        if node.weight is not None and node.weight.ndim == 4:
             attrs["filter"] = tuple(node.weight.shape[2:])
         return LayerShape(node.kind, inputs, output, tuple(sorted(attrs.items())), self.clamp)
 
@@ -169,7 +166,7 @@ def one_layer(shape: LayerShape, times: int = 1) -> IntegerGraph:
     for index in range(times):
         name = f"layer{index}"
         node = Node(name, shape.kind, (nodes[-1].name,) * len(shape.inputs), shape.output, attrs)
-        if shape.kind in {"conv2d", "linear"}:
+        if operation(shape.kind).weighted:
             size = (shape.output[1], shape.inputs[0][1] // attrs.get("groups", 1), *kernel)
             weight = torch.rand(size, generator=generator) - 0.5
             node = replace(node, weight=weight, bias=torch.rand(size[0], generator=generator))

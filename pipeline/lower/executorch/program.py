@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.graph import apply as apply_float
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
@@ -104,7 +105,8 @@ class QdqModule(nn.Module):
     def __init__(self, graph: IntegerGraph) -> None:
         super().__init__()
         _register_qdq()
-        self.graph = graph
+        self.graph = graph = graph.written
+        self.index = {node.name: index for index, node in enumerate(graph)}
         for index, node in enumerate(graph):
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
@@ -117,106 +119,52 @@ class QdqModule(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """int8 (1, channels, height, width) in, a tuple of int8 tensors out."""
         codes: dict[str, Tensor] = {}
-        for index, node in enumerate(self.graph):
+        for node in self.graph:
             if node.kind == "input":
                 codes[node.name] = x
             else:
-                reals = [_dequantize(codes[name], self.graph[name].out) for name in node.inputs]
-                codes[node.name] = self._node(index, node, reals)
+                reals = [dequantize(codes[name], self.graph[name].out) for name in node.inputs]
+                codes[node.name] = quantize(operation(node.kind).executorch(self, node, reals), node.out)
         return tuple(codes[name] for name in self.graph.outputs)
 
-    def _node(self, index: int, node: IntegerNode, reals: list[Tensor]) -> Tensor:
-        x, attrs = reals[0], node.attrs
-        if node.kind == "max_pool2d":
-            return self._max_pool(node, x)
-        if node.kind in {"conv2d", "linear"}:
-            weight = self._weight(index, node.int4)
-            bias = getattr(self, f"bias{index}")
-            if node.kind == "linear":
-                x = F.linear(x, weight, bias)
-            else:
-                left, right, top, bottom = attrs["padding"]
-                if (left, top) != (right, bottom):
-                    x = _requantize(F.pad(x, (left, right, top, bottom)), self.graph[node.inputs[0]].out)
-                    left = top = 0
-                x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), 1, attrs["groups"])
-            x = _fused_clamp(x, node)
-        elif node.kind == "add":
-            x = _fused_clamp(reals[0] + reals[1], node)
-        elif node.kind == "relu":
-            x = F.relu(x)
-        elif node.kind == "relu6":
-            x = F.relu6(x)
-        elif node.kind == "leaky_relu":
-            x = F.leaky_relu(x, attrs["slope"])
-        elif node.kind == "concat":
-            x = torch.cat(reals, attrs["dim"])
-        elif node.kind == "mean":
-            x = x.mean((2, 3), keepdim=True)
-        elif node.kind == "pad":
-            x = F.pad(x, attrs["padding"])
-        elif node.kind == "reshape":
-            x = x.reshape(attrs["shape"])
-        elif node.kind == "permute":
-            x = x.permute(attrs["dims"])
-        else:
-            raise AssertionError(node.kind)
-        return _quantize(x, node.out)
+    # -- for the operations --------------------------------------------------------------------------------
 
-    def _weight(self, index: int, int4: bool) -> Tensor:
+    def weight(self, node: IntegerNode) -> Tensor:
         """Weights of a node as real values, from their codes; XNNPACK tells int4 by its range alone."""
-        low, high = (-8, 7) if int4 else (-127, 127)
+        low, high = (-8, 7) if node.int4 else (-127, 127)
+        index = self.index[node.name]
         return torch.ops.quantized_decomposed.dequantize_per_channel.default(
             getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
             getattr(self, f"zero{index}"), 0, low, high, torch.int8,
         )  # fmt: skip
 
-    def _max_pool(self, node: IntegerNode, x: Tensor) -> Tensor:
-        """Padding on one side only becomes padding on both sides and a slice: exact, and delegated."""
-        left, right, top, bottom = node.attrs["padding"]
-        stride, kernel = node.attrs["stride"], node.attrs["kernel"]
-        vertical, horizontal = max(top, bottom), max(left, right)
-        skip = (vertical - top, horizontal - left)
-        torch_takes = vertical <= kernel[0] // 2 and horizontal <= kernel[1] // 2
-        if skip[0] % stride[0] or skip[1] % stride[1] or not torch_takes:
-            # The extra rows would shift the windows: repeat the border instead, which no maximum notices.
-            for dim, before, after in ((3, left, right), (2, top, bottom)):
-                if before or after:
-                    first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
-                    edges = [_requantize(edge, node.out) for edge in (first, last)]
-                    parts = [edges[0]] * before + [x] + [edges[1]] * after
-                    x = _requantize(torch.cat(parts, dim), node.out)
-            vertical, horizontal, skip = 0, 0, (0, 0)
-        x = F.max_pool2d(x, kernel, stride, (vertical, horizontal))
-        for dim, offset, size in (
-            (2, skip[0] // stride[0], node.shape[2]),
-            (3, skip[1] // stride[1], node.shape[3]),
-        ):
-            if x.shape[dim] != size:
-                x = _requantize(x, node.out).narrow(dim, offset, size)
-        return _quantize(x, node.out)
+    def bias(self, node: IntegerNode) -> Tensor:
+        """The bias of a node as real values."""
+        return getattr(self, f"bias{self.index[node.name]}")
+
+    def requantized(self, x: Tensor, like: IntegerNode) -> Tensor:
+        """Real values that went through codes of the scale of a node's output."""
+        return dequantize(quantize(x, like.out), like.out)
+
+    def clamped(self, x: Tensor, node: IntegerNode) -> Tensor:
+        """The output of a node behind the ReLU that it took in, if it did."""
+        if node.low == -128 and node.high == 127:
+            return x
+        if node.high == 127:
+            return F.relu(x)
+        return F.hardtanh(x, 0.0, 6.0)
 
 
-def _quantize(x: Tensor, q: Affine) -> Tensor:
+def quantize(x: Tensor, q: Affine) -> Tensor:
+    """Real values to codes."""
     ops = torch.ops.quantized_decomposed
     return ops.quantize_per_tensor.default(x, q.scale, q.zero_point, -128, 127, torch.int8)
 
 
-def _dequantize(x: Tensor, q: Affine) -> Tensor:
+def dequantize(x: Tensor, q: Affine) -> Tensor:
+    """Codes to real values."""
     ops = torch.ops.quantized_decomposed
     return ops.dequantize_per_tensor.default(x, q.scale, q.zero_point, -128, 127, torch.int8)
-
-
-def _requantize(x: Tensor, q: Affine) -> Tensor:
-    return _dequantize(_quantize(x, q), q)
-
-
-def _fused_clamp(x: Tensor, node: IntegerNode) -> Tensor:
-    if node.low == -128 and node.high == 127:
-        return x
-    if node.high == 127:
-        return F.relu(x)
-    return F.hardtanh(x, 0.0, 6.0)
 
 
 class _FloatModule(nn.Module):
@@ -224,7 +172,7 @@ class _FloatModule(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph = graph = graph.written
         for index, node in enumerate(graph):
             if node.weight is not None:
                 self.register_buffer(f"weight{index}", node.weight)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paredown.pipeline.graph.fusion import SAME_SCALE
 from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.predict.placement import Placement, place
@@ -22,9 +22,6 @@ from paredown.targets.cards.card import Target
 from paredown.targets.errors import DeviceError
 from paredown.targets.mcu.memory import fits
 from paredown.targets.mcu.vela import Compiled, compile_for
-
-#: Kinds that make no negative values where they read none.
-KEEPS_SIGN = SAME_SCALE | {"add", "mean", "leaky_relu"}
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,9 @@ def signs(graph: Graph, input_range: tuple[float, float]) -> dict[str, tuple[flo
     """Made-up ranges, from 0 where no value can be negative and from -1 elsewhere; by name of the tensor."""
     ranges = {graph.nodes[0].name: input_range}
     for node in graph.nodes[1:]:
-        kept = node.kind in KEEPS_SIGN and all(ranges[name][0] >= 0 for name in node.inputs)
-        ranges[node.name] = (0.0 if kept or node.kind in {"relu", "relu6"} else -1.0, 1.0)
+        kind = operation(node.kind)
+        kept = kind.keeps_sign and all(ranges[name][0] >= 0 for name in node.inputs)
+        ranges[node.name] = (0.0 if kept or kind.is_relu else -1.0, 1.0)
     return ranges
 
 

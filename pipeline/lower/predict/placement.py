@@ -12,8 +12,10 @@ from math import prod
 from typing import Any
 
 from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.placement import Place, Rule
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
-from paredown.pipeline.lower.predict.rules import Place, Rule, card_kind, rule_for
+from paredown.pipeline.lower.predict.rules import card_kind, rule_for
 from paredown.targets.cards.card import Target
 
 BYTES = {"int8": 1, "float16": 2, "float32": 4}
@@ -106,25 +108,19 @@ def place(graph: Graph, integer: IntegerGraph, target: Target, name: str) -> Pla
     home: Place = "cpu" if runtime.delegate == "none" else "delegate"
     dtype = "int8" if "int8" in runtime.dtypes else runtime.dtypes[0]
     sources = {node.name: node.source for node in graph}
-    operations = []
+    operations, integer = [], integer.written
     steps: dict[str, _Step] = {}
     for node in integer.nodes[1:]:
         feed = integer[node.inputs[0]]
         rule = rule_for(node, feed, target, name, runtime)
-        told = (rule.place, macs(node), rule.reason, rule.instead) if rule else (home, macs(node), "", "")
+        macs = operation(node.kind).macs(node)
+        told = (rule.place, macs, rule.reason, rule.instead) if rule else (home, macs, "", "")
         operations.append(Operation(node.name, card_kind(node, feed), *told, sources[node.name]))
         steps |= _steps(node, feed, rule, home == "delegate")
     return Placement(
         name, runtime.delegate, dtype, tuple(operations), _segments(steps), _moved(steps) * BYTES[dtype],
         runtime.notes,
     )  # fmt: skip
-
-
-def macs(node: IntegerNode) -> int:
-    """Multiply-accumulates of one inference, bias not counted."""
-    if node.weight is None:
-        return 0
-    return int(node.weight.size) * (prod(node.shape[2:]) if node.kind == "conv2d" else 1)
 
 
 @dataclass(frozen=True)

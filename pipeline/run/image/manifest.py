@@ -2,88 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.lower.runtimes import runtime
-from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import Task
-from paredown.pipeline.run.image.stages import Stages
-from paredown.pipeline.run.image.summary import Results
-from paredown.targets.cards.card import Target
-from paredown.targets.own_code import own_code
+from paredown.pipeline.run.image.squantize_summary import Facts
+from paredown.pipeline.run.image.summary import Summary
+from paredown.pipeline.run.job import plain
 
-#: What an app's code on the device imports of ours.
-SHARED = (
-    "__init__.py", "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py",
-    "targets/__init__.py", "targets/errors.py", "targets/runners/quiet.py", "targets/runners/vectors.py",
-    "targets/runners/__init__.py", "targets/runners/expand.py", "targets/runners/litert.py",
-    "targets/runners/prove.py",
-    "targets/runners/unpacked.py",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from paredown.pipeline.run.image.job import ImageJob
 
 
-def contents(
-    name: str, recipe: Recipe, target: Target, task: Task, stages: Stages, results: Results
-) -> tuple[dict[str, Any], dict[str, bytes], list[Any], list[Any]]:
-    """Manifest and members of a run's bundle, and the weight codes and other parameters that its models hold.
+def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any], list[Any]]:
+    """Manifest and members of a job's bundle, and the weight codes and other parameters that its models hold.
 
     Args:
-        name: of the recipe.
-        recipe: resolved.
-        target: the card.
-        task: of the recipe's app.
-        stages: which have run.
-        results: their figures.
+        job: whose stages have run.
     """
+    task, recipe = job.task, job.recipe
     members = dict(task.bundle_members())
-    members |= {file: path.read_bytes() for file, path in device_files(task).items()}
-    models = [_model(stages, each, members) for each in stages.runtimes]
+    members |= {file: path.read_bytes() for file, path in job.device_code(task).items()}
+    models = [_model(job, each, members) for each in job.runtimes]
     manifest = {
-        "name": name, "target": target.name, "card": plain(target),
+        "name": job.settings.name, "target": job.target.name, "card": plain(job.target),
         "app": recipe.app, "network": dict(task.network_id), "models": models,
-        "preprocess": stages.preprocess.to_dict(), "preprocess_hash": stages.preprocess.hash,
-        "recipe": plain(recipe),
-        "test": {"images": stages.images, "fingerprint": stages.test.fingerprint()},
-        "figures": [figure.to_dict() for figure in results.stage_figures()],
-        "versions": dict(results.machine.versions),
+        "preprocess": job.preprocess.to_dict(), "preprocess_hash": job.preprocess.hash,
+        "recipe": plain(recipe), "metric": asdict(job.metric),
+        "test": {"images": job.images, "fingerprint": job.test.fingerprint()},
+        "figures": [figure.to_dict() for figure in Summary(job).stage_figures()],
+        "versions": dict(job.machine.versions),
         "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
     }  # fmt: skip
-    graphs = [stages.integer_graph(stage) for stage in dict.fromkeys(stages.integers.values())]
+    graphs = [job.integer_graph(stage) for stage in dict.fromkeys(job.integers.values())]
     weights = [weight for graph in graphs for weight in graph.weights]
     return manifest, members, weights, [layer for graph in graphs for layer in graph.layer_parameters]
 
 
-def device_files(task: Task) -> dict[str, Path]:
-    """The app's device code, and the rooms below that it imports: name in the bundle -> file here."""
-    return own_code(SHARED) | task.device_files()
+def byte_ledger(job: ImageJob, bundle: Path) -> Facts:
+    """What sparse low-bit codes are worth in a bundle.
+
+    Args:
+        job: whose stages have run, with a SQuantizer pass.
+        bundle: the file.
+    """
+    from paredown.pipeline.bundle.archive import unpack, wire_bytes
+    from paredown.pipeline.bundle.ledger import ledger
+    from paredown.pipeline.bundle.packing import pack_program
+
+    squantizing, integer = job.squantizing, job.integer_graph()
+    assert squantizing is not None
+    trained = [name for name, stage in job.integers.items() if stage is job.integer]
+    programs = {name: job.program(job.lower[name]) for name in trained}
+    layers = integer.weights, integer.layer_parameters
+    wire = {name: len(pack_program(program, *layers)) for name, program in programs.items()}
+    together = sum(wire_bytes(unpack(bundle).manifest).values())
+    rows = ledger(job.graph(), integer)
+    sizes = {name: len(program) for name, program in programs.items()}
+    pays = {str(name): runtime.pays for name, runtime in job.target.runtimes.items()}
+    buys = {name: (pays[name].zeros.buys, pays[name].low_bits.buys) for name in programs}
+    return Facts(rows, squantizing.history(), squantizing.state_bytes(), sizes, wire, together, buys)
 
 
-def plain(model: BaseModel) -> dict[str, Any]:
-    """A checked table as JSON has it."""
-    return model.model_dump(mode="json", exclude_none=True)
-
-
-def _model(stages: Stages, name: str, members: dict[str, bytes]) -> dict[str, Any]:
+def _model(job: ImageJob, name: str, members: dict[str, bytes]) -> dict[str, Any]:
     """A runtime's entry in the manifest; its program and its test vectors become members."""
     from paredown.pipeline.bundle.vectors import expected, expected_floats
 
     file = f"model{runtime(name).suffix}"
-    members[file] = stages.program(stages.lower[name])
+    members[file] = job.program(job.lower[name])
     entry: dict[str, Any] = {"runtime": name, "file": file, "layout": "nchw"}
-    stage = stages.integers.get(name)
-    vectors = "vectors" if stage is stages.integer else f"vectors-{name}"
+    stage = job.integers.get(name)
+    vectors = "vectors" if stage is job.integer else f"vectors-{name}"
     if stage is None:
-        graph = stages.graph(stages.original)
-        made = expected_floats(graph, stages.integer_graph().input.out)
+        graph = job.graph(job.original)
+        made = expected_floats(graph, job.integer_graph().input.out)
         entry |= {
             "dtype": "float32", "input": _real(graph.nodes[0]),
             "outputs": [_real(graph[output]) for output in graph.outputs],
         }  # fmt: skip
     else:
-        integer = stages.integer_graph(stage)
+        integer = job.integer_graph(stage)
         made = expected(integer)
         entry |= {
             "dtype": "int8", "input": _affine(integer.input),

@@ -6,39 +6,39 @@ looked at. What comes out is a plain thinner network, a state dict and its trace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paredown.calibration.datasets import Dataset, First
-from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
-from paredown.pipeline.recipe.task import Outputs, Task
-from paredown.pipeline.store.files import read_graph, read_json, set_threads, stored, write_graph, write_json
-from paredown.pipeline.store.stage import Stage
-from paredown.pipeline.store.store import Store, file_hash
-from paredown.targets.cards.card import ChannelMultiple, Target
-from paredown.targets.errors import InputError
+from paredown.pipeline.recipe.task import Task
+from paredown.pipeline.run.image.read import graph_in, write_traced
+from paredown.pipeline.run.image.split import TRAINING_IMAGES, TrainingSplit
+from paredown.pipeline.run.job import Settings
+from paredown.pipeline.run.params import TraceParams
+from paredown.pipeline.store.files import read_json, write_json
+from paredown.pipeline.store.stage import Inputs, Stage, stored
+from paredown.pipeline.store.store import file_hash
+from paredown.targets.cards.card import ChannelMultiple
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from paredown.pipeline.compress.allocate.cost import Cost
     from paredown.pipeline.compress.coupling.flow import Group
     from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
     from paredown.pipeline.graph.graph import Graph
 
-HELD_OUT_SHARE = 0.25  # of the training images at most
-TRAINING_BATCHES = 8  # of ranking and reconstruction, 32 images each
-SMOKE_HELD_OUT, SMOKE_TRAIN, SMOKE_WIDTHS = 4, 16, 3
+SMOKE_WIDTHS = 3
 SENSE, PLAN, NETWORK, HISTORY, PLOT = (
     "sensitivity.json", "plan.json", "network.safetensors", "history.json", "sensitivity.png",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SenseParams:
+class ChannelSenseParams:
     """What is measured, on how many images."""
 
     criterion: str
@@ -53,7 +53,7 @@ class SenseParams:
 
 
 @dataclass(frozen=True)
-class PruneParams:
+class ChannelPruneParams:
     """The budget, and how the thinner network is made."""
 
     budget: str | None
@@ -76,157 +76,81 @@ class RecoverParams:
     torch: str
 
 
-@dataclass(frozen=True)
-class TraceParams:
-    """What traces the pruned network."""
-
-    shape: tuple[int, ...]
-    torch: str
-
-
 class PruneStages:
     """Makes the stages of pruning; keys are known before anything runs.
 
     Args:
-        recipe: resolved.
-        task: of its app.
-        store: where inputs of a stage are found when it runs.
-        target: whose channel multiples and latency count.
+        settings: of the run.
+        task: of the recipe's app.
+        training: its images.
         original: the stage that traces the original network.
         machine: whose latency a table holds.
-        smoke: handfuls of samples everywhere.
-        tick: progress of the stage that is running.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: Settings,
         task: Task,
-        store: Store,
-        target: Target,
+        training: TrainingSplit,
         original: Stage,
         machine: Mapping[str, Any],
-        smoke: bool,
-        tick: Callable[[int, int], None],
     ) -> None:
-        self.recipe, self.task, self.store, self.target = recipe, task, store, target
-        self.original, self.machine, self.smoke, self.tick = original, machine, smoke, tick
-        split_name = "train" if recipe.data.train or recipe.data.format == EMBEDDED else "calibration"
-        data = task.data(split_name)
-        self.data: Dataset = First(data, SMOKE_TRAIN) if smoke else data
-        self.preprocess = task.preprocess
-        self.shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        self.recipe, self.store, self.target = settings.recipe, settings.store, settings.target
+        self.smoke, self.tick = settings.smoke, settings.tick
+        self.task, self.training, self.original, self.machine = task, training, original, machine
         self.sense = self._sense()
         self.prune = self._prune()
         self.recover = self._recover()
         self.trace = self._trace()
 
-    def all(self) -> tuple[Stage, ...]:
-        """The stages, in running order."""
-        sense = (self.sense,) if self.recipe.prune.budget else ()
-        return (*sense, self.prune, self.recover, self.trace)
-
-    # -- reading what earlier stages made ------------------------------------------------------------------
-
-    def graph(self) -> Graph:
-        """The traced original, with the names of its parameters."""
-        from paredown.pipeline.graph.graph import Graph
-
-        folder = stored(self.store, self.original)
-        set_threads(folder)
-        return Graph.load(*read_graph(folder))
+    # -- reading what the stages made ------------------------------------------------------------------------
 
     def groups(self) -> tuple[tuple[Group, ...], Graph]:
         """The original's groups, and its graph."""
         from paredown.pipeline.compress.coupling.coupling import couple
 
-        graph = self.graph()
+        graph = graph_in(stored(self.store, self.original))
         return couple(graph), graph
 
     def sensitivity(self) -> Sensitivity:
         """What the sense stage measured."""
-        from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
-
-        return Sensitivity.from_dict(read_json(stored(self.store, self.sense) / SENSE)["sensitivity"])
+        return _sensitivity(stored(self.store, self.sense))
 
     def plan(self) -> dict[str, Any]:
         """What the prune stage decided: `allocation` (None without a budget) and `kept`."""
         plan: dict[str, Any] = read_json(stored(self.store, self.prune) / PLAN)
         return plan
 
+    def pruned(self) -> nn.Module:
+        """The cut network, before recovery."""
+        return self._network(self.prune)
+
+    def network(self) -> nn.Module:
+        """The recovered network."""
+        return self._network(self.recover)
+
+    def _network(self, stage: Stage) -> nn.Module:
+        from paredown.pipeline.compress.coupling.surgery import load_pruned
+
+        return load_pruned(self.task.network(), stored(self.store, stage) / NETWORK)
+
     def history(self) -> dict[str, Any]:
         """How recovery went."""
         history: dict[str, Any] = read_json(stored(self.store, self.recover) / HISTORY)
         return history
-
-    def network_file(self) -> Path:
-        """The recovered network's weights."""
-        return stored(self.store, self.recover) / NETWORK
-
-    def pruned(self) -> nn.Module:
-        """The cut network, before recovery."""
-        from paredown.pipeline.compress.coupling.surgery import load_pruned
-
-        return load_pruned(self.task.network(), stored(self.store, self.prune) / NETWORK)
-
-    def network(self) -> nn.Module:
-        """The recovered network."""
-        from paredown.pipeline.compress.coupling.surgery import load_pruned
-
-        return load_pruned(self.task.network(), self.network_file())
-
-    # -- data ----------------------------------------------------------------------------------------------
-
-    def held_out(self) -> tuple[Dataset, Dataset]:
-        """The images to train on, and those held out."""
-        from paredown.pipeline.compress.training.data import split
-
-        most = SMOKE_HELD_OUT if self.smoke else self.recipe.prune.images
-        return split(self.data, HELD_OUT_SHARE, self.recipe.recover.seed, most)
-
-    def truth(self, held_out: Dataset, outputs: Outputs) -> Dataset:
-        """The held-out images with labels: their own, else what the original network says.
-
-        Raises:
-            InputError: they show one class only, by which nothing can be told apart.
-        """
-        truth = self.task.pseudo_labelled(outputs, held_out)
-        seen = {int(c) for i in range(len(truth)) for c in truth[i].classes}
-        if len(seen) < 2 <= len(truth.names):
-            shown = f"only class {truth.names[seen.pop()]!r}" if seen else "no object at all"
-            raise InputError(
-                f"the {len(truth)} held-out training images show {shown}: a score on them says nothing",
-                where="recipe, key data.train",
-                hint="shuffle or extend the training images, or hold out more with prune.images",
-            )
-        return truth
-
-    def score(self, truth: Dataset) -> Callable[[Outputs], tuple[float, float, float]]:
-        """The metric with its interval, on these images."""
-
-        def metric(outputs: Outputs) -> tuple[float, float, float]:
-            value = self.task.score_outputs(outputs, truth)[self.task.metric]
-            return (value, *self.task.interval(outputs, truth))
-
-        return metric
-
-    def _training_inputs(self, training: Dataset) -> Tensor:
-        from paredown.pipeline.compress.training.data import preprocessed
-
-        return preprocessed(First(training, 32 * TRAINING_BATCHES), self.preprocess)
 
     # -- the stages ----------------------------------------------------------------------------------------
 
     def _sense(self) -> Stage:
         prune = self.recipe.prune
         kinds = self.target.channel_multiple.model_dump()
-        params = SenseParams(
-            prune.criterion, min(prune.images, len(self.data)), SMOKE_WIDTHS if self.smoke else prune.widths,
+        params = ChannelSenseParams(
+            prune.criterion, self.training.held_out_images, SMOKE_WIDTHS if self.smoke else prune.widths,
             prune.hopeless, prune.flat, {kind: prune.multiple or value for kind, value in kinds.items()},
-            self.recipe.recover.seed, self.preprocess.hash, package_version("torch"),
+            self.recipe.recover.seed, self.training.preprocess.hash, package_version("torch"),
         )  # fmt: skip
 
-        def build(out: Path) -> None:
+        def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.allocate.cost import group_widths
             from paredown.pipeline.compress.coupling.coupling import couple
             from paredown.pipeline.compress.sensitivity.chart import plot
@@ -234,11 +158,11 @@ class PruneStages:
             from paredown.pipeline.compress.sensitivity.sensitivity import measure
             from paredown.pipeline.compress.training.data import preprocessed, run_graph
 
-            graph = self.graph()
+            graph = graph_in(inputs["trace"])
             groups = couple(graph)
-            training, held_out = self.held_out()
-            inputs = preprocessed(held_out, self.preprocess)
-            truth = self.truth(held_out, run_graph(graph, inputs))
+            training, held_out = self.training.held_out()
+            images = preprocessed(held_out, self.training.preprocess)
+            truth = self.training.truth(held_out, run_graph(graph, images))
             importance = self._importance(graph, groups, training)
             multiple = ChannelMultiple(**params.multiple)
             widths = {
@@ -247,15 +171,16 @@ class PruneStages:
                 if not group.locked
             }
             found = measure(
-                graph, groups, ranking(importance), widths, inputs.numpy(), self.score(truth),
+                graph, groups, ranking(importance), widths, images.numpy(), self.training.score(truth),
                 self.task.metric, hopeless=params.hopeless, flat=params.flat, tick=self.tick,
             )  # fmt: skip
             scores = {name: [float(v) for v in values] for name, values in importance.items()}
             write_json(out / SENSE, {"sensitivity": found.to_dict(), "importance": scores})
             plot(found, groups, graph, out / PLOT, hopeless=params.hopeless)
 
-        inputs = {"trace": self.original.key, "data": self.data.fingerprint()}
-        return Stage("sense", 2, params, inputs, build)
+        return Stage(
+            "sense", 2, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build
+        )
 
     def _importance(self, graph: Graph, groups: tuple[Group, ...], training: Dataset) -> dict[str, Any]:
         from paredown.pipeline.compress.sensitivity import ranking
@@ -264,8 +189,8 @@ class PruneStages:
         if self.recipe.prune.criterion == "norm":
             return ranking.norm(graph, groups)
         if self.recipe.prune.criterion == "activation":
-            return ranking.activation(graph, groups, self._training_inputs(training).split(32))
-        found = labelled_batches(self.task, graph, First(training, 32 * TRAINING_BATCHES))
+            return ranking.activation(graph, groups, self.training.inputs(training).split(32))
+        found = labelled_batches(self.task, graph, First(training, TRAINING_IMAGES))
         return ranking.taylor(graph, groups, found, self.task.loss)
 
     def _prune(self) -> Stage:
@@ -273,50 +198,50 @@ class PruneStages:
         name, limit = prune.budget or (None, None)
         counted = (prune.runtime or self.recipe.lower.runtimes[0]) if name == "latency" else None
         table = Path(prune.latency_table) if counted and prune.latency_table else None
-        params = PruneParams(
+        params = ChannelPruneParams(
             name, limit, counted, file_hash(table) if table else None, prune.reconstruct,
             self.machine if counted else None,
         )  # fmt: skip
 
-        def build(out: Path) -> None:
+        def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.coupling.coupling import couple
             from paredown.pipeline.compress.coupling.reconstruct import reconstruct
             from paredown.pipeline.compress.coupling.surgery import cut, save_pruned
 
-            graph, network = self.graph(), self.task.network()
+            graph, network = graph_in(inputs["trace"]), self.task.network()
             groups = couple(graph)
-            allocation, kept = self._allocate(graph, groups, table)
+            allocation, kept = self._allocate(graph, groups, table, inputs.get("sensitivity"))
             smaller = cut(network, graph, groups, kept) if kept else network
             if kept:
-                inputs = self._training_inputs(self.held_out()[0])
+                images = self.training.inputs(self.training.held_out()[0])
                 if prune.reconstruct:
-                    reconstruct(smaller, graph, groups, kept, inputs, self.recipe.recover.seed)
+                    reconstruct(smaller, graph, groups, kept, images, self.recipe.recover.seed)
                 else:
                     from paredown.pipeline.compress.training.bn_recalibration import recalibrate
 
-                    recalibrate(smaller, inputs.split(32))
+                    recalibrate(smaller, images.split(32))
             save_pruned(smaller, out / NETWORK)
             write_json(out / PLAN, {"allocation": allocation, "kept": kept})
 
-        inputs = {"trace": self.original.key, "weights": self.task.weights_hash()}
+        inputs: dict[str, Stage | str] = {"trace": self.original, "weights": self.task.weights_hash()}
         if name is not None:
-            inputs["sensitivity"] = self.sense.key
+            inputs["sensitivity"] = self.sense
         return Stage("prune", 1, params, inputs, build)
 
     def _allocate(
-        self, graph: Graph, groups: tuple[Group, ...], table: Path | None
+        self, graph: Graph, groups: tuple[Group, ...], table: Path | None, sensed: Path | None
     ) -> tuple[dict[str, Any] | None, dict[str, tuple[int, ...]]]:
         """The allocation as JSON has it, and the units that stay; neither without a budget."""
         from paredown.pipeline.compress.allocate.allocate import allocate, predicted_losses
         from paredown.pipeline.compress.sensitivity.ranking import keep, ranking
 
         budget = self.recipe.prune.budget
-        if budget is None:
+        if budget is None or sensed is None:
             return None, {}
         import numpy as np
 
-        scores = read_json(stored(self.store, self.sense) / SENSE)["importance"]
-        sensitivity = self.sensitivity()
+        scores = read_json(sensed / SENSE)["importance"]
+        sensitivity = _sensitivity(sensed)
         losses = predicted_losses(sensitivity)
         name, limit = budget
         choices = {group: tuple(found) for group, found in losses.items()}
@@ -348,25 +273,26 @@ class PruneStages:
     def _recover(self) -> Stage:
         params = RecoverParams(
             self.recipe.recover.settings(), self.recipe.prune.weight_sparsity,
-            min(self.recipe.prune.images, len(self.data)), self.preprocess.hash, self.smoke,
+            self.training.held_out_images, self.training.preprocess.hash, self.smoke,
             package_version("torch"),
         )  # fmt: skip
 
-        def build(out: Path) -> None:
-            from paredown.pipeline.compress.coupling.surgery import save_pruned
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.compress.coupling.surgery import load_pruned, save_pruned
             from paredown.pipeline.compress.training.recovery import recovered
             from paredown.pipeline.compress.training.setup import Lesson
 
-            training, held_out = self.held_out()
-            student = self.pruned()
+            training, held_out = self.training.held_out()
+            student = load_pruned(self.task.network(), inputs["network"] / NETWORK)
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
             wanted = self.recipe.recover
             lesson = Lesson(
-                wanted, self.task, self.graph(), training, held_out, self.truth, checkpoint, self.smoke,
+                wanted, self.task, graph_in(inputs["trace"]), training, held_out, self.training.truth,
+                checkpoint, self.smoke,
                 self.tick,
             )  # fmt: skip
-            sparsity = self.recipe.prune.weight_sparsity
-            result, measure = recovered(lesson, student, self.plan()["kept"], sparsity, wanted.feature_weight)
+            sparsity, kept = self.recipe.prune.weight_sparsity, read_json(inputs["network"] / PLAN)["kept"]
+            result, measure = recovered(lesson, student, kept, sparsity, wanted.feature_weight)
             save_pruned(result.network, out / NETWORK)
             write_json(
                 out / HISTORY,
@@ -377,17 +303,23 @@ class PruneStages:
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
-        inputs = {"network": self.prune.key, "data": self.data.fingerprint()}
-        stage = Stage("recover", 4, params, inputs, build)
+        inputs: dict[str, Stage | str] = {"network": self.prune, "data": self.training.data.fingerprint()}
+        stage = Stage("recover", 4, params, inputs, build, {"trace": self.original})
         return stage
 
     def _trace(self) -> Stage:
-        def build(out: Path) -> None:
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.compress.coupling.surgery import load_pruned
             from paredown.pipeline.graph.trace import trace
 
-            graph = trace(self.network(), self.shape)
-            write_graph(out, *graph.dump())
-            write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
+            network = load_pruned(self.task.network(), inputs["network"] / NETWORK)
+            write_traced(out, trace(network, self.training.shape))
 
-        params = TraceParams(self.shape, package_version("torch"))
-        return Stage("trace-pruned", 2, params, {"network": self.recover.key}, build)
+        params = TraceParams(self.training.shape, package_version("torch"))
+        return Stage("trace-pruned", 2, params, {"network": self.recover}, build)
+
+
+def _sensitivity(folder: Path) -> Sensitivity:
+    from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+
+    return Sensitivity.from_dict(read_json(folder / SENSE)["sensitivity"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from paredown.pipeline.report.markdown import training_notes
 from paredown.pipeline.run.image.prune_stages import PruneStages
-from paredown.pipeline.store.files import read_json, stored
+from paredown.pipeline.store.files import read_json
+from paredown.pipeline.store.stage import stored
 
 #: stage, variant, metric, value, unit
 Row = tuple[str, str, str, float, str]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paredown.calibration.datasets import First
-from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Task
-from paredown.pipeline.run.image.prune_stages import PruneStages
-from paredown.pipeline.store.files import read_json, stored, write_graph, write_json
-from paredown.pipeline.store.stage import Stage
-from paredown.pipeline.store.store import Store
+from paredown.pipeline.run.image.prune_stages import NETWORK, PruneStages
+from paredown.pipeline.run.image.read import graph_in, write_traced
+from paredown.pipeline.run.image.split import TrainingSplit
+from paredown.pipeline.run.job import Settings
+from paredown.pipeline.store.files import read_json, write_json
+from paredown.pipeline.store.stage import Inputs, Stage, stored
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
@@ -44,30 +44,38 @@ class SquantizeParams:
     torch: str
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What a pass gives: the network in codes, how it went, by which measure, and chosen bits if any."""
+
+    live: LiveNetwork
+    result: Recovered
+    measure: str
+    allocation: Allocation | None
+
+
 class SquantizeStages:
     """Makes the stage.
 
     Args:
-        recipe: resolved.
-        task: of its app.
-        store: where inputs of the stage are found when it runs.
-        pruning: has the training data, and the pruned network where there is one.
-        smoke: handfuls of samples.
-        tick: progress.
+        settings: of the run.
+        task: of the recipe's app.
+        training: its images.
+        original: the stage that traces the original network.
+        pruning: the stages that make the pruned one; None where nothing is pruned.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: Settings,
         task: Task,
-        store: Store,
-        pruning: PruneStages,
-        smoke: bool,
-        tick: Callable[[int, int], None],
+        training: TrainingSplit,
+        original: Stage,
+        pruning: PruneStages | None,
     ) -> None:
-        self.recipe, self.task, self.store = recipe, task, store
-        self.pruning, self.smoke, self.tick = pruning, smoke, tick
-        self.allocation: Allocation | None = None
+        self.recipe, self.store = settings.recipe, settings.store
+        self.smoke, self.tick = settings.smoke, settings.tick
+        self.task, self.training, self.original, self.pruning = task, training, original, pruning
         self.squantize = self._squantize()
 
     def history(self) -> dict[str, Any]:
@@ -84,87 +92,86 @@ class SquantizeStages:
         state = self.task.network().state_dict()
         return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
-    def _network(self) -> nn.Module:
-        return self.pruning.network() if self.recipe.prune.active else self.task.network()
-
     def _squantize(self) -> Stage:
-        pruning, wanted = self.pruning, self.recipe.squantize
-        before = pruning.trace if self.recipe.prune.active else pruning.original
-        images = min(self.recipe.prune.images, len(pruning.data))
+        training, wanted = self.training, self.recipe.squantize
+        before = self.pruning.trace if self.pruning else self.original
         params = SquantizeParams(
-            wanted.settings(), images, self.recipe.recover.seed, pruning.shape, pruning.preprocess.hash,
-            self.smoke, package_version("torch"),
+            wanted.settings(), training.held_out_images, self.recipe.recover.seed, training.shape,
+            training.preprocess.hash, self.smoke, package_version("torch"),
         )  # fmt: skip
 
-        def build(out: Path) -> None:
-            from paredown.pipeline.compress.coupling.surgery import save_pruned
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.compress.coupling.surgery import load_pruned, save_pruned
             from paredown.pipeline.compress.squantize.fold import fold
             from paredown.pipeline.compress.squantize.qat_network import unclipped
 
+            network = self.task.network()
+            if "recovered" in inputs:
+                network = load_pruned(network, inputs["recovered"] / NETWORK)
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
-            live, result, measure = self._train(checkpoint)
-            graph = fold(live, pruning.shape)
-            write_graph(out, *graph.dump())
-            write_json(out / "size.json", {"macs": graph.macs, "parameters": graph.parameters})
+            trained = self._train(network, graph_in(inputs.get("original", inputs["network"])), checkpoint)
+            live, result, allocation = trained.live, trained.result, trained.allocation
+            graph = fold(live, training.shape)
+            write_traced(out, graph)
             save_pruned(live.network, out / LATENT)
             write_json(
                 out / HISTORY,
                 {
-                    "measure": measure, **result.facts(),
-                    "allocation": self.allocation.to_dict() if self.allocation else None,
+                    "measure": trained.measure, **result.facts(),
+                    "allocation": allocation.to_dict() if allocation else None,
                     "plans": {name: asdict(plan) for name, plan in live.plans.items()},
                     "int8_activations": list(unclipped(graph)) if (wanted.activation_bits or 8) < 8 else [],
                 },
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
-        inputs = {"network": before.key, "data": pruning.data.fingerprint()}
-        stage = Stage("squantize", 4, params, inputs, build)
+        inputs: dict[str, Stage | str] = {"network": before, "data": training.data.fingerprint()}
+        reads = {"original": self.original, "recovered": self.pruning.recover} if self.pruning else {}
+        stage = Stage("squantize", 4, params, inputs, build, reads)
         return stage
 
-    def _train(self, checkpoint: Path) -> tuple[LiveNetwork, Recovered, str]:
+    def _train(self, network: nn.Module, original: Graph, checkpoint: Path) -> _Trained:
+        """The pass over a network, pruned or not, taught by the original."""
         from paredown.pipeline.compress.squantize.gptq_init import round_weights
         from paredown.pipeline.compress.squantize.layer_plans import layer_plans, schedule
         from paredown.pipeline.compress.squantize.qat_network import LiveNetwork, check_clips
-        from paredown.pipeline.compress.training.data import preprocessed
         from paredown.pipeline.compress.training.recover import Recovered
         from paredown.pipeline.compress.training.setup import Lesson
         from paredown.pipeline.graph.trace import trace
 
-        pruning, wanted = self.pruning, self.recipe.squantize
-        training, held_out = pruning.held_out()
+        split, wanted = self.training, self.recipe.squantize
+        training, held_out = split.held_out()
         lesson = Lesson(
-            wanted, self.task, pruning.graph(), training, held_out, pruning.truth, checkpoint, self.smoke,
-            self.tick,
-        )  # fmt: skip
-        network = self._network()
-        graph = trace(network, pruning.shape)
+            wanted, self.task, original, training, held_out, split.truth, checkpoint, self.smoke, self.tick
+        )
+        graph = trace(network, split.shape)
         bits = wanted.activation_bits
         check_clips(graph, bits or 8)
         plans = layer_plans(wanted, graph, network)
-        rounding = None
-        if wanted.rounding == "gptq":
-            rounding = preprocessed(First(training, ROUND_IMAGES), self.task.preprocess)
+        rounding = split.inputs(training, ROUND_IMAGES) if wanted.rounding == "gptq" else None
+        allocation = None
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
-            self.allocation = self._choose_bits(network, graph, plans, held_out, rounding)
-            plans = layer_plans(wanted, graph, network, self.allocation.widths)
+            allocation = self._choose_bits(network, graph, original, plans, held_out, rounding)
+            plans = layer_plans(wanted, graph, network, allocation.widths)
         steps = schedule(wanted, lesson.steps)
         live = LiveNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
         if rounding is not None:
             round_weights(live, rounding)
         if bits:
-            live.start_clips(preprocessed(First(training, CLIP_IMAGES), self.task.preprocess))
+            live.start_clips(split.inputs(training, CLIP_IMAGES))
         measure, evaluate = lesson.judge()
         if not wanted.epochs:
             value = evaluate(live.eval())
-            return live, Recovered(live, (), value, value, 0, 0, False), measure
+            return _Trained(live, Recovered(live, (), value, value, 0, 0, False), measure, allocation)
         result = lesson.teach(live, evaluate)
-        return result.network, result, measure  # type: ignore[return-value]
+        trained: LiveNetwork = result.network  # type: ignore[assignment]
+        return _Trained(trained, result, measure, allocation)
 
     def _choose_bits(
         self,
         network: nn.Module,
         graph: Graph,
+        original: Graph,
         plans: Mapping[str, LayerPlan],
         held_out: Dataset,
         rounding: Tensor | None,
@@ -178,15 +185,15 @@ class SquantizeStages:
         from paredown.pipeline.compress.training.data import nearness, preprocessed, run_graph
         from paredown.pipeline.compress.training.setup import AGREEMENT
 
-        wanted, pruning = self.recipe.squantize, self.pruning
+        wanted, split = self.recipe.squantize, self.training
         assert wanted.weight_bits is not None
         inputs = preprocessed(held_out, self.task.preprocess)
         choices = tuple(bits for bits in CHOICES if bits <= wanted.weight_bits)
         if wanted.bytes is not None:
             metric, score, resolution = AGREEMENT, nearness(self.task, run_graph(graph, inputs)), 0.0
         else:
-            truth = pruning.truth(held_out, run_graph(pruning.graph(), inputs))
-            metric, score, resolution = self.task.metric, pruning.score(truth), None
+            truth = split.truth(held_out, run_graph(original, inputs))
+            metric, score, resolution = self.task.metric, split.score(truth), None
         found, sizes = measure_bits(
             network, graph, plans, inputs, score, metric, self.tick, choices, rounding
         )

@@ -1,56 +1,38 @@
-"""What a finished run says: its figures and notes, from the artefacts of its stages."""
+"""What a finished job of an image network says: its figures and notes, from the artefacts of its stages."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure, Tag
-from paredown.pipeline.run.image.prune_summary import prune_figures, prune_notes
+from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
+from paredown.pipeline.run.image.prune_summary import prune_figures, prune_notes, prune_report
 from paredown.pipeline.run.image.squantize_summary import Facts
-from paredown.pipeline.run.image.stages import Stages
 from paredown.pipeline.store.files import read_json
-from paredown.pipeline.store.stage import Stage
-from paredown.targets.cards.card import Target
-from paredown.targets.host.host import this_machine
 
-BUNDLE, LEDGER = "bundle.paredown", "ledger.json"
+if TYPE_CHECKING:
+    from paredown.pipeline.run.image.job import ImageJob
+
+LEDGER = "ledger.json"
 
 
-class Results:
-    """The figures of one run.
+class Summary:
+    """The figures of one job.
 
     Args:
-        recipe: resolved.
-        stages: which must have run when they are asked for.
-        target: the card.
-        smoke: every figure says so.
-
-    Attributes:
-        bench: the stage that times, where the target is this machine.
-        bundle: the stage that packs.
-        proved: whether a device says the rest.
+        job: whose goals have been reached, as far as is asked of them.
     """
 
-    bench: Stage | None
-    bundle: Stage
-    proved = False
-
-    def __init__(self, recipe: Recipe, stages: Stages, target: Target, smoke: bool) -> None:
-        self.recipe, self.stages, self.target = recipe, stages, target
-        self.tag: Tag = "smoke" if smoke else "measured"
-        self.machine = this_machine()
-
-    def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
-        return Figure(stage, variant, metric, value, unit, self.tag, self.machine)
+    def __init__(self, job: ImageJob) -> None:
+        self.job, self.recipe, self._figure = job, job.recipe, job.figure
 
     def stage_figures(self) -> list[Figure]:
         """Every figure that is the same on each run: scores, parity, sizes."""
-        stages, figures = self.stages, []
+        stages, figures = self.job, []
         for metric, value in read_json(stages.path(stages.original) / "size.json").items():
             figures.append(self._figure("trace", "fp32", metric, value, "1"))
-        if self.recipe.prune.active:
+        if stages.pruning is not None:
             figures += [self._figure(*row) for row in prune_figures(stages.pruning)]
         for variant, stage in stages.scores.items():
             for metric, value in read_json(stages.path(stage) / "score.json").items():
@@ -74,7 +56,7 @@ class Results:
 
     def _parity_figures(self, name: str) -> list[Figure]:
         """How far a runtime is from the integer graph, whole and by kind of operation."""
-        parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
+        parity = read_json(self.job.path(self.job.parity[name]) / "parity.json")
         outputs, figures = parity["outputs"], []
         figures.append(self._figure("parity", name, "parity_lsb", outputs["max_lsb"], "LSB"))
         share = outputs["differing"] / outputs["values"]
@@ -89,10 +71,7 @@ class Results:
     def figures(self) -> tuple[Figure, ...]:
         """Every figure of the run, timings and bundle sizes included."""
         figures = self.stage_figures()
-        bundle = (self.stages.path(self.bundle) / BUNDLE).stat().st_size
-        figures += [
-            self._figure("bundle", name, "bundle_bytes", bundle, "B") for name in self.stages.runtimes
-        ]
+        figures += self.job.bundle_sizes()
         if self.recipe.squantize.active:
             figures += [self._figure(*row) for row in self.squantized.figures()]
         for variant, values in self.times.items():
@@ -104,37 +83,44 @@ class Results:
     @functools.cached_property
     def times(self) -> dict[str, dict[str, float]]:
         """Variant -> metric -> what was measured on this machine; empty where the target is another."""
-        if not self.bench:
+        if not self.job.bench:
             return {}
-        found: dict[str, dict[str, float]] = read_json(self.stages.path(self.bench) / "bench.json")
+        found: dict[str, dict[str, float]] = read_json(self.job.path(self.job.bench) / "bench.json")
         return found
 
     @functools.cached_property
     def squantized(self) -> Facts:
         """What the ledger counts."""
-        return Facts.from_dict(read_json(self.stages.path(self.bundle) / LEDGER))
+        return Facts.from_dict(read_json(self.job.path(self.job.bundle) / LEDGER))
 
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = prune_notes(self.stages.pruning) if self.recipe.prune.active else []
+        notes = prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
-        for name in self.stages.runtimes:
-            if name in self.stages.parity:
-                parity = read_json(self.stages.path(self.stages.parity[name]) / "parity.json")
+        for name in self.job.runtimes:
+            if name in self.job.parity:
+                parity = read_json(self.job.path(self.job.parity[name]) / "parity.json")
                 if parity["first"]:
                     notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
-            facts = read_json(self.stages.path(self.stages.lower[name]) / "lowered.json")
+            facts = read_json(self.job.path(self.job.lower[name]) / "lowered.json")
             if facts["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
-        if self.bench:
+        if self.job.bench:
             notes += slower_than(self.times, "-fp32", "float32")
             notes += against_original(self.times)
-        elif not self.proved:
+        elif self.job.device is None:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
-                f"{self.target.name} is known"
+                f"{self.job.target.name} is known"
             )
         return tuple(notes)
+
+    def sections(self) -> dict[str, list[str]]:
+        """Sections of the report, by their heads."""
+        found = {"Pruning": prune_report(self.job.pruning) if self.job.pruning else []}
+        if self.job.squantizing is not None:
+            found["Sparse and low-bit weights"] = self.squantized.report(self.times)
+        return found
 
 
 def slower_than(times: Mapping[str, Mapping[str, float]], suffix: str, what: str) -> list[str]:

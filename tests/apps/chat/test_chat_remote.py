@@ -21,14 +21,14 @@ from paredown.apps.chat.remote import on_device
 from paredown.targets.address import open_device
 from paredown.targets.devices.errors import ExitStatusError
 from paredown.targets.errors import DeviceError, InputError, UsageError
+from paredown.targets.own_code import own_code
 
-ROOT = Path(__file__).parents[3]
+HELPERS = Path(__file__).parents[2] / "helpers"
 #: What a board needs of ours; the model comes from the tests.
 DEVICE_FILES = (
-    "apps/__init__.py", "apps/chat/__init__.py", "targets/__init__.py", "targets/errors.py",
+    "__init__.py", "apps/__init__.py", "apps/chat/__init__.py", "targets/__init__.py", "targets/errors.py",
     *(f"apps/chat/device/{name}.py" for name in (
-        "__init__", "chat", "language_model", "sampling", "serve", "session", "stats",
-        "terminal", "tokens",
+        "__init__", "chat", "generation/*", "language_model", "serve", "terminal", "tokens/*",
     )),
 )  # fmt: skip
 
@@ -37,13 +37,12 @@ DEVICE_FILES = (
 def bundle(tmp_path_factory):
     """Of the members that a real one has, with the tests' model in place of a runtime's."""
     folder = chat_folder(tmp_path_factory.mktemp("bundle"))
-    members = {name: (ROOT / name).read_bytes() for name in DEVICE_FILES}
+    members = {name: path.read_bytes() for name, path in own_code(DEVICE_FILES).items()}
     members |= {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     members |= {
-        f"{name}.py": Path(__file__).with_name(f"{name}.py").read_bytes()
-        for name in ("chat_model", "chat_program")
+        f"{name}.py": (HELPERS / f"{name}.py").read_bytes() for name in ("chat_model", "chat_program")
     }
-    members["apps/chat/device/models.py"] = b"from chat_program import open_model as open_model\n"
+    members["paredown/apps/chat/device/models.py"] = b"from chat_program import open_model as open_model\n"
     members["large.bin"] = bytes(3 << 20)
     members["model.tflite"] = members["model.pte"] = b"the tests' model needs none"
     manifest = SimpleNamespace(
@@ -134,15 +133,17 @@ def test_what_is_wrong_there_is_said_here(device, bundle):
 
 
 def test_a_board_that_lacks_a_module(device, bundle):
-    broken = changed(bundle, "apps/chat/device/tokens/tokens.py", None)
-    with pytest.raises(ExitStatusError, match=r"status 1: .*No module named 'apps\.chat\.device\.tokens'"):
+    broken = changed(bundle, "paredown/apps/chat/device/tokens/tokens.py", None)
+    with pytest.raises(
+        ExitStatusError, match=r"status 1: .*No module named 'paredown\.apps\.chat\.device\.tokens\.tokens'"
+    ):
         with on_device(broken, device, options()):
             pass
 
 
 def test_a_program_there_that_says_something_else(device, bundle):
     for says, found in ((b"print('hello')", "says nothing that can be read"), (b"", "ended by itself")):
-        odd = changed(bundle, "apps/chat/device/chat.py", says)
+        odd = changed(bundle, "paredown/apps/chat/device/chat.py", says)
         with pytest.raises(DeviceError, match=f"^local: the chat.* {found}"):
             with on_device(odd, device, options()):
                 pass

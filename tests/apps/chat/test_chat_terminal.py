@@ -21,8 +21,8 @@ from paredown.apps.chat.device.generation.stats import Stats
 from paredown.apps.chat.device.terminal import described, harmless
 from paredown.targets.errors import InputError
 
-PROGRAM = Path(__file__).with_name("chat_program.py")
-ROOT = PROGRAM.parents[2]
+ROOT = Path(__file__).parents[3]
+PROGRAM = ROOT / "tests" / "helpers" / "chat_program.py"
 GREEDY = ("--temperature", "0")
 BIDI_CONTROLS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 

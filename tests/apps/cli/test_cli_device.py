@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,18 @@ def test_cost_makes_a_table_that_pruning_takes(tiny: Tiny, tmp_path: Path) -> No
     assert not (tmp_path / "other.json").exists()
 
 
-def test_doctor_names_what_is_there_and_the_command_for_what_is_not() -> None:
+def test_doctor_names_what_is_there_and_the_command_for_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, *rest: None if name == "adb" else which(name, *rest))
     done = call("doctor", "--json")
     assert done.code == 0, done.err
     findings = {finding["name"]: finding for finding in json.loads(done.out)}
-    assert all(finding["state"] in {"ok", "missing", "warning"} for finding in findings.values())
-    assert all(finding["mend"] for finding in findings.values() if finding["state"] == "missing")
+    states = {name: finding["state"] for name, finding in findings.items()}
+    assert states["executorch"] == "ok" and states["adb"] == "missing"
+    assert set(states.values()) <= {"ok", "missing", "warning"}
+    assert {name for name, finding in findings.items() if not finding["mend"]} == {
+        name for name, state in states.items() if state == "ok"
+    }
     words = call("doctor")
     assert words.code == 0 and all(name in words.out.replace("\n", " ") for name in list(findings)[:3])
 

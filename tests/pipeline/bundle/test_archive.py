@@ -161,7 +161,7 @@ def test_what_is_no_bundle_says_so(tmp_path):
 
 def test_a_bundle_of_another_format_is_named():
     text = json.dumps({**manifest(), "format": 99, "members": {}})
-    with pytest.raises(InputError, match="bundle format 99, this version reads 3; make it again"):
+    with pytest.raises(InputError, match="bundle format 99, this version reads 3 and 4; make it again"):
         opened_sealed(text)
 
 

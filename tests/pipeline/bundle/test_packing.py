@@ -16,6 +16,7 @@ from torch import nn
 
 from paredown.pipeline.bundle.packing import (
     Digest,
+    Hole,
     Product,
     find_holes,
     find_weights,
@@ -211,6 +212,51 @@ def test_scales_of_biases_and_names_that_are_hashes_are_not_stored(lowered):
         assert len(packed) < len(pack_program(program, weights))
     packed = pack_programs(programs, weights, parameters)
     assert expand_programs(packed) == programs and len(packed) < len(pack_programs(programs, weights))
+
+
+def hexadecimal(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+@pytest.mark.parametrize("before, after", [(b"", b"xyz" * 9), (b"xyz" * 9, b""), (b"xyz", b"xyz")])
+def test_a_digest_inside_a_weight_array_is_left_to_the_array(before, after):
+    """Codes may look like text: both would fill the same bytes."""
+    other = np.random.default_rng(0).integers(-128, 128, 900).astype(np.int8)
+    weight = np.frombuffer(before + hexadecimal(other.tobytes()) + after, np.int8)
+    program = b"a" + weight.tobytes() + b"b" + other.tobytes() + b"c"
+    holes = find_holes(program, [other, weight])
+    assert [type(hole) for hole in holes] == [Hole, Hole]
+    assert expand_program(pack_program(program, [other, weight])) == program
+
+
+@pytest.mark.parametrize("side", ["begins", "ends"])
+def test_a_digest_that_overlaps_a_weight_array_by_one_byte_is_left_out(side):
+    other = np.random.default_rng(0).integers(-128, 128, 900).astype(np.int8)
+    digest, rest = hexadecimal(other.tobytes()), b"~" * 90
+    weight, text = (
+        (digest[-1:] + rest, digest[:-1] + digest[-1:] + rest)
+        if side == "begins"
+        else (rest + digest[:1], rest + digest)
+    )
+    program = other.tobytes() + b"-" + text
+    weights = [other, np.frombuffer(weight, np.int8)]
+    assert [type(hole) for hole in find_holes(program, weights)] == [Hole, Hole]
+    assert expand_program(pack_program(program, weights)) == program
+    # side by side is not one in the other
+    apart = other.tobytes() + b"-" + digest + b"~" * 91
+    holes = find_holes(apart, [other, np.frombuffer(b"~" * 91, np.int8)])
+    assert [type(hole) for hole in holes] == [Hole, Digest, Hole]
+
+
+def test_a_digest_inside_the_numbers_of_a_product_is_left_to_them():
+    """Numbers are made from scales in the program before digests are written into it."""
+    weight = np.random.default_rng(0).integers(-128, 128, 900).astype(np.int8)
+    scale = np.frombuffer(hexadecimal(weight.tobytes()), "<f4")
+    layer = Parameters(scale, 0.5, np.arange(16, dtype="<i4"))
+    program = weight.tobytes() + b"abc" + scale.tobytes() + b"def" + (scale * np.float32(0.5)).tobytes()
+    holes = find_holes(program, [weight], [layer])
+    assert [type(hole) for hole in holes] == [Hole, Product]
+    assert expand_program(pack_program(program, [weight], [layer])) == program
 
 
 @settings(max_examples=100, deadline=None)

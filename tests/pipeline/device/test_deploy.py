@@ -125,7 +125,7 @@ def test_a_bundle_that_fails_its_vectors_changes_nothing(tiny, device, home, liv
 @pytest.mark.slow
 def test_an_app_that_does_not_start_is_taken_back(tiny, device, home, live, tmp_path):
     made = deploy(tiny.bundle, device, arguments=live)
-    broken = {"apps/detector/device/camera.py": b"raise SystemExit('this release is no good')\n"}
+    broken = {"paredown/apps/detector/device/camera.py": b"raise SystemExit('this release is no good')\n"}
     bad = changed(unpack(tiny.bundle), tmp_path / "bad.paredown", broken)
     expected = f"it ended with status 1: this release is no good; release {made.release} runs again"
     with pytest.raises(DeviceError, match=expected):
@@ -165,7 +165,9 @@ def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(tiny, devic
         assert made.name == "drone" and made.running and made.differing == 0
         (hello, *_) = autopilot.waits_for("HEARTBEAT")
         assert (hello.get_srcSystem(), hello.get_srcComponent()) == (1, 191)
-        broken = {"apps/detector/device/flight/pilot.py": b"raise SystemExit('this release is no good')\n"}
+        broken = {
+            "paredown/apps/detector/device/flight/pilot.py": b"raise SystemExit('this release is no good')\n"
+        }
         bad = changed(unpack(tiny.bundle), tmp_path / "bad.paredown", broken)
         expected = f"it ended with status 1: this release is no good; release {made.release} runs again"
         with pytest.raises(DeviceError, match=expected):
@@ -195,7 +197,7 @@ def test_a_short_film_is_over_at_once_and_its_log_is_there(tiny, device, home, t
 
 def test_what_is_wrong_with_the_bundle_is_known_before_anything_is_sent(tiny, device, home, tmp_path):
     bundle = unpack(tiny.bundle)
-    with pytest.raises(InputError, match="carries no apps/detector/device/drone2.py; make it again"):
+    with pytest.raises(InputError, match="carries no paredown/apps/detector/device/drone2.py; make it again"):
         deploy(tiny.bundle, device, app="drone2")
     other = changed(bundle, tmp_path / "other.paredown", {}, app="apps.classifier")
     with pytest.raises(InputError, match="carries no apps/classifier/device/camera.py"):
@@ -209,7 +211,12 @@ def test_the_proof_sees_every_damage(tiny, tmp_path):
     bundle = unpack(tiny.bundle)
     extract(bundle, tmp_path / "good")
     assert prove(tmp_path / "good")["differing"] == 0
-    for name in ("labels.txt", "model.tflite", "apps/detector/device/drawing/draw.py", "vectors.bin"):
+    for name in (
+        "labels.txt",
+        "model.tflite",
+        "paredown/apps/detector/device/drawing/draw.py",
+        "vectors.bin",
+    ):
         shutil.copytree(tmp_path / "good", tmp_path / "bad", dirs_exist_ok=True)
         data = bytearray((tmp_path / "bad" / name).read_bytes())
         data[len(data) // 2] ^= 1

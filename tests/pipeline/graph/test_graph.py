@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.graph import KINDS, Graph
+from paredown.pipeline.graph.graph import Graph
+from paredown.pipeline.graph.operations.kinds import KINDS
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
@@ -321,8 +322,6 @@ REFUSED = {
     ),
     "clamp": (Lambda(lambda m, x: F.hardtanh(x, -1, 1)), "clamps to"),
     "ceil mode": (Lambda(lambda m, x: F.max_pool2d(x, 3, 2, ceil_mode=True)), "ceil_mode"),
-    "average pool": (Lambda(lambda m, x: F.avg_pool2d(x, 2)), "whole map"),
-    "padded average pool": (Lambda(lambda m, x: F.avg_pool2d(x, (12, 10), padding=1)), "whole map"),
     "adaptive pool to 2x2": (Lambda(lambda m, x: F.adaptive_avg_pool2d(x, 2)), "1x1"),
     "mean of everything": (Lambda(lambda m, x: x.mean()), "height and width"),
     "mean over channels": (Lambda(lambda m, x: x.mean(1)), "height and width"),

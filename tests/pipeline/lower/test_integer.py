@@ -15,8 +15,8 @@ from lowering_networks import Passthrough, Residual, quantized, random_graph, ra
 from torch import nn
 
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.graph.fusion import SAME_SCALE
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import (
@@ -66,7 +66,7 @@ def test_operations_that_move_values_keep_the_scale_and_concat_ties_its_inputs()
     graph = quantized(randomized(Passthrough()))
     assert {n.kind for n in graph} >= {"concat", "max_pool2d", "reshape", "permute"}
     for node in graph:
-        if node.kind in SAME_SCALE:
+        if operation(node.kind).same_scale:
             assert {graph[name].out for name in node.inputs} == {node.out}, node.name
 
 

@@ -4,12 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.budget import Violation, check_budget
 from paredown.pipeline.report.figures import Figure
 from paredown.targets.cards.card import Budget
 from paredown.targets.host.host import Machine
 
 HOST = Machine("host", "AMD EPYC", 2, "x86_64", "Linux", 24000, "3.11.7")
+
+MAP = Metric("map50")
 
 
 def figures(drop=0.0, kib=10.0, ms=1.0, mib=50.0, tag="measured"):
@@ -32,8 +35,8 @@ LIMITS = Budget(accuracy_drop=0.01, bundle_kib=10, latency_ms=1, memory_mib=50)
 
 def test_limits_that_are_just_kept_are_kept():
     # 0.5 - 0.49 is 0.010000000000000009 in binary: rounding breaks no budget
-    assert check_budget(LIMITS, figures(drop=0.01), "map50") == ()
-    assert check_budget(LIMITS, figures(drop=-0.3, kib=1, ms=0.1, mib=1), "map50") == ()
+    assert check_budget(LIMITS, figures(drop=0.01), MAP) == ()
+    assert check_budget(LIMITS, figures(drop=-0.3, kib=1, ms=0.1, mib=1), MAP) == ()
 
 
 @pytest.mark.parametrize(
@@ -46,29 +49,56 @@ def test_limits_that_are_just_kept_are_kept():
     ],
 )
 def test_each_limit_alone(change, expected):
-    assert check_budget(LIMITS, figures(**change), "map50") == (expected,)
-    assert check_budget(Budget(), figures(**change), "map50") == ()
+    assert check_budget(LIMITS, figures(**change), MAP) == (expected,)
+    assert check_budget(Budget(), figures(**change), MAP) == ()
 
 
 def test_the_line_says_what_by_how_much():
-    (violation,) = check_budget(Budget(bundle_kib=10), figures(kib=12.5), "map50")
+    (violation,) = check_budget(Budget(bundle_kib=10), figures(kib=12.5), MAP)
     assert violation.line() == "litert: bundle_kib is 12.5, 2.5 over the budget of 10"
 
 
 def test_no_drop_at_all_can_be_asked_for():
-    assert check_budget(Budget(accuracy_drop=0), figures(), "map50") == ()
-    assert len(check_budget(Budget(accuracy_drop=0), figures(drop=0.001), "map50")) == 1
+    assert check_budget(Budget(accuracy_drop=0), figures(), MAP) == ()
+    assert len(check_budget(Budget(accuracy_drop=0), figures(drop=0.001), MAP)) == 1
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "over"), [(10.0, None), (5.0, None), (11.0, None), (12.0, 0.2), (30.0, 2.0)]
+)
+def test_a_rise_of_perplexity_is_the_drop_as_a_share(perplexity, over):
+    values = {"fp32": 10.0, "litert": perplexity}
+    found = [Figure("x", v, "perplexity", value, "1", "measured", HOST) for v, value in values.items()]
+    found.append(Figure("x", "litert", "file_bytes", 7000, "B", "measured", HOST))
+    broken = check_budget(Budget(accuracy_drop=0.1), found, "perplexity")
+    assert [(b.limit, b.found) for b in broken] == (
+        [] if over is None else [("accuracy_drop", pytest.approx(over))]
+    )
 
 
 def test_smoke_figures_break_nothing_and_missing_ones_neither():
-    assert check_budget(LIMITS, figures(0.4, 99, 99, 99, tag="smoke"), "map50") == ()
-    assert check_budget(LIMITS, [], "map50") == ()
-    assert check_budget(LIMITS, figures(drop=0.4), "top1") == ()
+    assert check_budget(LIMITS, figures(0.4, 99, 99, 99, tag="smoke"), MAP) == ()
+    assert check_budget(LIMITS, [], MAP) == ()
+    assert check_budget(LIMITS, figures(drop=0.4), Metric("top1")) == ()
 
 
 @given(st.floats(0, 1), st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
 def test_a_limit_is_broken_exactly_when_it_is_exceeded(drop, found, allowed):
-    broken = check_budget(Budget(latency_ms=allowed), figures(drop=drop, ms=found), "map50")
+    broken = check_budget(Budget(latency_ms=allowed), figures(drop=drop, ms=found), MAP)
     assert (
         bool(broken) == (found > allowed * (1 + 1e-8) + 1e-8) or abs(found - allowed) < 1e-7 * allowed + 1e-8
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "over"), [(20.0, 20.4, True), (20.0, 19.0, False), (20.0, 20.1, False)]
+)
+def test_where_less_is_better_a_rise_is_the_drop(before, after, over):
+    """A perplexity of 20.4 is 2 % worse than one of 20; one of 19 is better, and no drop at all."""
+    values = {"fp32": before, "litert": after}
+    found = [
+        Figure("score", name, "perplexity", value, "1", "measured", HOST) for name, value in values.items()
+    ]
+    found.append(Figure("lower", "litert", "file_bytes", 1, "B", "measured", HOST))
+    broken = check_budget(Budget(accuracy_drop=0.01), found, Metric("perplexity", less_is_better=True))
+    assert [violation.variant for violation in broken] == (["litert"] if over else [])

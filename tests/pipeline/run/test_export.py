@@ -37,8 +37,8 @@ def test_a_browser_gets_float_inputs_and_the_same_codes(tiny: Tiny, tmp_path: Pa
 
 
 @pytest.mark.parametrize("command, target, words", [
-    ("run", "iphone", "`paredown export RECIPE --target iphone`"),
-    ("run", "browser", "`paredown export RECIPE --target browser`"),
+    ("run", "iphone", 'use "paredown export RECIPE --target iphone"'),
+    ("run", "browser", 'use "paredown export RECIPE --target browser"'),
     ("export", "raspberry-pi-5", "use `paredown run`"),
 ])  # fmt: skip
 def test_the_other_command_is_named(

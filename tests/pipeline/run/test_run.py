@@ -18,7 +18,7 @@ import pytest
 from tiny_project import ROOT, Done, call, copy_project, copy_runs, paredown, python, start
 
 from paredown.pipeline.bundle.archive import unpack
-from paredown.pipeline.run.image.summary import Results
+from paredown.pipeline.run.image.summary import Summary
 from paredown.pipeline.run.run import recipe_name
 from paredown.pipeline.store.store import MANIFEST, Store
 from paredown.targets.errors import UsageError
@@ -349,7 +349,7 @@ def test_names_of_recipes():
 def test_an_artefact_that_vanishes_meanwhile_is_one_line(tiny, tmp_path, monkeypatch):
     runs = copy_runs(tiny, tmp_path / "runs")
     monkeypatch.setattr(
-        Results, "figures", lambda self: shutil.rmtree(runs / ".store") or self.stage_figures()
+        Summary, "figures", lambda self: shutil.rmtree(runs / ".store") or self.stage_figures()
     )
     done = call("run", tiny.recipe, "--runs", runs)
     assert done.code == 4 and "was removed or damaged meanwhile; run the same command again" in done.err

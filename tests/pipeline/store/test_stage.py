@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paredown.pipeline.store.stage import Ledger, Stage, explain, params_dict, run_stage
+from paredown.pipeline.store.ledger import Ledger, draw, explain
+from paredown.pipeline.store.stage import OPTIONAL, Stage, params_dict, plan, run_stage
 from paredown.pipeline.store.store import MANIFEST, Store
 from paredown.targets.errors import InputError
 
@@ -31,10 +32,14 @@ class Params:
 
 
 def stage(name="calibrate", version=1, params=None, inputs=None, text="out") -> Stage:
-    def build(folder: Path) -> None:
+    def build(folder: Path, inputs) -> None:
         (folder / "out.txt").write_text(text)
 
     return Stage(name, version, params or Params(), inputs or {"data": DATA}, build)
+
+
+def tell(lines):
+    return lambda event: lines.append(event.line())
 
 
 @pytest.fixture
@@ -108,8 +113,8 @@ def test_parameters_are_a_frozen_dataclass():
 
 def test_a_stage_runs_once_and_is_reused_then(store):
     lines = []
-    first = run_stage(store, stage(), lines.append)
-    second = run_stage(store, stage(text="never written"), lines.append)
+    first = run_stage(store, stage(), tell(lines))
+    second = run_stage(store, stage(text="never written"), tell(lines))
     assert (first.reused, second.reused) == (False, True)
     assert (first.found, second.found) == ("missing", "present")
     assert first.path == second.path and (second.path / "out.txt").read_text() == "out"
@@ -128,9 +133,9 @@ def test_a_damaged_artefact_is_run_again_and_said_so(store):
     lines = []
     path = run_stage(store, stage()).path
     (path / "out.txt").write_text("ou")
-    again = run_stage(store, stage(), lines.append)
+    again = run_stage(store, stage(), tell(lines))
     assert not again.reused and (path / "out.txt").read_text() == "out"
-    assert lines[0] == "calibrate: running again (damaged: out.txt has 2 bytes instead of 3)"
+    assert lines[0] == "calibrate: running (damaged: out.txt has 2 bytes instead of 3)"
 
 
 class Run:
@@ -233,8 +238,9 @@ def test_the_ledger_file_is_plain_json(run):
 def test_two_stages_of_one_name_are_refused(store, tmp_path):
     ledger = Ledger.start(tmp_path)
     run_stage(store, stage(), ledger=ledger)
+    run_stage(store, stage(), ledger=ledger)  # of a second plan in the same run: it is the very same
     with pytest.raises(ValueError, match="two stages of one run are called calibrate"):
-        run_stage(store, stage(), ledger=ledger)
+        run_stage(store, stage(version=2), ledger=ledger)
 
 
 @pytest.mark.parametrize(
@@ -264,3 +270,95 @@ def test_a_broken_ledger_is_an_error_to_read_and_no_obstacle_to_a_new_run(run, c
 def test_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(InputError, match="is no run directory"):
         Ledger.read(tmp_path)
+
+
+# -- plans ---------------------------------------------------------------------------------------------------
+
+
+def made_from(name: str, **sources: Stage | str) -> Stage:
+    """A stage whose file is the names of what it was made from."""
+
+    def build(folder: Path, inputs) -> None:
+        (folder / "out.txt").write_text(
+            f"{name}({','.join((p / 'out.txt').read_text() for p in inputs.values())})"
+        )
+
+    return Stage(name, 1, Params(), sources or {"data": DATA}, build)
+
+
+def test_a_plan_has_each_stage_once_and_after_its_inputs():
+    a, b = made_from("a"), made_from("b")
+    c = made_from("c", left=b, right=a)
+    d = made_from("d", left=a, right=c)
+    assert [stage.name for stage in plan([d, c])] == ["a", "b", "c", "d"]
+    assert [stage.name for stage in plan([c, d])] == ["b", "a", "c", "d"]
+    assert plan([]) == ()
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=4), min_size=1, max_size=12))
+def test_any_plan_is_in_a_running_order(links):
+    made: list[Stage] = []
+    for index, chosen in enumerate(links):
+        made.append(made_from(f"s{index}", **{f"r{i}": made[i] for i in chosen if i < index}))
+    order = [stage.name for stage in plan([made[-1]])]
+    places = {name: place for place, name in enumerate(order)}
+    assert order[-1] == made[-1].name and len(order) == len(places)
+    for stage in made:
+        if stage.name in places:
+            assert all(places[source.name] < places[stage.name] for source in stage.sources.values())
+
+
+def test_two_stages_of_one_name_are_no_plan():
+    with pytest.raises(ValueError, match="two stages of one run are called a"):
+        plan([made_from("a"), made_from("a", data=hashlib.sha256(b"other").hexdigest())])
+
+
+def test_a_build_sees_the_folders_of_what_it_declares(store):
+    a = made_from("a")
+    b = made_from("b", source=a, data=DATA)
+    for each in plan([b]):
+        path = run_stage(store, each).path
+    assert (path / "out.txt").read_text() == "b(a())"
+
+
+def test_what_is_read_beside_the_inputs_must_be_what_they_are_made_from(store):
+    a, other = made_from("a"), made_from("other", data=hashlib.sha256(b"other").hexdigest())
+    b = made_from("b", source=a)
+    seen = []
+
+    def build(folder: Path, inputs) -> None:
+        seen.extend(sorted(inputs))
+        (folder / "out.txt").write_text("c")
+
+    c = Stage("c", 1, Params(), {"source": b}, build, {"first": a})
+    assert c.key == Stage("c", 1, Params(), {"source": b}, build).key
+    for each in plan([c]):
+        run_stage(store, each)
+    assert seen == ["first", "source"]
+    with pytest.raises(ValueError, match="reads `x`, which none of its inputs is made from"):
+        Stage("c", 1, Params(), {"source": b}, build, {"x": other})
+
+
+def test_a_missing_input_is_named(store):
+    with pytest.raises(InputError, match="the artefact of stage a was removed or damaged meanwhile"):
+        run_stage(store, made_from("b", source=made_from("a")))
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    runtime: str
+    context: int | None = dataclasses.field(default=None, metadata=OPTIONAL)
+    limit: int | None = None
+
+
+def test_an_optional_parameter_is_no_part_of_the_key_where_it_is_none():
+    assert params_dict(Sometimes("litert")) == {"runtime": "litert", "limit": None}
+    assert params_dict(Sometimes("litert", 0)) == {"runtime": "litert", "context": 0, "limit": None}
+
+
+def test_a_ledger_is_drawn(store, tmp_path):
+    ledger = Ledger.start(tmp_path / "run")
+    a = made_from("a")
+    for each in plan([made_from("c", left=made_from("b", source=a), right=a)]):
+        run_stage(store, each, ledger=ledger)
+    assert draw(Ledger.read(tmp_path / "run")[0]) == ["a <- [data]", "    b <- a", "        c <- b, a"]

@@ -82,6 +82,24 @@ def test_codes_as_the_description_of_the_format_has_them():
     assert unpack_codes(codes_stream(struct.pack("<I", 0), lc=3)).size == 0
 
 
+@pytest.mark.parametrize(
+    ("kinds", "digits"),
+    [(2, 8), (3, 5), (4, 4), (5, 3), (6, 3), (7, 2), (15, 2), (16, 2), (17, 1), (64, 1)],
+)
+def test_so_many_digits_are_in_a_byte_as_the_description_of_the_format_says(kinds, digits):
+    """By hand, since packing and expanding ask one function: 2, 4 and 16 kinds fill a whole byte."""
+    alphabet = [code for code in range(-(kinds // 2), kinds - kinds // 2 + 1) if code]
+    count = 2 * digits + 1
+    places = [(7 * place + kinds - 1) % kinds for place in range(count)]
+    data = struct.pack("<I", 1) + struct.pack(f"<IIB{kinds}b", count, 0, kinds, *alphabet)
+    data += np.packbits(np.ones(count, np.uint8)).tobytes()
+    for start in range(0, count, digits):
+        data += bytes([sum(p * kinds**i for i, p in enumerate(places[start : start + digits]))])
+    expected = [alphabet[place] for place in places]
+    np.testing.assert_array_equal(unpack_codes(codes_stream(data)), expected)
+    np.testing.assert_array_equal(unpack_codes(pack_codes(np.array(expected, np.int8))), expected)
+
+
 def entry(name, data, holes=()):
     return {
         "name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "holes": list(holes),

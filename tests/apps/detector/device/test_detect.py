@@ -19,7 +19,7 @@ from paredown.pipeline.recipe.file import load_recipe
 BOARD = """
 import runpy, sys
 folder = sys.argv.pop(1)
-absent = ("torch", "torchvision", "executorch", "pipeline", "pydantic", "typer", "rich", "zstandard")
+absent = ("torch", "torchvision", "executorch", "paredown.pipeline", "pydantic", "typer", "rich", "zstandard")
 for name in absent:
     sys.modules[name] = None  # importing it fails
 sys.path.insert(0, folder)

@@ -19,7 +19,7 @@ from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import evaluate, train
 from paredown.apps.detector.weights import load_checkpoint as load_weights
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.compress.training.training import learning_rate
+from paredown.pipeline.compress.training.loop import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from paredown.targets.errors import InputError, UsageError
 

@@ -133,6 +133,14 @@ def test_boxes_are_pythons(
     np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("most, kept", [(0.5, 2), (0.499, 1)])
+def test_a_box_at_exactly_the_threshold_stays_as_in_python(node: Node, most: float, kept: int) -> None:
+    outputs = [np.zeros((count, 1, 1), np.float32) for count in (4, 4, 2, 2)]
+    anchors = [[1.0, 1.0], [1.0, 0.5]]  # one cell, and its half: an IoU of exactly .5
+    assert len(node("decode.js", "detect", as_nhwc(outputs), anchors, 0.1, most)) == kept
+    assert len(detect(outputs, anchors, 0.1, most)) == kept
+
+
 def test_nan_is_nothing_and_wrong_shapes_are_named(node: Node) -> None:
     outputs = [np.full((n, 2, 2), np.nan, np.float32) for n in (4, 4, 2, 6)]
     assert node("decode.js", "detect", as_nhwc(outputs), ANCHORS, 0.5, 0.45) == []

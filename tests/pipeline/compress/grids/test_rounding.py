@@ -145,3 +145,35 @@ def test_on_scales_that_stay_it_pays() -> None:
     found = recoded(weight, codes, scales, moments, (-7, 7), torch.zeros_like(codes, dtype=torch.bool))
     lost = [((c * scales - weight) @ moments * (c * scales - weight)).sum() for c in (codes, found)]
     assert lost[1] < 0.8 * lost[0]
+
+
+@pytest.mark.parametrize("sweeps", [0, 1])
+def test_a_row_that_gptq_makes_worse_keeps_the_nearest_codes(sweeps: int) -> None:
+    """With few columns there is little to make good with: what GPTQ moves often costs more than it saves."""
+    kept = 0
+    for seed in range(40):
+        weight, moments = layer(6, 4, seed)
+        plain = nearest(weight, BlockGrid(4, None))
+        found = rounded(weight, moments, BlockGrid(4, None), RoundingConfig(sweeps=sweeps))
+        before, after = (weighted_error(weight, each, moments) for each in (plain, found))
+        assert (after <= before).all()
+        kept += int(((found.codes == plain.codes).all(1) & (found.scales == plain.scales).all(1)).sum())
+    assert kept > 0
+
+
+def test_on_scales_that_stay_a_row_that_becomes_worse_keeps_its_codes() -> None:
+    zeros, worse = torch.zeros(6, 4, dtype=torch.bool), 0
+    for seed in range(200):
+        weight, moments = layer(6, 4, seed)
+        scales = weight.abs().amax(1, keepdim=True) / 7
+        codes = (weight / scales).round().to(torch.int8)
+        found = recoded(weight, codes, scales, moments, (-7, 7), zeros)
+
+        def error(codes: Tensor, scales: Tensor = scales, w: Tensor = weight, h: Tensor = moments) -> Tensor:
+            lost = (codes * scales - w).double()
+            return ((lost @ h.double()) * lost).sum(1)
+
+        assert (error(found) <= error(codes) * (1 + 1e-5)).all()
+        alone = (textbook(weight, moments, scales, 0.01) / scales).round()
+        worse += int((error(alone) > error(codes)).sum())
+    assert worse > 0  # the guard had something to guard

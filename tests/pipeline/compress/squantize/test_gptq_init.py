@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.pipeline.compress.grids.grid import PER, GridConfig
+from paredown.pipeline.compress.grids.grid import PER, GridConfig, encode
 from paredown.pipeline.compress.squantize import gptq_init as start
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.gptq_init import round_weights
@@ -106,3 +106,20 @@ def test_frozen_statistics_stay_in_training(network: Net):
         plain, mean = frozen.eval()(x), network.na.running_mean.clone()
         assert torch.allclose(frozen.train()(x), plain, atol=1e-6)
     assert torch.equal(network.na.running_mean, mean)
+
+
+def test_a_filter_that_would_lose_its_largest_code_keeps_the_nearest_ones():
+    """The step follows from the largest weight: without one at the grid's end it would be another."""
+    kept = 0
+    config = GridConfig(3, "uniform", per="channel")
+    for seed in range(60):
+        chance = torch.Generator().manual_seed(seed)
+        weight = torch.randn(8, 4, generator=chance)
+        inputs = torch.randn(16, 4, generator=chance) @ torch.randn(4, 4, generator=chance)
+        codes, step = encode(weight, -30.0, config)
+        moved = start._rounded(weight, -30.0, LayerPlan(config, None, -30.0), (inputs.T @ inputs).double())
+        found, again = encode(moved, -30.0, config)
+        assert torch.allclose(again, step, rtol=1e-6)
+        assert (found.abs().amax(1) == 3).all()
+        kept += int((found == codes).all(1).sum())
+    assert 0 < kept < 60 * 8

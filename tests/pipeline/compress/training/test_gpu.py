@@ -19,13 +19,12 @@ from paredown.pipeline.compress.grids.grid import GRIDS, ORDERS, GridConfig, enc
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork, quantizable
 from paredown.pipeline.compress.training.config import RecoverConfig
+from paredown.pipeline.compress.training.loop import device_name, training_device
 from paredown.pipeline.compress.training.recover import recover
-from paredown.pipeline.compress.training.training import device_name, training_device
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import quantize
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.run.run import Run
-from paredown.pipeline.store.stage import run_stage
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import UsageError
 
@@ -168,8 +167,7 @@ def test_a_recipe_trains_on_it_by_itself(tmp_path):
     asked = ["squantize.weight_bits=4", "squantize.epochs=0.02", "squantize.evaluations=1", "prune.macs=0.7",
              "prune.images=16", "prune.widths=2", "recover.epochs=0.02", "recover.evaluations=1"]  # fmt: skip
     run = Run("digits", load_recipe(DIGITS, asked), load_card("host"), tmp_path)
-    stages = run.stages
-    for stage in (stages.original, *stages.pruning.all(), stages.squantizing.squantize):
-        run_stage(run.store, stage)
+    stages = run.job
+    run.reach([stages.squantizing.squantize])
     name = torch.cuda.get_device_name(0)
     assert stages.pruning.history()["device"] == stages.squantizing.history()["device"] == name

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.features import FeatureTap
+from paredown.pipeline.compress.training.loop import learning_rate
 from paredown.pipeline.compress.training.recover import Recovered, recover
 from paredown.pipeline.compress.training.sparsify import SparsitySchedule, prune_weights
-from paredown.pipeline.compress.training.training import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
@@ -230,6 +230,31 @@ def test_it_stops_when_patience_runs_out(metrics):
     assert result.stopped_early
     assert result.steps == 5 * 3
     assert (result.baseline, result.best, result.best_step) == (0.5, 0.6, 6)
+
+
+@pytest.mark.parametrize("stop", [4, 7, 10])
+def test_patience_goes_on_counting_where_a_killed_run_stopped(tmp_path, stop):
+    """The metric only falls: three evaluations after the start it is over, however often it is resumed."""
+    config = replace(QUICK, epochs=10, patience=3)
+
+    def falling():
+        told = iter(range(100))
+        return lambda network: -next(told)
+
+    def pull_the_plug(done, total):
+        if done == stop:
+            raise KeyboardInterrupt
+
+    straight = go(net(1), config, evaluate=falling())
+    assert straight.stopped_early and straight.steps == 3 * 3
+    told, path = falling(), tmp_path / "ck"
+    if stop <= straight.steps:
+        with pytest.raises(KeyboardInterrupt):
+            go(net(1), config, evaluate=told, checkpoint=path, tick=pull_the_plug)
+    resumed = go(net(1), config, evaluate=told, checkpoint=path)
+    again = go(net(1), config, evaluate=told, checkpoint=path)  # it is over, and stays over
+    for result in (resumed, again):
+        assert (result.stopped_early, result.steps, result.history) == (True, 9, straight.history)
 
 
 def test_evaluations_come_every_so_many_steps_and_at_the_end():

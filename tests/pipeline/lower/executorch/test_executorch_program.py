@@ -20,7 +20,9 @@ from paredown.targets.errors import InputError
 
 HERE = Path(__file__).parents[3] / "helpers"
 PROGRAM = (
-    "import hashlib, lowering_networks as n; from paredown.pipeline.lower import executorch, litert; "
+    "import hashlib, lowering_networks as n\n"
+    "from paredown.pipeline.lower.executorch import program as executorch; "
+    "from paredown.pipeline.lower.litert import program as litert; "
     "g = n.quantized(n.randomized(n.Residual())); "
     "print(*(hashlib.sha256(m.lower_integer(g).data).hexdigest() for m in (executorch, litert)))"
 )

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_networks import Builder, Passthrough, Residual, inputs_for, quantized, random_graph, randomized
 
+from paredown.pipeline.graph.operations.moving.permute import merged
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.executorch import program as executorch
-from paredown.pipeline.lower.executorch.program import QdqModule, _dequantize, _quantize
-from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.executorch.program import QdqModule, dequantize, quantize
+from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.litert.layout import merged
 from paredown.targets.errors import InputError
 from paredown.targets.runners.litert import Runner
 
@@ -184,11 +184,12 @@ class Unfolded(QdqModule):
                 self.register_buffer(f"real{index}", torch.from_numpy(node.weight * scale))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        codes = _quantize(x, self.graph.input.out)
+        codes = quantize(x, self.graph.input.out)
         outputs = zip(self.graph.outputs, super().forward(codes), strict=True)
-        return tuple(_dequantize(code, self.graph[name].out) for name, code in outputs)
+        return tuple(dequantize(code, self.graph[name].out) for name, code in outputs)
 
-    def _weight(self, index: int, int4: bool) -> torch.Tensor:
+    def weight(self, node: IntegerNode) -> torch.Tensor:
+        index = self.index[node.name]
         ops = torch.ops.quantized_decomposed
         grid = getattr(self, f"scale{index}"), getattr(self, f"zero{index}"), 0, -127, 127, torch.int8
         codes = ops.quantize_per_channel.default(getattr(self, f"real{index}"), *grid)

@@ -57,7 +57,7 @@ def test_zero_stays_zero_in_every_artefact(tiny: Tiny, squantized: Path) -> None
         tiny.recipe, [word for word in (*FAST, *ASKED) if word != "--set"], [tiny.recipe.parent]
     )
     run = Run("tiny", recipe, load_card("host"), squantized.parents[1])
-    stages = run.stages
+    stages = run.job
     graph, integer = stages.graph(), stages.integer_graph()
     trained = [node for node in graph if node.scale is not None]
     assert trained
@@ -130,7 +130,7 @@ def test_a_learning_rate_that_breaks_it_stops_and_keeps_the_checkpoint(tiny: Tin
 def test_what_decides_the_training_images_decides_the_stages(tmp_path: Path, setting: str) -> None:
     def keys(*more: str) -> set[str]:
         recipe = load_recipe(DIGITS, ["squantize.weight_bits=4", "prune.weight_sparsity=0.5", *more])
-        stages = Run("digits", recipe, load_card("host"), tmp_path).stages
+        stages = Run("digits", recipe, load_card("host"), tmp_path).job
         return {stages.pruning.recover.key, stages.squantizing.squantize.key}
 
     assert keys() == keys() and not keys() & keys(setting)
@@ -140,7 +140,7 @@ def test_where_it_is_trained_decides_nothing(tmp_path: Path) -> None:
     def keys(device: str) -> set[str]:
         wanted = [f"recover.device={device}", f"squantize.device={device}"]
         recipe = load_recipe(DIGITS, ["squantize.weight_bits=4", "prune.weight_sparsity=0.5", *wanted])
-        stages = Run("digits", recipe, load_card("host"), tmp_path).stages
+        stages = Run("digits", recipe, load_card("host"), tmp_path).job
         return {stages.pruning.recover.key, stages.squantizing.squantize.key}
 
     assert keys("auto") == keys("cpu") == keys("cuda")

@@ -17,7 +17,7 @@ from paredown.pipeline.compress.blockwise.qat_training import train
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
 from paredown.pipeline.recipe.schema import Language
-from paredown.pipeline.run.language.run import LanguageRun
+from paredown.pipeline.run.run import Run
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import BudgetError, InputError
 
@@ -100,7 +100,7 @@ def test_a_key_runs_its_own_stage_and_those_behind_it_again(
     def keys(*more: str) -> dict[str, str]:
         settings = [f"language.{each}" for each in (*SETTINGS, *more)]
         recipe = load_recipe(RECIPES / "gemma3-tiny.toml", settings)
-        plan = LanguageRun("gemma3-tiny", recipe, load_card("host"), tmp_path).plan()
+        plan = Run("gemma3-tiny", recipe, load_card("host"), tmp_path).plan()
         return {stage.name: stage.key for stage in plan}
 
     before, after = keys(), keys(changed)

@@ -13,7 +13,7 @@ from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.compress.blockwise.codes import read_codes
 from paredown.pipeline.device.language.speed import command, lengths
 from paredown.pipeline.recipe.file import load_recipe
-from paredown.pipeline.run.language.run import LanguageRun
+from paredown.pipeline.run.run import Run
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
 
@@ -74,7 +74,7 @@ def test_as_many_tokens_are_timed_as_asked_for(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr("paredown.pipeline.device.language.validate.command", recorded)
     done = call("validate", folder / "bundle.paredown", "--no-score", "--times", "3", "--json")
-    assert done.code == 0 and asked == [("apps.chat", "litert", 64, 3, 1)]
+    assert done.code == 0 and asked == [("paredown.apps.chat", "litert", 64, 3, 1)]
     assert lengths(256, 300) == (64, 192) and lengths(20, 300) == (10, 10)
 
 
@@ -102,7 +102,7 @@ def test_what_a_memory_cannot_hold_is_refused_before_any_work(tmp_path: Path) ->
     more = ["weight_bits=8", "embedding_bits=8", "context=512", "chunk=256"]
     recipe = load_recipe(RECIPES / "gemma3-tiny.toml", [f"language.{setting}" for setting in more])
     with pytest.raises(InputError, match=r"a context of 512 tokens need 1\.\d MiB, it has 1 MiB"):
-        LanguageRun("gemma3-tiny", recipe, small, tmp_path)
+        Run("gemma3-tiny", recipe, small, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -113,7 +113,7 @@ def test_what_a_memory_cannot_hold_is_refused_before_any_work(tmp_path: Path) ->
         ("network=gemma4", 2, "no network `gemma4`"),
         ("language.context=1024", 4, "a context of 1,024 positions"),
         ("language.window=512", 4, "window = 512 is longer than context = 256"),
-        ("prune.macs=0.5", 2, "are for networks of images"),
+        ("prune.macs=0.5", 2, "key `prune.macs` is for image networks"),
         ("app=apps.detector", 4, "takes no texts"),
     ],
 )

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from paredown.apps.detector.device.boxes.decode import Detections, decode, detect, iou_matrix, nms
 from paredown.apps.detector.device.drawing.draw import class_colour, draw
 
+pytestmark = pytest.mark.unit
+
 ANCHORS = ((1.0, 1.5), (3.0, 2.0))
 
 
@@ -136,6 +138,20 @@ def test_iou_is_symmetric_bounded_and_the_formula(rows):
     np.testing.assert_allclose(
         result, [[overlap(a, b) for b in boxes.tolist()] for a in boxes.tolist()], rtol=1e-6
     )
+
+
+def test_a_box_at_exactly_the_threshold_stays():
+    """Darknet drops what overlaps MORE: half of a box has an IoU of exactly .5 in binary."""
+    boxes = np.array([(0, 0, 1, 1), (0, 0, 1, 0.5)], np.float32)
+    scores, classes = np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)
+    below = float(np.nextafter(np.float32(0.5), np.float32(0)))
+    assert nms(boxes, scores, classes, 0.5).tolist() == [0, 1]
+    assert nms(boxes, scores, classes, below).tolist() == [0]
+    # the same two boxes of a network: one cell, anchors of one cell and of its half
+    outputs = [np.zeros((count, 1, 1), np.float32) for count in (4, 4, 2, 2)]
+    anchors = ((1.0, 1.0), (1.0, 0.5))
+    assert len(detect(outputs, anchors, 0.1, 0.5)) == 2
+    assert len(detect(outputs, anchors, 0.1, below)) == 1
 
 
 def test_empty_boxes_overlap_nothing():

@@ -10,6 +10,8 @@ from paredown.apps.detector.device.boxes.decode import Detections
 from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.targets.errors import UsageError
 
+pytestmark = pytest.mark.unit
+
 SIDE = 0.1
 
 

@@ -20,6 +20,8 @@ from paredown.apps.detector.device.flight.geometry import (
 )
 from paredown.targets.errors import UsageError
 
+pytestmark = pytest.mark.unit
+
 CENTIMETRE = 0.01
 DOWN = Attitude(0, math.radians(-90), 0)
 LEVEL = Attitude(0, 0, 0)

@@ -11,6 +11,8 @@ from paredown.apps.detector.device.boxes.decode import Detections
 from paredown.apps.detector.device.flight.tiles import Tiled, Tiling, Window, merge
 from paredown.targets.errors import UsageError
 
+pytestmark = pytest.mark.unit
+
 SIZE = (900, 1600)
 TILING = Tiling(416, 0.25)
 

@@ -11,6 +11,8 @@ from pymavlink.dialects.v20 import common
 
 from paredown.apps.detector.device.flight.vehicle import Pose, Trust, Vehicle
 
+pytestmark = pytest.mark.unit
+
 TRUST = Trust()
 
 

@@ -1,4 +1,8 @@
-"""What training loops share: ranges of settings, learning rate, optimizer groups, average, identity."""
+"""The training loop, and what goes with it: settings, learning rate, optimizer groups, average, identity.
+
+Recovery, SQuantizer, training in codes, the detector's training and the tiny language model's all run `fit`
+over a state of their own, and take each step by `descend`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +43,108 @@ def learning_rate(config: Schedule, step: int, steps: int) -> float:
         return config.lr * (step + 1) / (warmup + 1)
     share = (step - warmup) / max(1, steps - warmup)
     return config.lr * (config.last_lr + (1 - config.last_lr) * (1 + math.cos(math.pi * share)) / 2)
+
+
+class State(Protocol):
+    """A training under way.
+
+    Attributes:
+        step: steps taken.
+        steps: in all.
+    """
+
+    step: int
+    steps: int
+
+    def advance(self) -> float:
+        """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
+
+    def save(self, path: Path) -> None:
+        """Writes everything that a resumed run needs."""
+
+
+def fit(
+    state: State,
+    *,
+    where: str,
+    lr: float,
+    every: int,
+    look: Callable[[], None],
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+    tick: Callable[[int, int], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs a training to its end, from the step at which it stands.
+
+    Args:
+        state: of the training.
+        where: it is called in errors.
+        lr: highest rate of its schedule, for the hint of an error.
+        every: steps between two looks; there is one after the last step, too.
+        look: evaluates, and keeps what is best.
+        checkpoint: a file to keep up to date: at every look, and every `checkpoint_every` steps (0 = never).
+        checkpoint_every: steps.
+        tick: takes (steps done, steps in all) after every step.
+        stopped: whether patience has run out.
+        after: called after each step, before the checkpoint is written.
+
+    Raises:
+        UsageError: the loss or the gradient is no longer a number; the last good checkpoint stays.
+    """
+    while state.step < state.steps and not stopped():
+        loss = state.advance()
+        if not math.isfinite(loss):
+            raise diverged(where, loss, state.step, state.steps, lr, checkpoint)
+        if tick:
+            tick(state.step, state.steps)
+        looked = state.step % every == 0 or state.step == state.steps
+        if looked:
+            look()
+        after()
+        if checkpoint and (looked or (checkpoint_every and state.step % checkpoint_every == 0)):
+            state.save(checkpoint)
+
+
+def descend(
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[nn.Parameter],
+    *,
+    clip: float,
+    rate: float,
+    mask: Callable[[], None] = lambda: None,
+    device: str = "cpu",
+) -> float:
+    """Takes one step down a loss.
+
+    Args:
+        loss: a scalar.
+        optimizer: whose groups get `rate`, times their own `share` where they have one.
+        parameters: whose gradient is clipped, together.
+        clip: largest norm of the gradient.
+        rate: learning rate of this step.
+        mask: changes gradients before they are clipped.
+        device: where it is computed; named in errors.
+
+    Returns:
+        The loss; or the first of loss and norm of the gradient that is not finite, and no step was taken.
+    """
+    value = float(loss.detach())
+    optimizer.zero_grad()
+    if not math.isfinite(value):
+        return value
+    with explained(device):
+        loss.backward()
+    mask()
+    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    if not math.isfinite(norm):
+        return norm
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("share", 1.0) * rate
+    optimizer.step()
+    return value
 
 
 def check_settings(

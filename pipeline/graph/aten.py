@@ -1,0 +1,60 @@
+"""Reading the nodes of an exported program: names, arguments, shapes, and the user's line of code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+
+def target(node: Any) -> str:
+    """`aten.leaky_relu_.default` -> `leaky_relu`."""
+    name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "") or str(node.target)
+    return name.rstrip("_")
+
+
+def arguments(node: Any, *defaults: Any) -> list[Any]:
+    """Positional arguments, completed from the keywords and the defaults of the operation's schema."""
+    names = [a.name for a in node.target._schema.arguments]
+    values = []
+    for index, default in enumerate(defaults):
+        name = names[index] if index < len(names) else ""
+        values.append(node.args[index] if index < len(node.args) else node.kwargs.get(name, default))
+    return values
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(height, width) of a number, or of a list of one or two."""
+    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return (values[0], values[-1])
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """The shape of the tensor that a node makes."""
+    return tuple(node.meta["val"].shape)
+
+
+def module_path(node: Any) -> str:
+    """The path of the innermost module that made a node (`layers.3.conv`)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return re.sub(r"@\d+$", "", paths[-1]) if paths else ""
+
+
+def source_line(node: Any) -> str:
+    """`net.py:12`, where the user's code calls an operation."""
+    return user_line(node.meta.get("stack_trace") or "")
+
+
+def batched(node: Any) -> bool:
+    """Whether an operation makes one tensor with the batch of one first."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and tuple(value.shape[:1]) == (1,)
+
+
+def user_line(text: str) -> str:
+    """The last `File "x.py", line N` of a stack trace that is not torch's own."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [f"{path}:{line}" for path, line in frames if "/torch/" not in path]
+    return own[-1] if own else ""

@@ -1,0 +1,83 @@
+"""Concatenation: the inputs share one scale with the output, so that it is a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import arguments, shape_of
+from paredown.pipeline.graph.operations.operation import Codes, Operation
+from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.coupling.flow import Flow, Labels
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+MOST_INPUTS = 5  # of XNNPACK in LiteRT
+
+
+def _one(node: IntegerNode, feed: IntegerNode) -> bool:
+    return len(node.inputs) < 2
+
+
+def _one_or_many(node: IntegerNode, feed: IntegerNode) -> bool:
+    return not 2 <= len(node.inputs) <= MOST_INPUTS
+
+
+class Concat(Operation):
+    """Attributes: dim."""
+
+    aten = ("cat",)
+    joins = True
+    same_scale = True
+    keeps_sign = True
+    rules = {
+        EXECUTORCH: (Rule(_one, "XNNPACK concatenates 2 tensors or more", "leave it out"),),
+        LITERT: (
+            Rule(_one_or_many, f"XNNPACK concatenates 2 to {MOST_INPUTS} tensors", "concatenate in steps"),
+        ),
+    }
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        tensors, dim = arguments(node, None, 0)
+        feeds = tuple(tracer.tensor(node, t) for t in tensors)
+        tracer.add(node, "concat", feeds, attrs={"dim": dim % len(shape_of(node))})
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, node.attrs["dim"])
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        if node.attrs["dim"] == 1:
+            return np.concatenate([flow.channels(name) for name in node.inputs])
+        first, *others = (flow.channels(name) for name in node.inputs)
+        for other in others:
+            flow.tie(first, other)
+        return first
+
+    def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if not makes:
+            return super().line(flow, node, units, first, read, makes)
+        places = np.flatnonzero(np.isin(flow.roots(flow.labels[node.name]), list(units)))
+        each = len(places) // len(units)
+        times = f", {each} for each" if each > 1 else ""
+        return f"{node.name} places them at channels {places[0]} to {places[-1]}{times}"
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        return np.concatenate(inputs, node.attrs["dim"])
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(reals), node.attrs["dim"])
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        sources = [writer.read(feed, writer.native(node)) for feed in feeds]
+        options = writer.s.ConcatenationOptionsT()
+        options.axis = writer.axis(node, node.attrs["dim"])
+        writer.op("CONCATENATION", 2, sources, writer.result(node), options)

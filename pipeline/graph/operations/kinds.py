@@ -1,0 +1,58 @@
+"""The table of operations: adding a kind is a module of its own, and a row here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
+from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
+from paredown.pipeline.graph.operations.joining.add import Add
+from paredown.pipeline.graph.operations.joining.concat import Concat
+from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
+from paredown.pipeline.graph.operations.moving.pad import Pad
+from paredown.pipeline.graph.operations.moving.permute import Permute
+from paredown.pipeline.graph.operations.moving.reshape import Reshape
+from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
+from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
+from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
+from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
+from paredown.pipeline.graph.operations.pooling.mean import Mean
+from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
+from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
+from paredown.pipeline.graph.operations.weighted.linear import Linear
+
+#: Kind -> operation, in the order in which the documentation lists them.
+OPERATIONS: Mapping[str, Operation] = {
+    "input": Input(),
+    "conv2d": Conv2d(),
+    "linear": Linear(),
+    "relu": Relu(),
+    "relu6": Relu6(),
+    "leaky_relu": LeakyRelu(),
+    "max_pool2d": MaxPool2d(),
+    "add": Add(),
+    "concat": Concat(),
+    "mean": Mean(),
+    "avg_pool2d": AvgPool2d(),
+    "pad": Pad(),
+    "reshape": Reshape(),
+    "permute": Permute(),
+}
+KINDS = tuple(OPERATIONS)
+#: What tracing folds into other nodes, or makes several nodes of.
+FOLDED: tuple[Traced, ...] = (
+    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(),
+)  # fmt: skip
+OPAQUE = Unknown()
+
+
+def operation(kind: str) -> Operation:
+    """The operation of a kind: one of `KINDS`, or "opaque"."""
+    return OPAQUE if kind == "opaque" else OPERATIONS[kind]
+
+
+@functools.cache
+def traced(aten: str) -> tuple[Traced, ...]:
+    """What can trace an ATen operation of this name, in the order of the table."""
+    return tuple(each for each in (*OPERATIONS.values(), *FOLDED) if aten in each.aten)

@@ -1,0 +1,31 @@
+"""What makes the very tensor that it reads: it is left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from paredown.pipeline.graph.aten import arguments
+from paredown.pipeline.graph.operations.operation import Traced
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.tracer import Tracer
+
+
+class Identity(Traced):
+    """Another name or another place in memory for the same values."""
+
+    aten: ClassVar[tuple[str, ...]] = ("clone", "contiguous", "alias", "detach")
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        tracer.skip(node)
+
+
+class Dropout(Identity):
+    """Drops nothing in evaluation."""
+
+    aten = ("dropout", "feature_dropout")
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        if arguments(node, None, 0.5, True)[2]:
+            raise tracer.unknown(node, "is told to drop values in evaluation too (training=True)")
+        super().trace(tracer, node)

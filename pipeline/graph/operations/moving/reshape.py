@@ -1,0 +1,71 @@
+"""A reshape; its chains with permutes are thinned by `pipeline.compress.coupling.reshapes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.operations.operation import Codes, Operation, Shape, Values
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.coupling.flow import Flow, Labels
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+
+class Reshape(Operation):
+    """Attributes: shape, batch of one first."""
+
+    aten = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze")
+    moves = True
+    same_scale = True
+    keeps_sign = True
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        tracer.add(node, "reshape", (tracer.feed(node),), attrs={"shape": shape_of(node)})
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        return inputs[0].reshape(inputs[0].shape[0], *node.attrs["shape"][1:])
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        return self.moved(node, flow.full(node.inputs[0]))
+
+    def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if makes:
+            return f"{node.name} reshapes them"
+        return super().line(flow, node, units, first, read, makes)
+
+    def moved(self, node: Node, values: Values) -> Values:
+        return values.reshape(node.attrs["shape"])
+
+    def forms(self, node: Node, values: Values, dims: Sequence[int], given: Shape | None) -> Iterator[Values]:
+        """One of the dims is smaller."""
+        if given is not None:
+            if prod(given) == values.size:
+                yield values.reshape(given)
+            return
+        old = tuple(node.attrs["shape"])
+        for dim in dims:
+            size, rest = divmod(old[dim] * values.size, prod(old))
+            if rest == 0:
+                yield values.reshape(*old[:dim], size, *old[dim + 1 :])
+
+    def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
+        return {"shape": shape}
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        return inputs[0].reshape(inputs[0].shape[0], *node.attrs["shape"][1:])
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        return reals[0].reshape(node.attrs["shape"])
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        source = writer.read(feeds[0], "plain")
+        writer.reshape(source, writer.tensor(node, "plain"), node.attrs["shape"])

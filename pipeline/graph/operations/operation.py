@@ -1,0 +1,256 @@
+"""An operation kind: one small class, without state, with all that is known of the kind.
+
+How it is traced, computed in float, coupled, quantized, computed in integers, lowered to each runtime, and
+placed. `Operation` has a default for everything that most kinds do alike; docs/extending.md adds a kind step
+by step. What an operation is told (the tracer, the flow, the writers) comes as an argument: this package
+imports nothing that stands above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paredown.pipeline.graph.operations.placement import Rule
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.coupling.flow import Flow, Labels
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import Affine, IntegerNode, Scales
+    from paredown.pipeline.lower.litert.program import Writer
+
+Codes = NDArray[np.int8]
+Values = NDArray[np.int64]
+Shape = tuple[int, ...]
+
+QMIN, QMAX = -128, 127
+#: XNNPACK's limit for the largest factor from an input's unit to the output's: it must stay under 256.
+LARGEST_FACTOR = 255.0
+
+
+class Traced:
+    """What an exported program can hold, and what tracing makes of it.
+
+    Attributes:
+        aten: names of the ATen operations, without overload and trailing underscore.
+    """
+
+    aten: ClassVar[tuple[str, ...]] = ()
+
+    def takes(self, node: Any) -> bool:
+        """Whether an ATen node is for this class, where several classes have its name in `aten`.
+
+        The first class that takes it traces it. Where none does, the last one traces it, and says why it
+        cannot.
+        """
+        return True
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        """Makes nodes of ours of an ATen node, or folds it into the node before it.
+
+        Args:
+            tracer: makes nodes, reads arguments.
+            node: of the exported program.
+
+        Raises:
+            InputError: it cannot be carried; `tracer.unknown` makes the error.
+        """
+        raise NotImplementedError
+
+
+class Operation(Traced):
+    """An operation kind. Every kind needs `trace`, `compute`, `codes`, `executorch` and `litert`.
+
+    A kind that another kind's kernels compute needs `written` in the place of the last two.
+
+    Attributes:
+        weighted: its nodes have a weight and a bias.
+        channelwise: it computes each channel for itself, zero from zeros, and to the bit alike beside however
+            many other channels.
+        moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
+            `moved`, `forms` and `thinned`.
+        joins: its output is its inputs side by side.
+        same_scale: its output has the very codes of its inputs.
+        takes_relu: it clamps its output, and so can take in a ReLU that follows it.
+        is_relu: it clamps to `limits`, and can be taken in.
+        top: of a ReLU: the most that it makes; None where there is no limit.
+        keeps_sign: it makes no negative values where it reads none.
+        onednn: oneDNN's name of it, where a convolution can apply it to its own output, and the numbers that
+            this takes (a text is the name of an attribute); None where it cannot.
+        rules: (runtime, delegate) -> when it leaves the delegate. `placement.U55` has the rules of Ethos-U55
+            and U65 alone.
+    """
+
+    weighted: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
+    same_scale: ClassVar[bool] = False
+    takes_relu: ClassVar[bool] = False
+    is_relu: ClassVar[bool] = False
+    top: ClassVar[float | None] = None
+    keeps_sign: ClassVar[bool] = False
+    onednn: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
+    rules: ClassVar[Mapping[tuple[str, str], tuple[Rule, ...]]] = MappingProxyType({})
+
+    # -- float ---------------------------------------------------------------------------------------------
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        """Computes a node in floating point; a batch of any size."""
+        raise NotImplementedError
+
+    def macs(self, node: Node | IntegerNode) -> int:
+        """Multiply-accumulates of one inference, bias not counted."""
+        if node.weight is None:
+            return 0
+        return prod(node.weight.shape) * prod(node.shape[2:])
+
+    # -- coupling ------------------------------------------------------------------------------------------
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        """The labels of the output's channels; ties those that must stay or go together.
+
+        The default is right for what computes every channel for itself: the labels of its first input.
+        """
+        return flow.channels(node.inputs[0])
+
+    def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        """What a node does with the units of a group, for people; empty where there is nothing to say.
+
+        Args:
+            flow: of the graph.
+            node: of this kind.
+            units: of the group.
+            first: name of the layer that the group is named after.
+            read: the node reads some of them.
+            makes: its output has some of them.
+        """
+        if read and not makes:
+            return f"{node.name} ({node.attrs.get('op', node.kind)}) is not known: locked"
+        return ""
+
+    def moved(self, node: Node, values: Values) -> Values:
+        """Values, in the shape of the input, as the node moves them."""
+        raise NotImplementedError
+
+    def forms(self, node: Node, values: Values, dims: Sequence[int], given: Shape | None) -> Iterator[Values]:
+        """What the node may make of fewer values.
+
+        Args:
+            node: of this kind.
+            values: those that are left, in the shape of the thinner input.
+            dims: of the output, those that may become smaller.
+            given: the shape of the output, where it is known.
+        """
+        yield self.moved(node, values)
+
+    def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
+        """The attributes of the node when channels are gone.
+
+        Args:
+            node: of this kind.
+            shape: its new shape.
+            groups: of a weighted node: the groups that are left.
+        """
+        return node.attrs
+
+    def multiple(self, node: Node) -> str:
+        """Of a weighted node: the field of a card's `channel_multiple` that its width should obey."""
+        raise NotImplementedError
+
+    # -- integers ------------------------------------------------------------------------------------------
+
+    def limits(self, out: Affine) -> tuple[int, int]:
+        """Of a ReLU: the smallest and the largest code."""
+        return QMIN, QMAX
+
+    def widen(self, node: Node, scales: Scales) -> None:
+        """Widens the scales next to a node until a kernel can bring them together.
+
+        Raises:
+            InputError: no kernel computes this node at any scales.
+        """
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        """Computes a node in integers, to the bit as the kernels of both runtimes do.
+
+        Args:
+            node: of this kind.
+            feeds: the nodes that it reads.
+            inputs: their codes, a batch of any size.
+        """
+        raise NotImplementedError
+
+    # -- programs ------------------------------------------------------------------------------------------
+
+    def written(self, node: Any, feed: Any) -> Any:
+        """The node that programs hold in this one's place: itself, or one of another kind.
+
+        Args:
+            node: a `Node` or an `IntegerNode` of this kind.
+            feed: the first node that it reads, of the same class.
+
+        Returns:
+            A node of the same class, name, inputs and output.
+        """
+        return node
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        """The torch operations that a .pte holds.
+
+        Args:
+            program: has the node's weights, and quantizes in between.
+            node: of this kind.
+            reals: its inputs, dequantized.
+
+        Returns:
+            The output, not yet quantized.
+        """
+        raise NotImplementedError
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        """Writes the operators that a .tflite holds.
+
+        Args:
+            writer: of the file.
+            node: a `Node` or an `IntegerNode` of this kind.
+            feeds: the nodes that it reads, of the same class.
+        """
+        raise NotImplementedError
+
+    def card_kind(self, node: IntegerNode, feed: IntegerNode) -> str:
+        """What target cards call it."""
+        return node.kind
+
+
+class Input(Operation):
+    """The network's input; it is computed by nobody."""
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        labels = flow.new(node.shape[1])
+        flow.lock(labels, "is the network's input")
+        return labels
+
+
+class Unknown(Operation):
+    """What only `trace(..., opaque=True)` keeps: it can be run and pruned around, but not lowered."""
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        assert node.compute is not None
+        return node.compute(*inputs)
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        return flow.unknown(node)
+
+
+def clamped(values: NDArray[Any], node: IntegerNode) -> Codes:
+    """Values in units of a node's output, as codes."""
+    return np.clip(values + node.out.zero_point, node.low, node.high).astype(np.int8)

@@ -1,0 +1,133 @@
+"""Two-dimensional convolution, with zero padding, stride and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import arguments, pair, shape_of
+from paredown.pipeline.graph.operations.operation import Shape
+from paredown.pipeline.graph.operations.padding import (
+    FAR_SAME,
+    STRIDE,
+    far,
+    kernel_of,
+    symmetric,
+    written_padding,
+)
+from paredown.pipeline.graph.operations.placement import U55, Rule
+from paredown.pipeline.graph.operations.weighted.layer import Layer, parameters
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+
+def depthwise(node: Any, feed: Any) -> bool:
+    """Whether every group has one input channel, as the runtimes' depthwise kernels want it."""
+    return bool(1 < node.attrs["groups"] == feed.shape[1])
+
+
+def _far_padded(node: IntegerNode, feed: IntegerNode) -> bool:
+    return not depthwise(node, feed) and far(node) and written_padding(node, feed) == "PAD"
+
+
+def _far_depthwise(node: IntegerNode, feed: IntegerNode) -> bool:
+    return depthwise(node, feed) and far(node)
+
+
+class Conv2d(Layer):
+    """Attributes: stride (h, w), padding (left, right, top, bottom), groups; with batch norm also bn_eps."""
+
+    aten = ("conv2d",)
+    rules = {
+        **Layer.rules,
+        U55: (
+            Rule(
+                _far_padded, "Vela fails at a stride above 3 with padding other than TensorFlow's SAME",
+                STRIDE, "refused",
+            ),
+            Rule(_far_depthwise, "Ethos-U55 strides by at most 3 in depthwise convolutions", STRIDE),
+            FAR_SAME,
+        ),
+    }  # fmt: skip
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        x, w, b, stride, padding, dilation, groups = arguments(
+            node, None, None, None, [1, 1], [0, 0], [1, 1], 1
+        )
+        if tuple(dilation) not in {(1,), (1, 1)}:
+            raise tracer.unknown(node, f"has dilation {tuple(dilation)}, which no integer kernel here runs")
+        fields = parameters(tracer, node, w, b)
+        if len(shape_of(node)) != 4:
+            raise tracer.unknown(node, "must read (batch, channels, height, width)")
+        if isinstance(padding, str):
+            total = [k - 1 if padding == "same" else 0 for k in fields["weight"].shape[2:]]
+            pads = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+        else:
+            vertical, horizontal = pair(padding)
+            pads = (horizontal, horizontal, vertical, vertical)
+        feed = tracer.feed(node)
+        producer = tracer.nodes[feed]
+        if producer.kind == "pad" and tracer.sole_use(node):  # explicit zeros cost nothing in the conv
+            pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
+            feed = producer.inputs[0]
+        attrs = {"stride": pair(stride), "padding": pads, "groups": int(groups)}
+        tracer.add(node, "conv2d", (feed,), attrs=attrs, **fields)
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        assert node.weight is not None
+        x, padding = symmetric(inputs[0], node.attrs["padding"], 0.0)
+        return F.conv2d(x, node.weight, node.bias, node.attrs["stride"], padding, 1, node.attrs["groups"])
+
+    def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
+        return {**node.attrs, "groups": groups}
+
+    def multiple(self, node: Node) -> str:
+        assert node.weight is not None
+        if node.attrs["groups"] > 1 and node.weight.shape[1] == 1:
+            return "depthwise"
+        return "pointwise" if kernel_of(node) == (1, 1) else "conv"
+
+    def accumulated(self, node: IntegerNode, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        padded = F.pad(values, node.attrs["padding"])
+        return F.conv2d(padded, weight, bias, node.attrs["stride"], 0, 1, node.attrs["groups"])
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        (x,), attrs = reals, node.attrs
+        weight, bias = program.weight(node), program.bias(node)
+        left, right, top, bottom = attrs["padding"]
+        if (left, top) != (right, bottom):
+            x = program.requantized(F.pad(x, (left, right, top, bottom)), program.graph[node.inputs[0]])
+            left = top = 0
+        x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), 1, attrs["groups"])
+        return program.clamped(x, node)
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        (feed,) = feeds
+        groups, (stride_h, stride_w) = node.attrs["groups"], node.attrs["stride"]
+        source, padding = writer.padded(node, feed, writer.read(feed, "nhwc"))
+        each = depthwise(node, feed)
+        options = writer.s.DepthwiseConv2DOptionsT() if each else writer.s.Conv2DOptionsT()
+        options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
+        options.dilationHFactor = options.dilationWFactor = 1
+        options.fusedActivationFunction = writer.activation(node)
+        weight = np.asarray(node.weight)
+        if each:
+            options.depthMultiplier = node.weight.shape[0] // groups
+            weight = weight.transpose(1, 2, 3, 0)
+        else:
+            weight = weight.transpose(0, 2, 3, 1)
+        tensors = writer.weights(node, feed, weight, 3 if each else 0)
+        kind = "DEPTHWISE_CONV_2D" if each else "CONV_2D"
+        writer.op(kind, 3, [source, *tensors], writer.tensor(node, "nhwc"), options)
+
+    def card_kind(self, node: IntegerNode, feed: IntegerNode) -> str:
+        return "depthwise_conv2d" if depthwise(node, feed) else node.kind

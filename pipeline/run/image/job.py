@@ -1,0 +1,483 @@
+"""The job of an image network, as stages: what each makes, from what, with which parameters.
+
+    trace -> (sense -> prune -> recover -> trace-pruned ->) (squantize ->) calibrate -> integer
+    -> lower-RUNTIME -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
+
+Where the network is pruned or squantized, the original one is quantized and lowered too, to be timed beside
+it. What is slower on the device than what it was made from is rolled back: that is another job, whose stages
+are the same but for what ships. A stage's heavy imports happen in its build, so that a run in which
+everything is reused imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.calibration.datasets import First
+from paredown.pipeline.device.executor import SIMULATED
+from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.recipe.file import check_files
+from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of
+from paredown.pipeline.report.figures import ORIGINAL, Figure
+from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
+from paredown.pipeline.run.image.read import graph_in, integer_in, predictor, write_lowered, write_traced
+from paredown.pipeline.run.image.split import TrainingSplit
+from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
+from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
+from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
+from paredown.pipeline.store.files import set_threads, write_graph, write_json
+from paredown.pipeline.store.stage import Inputs, Stage
+from paredown.targets.errors import UsageError
+from paredown.targets.host.host import package_version
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.graph import Graph
+    from paredown.pipeline.lower.integer import IntegerGraph
+
+PARITY_INPUTS = 32
+SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
+FLOAT = "-fp32"
+INSTEAD = "-instead"  # what judges a program that was rolled back to
+PRUNED = "pruned.safetensors"
+
+
+@dataclass(frozen=True)
+class CalibrateParams:
+    """How activation ranges are found."""
+
+    observer: str
+    images: int
+    preprocess: str
+
+
+@dataclass(frozen=True)
+class IntegerParams:
+    """How weight scales are chosen, and what the input can be at all."""
+
+    weights: Literal["minmax", "mse"]
+    input_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ParityParams:
+    """How many inputs are compared, and on what."""
+
+    inputs: int
+    probes: int
+    machine: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PreviewParams:
+    """What draws the preview."""
+
+    runtime: str
+
+
+class ImageJob(Job):
+    """Makes the stages; keys are known before anything runs.
+
+    Args:
+        settings: of the run.
+        ships: runtime -> variant that ships instead of the last one that was made: `ORIGINAL`, the network
+            as it came in int8, or `FLOAT`, the same in float32.
+        exported: whether only files are made, which nothing here runs.
+
+    Attributes:
+        task: of the recipe's app.
+        original: the stage that traces the network as it came.
+        trace: that of what ships.
+        lower: runtime -> the program that ships.
+        integers: runtime -> the integer graph of that program; none where it is in float32.
+        baseline: runtime -> the original network in float32.
+        originals: runtime -> the original network in int8, where another is made of it.
+        rejected: runtime -> a program that was slower on the device.
+        scores: variant -> what scores it.
+
+    Raises:
+        UsageError: the target lacks a runtime that the recipe wants, or nothing runs on it here.
+        InputError: a file of the recipe is missing or broken.
+    """
+
+    kind = "image"
+
+    def __init__(
+        self, settings: Settings, ships: Mapping[str, str] | None = None, exported: bool = False
+    ) -> None:
+        """Opens the data sets, which checks their labels."""
+        if not exported:
+            check_target(settings.target)
+        super().__init__(settings)
+        check_files(self.recipe)
+        self.ships = dict(ships or {})
+        self.task: Task = load_task(self.recipe)
+        self.metric = metric_of(self.task)
+        self.preprocess = self.task.preprocess
+        self.calibration, self.test = self.task.data("calibration"), self.task.data("test")
+        prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
+        self.original = self._trace()
+        self.pruning: PruneStages | None = None
+        self.squantizing: SquantizeStages | None = None
+        self.trace = self.original
+        if prune or squantize:
+            self._compress(prune, squantize)
+        self.baseline = {name: self._lower_float(name) for name in self.runtimes}
+        self.calibrate = self._calibrate(self.trace)
+        self.integer = self._integer(self.trace, self.calibrate)
+        latest = {name: self._lower(name, self.integer) for name in self.runtimes}
+        self.originals: dict[str, Stage] = {}
+        whole = self.integer
+        if prune or squantize:
+            whole = self._integer(self.original, self._calibrate(self.original, ORIGINAL), ORIGINAL)
+            self.originals = {name: self._lower(name, whole, ORIGINAL) for name in self.runtimes}
+        self.lower, self.integers = dict(latest), dict.fromkeys(self.runtimes, self.integer)
+        self.rejected = {name: latest[name] for name in self.ships}
+        for name, variant in self.ships.items():
+            if variant == ORIGINAL:
+                self.lower[name], self.integers[name] = self.originals[name], whole
+            else:
+                self.lower[name] = self.baseline[name]
+                del self.integers[name]
+        self.parity = {name: self._parity(name) for name in self.integers}
+        floats = ("fp32", *(n for n, active in (("pruned", prune), ("squantized", squantize)) if active))
+        self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
+        here = self.target.reach.kind == "local" and self.device is None
+        self.bench = self._bench() if here else None
+        self.bundle, self.preview = self._bundle(), self._preview()
+
+    def _compress(self, prune: bool, squantize: bool) -> None:
+        split = TrainingSplit(self.recipe, self.task, self.smoke)
+        if prune:
+            machine = self.machine.to_dict()
+            self.pruning = PruneStages(self.settings, self.task, split, self.original, machine)
+            self.trace = self.pruning.trace
+        if squantize:
+            self.squantizing = SquantizeStages(self.settings, self.task, split, self.original, self.pruning)
+            self.trace = self.squantizing.squantize
+
+    def sensing(self) -> PruneStages:
+        """The stages of pruning, also where the recipe prunes nothing."""
+        if self.pruning is not None:
+            return self.pruning
+        split = TrainingSplit(self.recipe, self.task, self.smoke)
+        return PruneStages(self.settings, self.task, split, self.original, self.machine.to_dict())
+
+    @property
+    def device(self) -> str | None:
+        """The address of the device that proves the result; a microcontroller is simulated."""
+        return self.settings.device or (SIMULATED if self.target.microcontroller else None)
+
+    @property
+    def images(self) -> int:
+        """How many test images are scored."""
+        return min(len(self.test), SMOKE_IMAGES) if self.smoke else len(self.test)
+
+    # -- the job ---------------------------------------------------------------------------------------------
+
+    def programs(self) -> tuple[Stage, ...]:
+        """Everything but the bundle, the preview and times."""
+        first = (*self.rejected.values(), *self.originals.values(), *self.lower.values())
+        return (*first, *self.baseline.values(), *self.parity.values(), *self.scores.values())
+
+    def goals(self) -> tuple[Stage, ...]:
+        """See `Job`."""
+        return (*self.programs(), *([self.bench] if self.bench else []), self.bundle, self.preview)
+
+    def prepare(self, stage: Stage) -> None:
+        """Sets torch's threads, which float sums hang on, as the size of the network wants them."""
+        if stage is not self.original:
+            set_threads(self.path(self.original))
+
+    def prove(self, device: str, reach: Callable[[Sequence[Stage]], None]) -> tuple[Job, Proof]:
+        """See `Job`; what is slower on the device than what it was made from is rolled back."""
+        from paredown.pipeline.run.proof import Prover
+
+        reach(self.programs())
+        limit = self.settings.limit
+        with Prover(self, device) as prover:
+            ships = prover.roll_back()
+            job = ImageJob(self.settings, ships) if ships else self
+            reach(job.goals())
+            return job, prover.prove(job, limit)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """See `Job`."""
+        return self.summary.figures()
+
+    def notes(self) -> tuple[str, ...]:
+        """See `Job`."""
+        return self.summary.notes()
+
+    @property
+    def summary(self) -> Any:
+        """What the artefacts say."""
+        from paredown.pipeline.run.image.summary import Summary
+
+        return Summary(self)
+
+    def files(self) -> dict[str, tuple[Stage, str]]:
+        """See `Job`."""
+        found = {BUNDLE: (self.bundle, BUNDLE), PREVIEW: (self.preview, PREVIEW)}
+        if self.pruning is not None:
+            if self.recipe.prune.budget:
+                found |= {name: (self.pruning.sense, name) for name in (SENSE, PLOT)}
+            found |= {PLAN: (self.pruning.prune, PLAN), PRUNED: (self.pruning.recover, NETWORK)}
+        if self.squantizing is not None:
+            found[LATENT] = (self.squantizing.squantize, LATENT)
+        return found
+
+    def sections(self) -> dict[str, list[str]]:
+        """See `Job`."""
+        return self.summary.sections()
+
+    # -- what artefacts hold ---------------------------------------------------------------------------------
+
+    def graph(self, stage: Stage | None = None) -> Graph:
+        """The traced float network: that which is shipped, or that of another tracing stage."""
+        self.prepare(self.integer)
+        return graph_in(self.path(stage or self.trace))
+
+    def integer_graph(self, stage: Stage | None = None) -> IntegerGraph:
+        """The integer graph: the last one that was made, or that of another stage."""
+        self.prepare(self.integer)
+        return integer_in(self.path(stage or self.integer))
+
+    def predictor(self, variant: str) -> Predict:
+        """A way of predicting: a float network by its variant, "integer", or a runtime's program."""
+        self.prepare(self.integer)
+        integer = self.integers.get(variant)
+        return predictor(variant, self.path(self._maker(variant)), self.path(integer) if integer else None)
+
+    def _maker(self, variant: str) -> Stage:
+        """The stage that makes a variant."""
+        if variant == "pruned":
+            assert self.pruning is not None
+            return self.pruning.trace
+        makers = {"fp32": self.original, "squantized": self.trace, "integer": self.integer}
+        return makers.get(variant) or self.lower[variant]
+
+    def _read(self, name: str) -> dict[str, Stage]:
+        """What is read of a runtime's program beside itself: its scales."""
+        return {"graph": self.integers[name]} if name in self.integers else {}
+
+    def _instead(self, name: str) -> str:
+        return INSTEAD if name in self.ships else ""
+
+    # -- the stages ------------------------------------------------------------------------------------------
+
+    def _trace(self) -> Stage:
+        shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.graph.trace import trace
+
+            write_traced(out, trace(self.task.network(), shape))
+
+        params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
+        return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
+
+    def _calibrate(self, source: Stage, suffix: str = "") -> Stage:
+        limit = self.recipe.quantize.calibration_images
+        images = min(len(self.calibration), SMOKE_IMAGES if self.smoke else limit)
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.calibration.run import calibrate
+
+            graph = graph_in(inputs["trace"])
+
+            def forward(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+                import torch
+
+                return {name: value.numpy() for name, value in graph.run(torch.from_numpy(batch)).items()}
+
+            observer = self.recipe.quantize.observer
+            ranges = calibrate(forward, self.calibration, self.preprocess, observer, images, self.tick)
+            (out / "ranges.json").write_text(ranges.to_json())
+
+        params = CalibrateParams(self.recipe.quantize.observer, images, self.preprocess.hash)
+        inputs: dict[str, Stage | str] = {"trace": source, "data": self.calibration.fingerprint()}
+        return Stage(f"calibrate{suffix}", 1, params, inputs, build)
+
+    def _integer(self, source: Stage, calibrated: Stage, suffix: str = "") -> Stage:
+        params = IntegerParams(self.recipe.quantize.weights, self.preprocess.value_range)
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.calibration.run import Ranges
+            from paredown.pipeline.bundle.ledger import check_codes
+            from paredown.pipeline.lower.integer import quantize
+
+            ranges = Ranges.from_json((inputs["ranges"] / "ranges.json").read_text())
+            ranges.check(self.preprocess)
+            graph = graph_in(inputs["trace"])
+            integer = quantize(graph, ranges.ranges, input_range=params.input_range, weights=params.weights)
+            check_codes(graph, integer)
+            write_graph(out, *integer.dump())
+
+        return Stage(f"integer{suffix}", 2, params, {"trace": source, "ranges": calibrated}, build)
+
+    def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
+        int4 = self.target.runtime(name).int4
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.lower.integer import in_int4
+
+            graph = in_int4(integer_in(inputs["integer"]), int4)
+            write_lowered(out, runtime(name).lower_integer(graph))
+
+        return Stage(f"lower-{name}{suffix}", 3, _lower_params(name, int4), {"integer": integer}, build)
+
+    def _lower_float(self, name: str) -> Stage:
+        def build(out: Path, inputs: Inputs) -> None:
+            write_lowered(out, runtime(name).lower_float(graph_in(inputs["trace"])))
+
+        return Stage(f"lower-{name}{FLOAT}", 3, _lower_params(name), {"trace": self.original}, build)
+
+    def _parity(self, name: str) -> Stage:
+        count = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
+        params = ParityParams(count, min(2, count), self.machine.to_dict())
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.lower.integer import in_int4
+            from paredown.pipeline.lower.parity import check
+
+            tools = runtime(name)
+            integer = in_int4(integer_in(inputs["integer"]), self.target.runtime(name).int4)
+            done = 0
+
+            def tick() -> None:
+                nonlocal done
+                done += 1
+                self.tick(done, count)
+
+            result = check(
+                integer,
+                tools.load(program_in(inputs["program"]), 1, name),
+                lambda graph: tools.load(tools.lower_integer(graph).data, 1, name),
+                self._parity_inputs(integer, count),
+                params.probes,
+                tick,
+            )
+            write_json(out / "parity.json", asdict(result))
+
+        inputs: dict[str, Stage | str] = {"integer": self.integers[name], "program": self.lower[name]}
+        inputs["data"] = self.calibration.fingerprint()
+        return Stage(f"parity-{name}{self._instead(name)}", 1, params, inputs, build)
+
+    def _parity_inputs(self, integer: IntegerGraph, count: int) -> NDArray[np.int8]:
+        """Half real images of the calibration split, half synthetic textures over all codes."""
+        from paredown.targets.runners.vectors import test_inputs
+
+        real = min(count // 2, len(self.calibration))
+        scale = integer.input.out
+        images = [
+            self.preprocess.quantized(self.calibration[i].image, scale.scale, scale.zero_point)
+            for i in range(real)
+        ]
+        return np.concatenate([np.stack(images), test_inputs(integer.input.shape, count - real)])
+
+    def _score(self, variant: str) -> Stage:
+        params = ScoreParams(
+            variant, self.machine.to_dict(), self.images, self.preprocess.hash, dict(self.task.network_id)
+        )
+
+        def build(out: Path, inputs: Inputs) -> None:
+            predict = predictor(variant, inputs["program"], inputs.get("graph"))
+            write_json(out / "score.json", self.task.score(predict, First(self.test, self.images), self.tick))
+
+        inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
+        name = f"score-{variant}{self._instead(variant)}"
+        return Stage(name, 2, params, inputs, build, self._read(variant))
+
+    def _bench(self) -> Stage:
+        runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
+        threads = self.recipe.bench.threads
+        stages = {**self.lower, **{f"{name}{FLOAT}": stage for name, stage in self.baseline.items()}}
+        stages |= {f"{name}{ORIGINAL}": stage for name, stage in self.originals.items()}
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.compress.coupling.surgery import load_pruned
+            from paredown.pipeline.device.timing import Eager, interleaved, peak_memory
+
+            image = self.preprocess(self.calibration[0].image)[None]
+            codes = integer_in(inputs["integer"]).input.out.quantize(image)
+            runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
+            if "recovered" in inputs:
+                pruned = load_pruned(self.task.network(), inputs["recovered"] / NETWORK)
+                runners["pruned"] = (Eager(pruned, threads), image)
+            programs: dict[str, Any] = {}
+            for variant in stages:
+                name = variant.removesuffix(FLOAT).removesuffix(ORIGINAL)
+                x = image if variant.endswith(FLOAT) else codes
+                runners[variant] = (runtime(name).load(program_in(inputs[variant]), threads, variant), x)
+                programs[variant] = (name, inputs[variant] / "program", x)
+            memory = peak_memory(programs)
+            times = interleaved(runners, runs, self.tick)
+            figures = {
+                name: {
+                    "latency_p50": float(np.percentile(values, 50)),
+                    "latency_p90": float(np.percentile(values, 90)),
+                    **({"memory_peak": memory[name]} if name in memory else {}),
+                }
+                for name, values in times.items()
+            }
+            write_json(out / "bench.json", figures)
+
+        params = BenchParams(threads, self.machine.to_dict(), runs)
+        reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
+        return Stage("bench", 3, params, {"trace": self.original, **stages}, build, reads)
+
+    def _bundle(self) -> Stage:
+        made = (self.integers, self.lower, self.baseline, self.parity, self.scores)
+        told = (self.originals, self.rejected)  # their sizes stand in the manifest
+        inputs = {stage.name: stage for group in (*made, *told) for stage in group.values()}
+
+        def build(out: Path, folders: Inputs) -> None:
+            from paredown.pipeline.bundle.archive import pack
+            from paredown.pipeline.run.image.manifest import byte_ledger, contents
+
+            (out / BUNDLE).write_bytes(pack(*contents(self)))
+            if self.squantizing is not None:
+                from paredown.pipeline.run.image.summary import LEDGER
+
+                write_json(out / LEDGER, byte_ledger(self, out / BUNDLE).to_dict())
+
+        reads = {"trace": self.original, "integer": self.integer, "traced": self.trace}
+        if self.pruning is not None:
+            reads |= {"prune": self.pruning.prune, "recover": self.pruning.recover}
+        params = self.bundle_params(self.task, machine=True)
+        return Stage("bundle", 6, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
+
+    def _preview(self) -> Stage:
+        name = self.runtimes[-1]
+
+        def build(out: Path, inputs: Inputs) -> None:
+            self.task.preview(
+                predictor(name, inputs["program"], inputs.get("graph")), self.test, out / PREVIEW
+            )
+
+        inputs: dict[str, Stage | str] = {"program": self.lower[name], "data": self.test.fingerprint()}
+        return Stage("preview", 1, PreviewParams(name), inputs, build, self._read(name))
+
+
+def check_target(target: Any) -> None:
+    """Refuses a target for which files are made that nothing here runs.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if target.export_only or any(there.io == "float32" for there in target.runtimes.values()):
+        raise UsageError(
+            f"target {target.name} is export-only",
+            hint=f'use "paredown export RECIPE --target {target.name}"',
+        )
+
+
+def _lower_params(name: str, int4: tuple[str, ...] = ()) -> LowerParams:
+    package = runtime(name).package
+    return LowerParams(name, package_version(package), package, int4)

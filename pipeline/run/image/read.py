@@ -1,0 +1,82 @@
+"""What the artefacts of an image job hold: graphs, programs, ways of predicting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.pipeline.lower.runtimes import float_predict, runtime
+from paredown.pipeline.recipe.task import Predict
+from paredown.pipeline.run.job import program_in
+from paredown.pipeline.store.files import read_graph, write_graph, write_json
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.graph import Graph
+    from paredown.pipeline.lower.integer import IntegerGraph
+
+FLOATS = ("fp32", "pruned", "squantized")
+SIZE = "size.json"
+
+
+def graph_in(folder: Path) -> Graph:
+    """The float graph of a tracing stage's artefact."""
+    from paredown.pipeline.graph.graph import Graph
+
+    return Graph.load(*read_graph(folder))
+
+
+def integer_in(folder: Path) -> IntegerGraph:
+    """The integer graph of a stage's artefact."""
+    from paredown.pipeline.lower.integer import IntegerGraph
+
+    return IntegerGraph.load(*read_graph(folder))
+
+
+def write_traced(out: Path, graph: Graph) -> None:
+    """The artefact of a tracing stage."""
+    write_graph(out, *graph.dump())
+    write_json(out / SIZE, {"macs": graph.macs, "parameters": graph.parameters})
+
+
+def write_lowered(out: Path, lowered: Any) -> None:
+    """The artefact of a lowering stage."""
+    (out / "program").write_bytes(lowered.data)
+    facts = {"subgraphs": lowered.subgraphs, "undelegated": list(lowered.undelegated)}
+    write_json(out / "lowered.json", facts)
+
+
+def predictor(variant: str, made: Path, integer: Path | None) -> Predict:
+    """A way of predicting.
+
+    Args:
+        variant: one of `FLOATS`, "integer", or a runtime.
+        made: the artefact that predicts: a traced graph, an integer graph, a program.
+        integer: the integer graph of a runtime's program; None of one in float32.
+    """
+    if variant in FLOATS:
+        return _torch_predict(graph_in(made))
+    if variant == "integer":
+        from paredown.pipeline.lower import reference
+
+        graph = integer_in(made)
+        return _real(graph, lambda codes: reference.predict(graph, codes))
+    program = runtime(variant).load(program_in(made), 1, variant)
+    return program if integer is None else _real(integer_in(integer), program)
+
+
+def _real(graph: IntegerGraph, codes: Callable[[NDArray[np.int8]], tuple[NDArray[np.int8], ...]]) -> Predict:
+    return float_predict(graph.input.out, [graph[name].out for name in graph.outputs], codes)
+
+
+def _torch_predict(graph: Graph) -> Predict:
+    import torch
+
+    def predict(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        values = graph.run(torch.from_numpy(x))
+        return tuple(values[name].numpy() for name in graph.outputs)
+
+    return predict

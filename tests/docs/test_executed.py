@@ -1,0 +1,197 @@
+"""Commands and Python of the README and of docs/ do what the pages say: they are executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from manual import DOCS, ROOT, Block, blocks
+from needs import needs
+
+README = (ROOT / "README.md").read_text()
+#: Lowering to ExecuTorch takes half a minute for each of these networks.
+ONE_RUNTIME = ["--set", 'lower.runtimes=["litert"]']
+#: What makes commands short, on this machine in the place of the board.
+SHORT = {
+    "run": ["--smoke", *ONE_RUNTIME], "validate": ["--limit", "2", "--times", "2"],
+    "bench": ["--minutes", "0"], "cost": ["--set", "prune.widths=2"], "sense": ["--smoke", *ONE_RUNTIME],
+}  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+
+
+def paredown(arguments: list[str], folder: Path) -> str:
+    command = [sys.executable, "-m", "paredown.apps.cli.main", *arguments]
+    result = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def python(block: Block, folder: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", block.text], cwd=folder, env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, f"{block.page}: {result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every unmarked command has run once."""
+    folder = tmp_path_factory.mktemp("manual")
+    done: list[list[str]] = []
+    for block in blocks("sh", mark=""):
+        for command in block.commands():
+            assert command[0] == "paredown"
+            if command not in done:
+                assert paredown(command[1:], folder).strip()
+                done.append(command)
+    assert ["paredown", "run", "digits", "--target", "host"] in done
+    return folder
+
+
+def test_the_main_job_leaves_what_is_listed(folder: Path) -> None:
+    page = (DOCS / "getting-started.md").read_text()
+    part = page.partition("## What a run leaves")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`([\w.]+\.(?:paredown|json|md|png|toml))`", part))
+    expected = {"bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json"}
+    assert listed == expected
+    for name in expected:
+        assert (folder / "runs" / "digits" / "host" / name).stat().st_size > 0
+
+
+def test_the_table_of_the_main_job_is_what_it_prints(folder: Path) -> None:
+    figures = json.loads((folder / "runs" / "digits" / "host" / "figures.json").read_text())
+    cells = {(f["variant"], f["metric"]): f["value"] for f in figures}
+    (printed,) = (block.text for block in blocks("text") if block.page == "README.md")
+    lines = [line.split() for line in printed.splitlines() if re.match(r" ?\w+.* \d", line)]
+    rows = {line[0]: line[1:] for line in lines}
+    for variant in ("fp32", "integer", "executorch", "litert"):
+        assert float(rows[variant][0]) == pytest.approx(cells[variant, "map50"], abs=0.003)
+    for runtime in ("executorch", "litert"):
+        assert cells[runtime, "parity_lsb"] == 0 and cells[runtime, "undelegated_ops"] == 0
+        assert cells["fp32", "map50"] - cells[runtime, "map50"] <= 0.005
+
+
+def test_the_python_of_the_readme_runs(folder: Path) -> None:
+    import paredown as package
+
+    (block,) = (b for b in blocks("python") if b.page == "README.md")
+    for name in ("run", "load"):
+        assert hasattr(package, name), f"the README shows paredown.{name}, which is not there yet"
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", folder / "photo.jpg")
+    assert python(block, folder).startswith("True")
+
+
+def test_the_unpacked_bundle_detects_on_a_photo(folder: Path) -> None:
+    """The Python of getting-started.md, and the board's command after it, here in the board's folder."""
+    (block,) = (b for b in blocks("python", mark="") if b.page == "getting-started.md")
+    python(block, folder)
+    board = folder / "board"
+    assert (board / "paredown" / "apps" / "detector" / "device" / "detect.py").is_file()
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", board / "photo.jpg")
+    (line,) = (c for b in blocks("sh", mark="needs: hardware") for c in b.commands() if c[0] == "python")
+    command = [sys.executable, *line[1:]]
+    lonely = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=board, env=lonely, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["detections"] and (board / "found.png").is_file()
+
+
+def slow(page: str) -> list[list[str]]:
+    """The commands of a page that slow tests run, without their program."""
+    found = [c for b in blocks("sh", mark="runs: slow") if b.page == page for c in b.commands()]
+    assert found and all(command[0] == "paredown" for command in found)
+    return [command[1:] for command in found]
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_commands_of_compression_run(tmp_path: Path) -> None:
+    done: list[list[str]] = []
+    for page in ("pruning.md", "squantizer.md", "README.md"):
+        for command in slow(page):
+            if command not in done:
+                assert paredown([*command, *SHORT.get(command[0], [])], tmp_path).strip()
+                done.append(command)
+        if page == "pruning.md":
+            run = tmp_path / "runs" / "digits" / "host"
+            text = (DOCS / page).read_text()
+            for name in ("sensitivity.json", "sensitivity.png", "plan.json", "pruned.safetensors"):
+                assert f"`{name}`" in text and (run / name).stat().st_size > 0
+            (block,) = (b for b in blocks("python", mark="runs: slow") if b.page == page)
+            python(block, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_commands_for_devices_run(tmp_path: Path) -> None:
+    for command in slow("devices.md"):
+        here = ["local:" if word.startswith("ssh://") else word for word in command]
+        if here[0] == "cost":  # this machine's times are nobody else's
+            here[here.index("raspberry-pi-5")] = "host"
+        assert paredown([*here, *SHORT.get(here[0], [])], tmp_path).strip()
+    assert (tmp_path / "latency-host-litert.json").stat().st_size > 0
+    command = ["run", "digits", "--target", "cortex-m4", "--limit", "2", "--smoke"]
+    assert "LiteRT Micro" in paredown(command, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_chat_and_the_camera_run(folder: Path, tmp_path: Path) -> None:
+    for command in slow("chat.md"):
+        assert paredown([*command, *SHORT.get(command[0], [])], tmp_path).strip()
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", folder / "photos")
+    (command,) = slow("camera.md")
+    seen, whole = map(json.loads, paredown(command, folder).splitlines())
+    assert seen["detections"] and whole["summary"]["frames"] == 1 and (folder / "found.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_sessions_with_the_apps_are_what_they_say(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line by line; a release's name and decimals (times, sizes) are another machine's."""
+    needs("npm", "npm")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", photos)
+
+    def plain(text: str) -> list[str]:
+        text = text.replace(str(photos), "/home/pi/photos")
+        return re.sub(r"\b[0-9a-f]{12}\b", "RELEASE", re.sub(r"\d+\.\d+", "0.0", text)).splitlines()
+
+    sessions = blocks("console", mark="runs: session")
+    assert {block.page for block in sessions} == {"camera.md", "drone.md", "phone-page.md"}
+    for block in sessions:
+        said = block.text.split("$ ")[1:]
+        for (program, *arguments), each in zip(block.commands(), said, strict=True):
+            assert program == "paredown"
+            there = [word.replace("/home/pi/photos", str(photos)) for word in arguments]
+            assert plain(paredown(there, folder)) == plain(each.partition("\n")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    silent = {**environment(), "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=silent, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?|png|svg))"', page.read_text())
+        assert not fetched, f"{page.name} fetches {fetched}"
