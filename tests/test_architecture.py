@@ -7,6 +7,7 @@
 4. No module-level side effects, no mutable default arguments.
 5. At most nine rooms (modules and packages) in a folder, no circle between the rooms of one.
 6. Data never names code: what is imported or run by a name that is computed is listed here, place by place.
+7. `import paredown` loads the standard library alone: its `__init__.py` is in every bundle, on every board.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import ROOMS, ROOT, Module, arrows, folders, read_house, top, ways_round
+from house import PACKAGE, ROOMS, ROOT, Module, arrows, folders, imports_of, read_house, top, ways_round
 
 LOWERING = {"executorch", "litert_torch", "torchao"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
@@ -41,7 +42,7 @@ NAMED_CODE = {
     "pipeline.device.language.validate:_runs": "the bundle's app, on the device",
     "pipeline.lower.runtimes:_module": "one of RUNTIMES",
     "pipeline.lower.runtimes:load": "one of RUNTIMES",
-    "pipeline.recipe.factory:from_factory": "the recipe's own factory: a recipe is a program",
+    "pipeline.recipe.factory:_imported": "the recipe's own factory: a recipe is a program",
     "pipeline.recipe.task:import_app": "the recipe's app, or that of a bundle",
     "apps.cli.camera:deploy": "one of APPS",
 }
@@ -350,6 +351,29 @@ def test_lowering_tools_are_imported_only_inside_functions_of_lower(house):
 
 def test_importing_a_module_does_no_work(house):
     assert [line for module in house.values() for line in side_effects(module)] == []
+
+
+@pytest.fixture(scope="module")
+def package(house) -> Module:
+    """The package's own module, which is in no room."""
+    path = ROOT / PACKAGE / "__init__.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return Module(PACKAGE, path, tree, tuple(imports_of(tree, PACKAGE, set(house))))
+
+
+def test_importing_the_package_loads_the_standard_library_alone(package):
+    at_once = {top(entry.module) for entry in package.imports if entry.when == "import"}
+    assert at_once <= {"__future__", "typing"}
+    assert side_effects(package) == mutable_defaults(package) == named_code(package) == []
+
+
+def test_the_package_names_what_there_is(package, house):
+    inner = {entry.module for entry in package.imports if top(entry.module) not in sys.stdlib_module_names}
+    assert inner and inner <= set(house)
+
+
+def test_the_package_is_python_3_9(package):
+    assert ast.parse(package.path.read_text(encoding="utf-8"), feature_version=(3, 9))
 
 
 def test_no_default_argument_is_mutable(house):

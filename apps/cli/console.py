@@ -12,11 +12,10 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from paredown.apps.api.recipes import recipe_folders as recipe_folders
 from paredown.apps.cli.group import recipe_names, target_names
 from paredown.pipeline.store.event import Event, Tell
 from paredown.targets.errors import ParedownError
-
-RECIPES = Path(__file__).parents[1]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
@@ -31,11 +30,6 @@ TargetName = Annotated[
     str, typer.Option(help="A target card, see `paredown targets`.", autocompletion=target_names)
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Run every stage on a handful of samples.")]
-
-
-def recipe_folders() -> tuple[Path, ...]:
-    """Where the recipes lie that ship with the apps."""
-    return tuple(sorted(path for path in RECIPES.glob("*/recipes") if path.is_dir()))
 
 
 def tables() -> Any:

@@ -63,9 +63,33 @@ def load_recipe(
     """
     path = find_recipe(name_or_path, search)
     tables, text = read_toml(path, "recipe")
-    origin: dict[tuple[str, ...], tuple[str, str]] = {}  # keys that an override wrote, for the error line
     _check_keys(tables, path, text)
     _resolve_paths(tables, path.parent)
+    return _resolved(tables, overrides, str(path), text).read_from(path)
+
+
+def change_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with some keys overridden.
+
+    Args:
+        recipe: resolved.
+        overrides: as those of `load_recipe`.
+
+    Raises:
+        UsageError: an override that is not `key=value`.
+        InputError: a key is unknown; a value is not accepted.
+    """
+    tables = recipe.model_dump(mode="json", exclude_unset=True)
+    data = tables.get("data", {})
+    if data.get("calibration") == data.get("train"):  # not asked for, but filled in
+        data.pop("calibration", None)
+    changed = _resolved(tables, overrides, "recipe", "")
+    return changed.read_from(recipe.file) if recipe.file else changed
+
+
+def _resolved(tables: dict[str, Any], overrides: Sequence[str], source: str, text: str) -> Recipe:
+    """Overrides, checks and resolves the tables of a recipe, which have absolute paths already."""
+    origin: dict[tuple[str, ...], tuple[str, str]] = {}  # keys that an override wrote, for the error line
     for override in overrides:
         key, value = _parse_override(override)
         where = f"--set {override}"
@@ -80,12 +104,12 @@ def load_recipe(
     except ValidationError as error:
         key, problem = first_problem(error)
         prefixes = (key[:length] for length in range(len(key), 0, -1))
-        source, text = next((origin[prefix] for prefix in prefixes if prefix in origin), (str(path), text))
+        source, text = next((origin[prefix] for prefix in prefixes if prefix in origin), (source, text))
         raise InputError(problem, where=place(source, text, key)) from error
     if recipe.data.calibration is None and recipe.data.train is not None:
         data = recipe.data.model_copy(update={"calibration": recipe.data.train})
         recipe = recipe.model_copy(update={"data": data})
-    return recipe.read_from(path)
+    return recipe
 
 
 def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:

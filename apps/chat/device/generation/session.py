@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -134,6 +134,14 @@ class Session:
         self._room = min(ROOM, model.context // 4)
         kind = "chat" if manner.turns else "continues a text, remembers none"
         self.description = f"{kind}; context of {model.context:,} tokens"
+
+    def anew(self, manner: Manner) -> Session:
+        """A new session with the same model, which answers in another manner; this one is over.
+
+        Args:
+            manner: how; whether the model chats stays as it is.
+        """
+        return Session(self._model, self._tokens, replace(manner, turns=self._manner.turns), self._clock)
 
     def reset(self) -> None:
         """Forgets everything that was said."""
