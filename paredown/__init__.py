@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from paredown.apps.api.model import Classification, Detection, Model
-    from paredown.apps.api.runs import Result
     from paredown.pipeline.recipe.schema import Recipe
     from paredown.pipeline.report.checks import Validation
+    from paredown.pipeline.run.run import Result
     from paredown.targets.errors import DeviceError, InputError, ParedownError, UsageError
 
     __version__: str
@@ -53,7 +53,7 @@ def run(
         runs: folder of the runs and of stored results; the run itself is in RUNS/RECIPE/TARGET.
         smoke: run every stage on a handful of samples; the figures mean nothing.
         limit: score at most this many images on the device.
-        log: told one line per stage.
+        log: told when a stage begins and when it is done, a line each.
 
     Returns:
         Folder, bundle and figures. A broken budget raises nothing: ask `passed`.
@@ -124,7 +124,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(model, name)
     if name == "Result":
-        from paredown.apps.api.runs import Result
+        from paredown.pipeline.run.run import Result
 
         return Result
     if name == "Recipe":
