@@ -1,0 +1,443 @@
+"""Every module has a test file: of its own name, or one that is named here together with the reason.
+
+Its own is `test_MODULE.py` or `test_FOLDER_MODULE.py`, FOLDER being one that the module lies in; it lies in
+the same folder below tests/, or in one above that. Another one must at least reach the module by imports.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from house import PACKAGE, Module, read_house
+
+pytestmark = pytest.mark.unit
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+#: Test file -> why it is that of other modules -> these; a path without .py stands for all below it.
+ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "apps/cli/test_cli_device.py": (
+        "bench and cost as a user calls them",
+        ("pipeline/device/bench/bench.py", "pipeline/device/latency/measure.py"),
+    ),
+    "apps/detector/web/test_web_site.py": (
+        "the page's network takes floats, and the site is served",
+        ("pipeline/lower/litert/float_io.py", "apps/detector/web/serve.py"),
+    ),
+    "targets/devices/transports/test_local.py": (
+        "the contract of all devices, here on this machine",
+        (
+            "targets/devices/device.py",
+            "targets/devices/errors.py",
+            "targets/devices/shell/conversation.py",
+            "targets/devices/shell/dialogue.py",
+            "targets/devices/shell/script.py",
+            "targets/devices/shell/shell.py",
+            "targets/devices/shell/worker.py",
+            "targets/devices/transports/channel.py",
+        ),
+    ),
+    "targets/emulated/test_board.py": (
+        "an emulated board is all of them together",
+        (
+            "targets/emulated/instructions.py",
+            "targets/emulated/server.py",
+            "targets/emulated/sysroot.py",
+            "targets/devices/programs.py",
+        ),
+    ),
+    "targets/emulated/test_adb_board.py": (
+        "what ends when its owner does is an emulator",
+        ("targets/emulated/leash.py",),
+    ),
+    "targets/mcu/test_vela.py": (
+        "whether a program fits is asked after it is compiled",
+        ("targets/mcu/memory.py",),
+    ),
+    "targets/mcu/test_tflm.py": (
+        "the interpreter lives in a process of its own",
+        ("targets/mcu/tflm_process.py",),
+    ),
+    "pipeline/report/test_figures.py": (
+        "a figure says on which machine it was measured",
+        ("targets/host/host.py",),
+    ),
+    "apps/cli/test_cli.py": (
+        "the commands as a user calls them, and their errors",
+        (
+            "apps/cli/",
+            "targets/errors.py",
+        ),
+    ),
+    "targets/runners/test_run_executorch.py": (
+        "the runner that it builds is what is run",
+        ("targets/runners/executorch_build.py",),
+    ),
+    "targets/runners/test_litert_runner.py": (
+        "its one class is the runner",
+        ("targets/runners/litert.py",),
+    ),
+    "pipeline/device/test_deploy.py": (
+        "a device proves what is deployed to it",
+        (
+            "targets/runners/prove.py",
+            "targets/devices/service/keeper.py",
+        ),
+    ),
+    "apps/detector/device/test_detect.py": (
+        "the board's program reads an unpacked bundle",
+        ("targets/runners/unpacked.py",),
+    ),
+    "calibration/test_datasets.py": (
+        "all readers of boxes are compared",
+        ("calibration/readers/records.py",),
+    ),
+    "calibration/test_calibrate.py": (
+        "a calibration run is what it is about",
+        ("calibration/run.py",),
+    ),
+    "pipeline/run/image/test_squantize_run.py": (
+        "whole runs, whose codes are followed into every artefact",
+        (
+            "pipeline/bundle/ledger.py",
+            "pipeline/compress/training/setup.py",
+        ),
+    ),
+    "golden/test_formats.py": (
+        "the vectors that a bundle had years ago are computed anew",
+        ("pipeline/bundle/vectors.py",),
+    ),
+    "pipeline/run/language/test_language_run.py": (
+        "a whole run of a language model, to its proof on a device",
+        (
+            "pipeline/compress/blockwise/codes.py",
+            "pipeline/device/language/",
+            "pipeline/lower/language/network.py",
+            "apps/chat/device/score.py",
+            "apps/chat/device/speed.py",
+            "apps/chat/device/speed.py",
+            "apps/chat/task.py",
+        ),
+    ),
+    "pipeline/run/language/test_language_changes.py": (
+        "what a recipe changes, and what for",
+        (
+            "pipeline/compress/blockwise/ffn_network.py",
+            "pipeline/compress/blockwise/mixed_bits.py",
+            "pipeline/compress/blockwise/qat_training.py",
+            "pipeline/recipe/language_task.py",
+        ),
+    ),
+    "pipeline/compress/coupling/test_coupling.py": (
+        "a group of channels is what flows through reshapes",
+        (
+            "pipeline/compress/coupling/flow.py",
+            "pipeline/compress/coupling/reshapes.py",
+        ),
+    ),
+    "pipeline/compress/coupling/test_surgery.py": (
+        "surgery traced again is what it cut",
+        ("pipeline/compress/coupling/thin_graph.py",),
+    ),
+    "pipeline/compress/grids/test_block_grid.py": (
+        "the weight is what the grid makes",
+        ("pipeline/compress/grids/weight.py",),
+    ),
+    "pipeline/compress/sensitivity/test_forward.py": (
+        "the masked network is compared with one that is cut",
+        ("pipeline/compress/sensitivity/masked.py",),
+    ),
+    "pipeline/compress/squantize/test_layer_plans.py": (
+        "bits that a budget chooses become plans",
+        ("pipeline/compress/squantize/bits.py",),
+    ),
+    "pipeline/compress/squantize/test_qat_network.py": (
+        "what is trained is folded to the very codes",
+        ("pipeline/compress/squantize/fold.py",),
+    ),
+    "pipeline/compress/training/test_recover.py": (
+        "the training is their only user",
+        (
+            "pipeline/compress/training/config.py",
+            "pipeline/compress/training/features.py",
+            "pipeline/compress/training/training.py",
+        ),
+    ),
+    "pipeline/run/image/test_prune_run.py": (
+        "whole runs, whose artefacts are compared",
+        ("pipeline/compress/training/recovery.py",),
+    ),
+    "pipeline/device/bench/test_profile.py": (
+        "bench follows latency and knows each operation's share",
+        (
+            "pipeline/device/bench/sustained.py",
+            "pipeline/device/executor.py",
+            "pipeline/device/timing.py",
+        ),
+    ),
+    "pipeline/device/latency/test_latency.py": (
+        "a table is made of measured layers",
+        (
+            "pipeline/device/latency/layer_times.py",
+            "pipeline/device/latency/layers.py",
+        ),
+    ),
+    "pipeline/run/test_proof.py": (
+        "a proof on a device, also where it is rolled back",
+        (
+            "pipeline/device/rollback.py",
+            "pipeline/device/microcontroller.py",
+        ),
+    ),
+    "pipeline/graph/test_graph.py": (
+        "what is traced computes what the network does, operation by operation",
+        (
+            "pipeline/graph/opaque.py",
+            "pipeline/graph/operations",
+            "pipeline/graph/trace.py",
+        ),
+    ),
+    "pipeline/lower/test_integer.py": (
+        "the integer graph is where activations are fused",
+        ("pipeline/graph/fusion.py",),
+    ),
+    "pipeline/lower/language/test_language_executorch.py": (
+        "the program is shorter and computes the same",
+        ("pipeline/lower/executorch/constants.py",),
+    ),
+    "pipeline/lower/language/test_language_litert.py": (
+        "operation by operation against torch",
+        (
+            "pipeline/lower/language/aten_litert.py",
+            "pipeline/lower/language/aten_operations.py",
+        ),
+    ),
+    "pipeline/lower/litert/test_litert_program.py": (
+        "the program is what it lays out",
+        ("pipeline/lower/litert/layout.py",),
+    ),
+    "pipeline/lower/predict/test_inspect.py": (
+        "what is predicted is compared with what the runtimes do",
+        (
+            "pipeline/lower/predict/placement.py",
+            "pipeline/lower/predict/rules.py",
+        ),
+    ),
+    "pipeline/lower/test_parity.py": (
+        "all runtimes are compared through it",
+        ("pipeline/lower/runtimes.py",),
+    ),
+    "pipeline/recipe/test_recipe_file.py": (
+        "a recipe's file is read by its schema",
+        ("pipeline/recipe/schema.py",),
+    ),
+    "apps/classifier/test_classifier_task.py": (
+        "a task is what an app makes",
+        (
+            "pipeline/recipe/task.py",
+            "apps/classifier/labels.py",
+        ),
+    ),
+    "apps/classifier/test_classifier_network.py": (
+        "networks and weights of users",
+        (
+            "pipeline/recipe/weights.py",
+            "apps/classifier/catalogue.py",
+        ),
+    ),
+    "pipeline/run/test_run.py": (
+        "whole runs, keyed, reused and explained",
+        ("pipeline/run/",),
+    ),
+    "apps/chat/test_chat_terminal.py": (
+        "the board's program is talked to",
+        ("apps/chat/device/chat.py",),
+    ),
+    "apps/chat/test_chat_session.py": (
+        "a conversation with its figures",
+        ("apps/chat/device/generation/stats.py",),
+    ),
+    "apps/chat/test_chat_models.py": (
+        "all runtimes are language models",
+        (
+            "apps/chat/device/language_model.py",
+            "apps/chat/network/cache.py",
+        ),
+    ),
+    "apps/chat/test_chat_remote.py": (
+        "the two ends of a cable",
+        ("apps/chat/device/serve.py",),
+    ),
+    "apps/chat/test_chat_tokens.py": (
+        "packed tokens are read again",
+        ("apps/chat/device/tokens/pack.py",),
+    ),
+    "apps/chat/test_chat_weights.py": (
+        "files of transformers and llama.cpp",
+        (
+            "apps/chat/network/config.py",
+            "apps/chat/weights/gguf.py",
+            "apps/chat/weights/hf.py",
+        ),
+    ),
+    "apps/chat/test_chat_gemma_files.py": (
+        "the files that are published",
+        (
+            "apps/chat/tokenizer.py",
+            "apps/chat/weights/packaged.py",
+        ),
+    ),
+    "apps/classifier/test_classifier_device.py": (
+        "the board's program and what it shows",
+        (
+            "apps/classifier/device/classify.py",
+            "apps/classifier/sheet.py",
+        ),
+    ),
+    "apps/detector/darknet/test_darknet.py": (
+        "what is read is written again",
+        (
+            "apps/detector/darknet/text.py",
+            "apps/detector/darknet/write.py",
+        ),
+    ),
+    "apps/detector/device/test_camera_app.py": (
+        "the app with all its parts",
+        (
+            "apps/detector/device/camera.py",
+            "apps/detector/device/drawing/overlay.py",
+            "apps/detector/device/frames/handover.py",
+            "apps/detector/device/frames/holding.py",
+            "apps/detector/device/frames/timing.py",
+            "apps/detector/device/outputs.py",
+            "apps/detector/device/processor.py",
+        ),
+    ),
+    "apps/detector/device/boxes/test_tracker.py": (
+        "tracks are what is counted",
+        ("apps/detector/device/boxes/counting.py",),
+    ),
+    "apps/detector/device/boxes/test_decode.py": (
+        "boxes are drawn where they are",
+        ("apps/detector/device/drawing/draw.py",),
+    ),
+    "apps/detector/device/test_drone_app.py": (
+        "the app with all its parts",
+        (
+            "apps/detector/device/drone.py",
+            "apps/detector/device/flight/pilot.py",
+        ),
+    ),
+    "apps/detector/train/test_train.py": (
+        "the training and its command",
+        (
+            "apps/detector/train/augment.py",
+            "apps/detector/train/batches.py",
+            "apps/detector/train/command.py",
+            "apps/detector/train/config.py",
+        ),
+    ),
+}
+#: Modules without a test, and why.
+UNTESTED = {
+    "apps/chat/train_tiny.py": "made the weights that are shipped, once; the chat's tests run these",
+}
+#: Modules that a device or another process runs as a file: no import leads to them.
+FILES = {
+    "targets/devices/service/keeper.py",
+    "targets/mcu/tflm_process.py",
+    "apps/chat/device/score.py",
+    "apps/chat/device/speed.py",
+}
+
+
+@pytest.fixture(scope="module")
+def house() -> dict[str, Module]:
+    return read_house(ROOT)
+
+
+def files(house: dict[str, Module]) -> list[Path]:
+    paths = (module.path.relative_to(ROOT) for module in house.values())
+    return sorted(path for path in paths if path.name not in ("__init__.py", "__main__.py"))
+
+
+def own(path: Path) -> Path | None:
+    """A module's own test file."""
+    folders = path.parts[:-1]
+    names = [f"test_{path.stem}.py", *(f"test_{folder}_{path.stem}.py" for folder in folders)]
+    for depth in range(len(folders), 0, -1):
+        for name in names:
+            if (found := TESTS.joinpath(*folders[:depth], name)).exists():
+                return found
+    return None
+
+
+def named(path: Path) -> list[str]:
+    """The entries that name a module or a folder of it."""
+    return [
+        entry for _, modules in ELSEWHERE.values() for entry in modules if path.as_posix().startswith(entry)
+    ]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Everything that a test file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and str(node.value).startswith(f"{PACKAGE}."):
+            found.add(str(node.value))  # run with `python -m`, or imported by its name
+    return found
+
+
+def reached(test: Path, house: dict[str, Module]) -> set[str]:
+    """The modules that a test file imports, through helpers, fixtures and other modules, too."""
+    waiting, seen = {str(test)}, set[str]()
+    ours = set[str]()
+    helpers = {path.stem: path for path in (TESTS / "helpers").glob("*.py")}
+    if " tiny" in test.read_text() or "(tiny" in test.read_text():
+        waiting.add(str(helpers["tiny_project"]))
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for found in imported(ast.parse(Path(name).read_text())):
+            if found in helpers:
+                waiting.add(str(helpers[found]))
+            if found.startswith(f"{PACKAGE}.") and (module := house.get(found.removeprefix(f"{PACKAGE}."))):
+                ours.add(module.path.relative_to(ROOT).as_posix())
+                waiting.add(str(module.path))
+    return ours
+
+
+def test_every_module_has_a_test_file(house: dict[str, Module]) -> None:
+    modules = files(house)
+    assert len(modules) > 200
+    known = (path for path in modules if own(path) or named(path) or path.as_posix() in UNTESTED)
+    lacking = sorted({path.as_posix() for path in modules} - {path.as_posix() for path in known})
+    assert lacking == [], "write a test file, or say in ELSEWHERE which one it is and why"
+
+
+def test_the_list_holds_nothing_that_is_not_needed(house: dict[str, Module]) -> None:
+    modules = {path.as_posix(): path for path in files(house)}
+    listed = [entry for _, entries in ELSEWHERE.values() for entry in entries]
+    assert len(listed) == len(set(listed))
+    for entry in (*listed, *UNTESTED):
+        inside = [path for name, path in modules.items() if name.startswith(entry)]
+        assert inside, f"{entry} is gone"
+        assert any(own(path) is None for path in inside), f"{entry} has a test file of its own"
+
+
+@pytest.mark.parametrize("test", ELSEWHERE)
+def test_another_one_reaches_the_module(house: dict[str, Module], test: str) -> None:
+    why, entries = ELSEWHERE[test]
+    assert len(why.split()) > 3
+    found = reached(TESTS / test, house)
+    for entry in entries:
+        inside = {path.as_posix() for path in files(house) if path.as_posix().startswith(entry)}
+        missed = {path for path in inside - found - FILES if own(Path(path)) is None}
+        assert not missed
