@@ -73,7 +73,8 @@ def build(bundle: Bundle, out: Path, modules: Path | None = None) -> Site:
 def _sources(name: str) -> dict[str, bytes]:
     """The page's own files, with the bundle's name where they say so."""
     spelled = {".html": html.escape(name), ".webmanifest": json.dumps(name)[1:-1]}
-    files = {path.name: path.read_bytes() for path in sorted(SOURCES.iterdir())}
+    own = (path for path in sorted(SOURCES.iterdir()) if path.is_file() and path.suffix != ".py")
+    files = {path.name: path.read_bytes() for path in own}
     del files[PACKAGE], files[LOCK]
     for file, data in files.items():
         if (spelling := spelled.get(Path(file).suffix)) is not None:

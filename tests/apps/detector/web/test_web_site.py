@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -66,6 +67,21 @@ def test_the_page_has_the_bundles_facts_and_a_program_that_computes_the_same(tin
     for one, wanted in zip(found, predict_of(bundle)(image), strict=True):
         assert one.dtype == np.float32
         np.testing.assert_array_equal(one, wanted)
+
+
+def test_the_page_has_no_file_of_the_package_that_makes_it(site: Path) -> None:
+    assert not [path.name for path in site.rglob("*") if path.suffix in (".py", ".pyc")]
+    assert not (site / "__pycache__").exists()
+
+
+def test_a_compiled_package_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python has written its __pycache__ into the folder, as in any installation."""
+    from paredown.apps.detector.web import site as module
+
+    shutil.copytree(module.SOURCES, tmp_path / "web", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "web" / "__pycache__").mkdir()
+    monkeypatch.setattr(module, "SOURCES", tmp_path / "web")
+    assert "index.html" in module._sources("x") and "__pycache__" not in module._sources("x")
 
 
 def test_everything_the_page_names_is_there(site: Path) -> None:
