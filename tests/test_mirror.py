@@ -7,6 +7,7 @@ the same folder below tests/, or in one above that. Another one must at least re
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -380,17 +381,18 @@ def named(path: Path) -> list[str]:
     ]
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Everything that a test file imports, anywhere in it."""
+@functools.cache
+def imported(path: str) -> frozenset[str]:
+    """Everything that a file imports, anywhere in it; each is read once."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(Path(path).read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and str(node.value).startswith(f"{PACKAGE}."):
             found.add(str(node.value))  # run with `python -m`, or imported by its name
-    return found
+    return frozenset(found)
 
 
 def reached(test: Path, house: dict[str, Module]) -> set[str]:
@@ -405,7 +407,7 @@ def reached(test: Path, house: dict[str, Module]) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
-        for found in imported(ast.parse(Path(name).read_text())):
+        for found in imported(name):
             if found in helpers:
                 waiting.add(str(helpers[found]))
             if found.startswith(f"{PACKAGE}.") and (module := house.get(found.removeprefix(f"{PACKAGE}."))):
