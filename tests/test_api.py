@@ -220,3 +220,14 @@ def test_what_is_no_image_is_an_error_and_closing_is_for_good(tiny: Tiny, tmp_pa
     assert not folder.exists()
     with pytest.raises(paredown.UsageError, match="the model is closed"):
         model.detect(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_what_is_imported_when_asked_for_is_what_the_rooms_define() -> None:
+    from paredown.apps.api import model, recipes, runs
+    from paredown.pipeline.recipe.schema import Recipe
+    from paredown.pipeline.run.run import Result
+
+    assert (paredown.Model, paredown.Recipe, paredown.Result) == (model.Model, Recipe, Result)
+    name, whole = recipes.resolved("digits", {"bench.runs": 7})
+    assert (name, whole.bench.runs) == ("digits", 7)
+    assert runs.run.__annotations__["return"] == paredown.run.__annotations__["return"] == "Result"

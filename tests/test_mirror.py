@@ -18,6 +18,11 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 #: Test file -> why it is that of other modules -> these; a path without .py stands for all below it.
 ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "test_api.py": ("the API as a user calls it", ("apps/api/",)),
+    "pipeline/store/test_stage.py": (
+        "events and ledgers are what stages write",
+        ("pipeline/store/event.py", "pipeline/store/ledger.py"),
+    ),
     "apps/cli/test_cli_device.py": (
         "bench and cost as a user calls them",
         ("pipeline/device/bench/bench.py", "pipeline/device/latency/measure.py"),
@@ -161,7 +166,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "pipeline/compress/training/config.py",
             "pipeline/compress/training/features.py",
-            "pipeline/compress/training/training.py",
+            "pipeline/compress/training/loop.py",
         ),
     ),
     "pipeline/run/image/test_prune_run.py": (
@@ -194,8 +199,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "what is traced computes what the network does, operation by operation",
         (
             "pipeline/graph/opaque.py",
+            "pipeline/graph/aten.py",
             "pipeline/graph/operations",
             "pipeline/graph/trace.py",
+            "pipeline/graph/tracer.py",
         ),
     ),
     "pipeline/lower/test_integer.py": (
@@ -212,10 +219,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "pipeline/lower/language/aten_litert.py",
             "pipeline/lower/language/aten_operations.py",
         ),
-    ),
-    "pipeline/lower/litert/test_litert_program.py": (
-        "the program is what it lays out",
-        ("pipeline/lower/litert/layout.py",),
     ),
     "pipeline/lower/predict/test_inspect.py": (
         "what is predicted is compared with what the runtimes do",
