@@ -80,7 +80,9 @@ def _wheel(arch: str, scratch: Path) -> Path:
         spec = importlib.util.find_spec("executorch")
         if spec is None or not spec.submodule_search_locations:
             raise DeviceError("executorch is not installed", hint="pip install paredown")
-        return Path(spec.submodule_search_locations[0])
+        # a folder of the same name on the path is a part of the package for Python, and has no libraries
+        places = [Path(place) for place in spec.submodule_search_locations]
+        return next((place for place in places if (place / "lib").is_dir()), places[0])
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_{arch}")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--requirement", str(WHEELS), "--dest", str(scratch)]

@@ -72,7 +72,7 @@ def test_a_rise_of_perplexity_is_the_drop_as_a_share(perplexity, over):
     values = {"fp32": 10.0, "litert": perplexity}
     found = [Figure("x", v, "perplexity", value, "1", "measured", HOST) for v, value in values.items()]
     found.append(Figure("x", "litert", "file_bytes", 7000, "B", "measured", HOST))
-    broken = check_budget(Budget(accuracy_drop=0.1), found, "perplexity")
+    broken = check_budget(Budget(accuracy_drop=0.1), found, Metric("perplexity", less_is_better=True))
     assert [(b.limit, b.found) for b in broken] == (
         [] if over is None else [("accuracy_drop", pytest.approx(over))]
     )
