@@ -80,7 +80,7 @@ def check_random_surgery(net: nn.Module, seed: int) -> None:
             assert_near(graph_outputs(thin(graph, groups, kept), x), expected)
         assert_near(outputs(cut(net, graph, groups, kept), x), expected)
     except InputError as error:
-        # of many sets of units coupling tries a sample: a width that it gets wrong is refused, not miscomputed
+        # coupling tries a sample of the sets of units: a width that it gets wrong is refused
         if "no legal form at these widths" not in str(error):
             raise
         reject()
