@@ -97,24 +97,29 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
 
 def _chain(source: Node, nodes: Sequence[Node], read: set[str]) -> Chain:
     values = {source.name: np.arange(prod(source.shape), dtype=np.int64).reshape(source.shape)}
-    for node in nodes:
-        values[node.name] = operation(node.kind).moved(node, values[node.inputs[0]])
-    pixels = prod(source.shape[2:])
+    pixels = {source.name: source.shape[2:]}  # how long the dims of each tensor are that hold no channels
     ends = tuple(node.name for node in nodes if node.name in read)
-    dims = {
-        node.name: (1,) if node.name in ends else _dims(values[node.name] // pixels, source.shape[2:])
-        for node in nodes
-        if node.kind == "reshape"
-    }
+    dims: dict[str, Shape] = {}
+    for node in nodes:
+        (feed,) = node.inputs
+        values[node.name] = operation(node.kind).moved(node, values[feed])
+        pixels[node.name] = pixels[feed]
+        if node.kind == "reshape":
+            found = _dims(values[node.name] // prod(source.shape[2:]), pixels[feed])
+            pixels[node.name] = tuple(n for d, n in enumerate(node.shape) if d and d not in found)
+            longest = max((node.shape[dim] for dim in found), default=0)
+            inner = tuple(sorted((dim for dim in found if node.shape[dim] == longest), reverse=True))
+            dims[node.name] = (1,) if node.name in ends else inner
     return Chain(source, tuple(nodes), ends, values, dims)
 
 
-def _dims(channels: Values, pixels: Shape) -> tuple[int, ...]:
+def _dims(channels: Values, pixels: Shape) -> set[int]:
     """The dims of an array of channel numbers that a number of channels is in: not height, not width.
 
-    Those along which the channel never changes are not. Of the others, one that is as long as height or width
-    is taken for it, unless another dim is that already. Of those that are left the longest: the shorter ones
-    are what forward() divides the channels by. Where it does otherwise, the cut is refused.
+    Those along which the channel never changes are not. Of the others, one that is as long as a dim of pixels
+    of the tensor before is taken for it, unless another dim is that already. Of those that are left the longest
+    is what becomes smaller: the shorter ones are what forward() divides the channels by. Where it does
+    otherwise, the cut is refused.
     """
     varies = [d for d in range(1, channels.ndim) if not (channels == channels.take([0], d)).all()]
     spatial, found = list(pixels), set(varies)
@@ -126,8 +131,7 @@ def _dims(channels: Values, pixels: Shape) -> tuple[int, ...]:
         else:
             continue
         found.discard(dim)
-    longest = max((channels.shape[dim] for dim in found), default=0)
-    return tuple(sorted((dim for dim in found if channels.shape[dim] == longest), reverse=True))
+    return found
 
 
 def legal_step(count: int, legal: Callable[[Sequence[int]], bool]) -> int | None:

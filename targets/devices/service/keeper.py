@@ -37,6 +37,7 @@ FAILED = 5  # exit status
 LOG_BYTES = 2 << 20  # of each of two
 POLL_S = 0.05
 GRACE_S = 10.0  # for an app to complete its files
+START_S = 30.0  # for a supervisor to begin, on a board that is busy
 PACKED, EXPAND, PROVE = "models.packed", "paredown.targets.runners.expand", "paredown.targets.runners.prove"
 UNIT = """[Unit]
 Description=paredown {name}
@@ -197,6 +198,8 @@ def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s
             if not was_running:
                 raise
             _launch(app, was_service)
+            if not _await_running(app):
+                raise Failure(f"{error}; release {before} does not run again either") from error
             raise Failure(f"{error}; release {before} runs again") from error
         if before != release:
             _prune(app, {release, before})
@@ -246,6 +249,16 @@ def _await_ready(app: App, wait_s: float) -> None:
         if time.monotonic() > deadline:
             raise Failure(f"it was not ready after {wait_s:g} s; `paredown logs` shows what it says")
         time.sleep(POLL_S)
+
+
+def _await_running(app: App) -> bool:
+    """Waits until the supervisor that was launched holds the app, or has ended already."""
+    deadline = time.monotonic() + START_S
+    while not app.running():
+        if (app.home / "exit.json").exists() or time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def run(app: App) -> int:

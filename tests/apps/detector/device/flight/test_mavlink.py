@@ -7,6 +7,7 @@ import math
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,10 @@ class Peer:
                 MavlinkDirect(system).subscribe_message("", self._take)
         return self._heard
 
+    def has(self, name: str) -> bool:
+        with self._came:
+            return any(m.message_name == name for m in self._got)
+
     def of(self, name: str, seconds: float = 10) -> Any:
         """The last message of a name, header and fields."""
         with self._came:
@@ -73,16 +78,17 @@ def peer() -> Iterator[Peer]:
 @pytest.fixture(scope="module")
 def told(peer: Peer) -> dict[str, Any]:
     """What MAVSDK received of one fix: as it is for ArduPilot, and then for PX4."""
-    messages = {}
+    names = ("HEARTBEAT", "FOLLOW_TARGET", "LANDING_TARGET")
     with Link(connect(Address("udpout", "127.0.0.1", peer.port)), Vehicle(1), 200) as link:
-        while not peer.listen() >= {1, 200}:
+        # again and again, until its subscription is there; with pauses, since a flood would hold up the rest
+        while not (peer.listen() >= {1, 200} and all(peer.has(name) for name in names)):
             link.follow_target(FIX, POSE)
-        assert link.landing_target(FIX, POSE)
-        for name in ("HEARTBEAT", "FOLLOW_TARGET", "LANDING_TARGET"):
-            messages[name] = peer.of(name)
-        with peer._came:
-            peer._got.clear()
+            assert link.landing_target(FIX, POSE)
+            time.sleep(0.05)
+        messages = {name: peer.of(name) for name in names}
         assert link.landing_target(FIX, replace(POSE, px4=True))
+        while fields(peer.of("LANDING_TARGET"))["frame"] == common.MAV_FRAME_BODY_FRD:
+            time.sleep(0.05)
         messages["PX4"] = peer.of("LANDING_TARGET")
         assert not link.landing_target(FIX, replace(POSE, px4=True, local=None))
     return messages
