@@ -28,7 +28,7 @@ from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.source import Frame, Paced, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
-from paredown.apps.detector.device.processor import Looker, Seen
+from paredown.apps.detector.device.processor import FrameProcessor, FrameResult
 from paredown.pipeline.bundle.archive import extract, unpack
 
 IMAGES = 50  # of the video's first ones, for the second and third pass
@@ -57,9 +57,9 @@ class Again:
         """Nothing is open."""
 
 
-def looker(detector: Detector, drawing: bool) -> Looker:
+def looker(detector: Detector, drawing: bool) -> FrameProcessor:
     counting = Counting([parse_line("door=0.5,0,0.5,1")], [parse_zone("all=0.1,0.1,0.9,0.1,0.9,0.9,0.1,0.9")])
-    return Looker(detector, Tracker(), counting, Split(time.monotonic), drawing=drawing)
+    return FrameProcessor(detector, Tracker(), counting, Split(time.monotonic), drawing=drawing)
 
 
 def shares(title: str, ms: dict[str, float], part: str, record: str | None) -> None:
@@ -96,7 +96,7 @@ def main() -> None:
 
         memory: list[float] = []
 
-        def weigh(seen: Seen) -> None:
+        def weigh(seen: FrameResult) -> None:
             if (seen.frame.index + 1) % (given.frames // TENTHS) == 0:
                 memory.append(rss_mib())
 

@@ -25,7 +25,7 @@ from paredown.pipeline.device.executor import Executor, Here, Predictor, open_ex
 from paredown.pipeline.run.run import Run
 from paredown.targets.cards.card import load_card
 from paredown.targets.devices.programs import Program
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
 
 PRUNED = ("prune.macs=0.65", "recover.epochs=0", "prune.reconstruct=false")
@@ -47,8 +47,8 @@ def program(work: Run, name: str, dtype: str) -> Program:
     """The program of a runtime, in int8 or float32."""
     stages, integer = work.job, work.job.integer_graph()
     stage = stages.lower[name] if dtype == "int8" else stages.baseline[name]
-    outputs = tuple(Tensor(tuple(integer[output].shape), dtype) for output in integer.outputs)
-    return Program(name, stages.program(stage), Tensor(tuple(integer.input.shape), dtype), outputs)
+    outputs = tuple(TensorInfo(tuple(integer[output].shape), dtype) for output in integer.outputs)
+    return Program(name, stages.program(stage), TensorInfo(tuple(integer.input.shape), dtype), outputs)
 
 
 def score(work: Run, name: str, executor: Executor, images: int) -> float:

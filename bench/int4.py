@@ -19,7 +19,7 @@ from torch import nn
 
 from paredown.pipeline.compress.grids.grid import GridConfig
 from paredown.pipeline.compress.squantize.fold import fold
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, in_int4, quantize
 
@@ -48,7 +48,7 @@ def squantized(network: nn.Module, shape: tuple[int, ...]) -> IntegerGraph:
     """The network with 4-bit codes, as the pipeline has it."""
     names = [name for name, _ in network.named_parameters() if name.endswith("weight")]
     plans = {name: LayerPlan(GridConfig(4, "uniform"), sparsity=0.3) for name in names}
-    graph = fold(LiveNetwork(network.eval(), trace(network, shape), plans), shape)
+    graph = fold(QatNetwork(network.eval(), trace(network, shape), plans), shape)
     values = [graph.run(torch.randn(shape).clamp(-3, 3)) for _ in range(8)]
     ranges = {
         k: (min(float(v[k].min()) for v in values), max(float(v[k].max()) for v in values)) for k in values[0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from paredown.apps.classifier.network import build
 from paredown.pipeline.compress.grids.grid import GridConfig
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork, quantizable
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork, quantizable
 from paredown.pipeline.graph.trace import trace
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     plans = {name: LayerPlan(GridConfig(4), sparsity=0.6) for name in quantizable(graph, network)}
     ways: dict[str, nn.Module] = {"plain": network}
     for bits in (None, 8, 4):
-        live = LiveNetwork(network, graph, plans, bits)
+        live = QatNetwork(network, graph, plans, bits)
         if bits:
             live.start_clips(x)
         ways["weights 4 bits" + (f", activations {bits}" if bits else "")] = live

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.bn_recalibration import recalibrate
 from paredown.pipeline.compress.training.data import preprocessed, run_network
-from paredown.pipeline.compress.training.setup import Lesson
+from paredown.pipeline.compress.training.setup import TrainingSetup
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.prune_stages import PruneStages
@@ -76,12 +76,12 @@ def after(task: Task, student: nn.Module, pruning: PruneStages, steps: int) -> n
     recover = pruning.recipe.recover
     epochs = steps / task.batches(training, recover.batch, recover.seed).per_epoch
     schedule = {"epochs": epochs, "warmup": 10, "ema": 0.95, "evaluations": 4, "patience": 10}
-    lesson = Lesson(
+    setup = TrainingSetup(
         recover.model_copy(update=schedule), task, pruning.groups()[1], training, held_out,
         pruning.training.truth, None,
         False, lambda done, total: None,
     )  # fmt: skip
-    return lesson.teach(student, lesson.judge()[1]).network
+    return setup.train(student, setup.evaluation()[1]).network
 
 
 def main() -> None:

@@ -181,13 +181,13 @@ class Model:
             InputError: the prompt is empty or too long.
         """
         from paredown.apps.chat.device.generation.sampling import Sampling
-        from paredown.apps.chat.device.generation.session import Manner, Text
+        from paredown.apps.chat.device.generation.session import ChatOptions, Text
 
         session: Session = self._for("generate")
         sampling = Sampling(seed=seed)
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
-        asked = session.anew(Manner(sampling=sampling, stops=tuple(stop), max_tokens=max_tokens))
+        asked = session.anew(ChatOptions(sampling=sampling, stops=tuple(stop), max_tokens=max_tokens))
         return "".join(event.text for event in asked.answer(prompt) if isinstance(event, Text))
 
     def close(self) -> None:

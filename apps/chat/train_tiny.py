@@ -36,7 +36,7 @@ LENGTH = 128  # tokens of a piece
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """How long and how fast it learns."""
 
     steps: int = 500
@@ -79,7 +79,7 @@ def run_whole(network: Gemma, tokens: Tensor) -> Tensor:
 class _Training:
     """AdamW on random pieces of the text."""
 
-    def __init__(self, network: Gemma, ids: Tensor, schedule: Schedule) -> None:
+    def __init__(self, network: Gemma, ids: Tensor, schedule: LearningRateSchedule) -> None:
         self.network, self.ids, self.schedule = network, ids, schedule
         self.step, self.steps, self.loss = 0, schedule.steps, math.nan
         groups = decayed_groups(network, schedule.weight_decay)
@@ -112,7 +112,7 @@ class _Training:
         self.step = state["step"]
 
 
-def train(network: Gemma, ids: Tensor, schedule: Schedule, checkpoint: Path) -> None:
+def train(network: Gemma, ids: Tensor, schedule: LearningRateSchedule, checkpoint: Path) -> None:
     """Trains the network in place; a killed run goes on from its checkpoint."""
     training = _Training(network, ids, schedule)
     if checkpoint.exists():
@@ -143,7 +143,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=Schedule.steps)
+    parser.add_argument("--steps", type=int, default=LearningRateSchedule.steps)
     arguments = parser.parse_args()
     from tokenizers import Tokenizer
 
@@ -159,7 +159,7 @@ def main() -> None:
     for matrix in (m for m in network.parameters() if m.ndim > 1):
         torch.nn.init.normal_(matrix, std=0.02)
     torch.nn.init.normal_(network.model.embed_tokens.weight, std=TINY.width**-0.5)
-    train(network, ids, Schedule(steps=arguments.steps), folder / "checkpoint.pt")
+    train(network, ids, LearningRateSchedule(steps=arguments.steps), folder / "checkpoint.pt")
     with torch.inference_mode():
         pieces = held[: len(held) // LENGTH * LENGTH].view(-1, LENGTH)[:40]
         loss = F.cross_entropy(run_whole(network, pieces)[:, :-1].flatten(0, 1), pieces[:, 1:].flatten())

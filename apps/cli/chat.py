@@ -46,12 +46,12 @@ def chat(
     one answer.
     """
     with handled(False):
-        from paredown.apps.chat.device.chat import converse, manner_of
+        from paredown.apps.chat.device.chat import chat_options, converse
         from paredown.pipeline.bundle.archive import unpack
         from paredown.targets.errors import InputError
 
         options = options_of(context)
-        manner_of(options)  # a mistake is told before anything is loaded or sent
+        chat_options(options)  # a mistake is told before anything is loaded or sent
         bundle = unpack(path)
         if bundle.manifest.app != APP:
             what = f"a bundle of {bundle.manifest.app} has no language model"

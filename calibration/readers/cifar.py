@@ -33,7 +33,7 @@ _AGAIN = "unpack the archive again"
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class CifarPart:
     """One file.
 
     Attributes:
@@ -52,7 +52,7 @@ class Part:
 class Cifar:
     """A data set of 32x32 images in memory, each with its one class; `read_cifar` makes it."""
 
-    def __init__(self, parts: Sequence[Part], classes: Classes) -> None:
+    def __init__(self, parts: Sequence[CifarPart], classes: Classes) -> None:
         """Takes the files' content; images of classes that the network does not have are left out.
 
         Raises:
@@ -181,7 +181,7 @@ def _last(batches: Sequence[Path]) -> int:
     return max((_BATCHES.index(file.stem) + 1 for file in batches), default=0)
 
 
-def _read(file: Path, coarse: bool, classes: Classes) -> Part:
+def _read(file: Path, coarse: bool, classes: Classes) -> CifarPart:
     if not is_file(file):
         raise InputError("no such file", where=file)
     if file.suffix.lower() in (".gz", ".tar", ".tgz", ".zip"):
@@ -191,7 +191,7 @@ def _read(file: Path, coarse: bool, classes: Classes) -> Part:
     return _read_python(file, coarse)
 
 
-def _read_binary(file: Path, coarse: bool, classes: Classes) -> Part:
+def _read_binary(file: Path, coarse: bool, classes: Classes) -> CifarPart:
     """Records of one label (CIFAR-10) or two (CIFAR-100: coarse, fine), then the pixels."""
     data = np.frombuffer(read_bytes(file, "CIFAR file"), np.uint8)
     labels = _labels_per_record(file, data.size, len(classes.label_names or classes.names))
@@ -205,7 +205,7 @@ def _read_binary(file: Path, coarse: bool, classes: Classes) -> Part:
         )
     records = data.reshape(-1, size)
     column = 0 if coarse or labels == 1 else 1
-    return Part(file.stem, records[:, labels:], records[:, column].astype(np.int64), file)
+    return CifarPart(file.stem, records[:, labels:], records[:, column].astype(np.int64), file)
 
 
 def _labels_per_record(file: Path, size: int, classes: int) -> int:
@@ -218,7 +218,7 @@ def _labels_per_record(file: Path, size: int, classes: int) -> int:
     return fits[0] if len(fits) == 1 else 2 if classes in (COARSE, 100) else 1
 
 
-def _read_python(file: Path, coarse: bool) -> Part:
+def _read_python(file: Path, coarse: bool) -> CifarPart:
     content = _unpickle(file)
     pixels, labels = content.get("data"), content.get("labels")
     if labels is None:
@@ -230,7 +230,7 @@ def _read_python(file: Path, coarse: bool) -> Part:
         what = f"data of shape {pixels.shape} with {len(labels)} labels; expected (N, {PIXELS}) with N"
         raise InputError(what, where=file, hint=_AGAIN)
     try:
-        return Part(file.stem, pixels, np.array(labels, np.int64), file)
+        return CifarPart(file.stem, pixels, np.array(labels, np.int64), file)
     except OverflowError as error:
         raise InputError("a label that is no class", where=file, hint=_AGAIN) from error
 

@@ -47,7 +47,7 @@ _AGAIN = "copy it again, or make it again with `paredown run`"
 Count = Annotated[int, Field(ge=0)]
 
 
-class Tensor(Schema):
+class TensorSpec(Schema):
     """An input or output of a model: real = scale * (code - zero_point)."""
 
     name: str
@@ -63,8 +63,8 @@ class Model(Schema):
     file: str
     dtype: Literal["int8", "float32"]
     layout: str
-    input: Tensor
-    outputs: Annotated[tuple[Tensor, ...], Field(strict=False, min_length=1)]
+    input: TensorSpec
+    outputs: Annotated[tuple[TensorSpec, ...], Field(strict=False, min_length=1)]
     vectors: str = "vectors"
 
 
@@ -85,7 +85,7 @@ class ScoredOn(Schema):
     fingerprint: str
 
 
-class Member(Schema):
+class FileEntry(Schema):
     """One file: its own size and sha256, and under which name and size it is stored.
 
     Models that are packed together name the same stored file, `PACKED`, and the size of all of it.
@@ -123,7 +123,7 @@ class Manifest(Schema):
     figures: Annotated[tuple[Mapping[str, Any], ...], Field(strict=False)]
     versions: Mapping[str, str]
     licences: Mapping[str, str]
-    members: Mapping[str, Member]
+    members: Mapping[str, FileEntry]
 
     @property
     def programs(self) -> tuple[Model | LanguageModel, ...]:
@@ -304,7 +304,7 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
 
 
 def _member(
-    path: Path, archive: zipfile.ZipFile, name: str, entry: Member, programs: Mapping[str, bytes]
+    path: Path, archive: zipfile.ZipFile, name: str, entry: FileEntry, programs: Mapping[str, bytes]
 ) -> bytes:
     damaged = InputError(f"{name} is not what the manifest says", where=path, hint=_AGAIN)
     packed = entry.stored == PACKED != name

@@ -27,7 +27,7 @@ from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
 from paredown.targets.errors import InputError
 from paredown.targets.host.host import this_machine
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
 
 Codes = NDArray[np.int8]
@@ -277,8 +277,8 @@ def bundle_program(bundle: Bundle, model: Model) -> Program:
     Raises:
         InputError: the bundle lacks it.
     """
-    outputs = tuple(Tensor(tuple(output.shape), model.dtype) for output in model.outputs)
-    source = Tensor(tuple(model.input.shape), model.dtype)
+    outputs = tuple(TensorInfo(tuple(output.shape), model.dtype) for output in model.outputs)
+    source = TensorInfo(tuple(model.input.shape), model.dtype)
     threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
     data = bundle.read(model.file)
     return Program(str(model.runtime), data, source, outputs, threads, where)

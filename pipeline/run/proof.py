@@ -13,7 +13,7 @@ from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.job import Proof
 from paredown.pipeline.store.event import Event
 from paredown.targets.devices.programs import Program, Timing
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Prover:
         integer, threads = job.integer_graph(), job.recipe.bench.threads
         graph = job.graph(job.original)
         shape = tuple(integer.input.shape)
-        codes = tuple(Tensor(tuple(integer[name].shape)) for name in integer.outputs)
-        reals = tuple(Tensor((1, *graph[name].shape[1:]), "float32") for name in graph.outputs)
+        codes = tuple(TensorInfo(tuple(integer[name].shape)) for name in integer.outputs)
+        reals = tuple(TensorInfo((1, *graph[name].shape[1:]), "float32") for name in graph.outputs)
         found = {}
         for name in job.runtimes:
             made = {"": job.lower[name], FLOAT: job.baseline[name]}
@@ -127,5 +127,5 @@ class Prover:
             for suffix, stage in made.items():
                 dtype, outputs = ("float32", reals) if suffix == FLOAT else ("int8", codes)
                 data, where = job.program(stage), name + suffix
-                found[where] = Program(name, data, Tensor(shape, dtype), outputs, threads, where)
+                found[where] = Program(name, data, TensorInfo(shape, dtype), outputs, threads, where)
         return found

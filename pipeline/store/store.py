@@ -36,7 +36,7 @@ _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
-class Finding:
+class StoreFault:
     """What the store holds under a key: a sound artefact's folder, or "missing" or "damaged: ..."."""
 
     path: Path | None
@@ -62,7 +62,7 @@ class Store:
         """
         return self.inspect(key, verify).path
 
-    def inspect(self, key: str, verify: bool = False) -> Finding:
+    def inspect(self, key: str, verify: bool = False) -> StoreFault:
         """Like `get`, and says what is wrong where there is no sound artefact."""
         path = self._folder(key)
         try:
@@ -72,19 +72,19 @@ class Store:
                 for name, entry in manifest["files"].items()
             }
             if manifest["key"] != key:
-                return Finding(None, f"damaged: {MANIFEST} belongs to another artefact")
+                return StoreFault(None, f"damaged: {MANIFEST} belongs to another artefact")
         except FileNotFoundError:
-            return Finding(None, f"damaged: no {MANIFEST}" if path.exists() else "missing")
+            return StoreFault(None, f"damaged: no {MANIFEST}" if path.exists() else "missing")
         except NotADirectoryError:
-            return Finding(None, "missing")
+            return StoreFault(None, "missing")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return Finding(None, f"damaged: {MANIFEST} cannot be read")
+            return StoreFault(None, f"damaged: {MANIFEST} cannot be read")
         except OSError as error:
             raise _cannot("read", self.root, error) from error
         for name, (size, digest) in files.items():
             if problem := _problem(path / name, size, digest, verify):
-                return Finding(None, f"damaged: {name} {problem}")
-        return Finding(path)
+                return StoreFault(None, f"damaged: {name} {problem}")
+        return StoreFault(path)
 
     def publish(self, key: str, build: Callable[[Path], None], meta: Mapping[str, Any] | None = None) -> Path:
         """Builds and publishes an artefact, unless a sound one is there.

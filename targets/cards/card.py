@@ -85,7 +85,7 @@ class Pays(Schema):
     """Weights of fewer than 8 bits."""
 
 
-class Runtime(Schema):
+class RuntimeCard(Schema):
     """One runtime on one device; it bears the name of the one whose files it reads, .pte or .tflite."""
 
     edition: Literal["full", "micro", "js"] = "full"
@@ -167,7 +167,7 @@ class Target(Schema):
     """Its Ethos-U, where it has one."""
     export_only: bool = False
     """Files for it can be made, and nothing here can run them: no figure is ever shown as its own."""
-    runtimes: Mapping[RuntimeName, Runtime] = Field(min_length=1)
+    runtimes: Mapping[RuntimeName, RuntimeCard] = Field(min_length=1)
     """What can execute a network there."""
     channel_multiple: ChannelMultiple
     """Hardware-friendly widths, per kind of layer."""
@@ -180,7 +180,7 @@ class Target(Schema):
     sources: tuple[str, ...] = Field(strict=False, min_length=1)
     """Where the card's facts come from."""
 
-    def runtime(self, name: str) -> Runtime:
+    def runtime(self, name: str) -> RuntimeCard:
         """One runtime of this device.
 
         Raises:

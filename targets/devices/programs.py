@@ -24,7 +24,7 @@ from paredown.targets.devices.counts import VARIABLE, read_counts
 from paredown.targets.devices.device import Device
 from paredown.targets.errors import DeviceError
 from paredown.targets.own_code import own_code
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 
 #: What a board needs of ours to run a .tflite; it goes there as one file that Python runs as it is.
 LITERT_FILES = (
@@ -57,8 +57,8 @@ class Program:
 
     runtime: str
     data: bytes
-    input: Tensor
-    outputs: tuple[Tensor, ...]
+    input: TensorInfo
+    outputs: tuple[TensorInfo, ...]
     threads: int = 1
     where: str = "program"
 
@@ -250,7 +250,7 @@ def _outputs(program: Program, data: bytes, samples: int) -> Outputs:
         )
     file = io.BytesIO(data)
 
-    def read(tensor: Tensor) -> NDArray[Any]:
+    def read(tensor: TensorInfo) -> NDArray[Any]:
         return np.frombuffer(file.read(tensor.bytes), tensor.dtype).reshape(tensor.shape)
 
     return [tuple(read(tensor) for tensor in program.outputs) for _ in range(samples)]

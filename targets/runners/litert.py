@@ -15,7 +15,7 @@ from paredown.targets.runners.quiet import quiet
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """The input or an output of a program.
 
     Attributes:
@@ -32,7 +32,7 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @classmethod
-    def of(cls, detail: dict[str, Any]) -> Tensor:
+    def of(cls, detail: dict[str, Any]) -> TensorInfo:
         """From the interpreter's own description, NHWC."""
         shape = tuple(int(size) for size in detail["shape"])
         if len(shape) == 4:

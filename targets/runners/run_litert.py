@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.targets.errors import DeviceError, InputError, ParedownError, UsageError
-from paredown.targets.runners.litert import Runner, Tensor
+from paredown.targets.runners.litert import Runner, TensorInfo
 
 #: What the instruction-count plugin (targets/emulated/instructions.c) looks for; to a kernel, files that are
 #: not open. Each pair begins and ends a bracket.
@@ -42,7 +42,7 @@ class Samples:
         InputError: it cannot be read, or is no whole number of samples.
     """
 
-    def __init__(self, path: Path, tensor: Tensor) -> None:
+    def __init__(self, path: Path, tensor: TensorInfo) -> None:
         self._path = path
         self._tensor = tensor
         try:
@@ -154,7 +154,7 @@ def run(
         raise InputError(f"cannot read this file: {error.strerror}", where=model) from error
     runner = Runner(data, threads, model)
     load_ms = (time.perf_counter() - start) * 1e3
-    tensor = Tensor.of(runner.interpreter.get_input_details()[0])
+    tensor = TensorInfo.of(runner.interpreter.get_input_details()[0])
     samples = Samples(inputs, tensor)
     run_all(runner, samples, outputs)
     found = times(runner.bound(next(iter(samples))), runs, warmup, marks)
@@ -168,7 +168,7 @@ def run(
         "peak_rss_kib": peak_rss_kib(),
         "threads": threads,
         "input": vars(tensor),
-        "outputs": [vars(Tensor.of(detail)) for detail in runner.interpreter.get_output_details()],
+        "outputs": [vars(TensorInfo.of(detail)) for detail in runner.interpreter.get_output_details()],
     }
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from paredown.apps.chat.device.generation.sampling import Sampling
-from paredown.apps.chat.device.generation.session import Chat, Manner, Session
+from paredown.apps.chat.device.generation.session import Chat, ChatOptions, Session
 from paredown.apps.chat.device.serve import serve
 from paredown.apps.chat.device.terminal import Streams, Terminal
 from paredown.apps.chat.device.tokens.tokens import Tokens
@@ -72,7 +72,7 @@ def as_arguments(options: argparse.Namespace) -> list[str]:
     return [*words, *(f"--stop={string}" for string in options.stop)]
 
 
-def manner_of(options: argparse.Namespace) -> Manner:
+def chat_options(options: argparse.Namespace) -> ChatOptions:
     """How the options ask to answer; whether the model chats is the bundle's to say.
 
     Raises:
@@ -81,7 +81,7 @@ def manner_of(options: argparse.Namespace) -> Manner:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"{options.threads} threads compute nothing", hint="give 1 or more")
-    return Manner(sampling=sampling, stops=tuple(options.stop), max_tokens=options.max_tokens)
+    return ChatOptions(sampling=sampling, stops=tuple(options.stop), max_tokens=options.max_tokens)
 
 
 def open_session(folder: Path, options: argparse.Namespace) -> Session:
@@ -97,15 +97,15 @@ def open_session(folder: Path, options: argparse.Namespace) -> Session:
     """
     from paredown.apps.chat.device.models import open_model
 
-    manner = manner_of(options)
+    chat = chat_options(options)
     files = read_members(folder, (TOKENIZER, SETTINGS))
     try:
-        manner = replace(manner, turns=json.loads(files[SETTINGS])["template"] == GEMMA)
+        chat = replace(chat, turns=json.loads(files[SETTINGS])["template"] == GEMMA)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("names no template", where=folder / SETTINGS) from error
     tokens = Tokens(files[TOKENIZER], folder / TOKENIZER)
     model = open_model(folder, options.runtime, options.threads or os.cpu_count() or 1)
-    return Session(model, tokens, manner, None if options.no_times else time.perf_counter)
+    return Session(model, tokens, chat, None if options.no_times else time.perf_counter)
 
 
 def read_members(folder: Path, names: Sequence[str]) -> dict[str, bytes]:

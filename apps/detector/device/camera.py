@@ -28,7 +28,7 @@ from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, Source, is_live, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
 from paredown.apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
-from paredown.apps.detector.device.processor import Looker, Seen
+from paredown.apps.detector.device.processor import FrameProcessor, FrameResult
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
 #: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.
@@ -46,7 +46,7 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchSummary:
     """What came of it all, as the summary says it."""
 
     source: str
@@ -81,14 +81,14 @@ def pictures(count: int) -> str:
 
 def watch(
     frames: Frames,
-    looker: Looker,
+    looker: FrameProcessor,
     outputs: Sequence[Output] = (),
     *,
     source: str = "",
     limit: int | None = None,
-    on_seen: Callable[[Seen], None] = lambda seen: None,
+    on_seen: Callable[[FrameResult], None] = lambda seen: None,
     clock: Clock = time.monotonic,
-) -> Watched:
+) -> WatchSummary:
     """Looks at every picture that is handed over, until there are no more.
 
     Args:
@@ -117,10 +117,10 @@ def watch(
         on_seen(seen)
     total = {names[category]: number for category, number in looker.tracker.total.items()}
     counts, ms = looker.counting.to_dict(), dict(split.summary())
-    return Watched(source, count, frames.dropped, clock() - began, total, counts, ms)
+    return WatchSummary(source, count, frames.dropped, clock() - began, total, counts, ms)
 
 
-def described(seen: Seen, names: Sequence[str], dropped: int, latency: float) -> dict[str, Any]:
+def described(seen: FrameResult, names: Sequence[str], dropped: int, latency: float) -> dict[str, Any]:
     """What one picture showed, as JSON has it.
 
     Args:
@@ -219,7 +219,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
             source = Paced(source)
         frames = stack.enter_context(Reader(source))
         outputs = outputs_for(options, source, frames.end)
-        looker = Looker(
+        looker = FrameProcessor(
             detector, Tracker(config), Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, mirror=options.mirror, drawing=any(each.picture for each in outputs),
         )  # fmt: skip
@@ -227,7 +227,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         summary: dict[str, Any] = {}
         for output in outputs:
             stack.callback(output.close, summary)
-        tell = Teller(looker.split, lambda: frames.dropped, log)
+        tell = StatusLogger(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
         summary |= watched.to_dict()
     if not options.json:
@@ -265,14 +265,14 @@ def command(
     return 0
 
 
-class Teller:
+class StatusLogger:
     """Says that it works, once, and then how it goes, now and then."""
 
     def __init__(self, split: Split, dropped: Callable[[], int], log: Log) -> None:
         self._split, self._dropped, self._log = split, dropped, log
         self._count, self._told = 0, 0.0
 
-    def __call__(self, seen: Seen) -> None:
+    def __call__(self, seen: FrameResult) -> None:
         """Takes the next picture."""
         self._count += 1
         if self._count == 1:

@@ -21,7 +21,7 @@ from paredown.apps.detector.device.boxes.counting import Counting
 from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.apps.detector.device.camera import (
     NAME,
-    Teller,
+    StatusLogger,
     command,
     ended_by_signals,
     number_within,
@@ -41,7 +41,7 @@ from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.source import Log, Paced, is_live, open_source
 from paredown.apps.detector.device.frames.timing import Split
-from paredown.apps.detector.device.processor import Looker, Model
+from paredown.apps.detector.device.processor import FrameProcessor, Model
 from paredown.targets.errors import UsageError
 
 OVERLAP = 0.25
@@ -211,7 +211,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         frames = stack.enter_context(Reader(source))
         pilot = Pilot(link, vehicle, camera, orders, trust)
         outputs = [pilot, *outputs_for(options, source, frames.end)]  # the autopilot first
-        looker = Looker(
+        looker = FrameProcessor(
             model, tracker, Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, drawing=any(each.picture for each in outputs),
         )  # fmt: skip
@@ -219,7 +219,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         summary: dict[str, Any] = {}
         for output in reversed(outputs):
             stack.callback(output.close, summary)
-        tell = Teller(looker.split, lambda: frames.dropped, log)
+        tell = StatusLogger(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
         summary |= watched.to_dict()
     if not options.json:

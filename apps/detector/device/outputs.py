@@ -13,7 +13,7 @@ from typing import Any, Protocol, TextIO
 import cv2
 import numpy as np
 
-from paredown.apps.detector.device.processor import Seen
+from paredown.apps.detector.device.processor import FrameResult
 from paredown.targets.errors import DeviceError, InputError, UsageError
 
 LIVE_FPS = 15.0  # of a video saved from a live source, whose own pace depends on the model
@@ -27,7 +27,7 @@ class Output(Protocol):
 
     picture: bool
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Takes the next picture.
 
         Args:
@@ -47,7 +47,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """A line, at once; see `Output`."""
         print(json.dumps(document), file=self._stream, flush=True)
 
@@ -72,7 +72,7 @@ class Video:
         self._writer: Any = None
         self._size, self._frames, self._start = (0, 0), 0, 0.0
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Appends a picture, scaled to the first one's size if the source has changed it; see `Output`."""
         picture = seen.picture
         assert picture is not None
@@ -119,7 +119,7 @@ class Snapshot:
         if not path.parent.is_dir() or not cv2.haveImageWriter(str(path)):
             raise InputError("cannot write this image", where=path, hint="name it .png or .jpg")
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Takes the next picture; see `Output`."""
         self._last = seen.picture
         if seen.frame.taken - self._at >= SNAPSHOT_S:
@@ -157,7 +157,7 @@ class Window:
             hint = "`pip install opencv-python` has windows; --save, --snapshot and --json need none"
             raise UsageError("no window can be opened here", where="--show", hint=hint) from error
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Shows the next picture; see `Output`."""
         assert seen.picture is not None
         cv2.imshow(self._name, seen.picture)
@@ -202,7 +202,7 @@ class Mqtt:
             raise DeviceError(f"no MQTT broker answers: {error}", where=place, hint=hint) from error
         self._client.loop_start()
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Publishes it; see `Output`."""
         if self._client.is_connected():
             self._client.publish(self._topic, json.dumps(document))

@@ -37,7 +37,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class FrameResult:
     """What one picture showed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Seen:
     picture: np.ndarray | None
 
 
-class Looker:
+class FrameProcessor:
     """Looks at one picture after the other.
 
     Args:
@@ -84,7 +84,7 @@ class Looker:
         self.model, self.tracker, self.counting, self.split = model, tracker, counting, split
         self._rotate, self._mirror, self._drawing = rotate, mirror, drawing
 
-    def __call__(self, frame: Frame) -> Seen:
+    def __call__(self, frame: Frame) -> FrameResult:
         """Looks at the next picture."""
         split, tracker = self.split, self.tracker
         image = turned(frame.image, self._rotate, self._mirror)
@@ -102,7 +102,7 @@ class Looker:
         if self._drawing:
             picture = overlay(image, tracks, self.model.names, self.counting, split.median_ms())
             split.lap("draw")
-        return Seen(frame, size, tracks, self.counting.to_dict(), split.ms, picture)
+        return FrameResult(frame, size, tracks, self.counting.to_dict(), split.ms, picture)
 
 
 def turned(image: np.ndarray, rotate: int, mirror: bool) -> np.ndarray:

@@ -159,7 +159,7 @@ def channel_counts(graph: Graph, groups: Sequence[Group]) -> dict[str, Count]:
 
 
 @dataclass(frozen=True)
-class Part:
+class CostTerm:
     """What one layer costs.
 
     Attributes:
@@ -198,7 +198,7 @@ class Cost:
     name: Literal["macs", "bytes", "latency"]
     unit: str
     full: Widths
-    parts: tuple[Part, ...]
+    parts: tuple[CostTerm, ...]
 
     def total(self, chosen: Widths) -> float:
         """The cost at these widths."""
@@ -263,7 +263,7 @@ def counted(graph: Graph, groups: Sequence[Group], name: Literal["macs", "bytes"
         else:
             per_weight, per_row = float(math.prod(node.weight.shape[2:]) * math.prod(node.shape[2:])), 0.0
         value = _Product(rows, columns, per_weight, per_row)
-        parts.append(Part(node.name, tuple({**rows.per_unit, **columns.per_unit}), value, True))
+        parts.append(CostTerm(node.name, tuple({**rows.per_unit, **columns.per_unit}), value, True))
     unit = {"macs": "multiply-accumulates", "bytes": "bytes"}[name]
     return Cost(name, unit, {group.name: group.units for group in groups}, tuple(parts))
 
@@ -295,7 +295,7 @@ class _Product:
 
 
 def _grid(
-    part: Part, names: tuple[str, ...], free: Mapping[str, tuple[int, ...]], whole: Widths
+    part: CostTerm, names: tuple[str, ...], free: Mapping[str, tuple[int, ...]], whole: Widths
 ) -> NDArray[np.float64]:
     """The value at every combination of these groups' choices, all others as in `whole`."""
     found = [
@@ -306,7 +306,7 @@ def _grid(
 
 
 def _pairs(
-    part: Part, names: tuple[str, ...], free: Mapping[str, tuple[int, ...]], whole: Widths
+    part: CostTerm, names: tuple[str, ...], free: Mapping[str, tuple[int, ...]], whole: Widths
 ) -> dict[tuple[str, ...], NDArray[np.float64]]:
     """A value as a sum over single groups and pairs of them: its expansion about the widest choices."""
     base = _grid(part, (), free, whole)

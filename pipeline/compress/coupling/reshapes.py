@@ -117,9 +117,9 @@ def _dims(channels: Values, pixels: Shape) -> set[int]:
     """The dims of an array of channel numbers that a number of channels is in: not height, not width.
 
     Those along which the channel never changes are not. Of the others, one that is as long as a dim of pixels
-    of the tensor before is taken for it, unless another dim is that already. Of those that are left the longest
-    is what becomes smaller: the shorter ones are what forward() divides the channels by. Where it does
-    otherwise, the cut is refused.
+    of the tensor before is taken for it, unless another dim is that already. Of those that are left the
+    longest is what becomes smaller: the shorter ones are what forward() divides the channels by. Where it
+    does otherwise, the cut is refused.
     """
     varies = [d for d in range(1, channels.ndim) if not (channels == channels.take([0], d)).all()]
     spatial, found = list(pixels), set(varies)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
-from paredown.pipeline.compress.coupling.thin_graph import Part, Thinner
+from paredown.pipeline.compress.coupling.thin_graph import LayerSlice, Thinner
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
@@ -170,7 +170,7 @@ def load_pruned(network: nn.Module, path: Path) -> nn.Module:
 # -- the user's module ---------------------------------------------------------------------------------------
 
 
-def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: Part, done: set[str]) -> None:
+def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: LayerSlice, done: set[str]) -> None:
     for role, name in node.parameters.items():
         if name in done or role not in ROLES:
             continue

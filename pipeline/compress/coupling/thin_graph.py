@@ -19,7 +19,7 @@ from paredown.targets.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerSlice:
     """What stays of a layer: output channels, input channels as its weight counts them, conv groups."""
 
     rows: list[int]
@@ -57,19 +57,19 @@ class Thinner:
         """The channels of a tensor that stay."""
         return self.stays(self.flow.channels(name))
 
-    def part(self, node: Node) -> Part:
+    def part(self, node: Node) -> LayerSlice:
         """What stays of a layer."""
         assert node.weight is not None
         rows = self.stays(self.flow.sides[node.name, "out"])
         read = self.stays(self.flow.sides[node.name, "in"])
         groups = int(node.attrs.get("groups", 1))
         if groups == 1:
-            return Part(rows, read, 1)
+            return LayerSlice(rows, read, 1)
         per = node.weight.shape[1]
         left = sorted({channel // per for channel in read})
         columns = sorted({channel % per for channel in read})
         assert len(left) * len(columns) == len(read) and len(rows) % len(left) == 0
-        return Part(rows, columns, len(left))
+        return LayerSlice(rows, columns, len(left))
 
     def graph(self) -> Graph:
         """The thin graph.

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from paredown.calibration.observers import weight_scales
 from paredown.pipeline.compress.allocate.allocate import Allocation, allocate, predicted_losses
-from paredown.pipeline.compress.allocate.cost import Cost, Part
+from paredown.pipeline.compress.allocate.cost import Cost, CostTerm
 from paredown.pipeline.compress.coupling.flow import Group, Member
 from paredown.pipeline.compress.sensitivity.sensitivity import Curve, Point, Score, Sensitivity
 from paredown.pipeline.compress.squantize.entropy import EXTRA, entropy
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.gptq_init import round_weights
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.graph import Graph, Node, apply
 
 CHOICES = (2, 3, 4, 5, 6)
@@ -113,8 +113,8 @@ def choose_bits(
     """
     units = tuple((unit,) for unit in range(INT8))
     groups = [Group(c.group, (Member(c.group, "out", units),), ()) for c in found.curves]
-    parts = [Part(name, (name,), _Size(name, each), False) for name, each in sizes.items()]
-    fixed = Part("rest", (), lambda chosen: rest, False)
+    parts = [CostTerm(name, (name,), _Size(name, each), False) for name, each in sizes.items()]
+    fixed = CostTerm("rest", (), lambda chosen: rest, False)
     cost = Cost("bytes", "bytes", dict.fromkeys(sizes, INT8), (*parts, fixed))
     losses = predicted_losses(found)
     if resolution is None:
@@ -146,7 +146,7 @@ def _at(
 ) -> Graph:
     """The folded graph in which all of these layers have so many bits."""
     at = {name: replace(plan, config=replace(plan.config, bits=bits)) for name, plan in plans.items()}
-    live = LiveNetwork(network if rounding is None else copy.deepcopy(network), graph, at)
+    live = QatNetwork(network if rounding is None else copy.deepcopy(network), graph, at)
     if rounding is not None:
         round_weights(live, rounding)
     return fold(live, tuple(graph.nodes[0].shape))

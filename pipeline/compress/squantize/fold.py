@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.compress.grids.grid import encode
-from paredown.pipeline.compress.squantize.qat_network import LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import QatNetwork
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.trace import trace
 
@@ -20,7 +20,7 @@ SMALLEST_GAIN = 1e-6  # of a layer's largest: below it a channel is dead, but a 
 
 
 @torch.no_grad()
-def fold(live: LiveNetwork, shape: tuple[int, ...]) -> Graph:
+def fold(live: QatNetwork, shape: tuple[int, ...]) -> Graph:
     """The trained network as a graph whose weights are whole numbers times `Node.scale`.
 
     Args:
@@ -40,13 +40,13 @@ def fold(live: LiveNetwork, shape: tuple[int, ...]) -> Graph:
     return Graph(tuple(nodes), graph.outputs)
 
 
-def codes_of(live: LiveNetwork, name: str) -> tuple[Tensor, Tensor]:
+def codes_of(live: QatNetwork, name: str) -> tuple[Tensor, Tensor]:
     """The codes of a weight as they are trained, before folding, and their step or steps."""
     weight = live.network.get_parameter(name)
     return encode(weight, live.final_sigma(name, weight), live.plans[name].config)
 
 
-def _folded(live: LiveNetwork, node: Node, name: str) -> Node:
+def _folded(live: QatNetwork, node: Node, name: str) -> Node:
     codes, step = codes_of(live, name)
     gain = _gain(live, node, len(codes))
     gain = torch.where(gain < 0, -1.0, 1.0) * gain.abs().clamp_min(SMALLEST_GAIN * float(gain.abs().max()))
@@ -56,7 +56,7 @@ def _folded(live: LiveNetwork, node: Node, name: str) -> Node:
     return replace(node, weight=folded, scale=scale)
 
 
-def _gain(live: LiveNetwork, node: Node, channels: int) -> Tensor:
+def _gain(live: QatNetwork, node: Node, channels: int) -> Tensor:
     """What batch norm multiplies each output channel by."""
     names = node.parameters
     if "bn_var" not in names:

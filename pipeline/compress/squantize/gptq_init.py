@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paredown.pipeline.compress.grids.grid import encode, threshold_at
 from paredown.pipeline.compress.grids.rounding import recoded
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.patches import Spots, patches, pick_spots
 
@@ -30,7 +30,7 @@ ALIVE = 4  # of the largest tensors, at once
 
 
 @torch.no_grad()
-def round_weights(live: LiveNetwork, images: Tensor, seed: int = 0) -> None:
+def round_weights(live: QatNetwork, images: Tensor, seed: int = 0) -> None:
     """Rounds the latent weights of every squantized layer without groups, in place.
 
     Args:

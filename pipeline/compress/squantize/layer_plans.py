@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from paredown.pipeline.compress.grids.grid import GridConfig
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, Schedule, quantizable
+from paredown.pipeline.compress.squantize.qat_network import GridSchedule, LayerPlan, quantizable
 from paredown.pipeline.compress.training.sparsify import prunable
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.recipe.schema import Squantize
@@ -61,7 +61,7 @@ def layer_plans(
     return plans
 
 
-def schedule(wanted: Squantize, steps: int) -> Schedule:
+def schedule(wanted: Squantize, steps: int) -> GridSchedule:
     """The recipe's parts as steps."""
     delay = round(wanted.delay * steps)
-    return Schedule(delay, round(wanted.ramp * (steps - delay)))
+    return GridSchedule(delay, round(wanted.ramp * (steps - delay)))

@@ -1,6 +1,6 @@
 """A network in training as it will run on the device: sparse low-bit weights, low-bit activations, live BN.
 
-`LiveNetwork` runs the traced graph with the parameters of the user's own module, by their names: it copies
+`QatNetwork` runs the traced graph with the parameters of the user's own module, by their names: it copies
 none, and when it is gone the module is what it was, but trained. Every forward pass makes codes of the latent
 weights anew (`pipeline.compress.grids.grid`); batch norm stays live, and becomes a part of the scales in the
 end (`pipeline.compress.squantize.fold`). The clips of activations sit where the integer graph has its
@@ -47,7 +47,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class GridSchedule:
     """When the quantizers set in.
 
     Attributes:
@@ -66,7 +66,7 @@ class Schedule:
         return 1 - left**3
 
 
-class LiveNetwork(nn.Module):
+class QatNetwork(nn.Module):
     """The network with quantizers on; in evaluation mode exactly what is shipped, whatever the schedule.
 
     How far it is and the present thresholds are buffers, so that a resumed run goes on with the very same.
@@ -89,11 +89,11 @@ class LiveNetwork(nn.Module):
         graph: Graph,
         plans: Mapping[str, LayerPlan],
         activation_bits: int | None = None,
-        schedule: Schedule | None = None,
+        schedule: GridSchedule | None = None,
         live_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.network, self.plans, self.schedule = network, dict(plans), schedule or Schedule()
+        self.network, self.plans, self.schedule = network, dict(plans), schedule or GridSchedule()
         self.momenta, self.live_norm = _momenta(network, graph), live_norm
         state = dict(network.named_parameters()) | dict(network.named_buffers())
         # The graph's own weights are used only where they are no parameters of the network.
@@ -108,7 +108,7 @@ class LiveNetwork(nn.Module):
         self.register_buffer("sigmas", torch.zeros(len(self.plans), dtype=torch.float64))
         self._frozen: tuple[Any, dict[str, Tensor]] | None = None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> LiveNetwork:
+    def _apply(self, fn: Any, recurse: bool = True) -> QatNetwork:
         """Brings along the tensors that are the graph's own when the module goes to another device."""
         super()._apply(fn, recurse)
         self.graph = Graph(tuple(_applied(node, fn) for node in self.graph), self.graph.outputs)

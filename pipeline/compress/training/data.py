@@ -16,7 +16,7 @@ from paredown.pipeline.recipe.task import Outputs, Task
 from paredown.targets.errors import InputError
 
 
-class Part:
+class ImageSubset:
     """Some of a data set's images, as a data set of its own.
 
     Args:
@@ -41,7 +41,7 @@ class Part:
         return hashlib.sha256(f"{self._data.fingerprint()}:{self._chosen}".encode()).hexdigest()
 
 
-def split(data: Dataset, share: float, seed: int, most: int | None = None) -> tuple[Part, Part]:
+def split(data: Dataset, share: float, seed: int, most: int | None = None) -> tuple[ImageSubset, ImageSubset]:
     """Takes a validation part out of the training images, by chance.
 
     Args:
@@ -60,7 +60,9 @@ def split(data: Dataset, share: float, seed: int, most: int | None = None) -> tu
         raise InputError(f"{len(data)} training images cannot be split in two", where="recover")
     count = min(max(1, round(share * len(data))), most or len(data), len(data) - 1)
     order = np.random.default_rng([seed, 3]).permutation(len(data))
-    return Part(data, sorted(order[count:].tolist())), Part(data, sorted(order[:count].tolist()))
+    return ImageSubset(data, sorted(order[count:].tolist())), ImageSubset(
+        data, sorted(order[:count].tolist())
+    )
 
 
 def run_network(network: nn.Module, inputs: Tensor, batch: int = 16) -> Outputs:

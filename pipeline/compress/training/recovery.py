@@ -11,13 +11,13 @@ from paredown.pipeline.compress.coupling.flow import Flow
 from paredown.pipeline.compress.coupling.thin_graph import Thinner
 from paredown.pipeline.compress.training.features import FeatureTap
 from paredown.pipeline.compress.training.recover import Recovered
-from paredown.pipeline.compress.training.setup import Lesson
+from paredown.pipeline.compress.training.setup import TrainingSetup
 from paredown.pipeline.compress.training.sparsify import SparsitySchedule, prunable, prune_weights
 from paredown.pipeline.graph.graph import Graph
 
 
 def recovered(
-    lesson: Lesson,
+    setup: TrainingSetup,
     student: nn.Module,
     kept: Mapping[str, Sequence[int]],
     weight_sparsity: float,
@@ -26,21 +26,21 @@ def recovered(
     """Recovers a cut network, and says what it was judged by.
 
     Args:
-        lesson: what it is taught with.
+        setup: data, losses and configuration of the training.
         student: the cut network.
-        kept: what the cut kept, of `couple(lesson.graph)`.
+        kept: what the cut kept, of `couple(setup.graph)`.
         weight_sparsity: share of weights that become zero meanwhile; at once where nothing is trained.
         feature_weight: of the distance from the original's features.
     """
-    graph, (measure, evaluate) = lesson.graph, lesson.judge()
+    graph, (measure, evaluate) = setup.graph, setup.evaluation()
     weights = prunable(graph)
-    if not lesson.wanted.epochs:
+    if not setup.wanted.epochs:
         zeros = prune_weights(student, weight_sparsity, weights) if weight_sparsity else ()
         value = evaluate(student)
         return Recovered(student, (), value, value, 0, 0, False, zeros), measure
     schedule = SparsitySchedule(weight_sparsity, weights) if weight_sparsity else None
-    taps = _taps(graph, kept, lesson.task.features())
-    return lesson.teach(student, evaluate, taps, feature_weight, schedule), measure
+    taps = _taps(graph, kept, setup.task.features())
+    return setup.train(student, evaluate, taps, feature_weight, schedule), measure
 
 
 def _taps(graph: Graph, kept: Mapping[str, Sequence[int]], paths: Sequence[str]) -> tuple[FeatureTap, ...]:

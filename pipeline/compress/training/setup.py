@@ -29,8 +29,8 @@ AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a network is taught with.
+class TrainingSetup:
+    """All that one training needs: data, losses, configuration.
 
     Attributes:
         wanted: the recipe's section.
@@ -73,8 +73,8 @@ class Lesson:
     def _epochs(self) -> float:
         return SMOKE_STEPS / self.batches.per_epoch if self.smoke else self.wanted.epochs
 
-    def judge(self) -> tuple[str, Evaluate]:
-        """What networks are judged by, and its name.
+    def evaluation(self) -> tuple[str, Evaluate]:
+        """The metric's name, and the function that computes it on held-out images.
 
         Held-out images with labels are scored. Without, what counts is how near the outputs are to the
         original's (minus the distillation loss): a score on the original's own findings hangs on the few
@@ -85,7 +85,7 @@ class Lesson:
         outputs = run_graph(self.graph, preprocessed(self.held_out, self.task.preprocess))
         return self.task.metric, evaluator(self.task, self.truth(self.held_out, outputs))
 
-    def teach(
+    def train(
         self,
         student: nn.Module,
         evaluate: Evaluate,

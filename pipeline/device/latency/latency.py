@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from paredown.pipeline.compress.allocate.cost import Cost, Count, Part, Widths
+from paredown.pipeline.compress.allocate.cost import Cost, CostTerm, Count, Widths
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.device.executor import Executor
 from paredown.pipeline.device.latency.layer_times import LayerMeasure, times_here, times_there
-from paredown.pipeline.device.latency.layers import Layer, LayerShape, layers
+from paredown.pipeline.device.latency.layers import LayerShape, LayerTime, layers
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.runtimes import runtime
@@ -225,7 +225,7 @@ def _facts(target: Target, name: str, machine: Machine) -> dict[str, Any]:
 class _Grid:
     """A layer's time over its channels: exact where measured, bilinear between."""
 
-    layer: Layer
+    layer: LayerTime
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
@@ -269,12 +269,12 @@ def latency(
     parts = []
     for layer, (rows, columns) in zip(found, axes, strict=True):
         ms = tuple(tuple(table[layer.shape(r, c)] for c in columns) for r in rows)
-        parts.append(Part(layer.name, layer.groups, _Grid(layer, rows, columns, ms), False))
+        parts.append(CostTerm(layer.name, layer.groups, _Grid(layer, rows, columns, ms), False))
     return Cost("latency", table.facts.get("unit", "ms"), full, tuple(parts))
 
 
 def _axes(
-    layer: Layer, choices: Mapping[str, Sequence[int]], points: int
+    layer: LayerTime, choices: Mapping[str, Sequence[int]], points: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     kind = operation(layer.whole.kind)
     if kind.moves or layer.whole.kind == "input":

@@ -14,7 +14,7 @@ from paredown.pipeline.device.executor import Executor
 from paredown.pipeline.device.latency.layers import LayerShape, one_layer
 from paredown.pipeline.lower.runtimes import Runtime, runtime
 from paredown.targets.devices.programs import Program
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 
 #: What programs of one runtime take, by key; milliseconds, or millions of instructions.
 Times = Callable[[Runtime, Mapping[Any, Program]], dict[Any, float]]
@@ -67,11 +67,11 @@ class LayerMeasure:
         """What these programs take."""
         programs = {}
         for key, graph in graphs.items():
-            outputs = tuple(Tensor(tuple(graph[name].shape)) for name in graph.outputs)
+            outputs = tuple(TensorInfo(tuple(graph[name].shape)) for name in graph.outputs)
             data = self.runtime.lower_integer(graph).data
             where = f"one {graph.nodes[-1].kind}"
             programs[key] = Program(
-                self.runtime.name, data, Tensor(tuple(graph.input.shape)), outputs, where=where
+                self.runtime.name, data, TensorInfo(tuple(graph.input.shape)), outputs, where=where
             )
         return self.times(self.runtime, programs) if programs else {}
 

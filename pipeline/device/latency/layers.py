@@ -73,7 +73,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerTime:
     """One layer of a network, at any widths.
 
     Attributes:
@@ -96,7 +96,7 @@ class Layer:
         return tuple({**self.rows.per_unit, **(self.columns.per_unit if self.columns else {})})
 
 
-def layers(graph: Graph, groups: Sequence[Group]) -> list[Layer]:
+def layers(graph: Graph, groups: Sequence[Group]) -> list[LayerTime]:
     """The layers of a network as its int8 program executes them, activations fused where lowering does so."""
     from paredown.pipeline.graph.fusion import fuse_relu
 
@@ -111,7 +111,7 @@ def layers(graph: Graph, groups: Sequence[Group]) -> list[Layer]:
         if node.weight is not None and not (node.attrs.get("groups", 1) > 1 and _loses_groups(node)):
             columns = counts[0]
         whole = shape(node.shape[1], shape.inputs[0][1] if shape.inputs else 0)
-        result.append(Layer(node.name, rows, columns, shape, whole))
+        result.append(LayerTime(node.name, rows, columns, shape, whole))
     return result
 
 

@@ -192,7 +192,7 @@ class _FloatModule(nn.Module):
         return tuple(values[name] for name in self.graph.outputs)
 
 
-class Runner:
+class ProgramRunner:
     """A loaded .pte.
 
     Args:
@@ -240,7 +240,7 @@ class Runner:
         return lambda: self._module.run_method("forward", inputs)
 
 
-load = Runner
+load = ProgramRunner
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Slice:
 
     data: bytes
     names: tuple[str, ...]
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[TensorInfo, ...]
     operations: tuple[str, ...]
 
 
@@ -89,12 +89,12 @@ def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _described(tensor: Any, schema: Any) -> Tensor:
+def _described(tensor: Any, schema: Any) -> TensorInfo:
     """NHWC turned to NCHW, as runners give it."""
     shape = tuple(int(size) for size in tensor.shape)
     if len(shape) == 4:
         shape = (shape[0], shape[3], shape[1], shape[2])
-    return Tensor(shape, "int8" if tensor.type == schema.TensorType.INT8 else "float32")
+    return TensorInfo(shape, "int8" if tensor.type == schema.TensorType.INT8 else "float32")
 
 
 def first_difference(names: Iterable[str], ours: Iterable[Any], theirs: Iterable[Any]) -> str:

@@ -20,7 +20,7 @@ from paredown.pipeline.graph.operations.placement import (
     many_axes,
 )
 from paredown.pipeline.lower.integer import IntegerNode
-from paredown.targets.cards.card import Runtime, Target
+from paredown.targets.cards.card import RuntimeCard, Target
 
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
@@ -35,7 +35,7 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
 
 
 def rule_for(
-    node: IntegerNode, feed: IntegerNode, target: Target, name: str, runtime: Runtime
+    node: IntegerNode, feed: IntegerNode, target: Target, name: str, runtime: RuntimeCard
 ) -> Rule | None:
     """The rule by which an operation leaves the delegate of a runtime; None where it stays.
 
@@ -62,7 +62,7 @@ def card_kind(node: IntegerNode, feed: IntegerNode) -> str:
     return operation(node.kind).card_kind(node, feed)
 
 
-def _on_card(node: IntegerNode, feed: IntegerNode, runtime: Runtime) -> tuple[Rule, ...]:
+def _on_card(node: IntegerNode, feed: IntegerNode, runtime: RuntimeCard) -> tuple[Rule, ...]:
     kind = card_kind(node, feed)
     if node.kind == "opaque":
         reason = f"not lowered: {node.attrs['op']}, as it is used here, is no operation that paredown carries"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.lower.runtimes import runtime
-from paredown.pipeline.run.image.squantize_summary import Facts
+from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
 from paredown.pipeline.run.image.summary import Summary
 from paredown.pipeline.run.job import plain
 
@@ -40,7 +40,7 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
     return manifest, members, weights, [layer for graph in graphs for layer in graph.layer_parameters]
 
 
-def byte_ledger(job: ImageJob, bundle: Path) -> Facts:
+def byte_ledger(job: ImageJob, bundle: Path) -> SquantizeFacts:
     """What sparse low-bit codes are worth in a bundle.
 
     Args:
@@ -62,7 +62,7 @@ def byte_ledger(job: ImageJob, bundle: Path) -> Facts:
     sizes = {name: len(program) for name, program in programs.items()}
     pays = {str(name): runtime.pays for name, runtime in job.target.runtimes.items()}
     buys = {name: (pays[name].zeros.buys, pays[name].low_bits.buys) for name in programs}
-    return Facts(rows, squantizing.history(), squantizing.state_bytes(), sizes, wire, together, buys)
+    return SquantizeFacts(rows, squantizing.history(), squantizing.state_bytes(), sizes, wire, together, buys)
 
 
 def _model(job: ImageJob, name: str, members: dict[str, bytes]) -> dict[str, Any]:

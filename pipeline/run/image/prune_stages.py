@@ -280,19 +280,19 @@ class PruneStages:
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.coupling.surgery import load_pruned, save_pruned
             from paredown.pipeline.compress.training.recovery import recovered
-            from paredown.pipeline.compress.training.setup import Lesson
+            from paredown.pipeline.compress.training.setup import TrainingSetup
 
             training, held_out = self.training.held_out()
             student = load_pruned(self.task.network(), inputs["network"] / NETWORK)
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
             wanted = self.recipe.recover
-            lesson = Lesson(
+            setup = TrainingSetup(
                 wanted, self.task, graph_in(inputs["trace"]), training, held_out, self.training.truth,
                 checkpoint, self.smoke,
                 self.tick,
             )  # fmt: skip
             sparsity, kept = self.recipe.prune.weight_sparsity, read_json(inputs["network"] / PLAN)["kept"]
-            result, measure = recovered(lesson, student, kept, sparsity, wanted.feature_weight)
+            result, measure = recovered(setup, student, kept, sparsity, wanted.feature_weight)
             save_pruned(result.network, out / NETWORK)
             write_json(
                 out / HISTORY,

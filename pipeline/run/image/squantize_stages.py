@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from paredown.calibration.datasets import Dataset
     from paredown.pipeline.compress.allocate.allocate import Allocation
-    from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+    from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
     from paredown.pipeline.compress.training.recover import Recovered
     from paredown.pipeline.graph.graph import Graph
 
@@ -48,7 +48,7 @@ class SquantizeParams:
 class _Trained:
     """What a pass gives: the network in codes, how it went, by which measure, and chosen bits if any."""
 
-    live: LiveNetwork
+    live: QatNetwork
     result: Recovered
     measure: str
     allocation: Allocation | None
@@ -134,14 +134,14 @@ class SquantizeStages:
         """The pass over a network, pruned or not, taught by the original."""
         from paredown.pipeline.compress.squantize.gptq_init import round_weights
         from paredown.pipeline.compress.squantize.layer_plans import layer_plans, schedule
-        from paredown.pipeline.compress.squantize.qat_network import LiveNetwork, check_clips
+        from paredown.pipeline.compress.squantize.qat_network import QatNetwork, check_clips
         from paredown.pipeline.compress.training.recover import Recovered
-        from paredown.pipeline.compress.training.setup import Lesson
+        from paredown.pipeline.compress.training.setup import TrainingSetup
         from paredown.pipeline.graph.trace import trace
 
         split, wanted = self.training, self.recipe.squantize
         training, held_out = split.held_out()
-        lesson = Lesson(
+        setup = TrainingSetup(
             wanted, self.task, original, training, held_out, split.truth, checkpoint, self.smoke, self.tick
         )
         graph = trace(network, split.shape)
@@ -153,18 +153,18 @@ class SquantizeStages:
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
             allocation = self._choose_bits(network, graph, original, plans, held_out, rounding)
             plans = layer_plans(wanted, graph, network, allocation.widths)
-        steps = schedule(wanted, lesson.steps)
-        live = LiveNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
+        steps = schedule(wanted, setup.steps)
+        live = QatNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
         if rounding is not None:
             round_weights(live, rounding)
         if bits:
             live.start_clips(split.inputs(training, CLIP_IMAGES))
-        measure, evaluate = lesson.judge()
+        measure, evaluate = setup.evaluation()
         if not wanted.epochs:
             value = evaluate(live.eval())
             return _Trained(live, Recovered(live, (), value, value, 0, 0, False), measure, allocation)
-        result = lesson.teach(live, evaluate)
-        trained: LiveNetwork = result.network  # type: ignore[assignment]
+        result = setup.train(live, evaluate)
+        trained: QatNetwork = result.network  # type: ignore[assignment]
         return _Trained(trained, result, measure, allocation)
 
     def _choose_bits(

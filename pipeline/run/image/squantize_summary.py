@@ -16,7 +16,7 @@ VARIANT = "squantized"
 
 
 @dataclass(frozen=True)
-class Facts:
+class SquantizeFacts:
     """What there is to say.
 
     Attributes:
@@ -42,7 +42,7 @@ class Facts:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Facts:
+    def from_dict(cls, fields: Mapping[str, Any]) -> SquantizeFacts:
         """The inverse of `to_dict`, also after JSON."""
         return cls(**{**fields, "rows": tuple(LayerLedger(**row) for row in fields["rows"])})
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_summary import prune_figures, prune_notes, prune_report
-from paredown.pipeline.run.image.squantize_summary import Facts
+from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
 from paredown.pipeline.store.files import read_json
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Summary:
         return found
 
     @functools.cached_property
-    def squantized(self) -> Facts:
+    def squantized(self) -> SquantizeFacts:
         """What the ledger counts."""
-        return Facts.from_dict(read_json(self.job.path(self.job.bundle) / LEDGER))
+        return SquantizeFacts.from_dict(read_json(self.job.path(self.job.bundle) / LEDGER))
 
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.apps.chat.device.generation.sampling import Sampling
-from paredown.apps.chat.device.generation.session import Done, Forgot, Manner, Session, Text
+from paredown.apps.chat.device.generation.session import ChatOptions, Done, Forgot, Session, Text
 from paredown.apps.chat.device.generation.stats import Stats
 from paredown.apps.chat.device.tokens.pack import pack
 from paredown.apps.chat.device.tokens.tokens import Tokens
@@ -20,7 +20,7 @@ from paredown.targets.errors import InputError, UsageError
 pytestmark = pytest.mark.unit
 
 GREEDY = Sampling(temperature=0)
-CHAT, PLAIN = Manner(sampling=GREEDY), Manner(turns=False, sampling=GREEDY)
+CHAT, PLAIN = ChatOptions(sampling=GREEDY), ChatOptions(turns=False, sampling=GREEDY)
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +216,12 @@ def test_after_a_failure_of_the_model_everything_is_read_anew(tokens):
 
 
 def test_stop_strings_and_the_longest_answer(tokens):
-    stopping = Session(Echo(tokens), tokens, Manner(sampling=GREEDY, stops=(" dev",)))
+    stopping = Session(Echo(tokens), tokens, ChatOptions(sampling=GREEDY, stops=(" dev",)))
     text, _, done = told(stopping.answer("the device"))
     assert (text, done.why) == ("the", "stop")
     text, _, done = told(stopping.answer("the de"))
     assert (text, done.why) == ("the de", "end")  # what was held back comes in the end
-    short = Session(Echo(tokens), tokens, Manner(sampling=GREEDY, max_tokens=2))
+    short = Session(Echo(tokens), tokens, ChatOptions(sampling=GREEDY, max_tokens=2))
     _, _, done = told(short.answer("the device and more"))
     assert (done.why, done.stats.answer_tokens, done.stats.decoded) == ("length", 2, 1)
 
@@ -269,9 +269,9 @@ def test_a_model_of_another_vocabulary_and_a_tokenizer_without_turns(tokens):
     with pytest.raises(InputError, match="the tokenizer of another model"):
         Session(model, tokens, CHAT)
     with pytest.raises(UsageError, match="0 tokens are no answer"):
-        Manner(max_tokens=0)
+        ChatOptions(max_tokens=0)
     with pytest.raises(UsageError, match="an empty stop string"):
-        Manner(stops=("",))
+        ChatOptions(stops=("",))
 
 
 def test_logits_that_are_no_numbers_end_the_answer(tokens):

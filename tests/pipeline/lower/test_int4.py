@@ -10,7 +10,7 @@ from torch import nn
 from paredown.pipeline.bundle.packing import find_weights, pack_programs
 from paredown.pipeline.compress.grids.grid import GridConfig
 from paredown.pipeline.compress.squantize.fold import fold
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import IntegerGraph, in_int4, quantize
@@ -36,7 +36,7 @@ def integer() -> IntegerGraph:
     torch.manual_seed(3)
     network = Net().eval()
     plans = {f"{name}.weight": LayerPlan(GridConfig(4, "uniform"), sparsity=0.3) for name in "abc"}
-    graph = fold(LiveNetwork(network, trace(network, SHAPE), plans), SHAPE)
+    graph = fold(QatNetwork(network, trace(network, SHAPE), plans), SHAPE)
     values = graph.run(torch.randn(SHAPE))
     ranges = {name: (2 * float(v.min()), 2 * float(v.max())) for name, v in values.items()}
     return quantize(graph, ranges, input_range=(-3.0, 3.0))

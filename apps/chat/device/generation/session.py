@@ -82,7 +82,7 @@ class Chat(Protocol):
 
 
 @dataclass(frozen=True)
-class Manner:
+class ChatOptions:
     """How answers are made.
 
     Attributes:
@@ -113,35 +113,39 @@ class Session:
     Args:
         model: that answers; it is this session's alone.
         tokens: its tokenizer.
-        manner: how.
+        chat: how it answers.
         clock: seconds; None where they mean nothing, as under emulation.
 
     Raises:
-        InputError: model, tokenizer and manner do not fit.
+        InputError: model, tokenizer and options do not fit.
     """
 
     def __init__(
-        self, model: LanguageModel, tokens: Tokens, manner: Manner, clock: Clock | None = time.perf_counter
+        self,
+        model: LanguageModel,
+        tokens: Tokens,
+        chat: ChatOptions,
+        clock: Clock | None = time.perf_counter,
     ) -> None:
         tokens.check(model.vocabulary)
-        if manner.turns and not tokens.has_turns:
+        if chat.turns and not tokens.has_turns:
             raise InputError("the tokenizer knows no turns of a chat", hint="is it a base model's?")
-        self._model, self._tokens, self._manner, self._clock = model, tokens, manner, clock
-        self._sample = Sampler(manner.sampling)
+        self._model, self._tokens, self._chat, self._clock = model, tokens, chat, clock
+        self._sample = Sampler(chat.sampling)
         self._exchanges: list[list[int]] = []
         self._read: list[int] = []  # what the model has read
         self._sure = False  # whether that is known
         self._room = min(ROOM, model.context // 4)
-        kind = "chat" if manner.turns else "continues a text, remembers none"
+        kind = "chat" if chat.turns else "continues a text, remembers none"
         self.description = f"{kind}; context of {model.context:,} tokens"
 
-    def anew(self, manner: Manner) -> Session:
-        """A new session with the same model, which answers in another manner; this one is over.
+    def anew(self, chat: ChatOptions) -> Session:
+        """A new session with the same model, which answers in another way; this one is over.
 
         Args:
-            manner: how; whether the model chats stays as it is.
+            chat: how it answers; whether the model chats stays as it is.
         """
-        return Session(self._model, self._tokens, replace(manner, turns=self._manner.turns), self._clock)
+        return Session(self._model, self._tokens, replace(chat, turns=self._chat.turns), self._clock)
 
     def reset(self) -> None:
         """Forgets everything that was said."""
@@ -173,7 +177,7 @@ class Session:
         turn: list[int] = []
         count = self._tokens.fewest(text)
         if exact := count <= most:
-            turn = self._tokens.user_turn(text) if self._manner.turns else self._tokens.encode(text)
+            turn = self._tokens.user_turn(text) if self._chat.turns else self._tokens.encode(text)
             count = len(turn)
         if count <= most:
             return turn
@@ -184,7 +188,7 @@ class Session:
 
     def _answer(self, exchange: list[int], cancelled: Callable[[], bool], meter: Meter) -> Iterator[Event]:
         """Answers the turn that an exchange starts with; the exchange grows with the answer."""
-        if not self._manner.turns:
+        if not self._chat.turns:
             self._exchanges.clear()
         self._exchanges.append(exchange)
         logits = None
@@ -198,7 +202,7 @@ class Session:
         if logits is None:
             yield Done("interrupted", meter.stats)
             return
-        text, stops = Detokenizer(self._tokens), Stops(self._manner.stops)
+        text, stops = Detokenizer(self._tokens), Stops(self._chat.stops)
         while True:
             with meter.choosing():
                 token = self._sample(logits)
@@ -228,7 +232,7 @@ class Session:
         """Why an answer ends after its newest token, if it does."""
         if stops.stopped:
             return "stop"
-        if meter.chosen == self._manner.max_tokens:
+        if meter.chosen == self._chat.max_tokens:
             return "length"
         if len(self._exchanges) == 1 and self._model.position == self._model.context:
             return "full"

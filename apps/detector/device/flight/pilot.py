@@ -20,7 +20,7 @@ from paredown.apps.detector.device.flight.geometry import Camera, bearing, groun
 from paredown.apps.detector.device.flight.mavlink import Fix, Link
 from paredown.apps.detector.device.flight.vehicle import Pose, Trust, Vehicle
 from paredown.apps.detector.device.frames.source import Clock
-from paredown.apps.detector.device.processor import Seen
+from paredown.apps.detector.device.processor import FrameResult
 
 EDGE = 0.002  # of the image: a box that ends nearer to its edge is cut by it, and its middle is elsewhere
 MOTION_S, MOTION_SPAN_S, MOTION_COUNT = 2.0, 0.5, 4  # what a velocity is fitted to, and the least it takes
@@ -139,7 +139,7 @@ class Pilot:
         self.sent: dict[str, int] = {}
         self.silent = 0
 
-    def write(self, seen: Seen, document: dict[str, Any]) -> None:
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Speaks of the next picture, or does not; adds `drone` to its document, reasons included."""
         now = self._clock()
         self._count(seen.tracks)

@@ -20,7 +20,7 @@ from paredown.pipeline.graph.operations.padding import (
     written_padding,
 )
 from paredown.pipeline.graph.operations.placement import U55, Rule
-from paredown.pipeline.graph.operations.weighted.layer import Layer, parameters
+from paredown.pipeline.graph.operations.weighted.layer import WeightedOperation, parameters
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -43,12 +43,12 @@ def _far_depthwise(node: IntegerNode, feed: IntegerNode) -> bool:
     return depthwise(node, feed) and far(node)
 
 
-class Conv2d(Layer):
+class Conv2d(WeightedOperation):
     """Attributes: stride (h, w), padding (left, right, top, bottom), groups; with batch norm also bn_eps."""
 
     aten = ("conv2d",)
     rules = {
-        **Layer.rules,
+        **WeightedOperation.rules,
         U55: (
             Rule(
                 _far_padded, "Vela fails at a stride above 3 with padding other than TensorFlow's SAME",

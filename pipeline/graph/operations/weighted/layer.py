@@ -34,7 +34,7 @@ HEAVY = Rule(
 )
 
 
-class Layer(Operation):
+class WeightedOperation(Operation):
     """A convolution or a linear layer."""
 
     weighted = True

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of
-from paredown.pipeline.graph.operations.weighted.layer import Layer, parameters
+from paredown.pipeline.graph.operations.weighted.layer import WeightedOperation, parameters
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.litert.program import Writer
 
 
-class Linear(Layer):
+class Linear(WeightedOperation):
     """No attributes."""
 
     aten = ("linear",)

@@ -27,7 +27,7 @@ from paredown.apps.detector.device.frames.handover import Handover
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.source import Frame
 from paredown.apps.detector.device.frames.timing import STEPS, Split
-from paredown.apps.detector.device.processor import Looker, turned
+from paredown.apps.detector.device.processor import FrameProcessor, turned
 from paredown.apps.detector.task import DetectorTask
 from paredown.pipeline.bundle.archive import extract, unpack
 from paredown.pipeline.recipe.file import load_recipe
@@ -182,7 +182,7 @@ class Keeps:
 def race(frames: Handover, limit: int) -> tuple[list[dict], dict]:
     clock, kept = Clock(), Keeps()
     model = SlowModel(clock, frames)
-    looker = Looker(model, Tracker(), Counting(), Split(clock))
+    looker = FrameProcessor(model, Tracker(), Counting(), Split(clock))
     watched = watch(frames, looker, [kept], limit=limit, clock=clock)
     return kept.documents, watched.to_dict()
 

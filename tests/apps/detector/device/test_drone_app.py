@@ -34,7 +34,7 @@ from paredown.apps.detector.device.flight.mavlink import Fix
 from paredown.apps.detector.device.flight.pilot import Motion, Orders, Pilot, locate
 from paredown.apps.detector.device.flight.vehicle import Pose, Position, Trust, Vehicle
 from paredown.apps.detector.device.frames.source import Frame
-from paredown.apps.detector.device.processor import Seen
+from paredown.apps.detector.device.processor import FrameResult
 
 SIZE = (600, 800)
 CAMERA = Camera(
@@ -127,7 +127,7 @@ class Flight:
                 self.vehicle.hear(wire(message), self.now)
         document: dict[str, Any] = {}
         frame = Frame(np.zeros((*SIZE, 3), np.uint8), 0, self.now - late, self.now)
-        self.pilot.write(Seen(frame, SIZE, tracks, {}, {}, None), document)
+        self.pilot.write(FrameResult(frame, SIZE, tracks, {}, {}, None), document)
         return document["drone"]
 
 

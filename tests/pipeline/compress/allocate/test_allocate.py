@@ -20,7 +20,7 @@ from paredown.pipeline.compress.allocate.allocate import (
     predicted_losses,
     uniform,
 )
-from paredown.pipeline.compress.allocate.cost import Cost, Part, counted, group_widths
+from paredown.pipeline.compress.allocate.cost import Cost, CostTerm, counted, group_widths
 from paredown.pipeline.compress.coupling.coupling import Group, Member, couple
 from paredown.pipeline.compress.sensitivity.sensitivity import Curve, Point, Sensitivity
 from paredown.pipeline.graph.trace import trace
@@ -37,7 +37,7 @@ def group(name: str, units: int, locked: str = "") -> Group:
 def product_cost(groups, *touching: tuple[str, ...], name="macs") -> Cost:
     """A part per tuple of groups: the product of their widths."""
     parts = tuple(
-        Part("+".join(names), names, lambda w, names=names: float(math.prod(w[n] for n in names)), True)
+        CostTerm("+".join(names), names, lambda w, names=names: float(math.prod(w[n] for n in names)), True)
         for names in touching
     )
     return Cost(name, "things", {g.name: g.units for g in groups}, parts)
@@ -61,7 +61,7 @@ def random_problem(seed: int):
         def value(widths, names=names, table=table):
             return float(table[tuple(widths[n] for n in names)] * sum(widths[n] for n in names))
 
-        parts.append(Part(f"layer{index}", names, value, False))
+        parts.append(CostTerm(f"layer{index}", names, value, False))
     return groups, losses, Cost("latency", "ms", {g.name: 8 for g in groups}, tuple(parts))
 
 
@@ -235,7 +235,7 @@ def test_without_time_for_the_solver_the_limit_still_holds(monkeypatch):
 def test_a_split_cost_is_said_not_to_be_exact_and_the_limit_holds():
     groups = [group(f"g{i}", 8) for i in range(4)]
     names = tuple(g.name for g in groups)
-    part = Part("layer", names, lambda w: float(math.prod(w[n] for n in names)) ** 0.5, False)
+    part = CostTerm("layer", names, lambda w: float(math.prod(w[n] for n in names)) ** 0.5, False)
     cost = Cost("latency", "ms", dict.fromkeys(names, 8), (part,))
     losses = {n: {8: 0.0, 4: 0.01 * i, 2: 0.1} for i, n in enumerate(names)}
     found = allocate(groups, losses, cost, limit=0.6)

@@ -18,7 +18,7 @@ from paredown.apps.classifier.network import build
 from paredown.apps.detector.network import YoloV2
 from paredown.pipeline.compress.allocate.cost import (
     Cost,
-    Part,
+    CostTerm,
     channel_counts,
     counted,
     group_multiple,
@@ -199,7 +199,7 @@ def summed(tables, constant, choices, chosen) -> float:
 
 def one_part(count: int, value) -> tuple[Cost, dict[str, tuple[int, ...]]]:
     names = [f"g{i}" for i in range(count)]
-    cost = Cost("latency", "ms", dict.fromkeys(names, 4), (Part("layer", tuple(names), value, False),))
+    cost = Cost("latency", "ms", dict.fromkeys(names, 4), (CostTerm("layer", tuple(names), value, False),))
     return cost, dict.fromkeys(names, (4, 2, 1))
 
 

@@ -13,7 +13,7 @@ from paredown.pipeline.compress.grids.grid import PER, GridConfig, encode
 from paredown.pipeline.compress.squantize import gptq_init as start
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.gptq_init import round_weights
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.trace import trace
 
 SHAPE = (1, 4, 10, 10)
@@ -54,11 +54,11 @@ def network() -> Net:
     return made.eval()
 
 
-def live_of(network: Net, per: str, sparsity: float | None = None) -> LiveNetwork:
+def live_of(network: Net, per: str, sparsity: float | None = None) -> QatNetwork:
     config = GridConfig(3, "uniform", per=per)
     sigma = None if sparsity is not None else -30.0
     plans = {f"{name}.weight": LayerPlan(config, sparsity, sigma) for name in LAYERS}
-    return LiveNetwork(network, trace(network, SHAPE), plans)
+    return QatNetwork(network, trace(network, SHAPE), plans)
 
 
 @pytest.mark.parametrize("per", PER)
@@ -100,7 +100,7 @@ def test_the_mode_comes_back_and_depthwise_layers_stay(network: Net):
 
 
 def test_frozen_statistics_stay_in_training(network: Net):
-    frozen = LiveNetwork(network, trace(network, SHAPE), {}, live_norm=False)
+    frozen = QatNetwork(network, trace(network, SHAPE), {}, live_norm=False)
     x = images(8, 3)
     with torch.no_grad():
         plain, mean = frozen.eval()(x), network.na.running_mean.clone()

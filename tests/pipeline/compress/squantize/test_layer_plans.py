@@ -13,7 +13,7 @@ from paredown.pipeline.compress.allocate.allocate import BudgetError
 from paredown.pipeline.compress.squantize.bits import choose_bits, measure_bits, packed_bytes
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.layer_plans import layer_plans, schedule
-from paredown.pipeline.compress.squantize.qat_network import LiveNetwork, Schedule
+from paredown.pipeline.compress.squantize.qat_network import GridSchedule, QatNetwork
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.recipe.schema import Squantize
 from paredown.targets.errors import UsageError
@@ -60,8 +60,8 @@ def test_wrong_layers_are_refused(network: nn.Module):
 
 def test_parts_of_the_schedule_are_steps():
     wanted = Squantize(weight_bits=4, delay=0.25, ramp=0.5)
-    assert schedule(wanted, 400) == Schedule(100, 150)
-    assert schedule(Squantize(weight_bits=4, ramp=0.0), 7) == Schedule(0, 0)
+    assert schedule(wanted, 400) == GridSchedule(100, 150)
+    assert schedule(Squantize(weight_bits=4, ramp=0.0), 7) == GridSchedule(0, 0)
 
 
 def score(outputs: list) -> tuple[float, float, float]:
@@ -76,7 +76,7 @@ def test_a_point_is_the_network_with_one_layer_quantized(network: nn.Module):
     found, sizes = measure_bits(network, graph, plans, x, score, "m", lambda done, total: None, (2, 4))
     assert [[p.width for p in curve.points] for curve in found.curves] == [[8, 4, 2]] * 3
     for name in plans:
-        alone = LiveNetwork(network, graph, {name: plans[name]})
+        alone = QatNetwork(network, graph, {name: plans[name]})
         outputs = alone.eval()(x).detach().numpy()
         curve = next(c for c in found.curves if c.group == name)
         expected = score([(row,) for row in outputs])[0]

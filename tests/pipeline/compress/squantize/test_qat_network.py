@@ -15,9 +15,9 @@ from paredown.pipeline.compress.grids.grid import GRIDS, PER, GridConfig
 from paredown.pipeline.compress.squantize.entropy import entropy
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.qat_network import (
+    GridSchedule,
     LayerPlan,
-    LiveNetwork,
-    Schedule,
+    QatNetwork,
     check_clips,
     clip_roots,
     quantizable,
@@ -73,7 +73,7 @@ def plans(config: GridConfig | None = None, sparsity: float | None = 0.6) -> dic
 
 
 def test_without_quantizers_it_is_the_network(network: Net):
-    live = LiveNetwork(network, trace(network, SHAPE), {})
+    live = QatNetwork(network, trace(network, SHAPE), {})
     x = images()
     assert torch.equal(live.eval()(x), network.eval()(x))
     twin = copy.deepcopy(network).train()
@@ -84,7 +84,7 @@ def test_without_quantizers_it_is_the_network(network: Net):
 
 
 def test_it_trains_the_users_own_parameters(network: Net):
-    live = LiveNetwork(network, trace(network, SHAPE), plans()).train()
+    live = QatNetwork(network, trace(network, SHAPE), plans()).train()
     assert {id(p) for p in live.parameters()} == {id(p) for p in network.parameters()}
     live(images()).square().mean().backward()
     assert network.a.weight.grad is not None and network.na.weight.grad is not None
@@ -95,7 +95,7 @@ def test_it_trains_the_users_own_parameters(network: Net):
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("per", PER)
 def test_folding_keeps_every_code(network: Net, bits: int | None, grid: str, per: str):
-    live = LiveNetwork(network, trace(network, SHAPE), plans(GridConfig(4, grid, per=per)), bits)
+    live = QatNetwork(network, trace(network, SHAPE), plans(GridConfig(4, grid, per=per)), bits)
     if bits:
         live.start_clips(images())
     graph = fold(live, SHAPE)
@@ -113,7 +113,7 @@ def test_folding_keeps_every_code(network: Net, bits: int | None, grid: str, per
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_the_integer_graph_has_the_codes_and_the_levels(network: Net, bits: int):
-    live = LiveNetwork(network, trace(network, SHAPE), plans(), bits)
+    live = QatNetwork(network, trace(network, SHAPE), plans(), bits)
     live.start_clips(images())
     graph = fold(live, SHAPE)
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
@@ -136,7 +136,7 @@ def test_the_integer_graph_has_the_codes_and_the_levels(network: Net, bits: int)
 def test_low_bits_run_exactly_on_both_runtimes(network: Net):
     from paredown.pipeline.lower.runtimes import RUNTIMES, runtime
 
-    live = LiveNetwork(network, trace(network, SHAPE), plans(), 4)
+    live = QatNetwork(network, trace(network, SHAPE), plans(), 4)
     live.start_clips(images())
     graph = fold(live, SHAPE)
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
@@ -151,17 +151,17 @@ def test_low_bits_run_exactly_on_both_runtimes(network: Net):
 
 def test_evaluation_is_what_ships_whatever_the_schedule(network: Net):
     graph, x = trace(network, SHAPE), images()
-    late = LiveNetwork(network, graph, plans(), None, Schedule(delay=1000)).eval()
-    now = LiveNetwork(network, graph, plans(), None).eval()
+    late = QatNetwork(network, graph, plans(), None, GridSchedule(delay=1000)).eval()
+    now = QatNetwork(network, graph, plans(), None).eval()
     assert torch.equal(late(x), now(x)) and not torch.equal(now(x), network(x))
     with torch.no_grad():
         network.a.weight.mul_(torch.linspace(0.5, 2, 8).reshape(8, 1, 1, 1))
-    again = LiveNetwork(network, graph, plans(), None).eval()
+    again = QatNetwork(network, graph, plans(), None).eval()
     assert torch.equal(now(x), again(x))  # nothing stale is kept
 
 
 def test_delay_and_ramp(network: Net):
-    live = LiveNetwork(network, trace(network, SHAPE), plans(), None, Schedule(delay=5, ramp=40)).train()
+    live = QatNetwork(network, trace(network, SHAPE), plans(), None, GridSchedule(delay=5, ramp=40)).train()
     shares = []
     for _ in range(70):
         live(images())
@@ -175,12 +175,12 @@ def test_delay_and_ramp(network: Net):
 
 @pytest.mark.parametrize("part", [0, 1, 10, 39, 40, 500])
 def test_the_ramp_is_cubic(part: int):
-    assert Schedule(3, 40).share(3 + part) == pytest.approx(1 - (1 - min(part / 40, 1)) ** 3)
-    assert Schedule(3, 0).share(0) == 1
+    assert GridSchedule(3, 40).share(3 + part) == pytest.approx(1 - (1 - min(part / 40, 1)) ** 3)
+    assert GridSchedule(3, 0).share(0) == 1
 
 
 def test_a_given_sigma_is_the_papers_threshold(network: Net):
-    live = LiveNetwork(network, trace(network, SHAPE), plans(sparsity=None)).train()
+    live = QatNetwork(network, trace(network, SHAPE), plans(sparsity=None)).train()
     weight = network.b.weight.detach().abs()
     t = weight.mean() + 0.1 * weight.std(correction=0)
     live(images())
@@ -201,7 +201,7 @@ def test_frozen_layers_are_left_alone(network: Net):
 
 
 def test_a_changed_code_is_caught(network: Net):
-    live = LiveNetwork(network, trace(network, SHAPE), plans())
+    live = QatNetwork(network, trace(network, SHAPE), plans())
     graph = fold(live, SHAPE)
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
     integer = quantize(graph, ranges, input_range=(-4.0, 4.0))
@@ -219,15 +219,15 @@ def test_entropy(counts: tuple[int, ...], bits: float):
 
 
 def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
-    from paredown.pipeline.run.image.squantize_summary import Facts
+    from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
 
     high = {name: LayerPlan(GridConfig(4), sigma=20.0 if name == "b.weight" else 0.1) for name in plans()}
-    live = LiveNetwork(network, trace(network, SHAPE), high)
+    live = QatNetwork(network, trace(network, SHAPE), high)
     graph = fold(live, SHAPE)
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(images(8)).items()}
     rows = ledger(graph, quantize(graph, ranges, input_range=(-4.0, 4.0)))
     history = {"baseline": None, "int8_activations": []}
-    facts = Facts(rows, history, 1000, {}, {}, 0, {})
+    facts = SquantizeFacts(rows, history, 1000, {}, {}, 0, {})
     (note,) = [n for n in facts.notes() if "would have left nothing" in n]
     assert "nothing of b;" in note
     row = next(row for row in rows if row.name == "b")
@@ -235,13 +235,13 @@ def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
 
 
 def test_what_zeros_buy_is_said_as_the_card_has_it():
-    from paredown.pipeline.run.image.squantize_summary import Facts
+    from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
 
     history = {"baseline": None, "int8_activations": []}
     buys = {"executorch": ("storage", "storage"), "litert": ("storage", "time")}
     sizes = {"executorch": 800, "litert": 900}
-    facts = Facts((), history, 4000, sizes, {"executorch": 400, "litert": 500}, 700, buys)
-    assert facts == Facts.from_dict(facts.to_dict())
+    facts = SquantizeFacts((), history, 4000, sizes, {"executorch": 400, "litert": 500}, 700, buys)
+    assert facts == SquantizeFacts.from_dict(facts.to_dict())
     words = facts.notes()
     assert any(n.startswith("executorch: these zeros") and "nothing in time" in n for n in words)
     assert "litert: on this target zeros buy storage, low bits buy time" in words

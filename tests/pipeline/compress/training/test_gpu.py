@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paredown.pipeline.bundle.ledger import check_codes
 from paredown.pipeline.compress.grids.grid import GRIDS, ORDERS, GridConfig, encode
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
-from paredown.pipeline.compress.squantize.qat_network import LayerPlan, LiveNetwork, quantizable
+from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork, quantizable
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.loop import device_name, training_device
 from paredown.pipeline.compress.training.recover import recover
@@ -71,13 +71,13 @@ class Batches:
         return torch.rand(8, *SHAPE[1:], generator=torch.Generator().manual_seed(step)), None
 
 
-def live(kind: type[Net] = Net, bits: int = 4) -> tuple[LiveNetwork, nn.Module]:
+def live(kind: type[Net] = Net, bits: int = 4) -> tuple[QatNetwork, nn.Module]:
     torch.manual_seed(0)
     network = kind().eval()
     teacher = copy.deepcopy(network)
     graph = trace(network, SHAPE)
     plans = {name: LayerPlan(GridConfig(4), 0.6) for name in quantizable(graph, network)}
-    made = LiveNetwork(network, graph, plans, bits)
+    made = QatNetwork(network, graph, plans, bits)
     made.start_clips(Batches()(99)[0])
     return made, teacher
 

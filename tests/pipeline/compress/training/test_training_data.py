@@ -13,7 +13,7 @@ from tiny_project import make_project
 
 from paredown.calibration.datasets import Sample
 from paredown.pipeline.compress.training.data import (
-    Part,
+    ImageSubset,
     agreement,
     evaluator,
     nearness,
@@ -47,7 +47,7 @@ class Numbered:
         return f"numbered {self.count}"
 
 
-def numbers(part: Part) -> list[int]:
+def numbers(part: ImageSubset) -> list[int]:
     return [int(part[index].name) for index in range(len(part))]
 
 
@@ -101,7 +101,7 @@ def test_the_evaluator_is_the_tasks_score(task):
 def test_without_labels_the_original_is_the_truth(task):
     from dataclasses import replace
 
-    class Bare(Part):
+    class Bare(ImageSubset):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
             return replace(sample, boxes=sample.boxes[:0], classes=sample.classes[:0], labelled=False)
@@ -135,5 +135,5 @@ def test_outputs_are_as_near_as_the_network_that_made_them(task):
     assert mean == pytest.approx(agreement(task, data, original)(other), rel=1e-3)
     assert low < mean < high
     assert score(run_network(other, inputs[:1]))[0] == pytest.approx(
-        agreement(task, Part(data, (0,)), original)(other), rel=1e-3
+        agreement(task, ImageSubset(data, (0,)), original)(other), rel=1e-3
     )

@@ -20,7 +20,7 @@ from paredown.pipeline.lower.litert.program import lower_integer
 from paredown.pipeline.lower.litert.slices import prefixes
 from paredown.targets.devices.programs import Program, Timing
 from paredown.targets.host.host import this_machine
-from paredown.targets.runners.litert import Tensor
+from paredown.targets.runners.litert import TensorInfo
 
 SHAPE = (1, 3, 8, 8)
 X = np.zeros(SHAPE, np.int8)
@@ -56,8 +56,8 @@ def program() -> Program:
     graph = trace(network, SHAPE)
     ranges = {k: (float(v.min()), float(v.max())) for k, v in graph.run(torch.rand(SHAPE)).items()}
     integer = quantize(graph, ranges, input_range=(0.0, 1.0))
-    outputs = tuple(Tensor(tuple(integer[name].shape)) for name in integer.outputs)
-    return Program("litert", lower_integer(integer).data, Tensor(SHAPE), outputs)
+    outputs = tuple(TensorInfo(tuple(integer[name].shape)) for name in integer.outputs)
+    return Program("litert", lower_integer(integer).data, TensorInfo(SHAPE), outputs)
 
 
 @pytest.mark.parametrize("emulated", [False, True])
