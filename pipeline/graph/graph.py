@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.kinds import operation, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +97,7 @@ class Graph:
     @property
     def written(self) -> Graph:
         """The graph as programs hold it: see `Operation.written`."""
-        made: dict[str, Node] = {}
-        for node in self.nodes:
-            feed = made[node.inputs[0]] if node.inputs else node
-            made[node.name] = operation(node.kind).written(node, feed)
-        return replace(self, nodes=tuple(made.values()))
+        return replace(self, nodes=written(self.nodes))
 
     def consumers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a tensor."""

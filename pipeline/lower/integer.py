@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from paredown.calibration.observers import activation_qparams, weight_scales
 from paredown.pipeline.graph.fusion import fuse_relu, same_scale
 from paredown.pipeline.graph.graph import Graph, Node, tuples
-from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.kinds import operation, written
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import (
@@ -119,11 +119,7 @@ class IntegerGraph:
     @property
     def written(self) -> IntegerGraph:
         """The graph as programs hold it: see `Operation.written`."""
-        made: dict[str, IntegerNode] = {}
-        for node in self.nodes:
-            feed = made[node.inputs[0]] if node.inputs else node
-            made[node.name] = operation(node.kind).written(node, feed)
-        return IntegerGraph(tuple(made.values()), self.outputs)
+        return IntegerGraph(written(self.nodes), self.outputs)
 
     @property
     def weights(self) -> list[NDArray[np.int8]]:
@@ -257,6 +253,9 @@ def _scales(
         high[root] = max(high.get(root, 0.0), *bounds)
     roots = {root: Affine(*activation_qparams(low[root], high[root])) for root in low}
     for node, _ in nodes:
+        fixed = operation(node.kind).fixed(node)
+        if fixed is not None:
+            roots[find(node.name)] = Affine(*fixed)
         if "levels" in node.attrs:
             step = float(np.float32(node.attrs["step"]))
             roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])

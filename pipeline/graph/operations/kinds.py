@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
@@ -56,3 +57,12 @@ def operation(kind: str) -> Operation:
 def traced(aten: str) -> tuple[Traced, ...]:
     """What can trace an ATen operation of this name, in the order of the table."""
     return tuple(each for each in (*OPERATIONS.values(), *FOLDED) if aten in each.aten)
+
+
+def written(nodes: Sequence[Any]) -> tuple[Any, ...]:
+    """The nodes that programs hold in the place of these: see `Operation.written`."""
+    made: dict[str, Any] = {}
+    for node in nodes:
+        feeds = [made[name] for name in node.inputs]
+        made |= {each.name: each for each in operation(node.kind).written(node, feeds)}
+    return tuple(made.values())

@@ -168,6 +168,10 @@ class Operation(Traced):
 
     # -- integers ------------------------------------------------------------------------------------------
 
+    def fixed(self, node: Node) -> tuple[float, int] | None:
+        """Scale and zero point of the output, where the kernels prescribe them."""
+        return None
+
     def limits(self, out: Affine) -> tuple[int, int]:
         """Of a ReLU: the smallest and the largest code."""
         return QMIN, QMAX
@@ -191,17 +195,18 @@ class Operation(Traced):
 
     # -- programs ------------------------------------------------------------------------------------------
 
-    def written(self, node: Any, feed: Any) -> Any:
-        """The node that programs hold in this one's place: itself, or one of another kind.
+    def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+        """The nodes that programs hold in this one's place: itself, or some of other kinds.
 
         Args:
             node: a `Node` or an `IntegerNode` of this kind.
-            feed: the first node that it reads, of the same class.
+            feeds: the nodes that it reads, of the same class.
 
         Returns:
-            A node of the same class, name, inputs and output.
+            Nodes of the same class, in running order. They read what this one reads, and each other; the last
+            one has this one's name and output, the others its name, a dot and a word.
         """
-        return node
+        return (node,)
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         """The torch operations that a .pte holds.

@@ -115,7 +115,14 @@ def place(graph: Graph, integer: IntegerGraph, target: Target, name: str) -> Pla
         rule = rule_for(node, feed, target, name, runtime)
         macs = operation(node.kind).macs(node)
         told = (rule.place, macs, rule.reason, rule.instead) if rule else (home, macs, "", "")
-        operations.append(Operation(node.name, card_kind(node, feed), *told, sources[node.name]))
+        operations.append(
+            Operation(
+                node.name,
+                card_kind(node, feed),
+                *told,
+                sources.get(node.name) or sources.get(node.name.rpartition(".")[0], ""),
+            )
+        )
         steps |= _steps(node, feed, rule, home == "delegate")
     return Placement(
         name, runtime.delegate, dtype, tuple(operations), _segments(steps), _moved(steps) * BYTES[dtype],

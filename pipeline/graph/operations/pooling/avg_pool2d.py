@@ -83,22 +83,18 @@ class AvgPool2d(Operation):
         scales.widen(node.name, scales[node.inputs[0]] / node.attrs["divisor"] / LARGEST_FACTOR)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        return CONV2D.codes(self.written(node, feeds[0]), feeds, inputs)
+        return CONV2D.codes(self.written(node, feeds)[0], feeds, inputs)
 
-    def written(self, node: Any, feed: Any) -> Any:
-        channels = feed.shape[1]
+    def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+        channels = feeds[0].shape[1]
         shape = (channels, 1, *node.attrs["kernel"])
         unit = np.float32(1) / np.float32(node.attrs["divisor"])
         attrs = {"stride": node.attrs["stride"], "padding": node.attrs["padding"], "groups": channels}
         node = replace(node, kind="conv2d", attrs=attrs)
         if not hasattr(node, "out"):  # the float graph's
-            return replace(node, weight=torch.full(shape, float(unit)), bias=torch.zeros(channels))
-        return replace(
-            node,
-            weight=np.ones(shape, np.int8),
-            weight_scale=np.full(channels, unit, np.float32),
-            bias=np.zeros(channels, np.int32),
-        )
+            return (replace(node, weight=torch.full(shape, float(unit)), bias=torch.zeros(channels)),)
+        weight, scale = np.ones(shape, np.int8), np.full(channels, unit, np.float32)
+        return (replace(node, weight=weight, weight_scale=scale, bias=np.zeros(channels, np.int32)),)
 
 
 def _windows(
