@@ -109,7 +109,7 @@ class _Builder(Tracer):
     def _call(self, node: Any) -> None:
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
             raise self.unknown(node, "changes a view in place; what else that changes is not followed")
-        if self.opaque and not any(n.name in self.alias for n in node.all_input_nodes):
+        if not any(n.name in self.alias for n in node.all_input_nodes):
             return self._constant(node)
         before = len(self.nodes)
         try:

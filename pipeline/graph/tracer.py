@@ -114,6 +114,40 @@ class Tracer:
             hint=f"use one of: {', '.join(KINDS[1:])}",
         )
 
+    def number(self, node: Any, argument: Any) -> float | None:
+        """The value of an argument that is one number; None where it is a tensor that the input decides.
+
+        Raises:
+            InputError: it is a constant of several numbers.
+        """
+        if isinstance(argument, (int, float)):
+            return float(argument)
+        value = self.constants.get(getattr(argument, "name", ""))
+        if value is None:
+            return None
+        if value.numel() != 1:
+            raise self.unknown(node, f"takes a constant of {value.numel()} numbers; one is known")
+        return float(value)
+
+    def with_number(self, node: Any) -> tuple[str, float | None]:
+        """The node that makes one of two values, and the other value, where that is a number."""
+        for argument, other in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
+            if (number := self.number(node, other)) is not None:
+                return self.tensor(node, argument), number
+        return "", None
+
+    def affine(self, node: Any, feed: str, scale: float, shift: float) -> None:
+        """Adds `scale * x + shift`; two of them in a row become one."""
+        before = self.nodes[feed]
+        if before.kind == "affine" and self.readers(feed) == 1:
+            scale, shift = scale * before.attrs["scale"], scale * before.attrs["shift"] + shift
+            feed = before.inputs[0]
+        self.add(node, "affine", (feed,), attrs={"scale": scale, "shift": shift})
+
+    def readers(self, name: str) -> int:
+        """How many operations of the program read a node of ours."""
+        return sum(len(n.users) for n in self.exported.graph.nodes if self.alias.get(n.name) == name)
+
     def sole_use(self, node: Any) -> bool:
         """Whether nothing else reads what this operation reads, under another name neither."""
         feed = self.alias[node.args[0].name]

@@ -114,12 +114,30 @@ class Flow:
         self._reason: dict[int, str] = {}
         self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
         self.shares: dict[str, str] = {}
+        self._never_zero: set[str] = set()
         for node in graph:
             self.labels[node.name] = operation(node.kind).follow(self, node)
+            self._watch_zero(node)
         for name in graph.outputs:
             self.lock(self.labels[name].ravel(), f"is the network's output {name}")
         for chain in self.chains:
             self._settle(chain)
+
+    def _watch_zero(self, node: Node) -> None:
+        """Locks channels that are not zero where a layer reads them though their maker's are.
+
+        A channel may go if what is behind it computes the same as with the channel made zero. Behind a
+        sigmoid it is 0.5, until something that is zero is multiplied by it.
+        """
+        kind, never = operation(node.kind), [name in self._never_zero for name in node.inputs]
+        if kind.weighted:
+            if any(never) and int(node.attrs.get("groups", 1)) < node.shape[1]:
+                reason = f"is read by {_place(node)} behind an operation that makes no zero of zero"
+                self.lock(self.sides[node.name, "in"], reason)
+        elif (all(never) if node.kind == "mul" else any(never)) and never:
+            self._never_zero.add(node.name)
+        elif node.inputs and not kind.from_zero(node):
+            self._never_zero.add(node.name)
 
     # -- tied atoms ----------------------------------------------------------------------------------------
 

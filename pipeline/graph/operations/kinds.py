@@ -6,10 +6,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paredown.pipeline.graph.operations.activation.affine import Affine, Clamp, Hardsigmoid
+from paredown.pipeline.graph.operations.activation.gates import Hardswish, Silu
 from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
-from paredown.pipeline.graph.operations.joining.add import Add
+from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmoid, Tanh
+from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
+from paredown.pipeline.graph.operations.joining.mul import Mul
 from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
 from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
@@ -31,8 +35,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "relu": Relu(),
     "relu6": Relu6(),
     "leaky_relu": LeakyRelu(),
+    "sigmoid": Sigmoid(),
+    "tanh": Tanh(),
+    "elu": Elu(),
+    "gelu": Gelu(),
+    "hardsigmoid": Hardsigmoid(),
+    "clamp": Clamp(),
+    "affine": Affine(),
     "max_pool2d": MaxPool2d(),
     "add": Add(),
+    "sub": Sub(),
+    "mul": Mul(),
     "concat": Concat(),
     "mean": Mean(),
     "avg_pool2d": AvgPool2d(),
@@ -43,7 +56,8 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(),
+    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Silu(),
+    Hardswish(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

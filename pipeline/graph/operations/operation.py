@@ -75,6 +75,7 @@ class Operation(Traced):
         weighted: its nodes have a weight and a bias.
         channelwise: it computes each channel for itself, zero from zeros, and to the bit alike beside however
             many other channels.
+        table: it is a function of one value: on int8 a table of 256 codes.
         moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
@@ -91,6 +92,7 @@ class Operation(Traced):
 
     weighted: ClassVar[bool] = False
     channelwise: ClassVar[bool] = False
+    table: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
@@ -112,6 +114,10 @@ class Operation(Traced):
         if node.weight is None:
             return 0
         return prod(node.weight.shape) * prod(node.shape[2:])
+
+    def from_zero(self, node: Node) -> bool:
+        """Whether it makes zero of zero."""
+        return True
 
     # -- coupling ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, target
 from paredown.pipeline.graph.operations.operation import QMAX, Codes, Operation
 from paredown.pipeline.graph.operations.placement import LITERT, Rule
 
@@ -81,15 +80,11 @@ class Relu(Operation):
 class Relu6(Relu):
     """The same, with 6 as the most."""
 
-    aten = ("relu6", "hardtanh")
+    aten = ("relu6",)
     onednn = ("hardtanh", (0.0, 6.0))
     top = 6.0
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        if target(node) == "hardtanh":
-            _, low, high = arguments(node, None, -1.0, 1.0)
-            if (low, high) != (0, 6):
-                raise tracer.unknown(node, f"clamps to {low}..{high}; only 0..6 (ReLU6) is known")
         tracer.add(node, "relu6", (tracer.feed(node),))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The sum of two tensors of one shape; in integers 20-bit multipliers with one shared shift, half up."""
+"""The sum of two tensors; in integers 20-bit multipliers with one shared shift, half up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -28,22 +28,22 @@ class Add(Operation):
     aten = ("add",)
     takes_relu = True
     keeps_sign = True
+    signs: ClassVar[tuple[int, int]] = (1, 1)
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if node.kwargs.get("alpha", 1) != 1:
             raise tracer.unknown(node, "scales its second input (alpha)")
-        feeds = (tracer.feed(node, 0), tracer.feed(node, 1))
-        if tracer.nodes[feeds[0]].shape != tracer.nodes[feeds[1]].shape:
-            raise tracer.unknown(node, "broadcasts; both sides must have one shape")
-        tracer.add(node, "add", feeds)
+        feed, number = tracer.with_number(node)
+        if number is not None:
+            tracer.affine(node, feed, 1.0, number)
+            return
+        tracer.add(node, "add", pair_of_tensors(tracer, node))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0] + inputs[1]
 
     def follow(self, flow: Flow, node: Node) -> Labels:
-        first, second = (flow.channels(name) for name in node.inputs)
-        flow.tie(first, second)
-        return first
+        return tied(flow, node)
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         if makes:
@@ -59,17 +59,73 @@ class Add(Operation):
         ratios = [np.float32(feed.out.scale) / np.float32(node.out.scale) for feed in feeds]
         exponent = int(np.frexp(max(ratios))[1]) - 1
         shift = 20 - exponent
-        total = np.full(inputs[0].shape, 1 << (shift - 1), np.int64)
-        for feed, ratio, codes in zip(feeds, ratios, inputs, strict=True):
-            multiplier = int(np.rint(np.ldexp(np.float64(ratio), shift)))
-            total += multiplier * (codes.astype(np.int64) - feed.out.zero_point)
+        total: Any = 1 << (shift - 1)
+        for sign, feed, ratio, codes in zip(self.signs, feeds, ratios, inputs, strict=True):
+            multiplier = sign * int(np.rint(np.ldexp(np.float64(ratio), shift)))
+            total = total + multiplier * (codes.astype(np.int64) - feed.out.zero_point)
         return clamped(total >> shift, node)
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         return program.clamped(reals[0] + reals[1], node)
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
-        sources = [writer.read(feed, writer.native(node)) for feed in feeds]
+        sources = broadcast(writer, node, feeds)
         options = writer.s.AddOptionsT()
         options.fusedActivationFunction = writer.activation(node)
         writer.op("ADD", 2, sources, writer.result(node), options)
+
+
+class Sub(Add):
+    """No attributes: the first input minus the second."""
+
+    aten = ("sub",)
+    keeps_sign = False
+    signs = (1, -1)
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        if node.kwargs.get("alpha", 1) != 1:
+            raise tracer.unknown(node, "scales its second input (alpha)")
+        feed, number = tracer.with_number(node)
+        if number is None:
+            tracer.add(node, "sub", pair_of_tensors(tracer, node))
+        elif tracer.number(node, node.args[0]) is None:
+            tracer.affine(node, feed, 1.0, -number)
+        else:
+            tracer.affine(node, feed, -1.0, number)
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        return inputs[0] - inputs[1]
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        return program.clamped(reals[0] - reals[1], node)
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        options = writer.s.SubOptionsT()
+        options.fusedActivationFunction = writer.activation(node)
+        writer.op("SUB", 2, broadcast(writer, node, feeds), writer.result(node), options)
+
+
+def pair_of_tensors(tracer: Tracer, node: Any) -> tuple[str, str]:
+    """The names of two tensors that an ATen node takes element by element; one may be spread over the other.
+
+    Raises:
+        InputError: their shapes do not go together.
+    """
+    feeds = (tracer.feed(node, 0), tracer.feed(node, 1))
+    one, other = (tracer.nodes[feed].shape for feed in feeds)
+    if len(one) != len(other):
+        raise tracer.unknown(node, f"joins tensors of {len(one)} and {len(other)} dims; reshape one of them")
+    return feeds
+
+
+def tied(flow: Flow, node: Node) -> Labels:
+    """The labels of a tensor that two are joined to, element by element: their channels are tied."""
+    first, second = (flow.channels(name) for name in node.inputs)
+    if len(first) == len(second):
+        flow.tie(first, second)
+    return first if len(first) >= len(second) else second
+
+
+def broadcast(writer: Writer, node: Any, feeds: Sequence[Any]) -> list[int]:
+    """The tensors that an element-wise operator reads."""
+    return [writer.read(feed, writer.native(node)) for feed in feeds]

@@ -1,0 +1,152 @@
+"""Functions of one value: on int8 a table of 256 codes, whatever the function is (our design).
+
+The table is computed in float64 and rounded half to even. XNNPACK and TFLite compute theirs in float32. That
+both come out alike is proved, not assumed: `pipeline.lower.parity` runs all 256 codes of every such node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import arguments
+from paredown.pipeline.graph.operations.operation import Codes, Operation, clamped
+from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+
+class Table(Operation):
+    """A function of one value. A subclass needs `aten`, `function` and `builtin`.
+
+    Attributes:
+        builtin: TFLite's operator, and the version that takes int8.
+    """
+
+    channelwise = True
+    table = True
+    builtin: ClassVar[tuple[str, int]]
+
+    def kind(self, node: Any) -> str:
+        """The name of the kind that an ATen node becomes."""
+        return self.aten[0]
+
+    def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
+        """The attributes that an ATen node has."""
+        return {}
+
+    def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
+        """The function, elementwise."""
+        raise NotImplementedError
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        attrs = self.attributes(tracer, node)
+        tracer.add(node, self.kind(node), (tracer.feed(node),), attrs=attrs)
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        return self.function(inputs[0], node.attrs)
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        real = feeds[0].out.dequantize(np.arange(-128, 128).astype(np.int8))
+        made = self.function(torch.from_numpy(real).double(), node.attrs).numpy()
+        table = clamped(np.rint(made / np.float64(np.float32(node.out.scale))), node)
+        return table[inputs[0].astype(np.int16) + 128]
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        return self.function(reals[0], node.attrs)
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        source = writer.read(feeds[0], writer.native(node))
+        name, version = self.builtin
+        writer.op(name, version if writer.integer else 1, [source], writer.result(node))
+
+
+class Sigmoid(Table):
+    """No attributes. TFLite prescribes the scale of the output."""
+
+    aten = ("sigmoid",)
+    builtin = ("LOGISTIC", 2)
+    channelwise = False
+    keeps_sign = True
+
+    def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
+        return torch.sigmoid(x)
+
+    def from_zero(self, node: Node) -> bool:
+        return False
+
+    def fixed(self, node: Node) -> tuple[float, int]:
+        return 1 / 256, -128
+
+
+class Tanh(Table):
+    """No attributes. TFLite prescribes the scale of the output."""
+
+    aten = ("tanh",)
+    builtin = ("TANH", 2)
+    keeps_sign = True
+
+    def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
+        return torch.tanh(x)
+
+    def fixed(self, node: Node) -> tuple[float, int]:
+        return 1 / 128, 0
+
+
+class Elu(Table):
+    """No attributes: its alpha is 1."""
+
+    aten = ("elu",)
+    builtin = ("ELU", 1)
+    rules = {
+        EXECUTORCH: (
+            Rule(lambda *_: True, "ExecuTorch hands no ELU to XNNPACK", "ReLU, leaky ReLU or hardswish"),
+        )
+    }
+
+    def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
+        if tuple(arguments(node, None, 1.0, 1.0, 1.0)[1:]) != (1, 1, 1):
+            raise tracer.unknown(node, "has an alpha or a scale other than 1, which TFLite's ELU has not")
+        return {}
+
+    def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
+        return F.elu(x)
+
+
+class Gelu(Table):
+    """Attributes: approximate ("tanh"), where it is."""
+
+    aten = ("gelu",)
+    builtin = ("GELU", 2)
+    rules = {
+        LITERT: (
+            Rule(
+                lambda *_: True,
+                "XNNPACK in LiteRT has no int8 GELU; TFLite's own kernel does it",
+                "hardswish",
+            ),
+        )
+    }
+
+    def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
+        how = node.kwargs.get("approximate", "none")
+        return {} if how == "none" else {"approximate": how}
+
+    def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
+        return F.gelu(x, approximate=attrs.get("approximate", "none"))
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        source = writer.read(feeds[0], writer.native(node))
+        options = writer.s.GeluOptionsT()
+        options.approximate = "approximate" in node.attrs
+        writer.op("GELU", 2 if writer.integer else 1, [source], writer.result(node), options)
