@@ -57,5 +57,10 @@ def predict(graph: IntegerGraph, codes: Codes) -> tuple[Codes, ...]:
 
 
 def apply(node: IntegerNode, feeds: list[IntegerNode], inputs: list[Codes]) -> Codes:
-    """One operation on int8 codes."""
-    return operation(node.kind).codes(node, feeds, inputs)
+    """One operation on int8 codes, as programs hold it."""
+    known = dict(zip((feed.name for feed in feeds), zip(feeds, inputs, strict=True), strict=True))
+    for part in operation(node.kind).written(node, feeds):
+        read = [known[name] for name in part.inputs]
+        codes = operation(part.kind).codes(part, [feed for feed, _ in read], [x for _, x in read])
+        known[part.name] = (part, codes)
+    return known[node.name][1]

@@ -29,6 +29,8 @@ Kept = Mapping[str, Sequence[int]]
 Labels = NDArray[np.int64]
 Side = Literal["out", "in"]
 MAX_WAYS = 64  # in which a chain's slices are tied on trial
+#: Roles of parameters that hold a number per channel of a layer, or serve all of its channels alike.
+OWN = frozenset({"weight", "bn_mean", "slope", "shared slope"})
 NOT_OWN = "has a weight or bias that is no parameter of its own at"
 Role = tuple[str, Side, int]  # a node, its side, and how many channels of a unit are there
 
@@ -205,7 +207,8 @@ class Flow:
         self.sides[node.name, "in"], self.sides[node.name, "out"] = read, made
         if groups > 1:
             self._grouped(read.reshape(groups, -1), made.reshape(groups, -1))
-        if "weight" not in node.parameters or any(role.startswith("computed") for role in node.parameters):
+        own = OWN & node.parameters.keys()
+        if not own or any(role.startswith("computed") for role in node.parameters):
             self.lock(read, f"{NOT_OWN} {_place(node)}")
             self.lock(made, f"{NOT_OWN} {_place(node)}")
         for role, parameter in node.parameters.items():

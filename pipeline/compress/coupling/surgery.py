@@ -24,7 +24,7 @@ from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
-ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var"})
+ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var", "slope"})
 FIXED = "its forward() holds a channel count as a number: read it from the tensor's shape instead"
 
 
@@ -206,7 +206,8 @@ def _set_counts(owner: nn.Module, old: torch.Size, new: torch.Size, groups: int)
     """Corrects what a module says, and computes with, about its own channels."""
     if old == new:
         return
-    counts = {"num_features": (old[0], new[0])} if len(old) == 1 else {}
+    alone = ("num_features", "num_parameters") if len(old) == 1 else ()
+    counts = {name: (old[0], new[0]) for name in alone}
     if len(old) > 1:
         before = int(getattr(owner, "groups", 1))
         inputs = (old[1] * before, new[1] * groups)

@@ -26,6 +26,7 @@ from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.pipeline.graph.operations.weighted.linear import Linear
+from paredown.pipeline.graph.operations.weighted.prelu import PRelu
 
 #: Kind -> operation, in the order in which the documentation lists them.
 OPERATIONS: Mapping[str, Operation] = {
@@ -35,6 +36,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "relu": Relu(),
     "relu6": Relu6(),
     "leaky_relu": LeakyRelu(),
+    "prelu": PRelu(),
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
     "elu": Elu(),

@@ -69,7 +69,7 @@ class Traced:
 class Operation(Traced):
     """An operation kind. Every kind needs `trace`, `compute`, `codes`, `executorch` and `litert`.
 
-    A kind that another kind's kernels compute needs `written` in the place of the last two.
+    A kind that other kinds' kernels compute needs `written` in the place of the last three.
 
     Attributes:
         weighted: its nodes have a weight and a bias.

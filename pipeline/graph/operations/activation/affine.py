@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, target
-from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMIN, Codes, Operation
+from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMIN, Operation
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
     from paredown.pipeline.graph.tracer import Tracer
-    from paredown.pipeline.lower.integer import IntegerNode, Scales
+    from paredown.pipeline.lower.integer import Scales
     from paredown.pipeline.lower.litert.program import Writer
 
 CONV2D = Conv2d()
@@ -63,16 +63,6 @@ class Affine(Operation):
         scale, shift = self.numbers(node)
         scales.widen(node.name, abs(scale) * scales[node.inputs[0]] / LARGEST_FACTOR)
 
-    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        (values,) = inputs
-        known = {feeds[0].name: (feeds[0], values)}
-        for part in self.written(node, feeds):
-            feed, x = known[part.inputs[0]]
-            kind = CONV2D if part.kind == "conv2d" else None
-            made = kind.codes(part, [feed], [x]) if kind else x.reshape(len(x), *part.shape[1:])
-            known[part.name] = (part, made)
-        return known[node.name][1]
-
     def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
         """The convolution, between reshapes where the tensor is no map."""
         if not hasattr(node, "out"):
@@ -101,9 +91,6 @@ class Affine(Operation):
             weight_scale=np.full(channels, unit, np.float32),
             bias=np.full(channels, np.clip(bias, -(2**30), 2**30), np.int32),
         )  # fmt: skip
-
-    def executorch(self, program: Any, node: Any, reals: Sequence[Tensor]) -> Tensor:
-        raise AssertionError("written as a convolution")
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         """Of the float network; the integer one is written as a convolution."""

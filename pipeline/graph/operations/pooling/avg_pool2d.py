@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, pair, shape_of
-from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Codes, Operation
+from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Operation
 from paredown.pipeline.graph.operations.padding import symmetric
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
     from paredown.pipeline.graph.tracer import Tracer
-    from paredown.pipeline.lower.integer import IntegerNode, Scales
+    from paredown.pipeline.lower.integer import Scales
 
 CONV2D = Conv2d()
 
@@ -81,9 +81,6 @@ class AvgPool2d(Operation):
 
     def widen(self, node: Node, scales: Scales) -> None:
         scales.widen(node.name, scales[node.inputs[0]] / node.attrs["divisor"] / LARGEST_FACTOR)
-
-    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        return CONV2D.codes(self.written(node, feeds)[0], feeds, inputs)
 
     def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
         channels = feeds[0].shape[1]
