@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.observers import activation_qparams, weight_scales
-from paredown.pipeline.graph.fusion import fuse_relu, same_scale
+from paredown.pipeline.graph.fusion import fuse_relu, rescale_joined, same_scale
 from paredown.pipeline.graph.graph import Graph, Node, tuples
 from paredown.pipeline.graph.operations.kinds import operation, written
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
@@ -216,7 +216,7 @@ def quantize(
     Raises:
         InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
     """
-    nodes = fuse_relu(graph)
+    nodes, ranges = rescale_joined(fuse_relu(graph), {**ranges, graph.nodes[0].name: input_range})
     weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
     affine = _scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
