@@ -1,4 +1,4 @@
-"""What the integer graph will do with the float one: what takes in a ReLU, shares a scale, gets another one."""
+"""What the integer graph will do with the float one: what takes in a ReLU, which scales are shared."""
 
 from __future__ import annotations
 

@@ -251,20 +251,22 @@ def _scales(
         root = find(node.name)
         low[root] = min(low.get(root, 0.0), *bounds)
         high[root] = max(high.get(root, 0.0), *bounds)
+    prescribed: set[str] = set()
     roots = {root: Affine(*activation_qparams(low[root], high[root])) for root in low}
     for node, _ in nodes:
         fixed = operation(node.kind).fixed(node)
         if fixed is not None:
             roots[find(node.name)] = Affine(*fixed)
+            prescribed.add(find(node.name))
         if "levels" in node.attrs:
             step = float(np.float32(node.attrs["step"]))
             roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])
-    _within_limits([node for node, _ in nodes], Scales(roots, find, weight_scale))
+    _within_limits([node for node, _ in nodes], Scales(roots, find, weight_scale, prescribed))
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
 
 class Scales:
-    """The scales of tensors and weights, while those of the tensors are widened.
+    """The scales of tensors and weights, while those of the tensors are widened, but for prescribed ones.
 
     Attributes:
         changed: whether one was widened.
@@ -275,12 +277,18 @@ class Scales:
         roots: dict[str, Affine],
         find: Callable[[str], str],
         weight_scale: Mapping[str, NDArray[np.float32]],
+        fixed: Collection[str] = (),
     ) -> None:
+        self._fixed = fixed
         self._roots, self._find, self._weight_scale = roots, find, weight_scale
         self.changed = False
 
     def __getitem__(self, name: str) -> float:
         return self._roots[self._find(name)].scale
+
+    def affine(self, name: str) -> Affine:
+        """Scale and zero point of a tensor."""
+        return self._roots[self._find(name)]
 
     def weights(self, name: str) -> float:
         """The largest scale of a layer's weights."""
@@ -290,7 +298,7 @@ class Scales:
         """Makes a tensor's scale at least this, and with it those that share it."""
         root = self._find(name)
         old = self._roots[root]
-        if old.scale < least:
+        if old.scale < least and root not in self._fixed:
             scale = float(np.nextafter(np.float32(least), np.float32(np.inf)))
             self._roots[root] = Affine(scale, old.zero_point)
             self.changed = True

@@ -8,14 +8,15 @@ operation's difference is not blamed on those behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.runtimes import Runner
 
 Codes = NDArray[np.int8]
@@ -128,6 +129,32 @@ def every_operation(
     return kinds, _named(graph, worst, first[worst]) if worst else ""
 
 
+def every_table(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner]) -> dict[str, Difference]:
+    """Runs all 256 codes through every function of one value: a proof, not a sample.
+
+    Args:
+        graph: the integer graph.
+        load: lowers a graph to the runtime and loads it.
+
+    Returns:
+        Name of the operation -> the difference. Operations of one kind with the same scales are run once.
+    """
+    x = np.arange(-128, 128).astype(np.int8).reshape(1, 4, 8, 8)
+    seen: dict[object, Difference] = {}
+    found: dict[str, Difference] = {}
+    for node in graph:
+        if not operation(node.kind).table:
+            continue
+        source = graph[node.inputs[0]].out
+        key = (node.kind, tuple(sorted(node.attrs.items())), source, node.out, node.low, node.high)
+        if key not in seen:
+            start = IntegerNode("input", "input", (), x.shape, source)
+            alone = IntegerGraph((start, replace(node, inputs=("input",), shape=x.shape)), (node.name,))
+            seen[key] = compare(alone, load(alone), x)
+        found[node.name] = seen[key]
+    return found
+
+
 def first_divergence(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner], x: Codes) -> str:
     """Bisects to the first operation whose output differs from the reference when the network stops there.
 
@@ -175,6 +202,10 @@ def check(
     """
     outputs = compare(graph, runner, inputs, tick)
     kinds, first = every_operation(graph, load, inputs[:probes])
+    for name, apart in every_table(graph, load).items():
+        kinds[graph[name].kind] += apart
+        if apart.differing and not first:
+            first = _named(graph, name, apart)
     if outputs.differing and not first:
         for index in range(len(inputs)):
             if compare(graph, runner, inputs[index : index + 1]).differing:

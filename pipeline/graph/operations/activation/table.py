@@ -1,7 +1,8 @@
 """Functions of one value: on int8 a table of 256 codes, whatever the function is (our design).
 
-The table is computed in float64 and rounded half to even. XNNPACK and TFLite compute theirs in float32. That
-both come out alike is proved, not assumed: `pipeline.lower.parity` runs all 256 codes of every such node.
+The table is computed in float64 and rounded half to even. XNNPACK and TFLite compute theirs in float32, each
+in its own way; they come out alike where no value is as good as halfway between two codes. So the scales are
+moved until none is. `pipeline.lower.parity` then proves it: it runs all 256 codes of every such node.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments
-from paredown.pipeline.graph.operations.operation import Codes, Operation, clamped
+from paredown.pipeline.graph.operations.operation import QMAX, QMIN, Codes, Operation, clamped
 from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
     from paredown.pipeline.graph.tracer import Tracer
     from paredown.pipeline.lower.executorch.program import QdqModule
-    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.integer import Affine, IntegerNode, Scales
     from paredown.pipeline.lower.litert.program import Writer
+
+
+EVERY = np.arange(QMIN, QMAX + 1).astype(np.int8)
+#: How near to halfway float32 arithmetic may end up on the other side, as a share of the value in codes.
+HALFWAY = 2e-6
+#: A scale is moved by this factor.
+NUDGE = 1 + 2.0**-14
 
 
 class Table(Operation):
@@ -56,8 +64,21 @@ class Table(Operation):
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return self.function(inputs[0], node.attrs)
 
+    def widen(self, node: Node, scales: Scales) -> None:
+        moved = node.name if self.fixed(node) is None else node.inputs[0]
+        while self._halfway(node, scales.affine(node.inputs[0]), scales.affine(node.name)):
+            scales.widen(moved, scales[moved] * NUDGE)
+
+    def _halfway(self, node: Node, source: Affine, out: Affine) -> bool:
+        """Whether a value is as good as halfway between two codes."""
+        real = torch.from_numpy(source.dequantize(EVERY)).double()
+        units = self.function(real, node.attrs).numpy() / np.float64(np.float32(out.scale))
+        inside = (units > QMIN - out.zero_point - 1) & (units < QMAX - out.zero_point + 1)
+        away = np.abs(np.abs(units - np.floor(units)) - 0.5)
+        return bool((inside & (away < HALFWAY * np.maximum(1, np.abs(units)))).any())
+
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        real = feeds[0].out.dequantize(np.arange(-128, 128).astype(np.int8))
+        real = feeds[0].out.dequantize(EVERY)
         made = self.function(torch.from_numpy(real).double(), node.attrs).numpy()
         table = clamped(np.rint(made / np.float64(np.float32(node.out.scale))), node)
         return table[inputs[0].astype(np.int16) + 128]
@@ -124,7 +145,7 @@ class Elu(Table):
 
 
 class Gelu(Table):
-    """Attributes: approximate ("tanh"), where it is."""
+    """No attributes: x times the normal distribution's integral up to x."""
 
     aten = ("gelu",)
     builtin = ("GELU", 2)
@@ -139,14 +160,14 @@ class Gelu(Table):
     }
 
     def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
-        how = node.kwargs.get("approximate", "none")
-        return {} if how == "none" else {"approximate": how}
+        if node.kwargs.get("approximate", "none") != "none":
+            raise tracer.unknown(node, "is approximated by tanh; only the exact one is known: F.gelu(x)")
+        return {}
 
     def function(self, x: Tensor, attrs: Mapping[str, Any]) -> Tensor:
-        return F.gelu(x, approximate=attrs.get("approximate", "none"))
+        return F.gelu(x)
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         source = writer.read(feeds[0], writer.native(node))
-        options = writer.s.GeluOptionsT()
-        options.approximate = "approximate" in node.attrs
-        writer.op("GELU", 2 if writer.integer else 1, [source], writer.result(node), options)
+        version = 2 if writer.integer else 1
+        writer.op("GELU", version, [source], writer.result(node), writer.s.GeluOptionsT())
