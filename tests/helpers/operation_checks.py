@@ -1,4 +1,4 @@
-"""What every operation kind must show: the float graph is torch's, its codes are the runtimes', cuts agree."""
+"""What every kind must show: torch's floats, the same codes on both runtimes, cuts that agree."""
 
 from __future__ import annotations
 
