@@ -61,7 +61,9 @@ def ledger(graph: Graph, integer: IntegerGraph) -> tuple[LayerLedger, ...]:
     from paredown.pipeline.graph.fusion import fuse_relu
 
     rows = []
-    for (node, _), item in zip(fuse_relu(graph), integer, strict=True):
+    items = {item.name: item for item in integer}
+    for node, _ in fuse_relu(graph):
+        item = items[node.name]
         if item.weight is None or item.bias is None:
             continue
         zeros, codes = int((item.weight == 0).sum()), len(np.unique(item.weight))
@@ -79,7 +81,9 @@ def check_codes(graph: Graph, integer: IntegerGraph) -> None:
     """
     from paredown.pipeline.graph.fusion import fuse_relu
 
-    for (node, _), item in zip(fuse_relu(graph), integer, strict=True):
+    items = {item.name: item for item in integer}
+    for node, _ in fuse_relu(graph):
+        item = items[node.name]
         if node.scale is None or node.weight is None or item.weight is None:
             continue
         scale = node.scale.double().reshape(-1, *[1] * (node.weight.dim() - 1))

@@ -108,8 +108,9 @@ def prunable(graph: Graph, *, ends: bool = False, depthwise: bool = False) -> tu
     )
     names: dict[str, None] = {}
     for node in graph:
-        if node.weight is None or (node.name in first | last and not ends):
-            continue
+        if "weight" not in node.parameters or (node.name in first | last and not ends):
+            continue  # no layer, or one of numbers per channel only: a batch norm, slopes
+        assert node.weight is not None
         if node.kind == "conv2d" and node.weight.shape[1] == 1 and node.attrs["groups"] > 1 and not depthwise:
             continue
         names[node.parameters["weight"]] = None
