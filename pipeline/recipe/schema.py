@@ -315,6 +315,10 @@ class Quantize(Schema):
     """Ranges of the activations."""
     weights: Literal["minmax", "mse"] = "minmax"
     """Scales of the weights, one per output channel."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """Codes of the weights: the nearest, or those with which the layers' outputs change least."""
+    bias_correction: bool = False
+    """Whether biases make good what the codes are off by on average."""
     calibration_images: int = Field(default=128, ge=1)
     """At most this many calibration images are run."""
 

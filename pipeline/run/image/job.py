@@ -12,7 +12,7 @@ everything is reused imports none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,7 @@ from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
 from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
 from paredown.pipeline.store.files import set_threads, write_graph, write_json
-from paredown.pipeline.store.stage import Inputs, Stage
+from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage
 from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerGraph
 
 PARITY_INPUTS = 32
+ROUND_IMAGES = 64  # that codes and biases are chosen on
 SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
 FLOAT = "-fp32"
 INSTEAD = "-instead"  # what judges a program that was rolled back to
@@ -58,10 +59,21 @@ class CalibrateParams:
 
 @dataclass(frozen=True)
 class IntegerParams:
-    """How weight scales are chosen, and what the input can be at all."""
+    """How weight scales are chosen, and what the input can be at all.
+
+    Attributes:
+        rounding: how codes are chosen, where not the nearest.
+        bias_correction: whether biases are corrected.
+        images: calibration images for both.
+        preprocess: hash of what they go through.
+    """
 
     weights: Literal["minmax", "mse"]
     input_range: tuple[float, float]
+    rounding: str | None = field(default=None, metadata=OPTIONAL)
+    bias_correction: bool | None = field(default=None, metadata=OPTIONAL)
+    images: int | None = field(default=None, metadata=OPTIONAL)
+    preprocess: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -305,7 +317,14 @@ class ImageJob(Job):
         return Stage(f"calibrate{suffix}", 1, params, inputs, build)
 
     def _integer(self, source: Stage, calibrated: Stage, suffix: str = "") -> Stage:
-        params = IntegerParams(self.recipe.quantize.weights, self.preprocess.value_range)
+        wanted = self.recipe.quantize
+        params = IntegerParams(wanted.weights, self.preprocess.value_range)
+        inputs: dict[str, Stage | str] = {"trace": source, "ranges": calibrated}
+        if wanted.rounding != "nearest" or wanted.bias_correction:
+            images = min(len(self.calibration), SMOKE_IMAGES if self.smoke else ROUND_IMAGES)
+            chosen = (wanted.rounding, wanted.bias_correction, images, self.preprocess.hash)
+            params = IntegerParams(params.weights, params.input_range, *chosen)
+            inputs["data"] = self.calibration.fingerprint()
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import Ranges
@@ -316,10 +335,23 @@ class ImageJob(Job):
             ranges.check(self.preprocess)
             graph = graph_in(inputs["trace"])
             integer = quantize(graph, ranges.ranges, input_range=params.input_range, weights=params.weights)
+            if params.images:
+                integer = self._improved(graph, integer, params)
             check_codes(graph, integer)
             write_graph(out, *integer.dump())
 
-        return Stage(f"integer{suffix}", 2, params, {"trace": source, "ranges": calibrated}, build)
+        return Stage(f"integer{suffix}", 3, params, inputs, build)
+
+    def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
+        """Better codes and biases, on calibration images that are spread evenly over the set."""
+        from paredown.pipeline.compress.training.data import ImageSubset, preprocessed
+        from paredown.pipeline.lower.rounding import improve
+
+        assert params.images
+        chosen = [index * len(self.calibration) // params.images for index in range(params.images)]
+        images = preprocessed(ImageSubset(self.calibration, chosen), self.preprocess)
+        codes, biases = params.rounding == "gptq", bool(params.bias_correction)
+        return improve(graph, integer, images, codes=codes, biases=biases)
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
         int4 = self.target.runtime(name).int4
