@@ -21,12 +21,14 @@ from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
+from paredown.pipeline.graph.operations.weighted.conv_transpose2d import ConvTranspose2d
 from paredown.pipeline.graph.operations.weighted.linear import Linear
 
 #: Kind -> operation, in the order in which the documentation lists them.
 OPERATIONS: Mapping[str, Operation] = {
     "input": Input(),
     "conv2d": Conv2d(),
+    "conv_transpose2d": ConvTranspose2d(),
     "linear": Linear(),
     "relu": Relu(),
     "relu6": Relu6(),

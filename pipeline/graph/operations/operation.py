@@ -9,6 +9,7 @@ imports nothing that stands above it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,6 +74,7 @@ class Operation(Traced):
 
     Attributes:
         weighted: its nodes have a weight and a bias.
+        transposed: of a weighted kind: a module's parameter has its output channels second.
         channelwise: it computes each channel for itself, zero from zeros, and to the bit alike beside however
             many other channels.
         moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
@@ -90,6 +92,7 @@ class Operation(Traced):
     """
 
     weighted: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
     channelwise: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
@@ -112,6 +115,45 @@ class Operation(Traced):
         if node.weight is None:
             return 0
         return prod(node.weight.shape) * prod(node.shape[2:])
+
+    def own(self, weight: Tensor, groups: int) -> Tensor:
+        """Of a weighted kind: a weight as a node has it, of the parameter that a module has.
+
+        Args:
+            weight: the parameter.
+            groups: of the layer.
+
+        Returns:
+            (out, in / groups, ...), which shares the memory where it can.
+        """
+        return weight
+
+    def theirs(self, weight: Tensor, groups: int, ndim: int) -> Tensor:
+        """The inverse of `own`.
+
+        Args:
+            weight: (out, in / groups, ...).
+            groups: of the layer.
+            ndim: of the parameter.
+        """
+        return weight
+
+    def computed(self, node: Node, weight: Tensor, *inputs: Tensor) -> Tensor:
+        """Computes a weighted node from a weight as a module has it: see `theirs`."""
+        return self.compute(replace(node, weight=weight), *inputs)
+
+    def unfolded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        """Of a weighted kind over maps: what makes it a linear problem.
+
+        Args:
+            node: of this kind.
+            x: its input.
+
+        Returns:
+            A map; the stride by which a window goes over it; and where in the window the taps of the weights
+            are, rows and columns, in their order.
+        """
+        raise NotImplementedError
 
     # -- coupling ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 def depthwise(node: Any, feed: Any) -> bool:
     """Whether every group has one input channel, as the runtimes' depthwise kernels want it."""
     return bool(1 < node.attrs["groups"] == feed.shape[1])
+
+
+def dilation_of(node: Any) -> tuple[int, int]:
+    """How far apart the taps of a convolution are, (vertical, horizontal)."""
+    return node.attrs.get("dilation", (1, 1))
 
 
 def _far_padded(node: IntegerNode, feed: IntegerNode) -> bool:
@@ -86,6 +92,12 @@ class Conv2d(WeightedOperation):
         assert node.weight is not None
         x, padding = symmetric(inputs[0], node.attrs["padding"], 0.0)
         return F.conv2d(x, node.weight, node.bias, node.attrs["stride"], padding, 1, node.attrs["groups"])
+
+    def unfolded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        assert node.weight is not None
+        (down, right), (high, wide) = dilation_of(node), node.weight.shape[2:]
+        dy, dx = torch.meshgrid(torch.arange(high) * down, torch.arange(wide) * right, indexing="ij")
+        return F.pad(x, node.attrs["padding"]), node.attrs["stride"], dy.flatten(), dx.flatten()
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
         return {**node.attrs, "groups": groups}
