@@ -19,6 +19,7 @@ from paredown.pipeline.graph.operations.operation import Input, Operation, Trace
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
+from paredown.pipeline.graph.operations.pooling.reduce import Reduce
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.pipeline.graph.operations.weighted.conv_transpose2d import ConvTranspose2d
@@ -45,7 +46,7 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(),
+    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -42,9 +42,14 @@ class Traced:
 
     Attributes:
         aten: names of the ATen operations, without overload and trailing underscore.
+        pointwise: each of its values is made of those at the same place in what it reads, alike in every
+            place: it may be given maps whose axes are in another order, and 4 of them for 3. A weight per
+            channel is not alike in every place. It leaves shapes to `Tracer.add`, and asks `Tracer.axis`
+            which axis a number of an axis is.
     """
 
     aten: ClassVar[tuple[str, ...]] = ()
+    pointwise: ClassVar[bool] = False
 
     def takes(self, node: Any) -> bool:
         """Whether an ATen node is for this class, where several classes have its name in `aten`.

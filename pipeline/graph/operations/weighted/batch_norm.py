@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paredown.pipeline.graph.aten import arguments
+from paredown.pipeline.graph.aten import arguments, shape_of
 from paredown.pipeline.graph.operations.operation import Traced
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class BatchNorm(Traced):
         _, gamma, beta, mean, var, training, _, eps, _ = arguments(
             node, None, None, None, None, None, False, 0.1, 1e-5, True
         )
-        feed = tracer.nodes[tracer.feed(node)]
+        two = len(shape_of(node)) == 2
+        feed = tracer.nodes[tracer.feed(node) if two else tracer.map(node)]
         if feed.weight is None or not tracer.sole_use(node):
             raise tracer.unknown(node, "does not directly follow a convolution of its own")
         mean_t, var_t = tracer.constant(node, mean), tracer.constant(node, var)
