@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,12 +33,14 @@ class Linear(WeightedOperation):
         return target(node) == "linear" or len(shape_of(_arguments(node)[0])) == 2
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        fields = parameters(tracer, node, *_arguments(node))
+        weight, bias = _arguments(node)
+        fields = parameters(tracer, node, weight, bias)
         if target(node) != "linear":  # the matrix has its outputs last, as no parameter of a layer has
-            fields["weight"] = fields["weight"].T.contiguous()
-            names = fields["parameters"]
-            fields["parameters"] = {_COMPUTED if role == "weight" else role: p for role, p in names.items()}
-            fields["bias"] = _bias(fields["bias"], len(fields["weight"]))
+            matrix = fields["weight"].T.contiguous()
+            offset = torch.zeros(1) if bias is None else fields["bias"]
+            names = {_COMPUTED if role == "weight" else role: p for role, p in fields["parameters"].items()}
+            offset = offset.reshape(-1).expand(len(matrix)).contiguous()
+            fields = {"weight": matrix, "bias": offset, "parameters": names}
         feed = node.args[1] if target(node) == "addmm" else node.args[0]
         rank = len(shape_of(feed))
         if rank == 2:
@@ -75,8 +78,3 @@ def _arguments(node: Any) -> tuple[Any, Any]:
         _, weight, bias = arguments(node, None, None, None)
         return weight, bias
     return (node.args[2], node.args[0]) if target(node) == "addmm" else (node.args[1], None)
-
-
-def _bias(bias: Tensor, count: int) -> Tensor:
-    """One per output."""
-    return bias.reshape(-1).expand(count).contiguous()
