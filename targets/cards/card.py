@@ -21,7 +21,7 @@ RuntimeName = Literal["executorch", "litert"]
 DtypeName = Literal["float32", "float16", "int8"]
 OpName = Literal[
     "conv2d", "depthwise_conv2d", "linear", "leaky_relu", "relu", "relu6", "max_pool2d", "add", "concat",
-    "reorg", "mean", "pad", "reshape", "conv_transpose2d",
+    "reorg", "mean", "pad", "reshape", "conv_transpose2d", "softmax", "log_softmax",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
+from paredown.pipeline.graph.operations.activation.softmax import LogSoftmax, Softmax
 from paredown.pipeline.graph.operations.joining.add import Add
 from paredown.pipeline.graph.operations.joining.concat import Concat
 from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
@@ -34,6 +35,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "relu": Relu(),
     "relu6": Relu6(),
     "leaky_relu": LeakyRelu(),
+    "softmax": Softmax(),
+    "log_softmax": LogSoftmax(),
     "max_pool2d": MaxPool2d(),
     "add": Add(),
     "concat": Concat(),
