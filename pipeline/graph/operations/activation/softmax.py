@@ -73,7 +73,7 @@ class Softmax(Operation):
         return powers / total
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
-        """XNNPACK's is over the last axis; behind a convolution it gave wrong values of four axes, not of two."""
+        """Over the last of two axes: of four, behind a convolution, XNNPACK gave wrong values."""
         (x,) = reals
         if x.ndim == 2:
             return self._last(x)
