@@ -161,7 +161,7 @@ def groups(
 ) -> None:
     """Show which channels are pruned together, and why."""
     with handled(as_json):
-        from paredown.pipeline.compress.coupling.coupling import couple
+        from paredown.pipeline.compress.coupling.trial import couple_on_trial
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.recipe.task import load_task
@@ -171,8 +171,9 @@ def groups(
         images_only(resolved, "groups")
         task = load_task(resolved)
         size = task.preprocess
-        graph = trace(task.network(), (1, size.channels, size.height, size.width), opaque=True)
-        found = couple(graph)
+        network = task.network()
+        graph = trace(network, (1, size.channels, size.height, size.width), opaque=True)
+        found = couple_on_trial(network, graph)
         if as_json:
             print_json([dataclasses.asdict(group) | {"units": group.units} for group in found])
             return

@@ -30,6 +30,18 @@ def pair(value: Any) -> tuple[int, int]:
     return (values[0], values[-1])
 
 
+def sides(node: Any, value: Any, none: int) -> tuple[int, int]:
+    """(height, width) of an argument of an ATen node; of one over lengths the height has `none`.
+
+    Args:
+        node: conv1d, max_pool2d and the like.
+        value: the argument, as for `pair`.
+        none: a size of which a height of one knows nothing: 1 of a window or a stride, 0 of a padding.
+    """
+    one = target(node).endswith("1d")
+    return (none, pair(value)[1]) if one else pair(value)
+
+
 def shape_of(node: Any) -> tuple[int, ...]:
     """The shape of the tensor that a node makes."""
     return tuple(node.meta["val"].shape)

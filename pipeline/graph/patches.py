@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.graph import Node
+from paredown.pipeline.graph.operations.kinds import operation
 
 #: Images, rows and columns of output pixels, each int64 (count,); None = all, of a linear layer.
 Spots = tuple[Tensor, Tensor, Tensor] | None
@@ -52,10 +52,8 @@ def patches(node: Node, x: Tensor, spots: Spots) -> Tensor:
         return x.double()
     assert node.weight is not None
     image, y, column = spots
-    (down, right), (high, wide) = node.attrs["stride"], node.weight.shape[2:]
-    padded = F.pad(x, node.attrs["padding"])
-    dy, dx = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
-    ys = (y * down)[:, None] + dy.flatten()
-    xs = (column * right)[:, None] + dx.flatten()
+    padded, (down, right), dy, dx = operation(node.kind).unfolded(node, x)
+    ys = (y * down)[:, None] + dy
+    xs = (column * right)[:, None] + dx
     found = padded[image[:, None], :, ys, xs]  # (count, taps, channels)
     return found.transpose(1, 2).flatten(1).double()

@@ -26,7 +26,8 @@ def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -
     """Traces a network in evaluation mode.
 
     Args:
-        network: takes one (1, channels, height, width) float tensor, returns a tensor or a tuple of them.
+        network: takes one float tensor, (1, channels, height, width) or (1, channels, length); returns a
+            tensor or a tuple of them.
         shape: of that tensor, the batch of one included.
         opaque: keep an operation that is not in `KINDS` as a node of kind "opaque", which can be run and
             pruned around, but not lowered. What does not depend on the input is then a constant.
@@ -89,6 +90,7 @@ class _Builder(Tracer):
         self.user_inputs = set(signature.user_inputs)
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
+        self.views, self.sources, self._made, self.pointwise = {}, {}, {}, False
 
     def build(self) -> Graph:
         outputs: tuple[str, ...] = ()
@@ -101,7 +103,7 @@ class _Builder(Tracer):
             elif node.op == "output":
                 if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
                     raise InputError("the network returns something that is not computed from its input")
-                outputs = tuple(self.alias[a.name] for a in node.args[0])
+                outputs = tuple(self.native(a, a) for a in node.args[0])
         if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
             raise InputError("the network must take exactly one tensor")
         return _without_dead(Graph(tuple(self.nodes.values()), outputs))
@@ -119,6 +121,8 @@ class _Builder(Tracer):
                 raise
             for name in list(self.nodes)[before:]:
                 del self.nodes[name]
+            self.views.pop(node.name, None)
+            self.sources.pop(node.name, None)
             self._opaque(node)
 
     def _viewed(self, value: Any) -> bool:
@@ -131,7 +135,9 @@ class _Builder(Tracer):
         found = traced(target(node))
         if not found:
             raise self.unknown(node)
-        next((each for each in found if each.takes(node)), found[-1]).trace(self, node)
+        kind = next((each for each in found if each.takes(node)), found[-1])
+        self.pointwise = kind.pointwise
+        kind.trace(self, node)
         shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
         if not shape or shape[0] != 1:
             raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
@@ -140,7 +146,8 @@ class _Builder(Tracer):
         """Keeps an operation as it is."""
         feeds = {n.name: batched(n) for n in node.all_input_nodes if n.name in self.alias}
         compute = self._computed(node, feeds)
-        inputs = [self.alias[name] for name in compute.names]
+        given = {n.name: n for n in node.all_input_nodes}
+        inputs = [self.native(node, given[name]) for name in compute.names]
         value = node.meta.get("val")
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
         what = target(node)

@@ -1,4 +1,10 @@
-"""What the operations are given to trace themselves with: the nodes made so far, and what makes the next."""
+"""What the operations are given to trace themselves with: the nodes made so far, and what makes the next.
+
+Kernels work on maps (1, channels, height, width). So a value of another form, such as the (1, channels,
+length) of one-dimensional convolutions or the (1, length, features) of linear layers, is held as a map: a
+node, and which of its axes are the value's. A change of the order of axes then costs nothing. Where an
+operation needs the value as torch has it, a reshape or a permute is made.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,9 @@ from paredown.pipeline.graph.graph import Node
 from paredown.pipeline.graph.operations.kinds import KINDS
 from paredown.targets.errors import InputError
 
+Axes = tuple[int, ...]
+FORM = "(batch, channels, height, width)"
+
 
 class Tracer:
     """The nodes made so far, and what makes the next.
@@ -24,6 +33,10 @@ class Tracer:
         origins: name of a constant -> the parameters that it is, or was computed from.
         nodes: by name, in running order.
         alias: name in the program -> name of the node.
+        views: name in the program -> which axes of the node are the value's, in its order; the others have
+            one element. Not there: the node is the value as torch has it.
+        sources: name in the program -> a node and its axes, from which a permuted value was made.
+        pointwise: whether the operation that is being traced is: see `Traced`.
     """
 
     exported: torch.export.ExportedProgram
@@ -32,6 +45,10 @@ class Tracer:
     origins: dict[str, tuple[str, ...]]
     nodes: dict[str, Node]
     alias: dict[str, str]
+    views: dict[str, Axes]
+    sources: dict[str, tuple[str, Axes]]
+    pointwise: bool
+    _made: dict[tuple[str, Axes], str]
 
     def add(
         self,
@@ -56,14 +73,22 @@ class Tracer:
         Returns:
             Its name, with a number where there is one of that name already.
         """
-        name = name or module_path(node) or node.name
+        if shape is None:
+            shape = (
+                _unseen(shape_of(node), self.views[node.name]) if node.name in self.views else shape_of(node)
+            )
+        made = self._put(node, kind, inputs, shape, name or module_path(node) or node.name, **fields)
+        self.alias[node.name] = made
+        return made
+
+    def _put(
+        self, node: Any, kind: str, inputs: tuple[str, ...], shape: tuple[int, ...], name: str, **fields: Any
+    ) -> str:
         if name in self.nodes:
             count = sum(1 for n in self.nodes if n == name or n.startswith(f"{name}#"))
             name = f"{name}#{count + 1}"
         attrs = fields.pop("attrs", {})
-        shape = shape_of(node) if shape is None else shape
         self.nodes[name] = Node(name, kind, inputs, shape, attrs, source=source_line(node), **fields)
-        self.alias[node.name] = name
         return name
 
     def replace_input(self, node: Any, **changes: Any) -> None:
@@ -74,7 +99,13 @@ class Tracer:
 
     def skip(self, node: Any) -> None:
         """Leaves an ATen node out: it makes what it reads."""
-        self.alias[node.name] = self.feed(node)
+        argument = node.args[0]
+        self._check(node, argument)
+        self.alias[node.name] = self.alias[argument.name]
+        if argument.name in self.views:
+            self.views[node.name] = self.views[argument.name]
+        elif argument.name in self.sources:
+            self.sources[node.name] = self.sources[argument.name]
 
     def constant(self, node: Any, argument: Any) -> Tensor | None:
         """The value of an argument that does not depend on the input."""
@@ -99,12 +130,131 @@ class Tracer:
         return self.tensor(node, node.args[index])
 
     def tensor(self, node: Any, argument: Any) -> str:
-        """The name of the node that makes an argument of an ATen node."""
+        """The name of the node that makes an argument of an ATen node, as torch has it.
+
+        A pointwise operation gets it in whatever form it is held, the same for all that it reads.
+        """
+        self._check(node, argument)
+        axes = self._common(node) if self.pointwise else None
+        if axes is None:
+            return self.native(node, argument)
+        self.views[node.name] = axes
+        return self._viewed_as(node, argument, axes)
+
+    def _check(self, node: Any, argument: Any) -> None:
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
         if not batched(argument):
             raise self.unknown(node, "reads a tensor whose first dim is not the batch")
-        return self.alias[argument.name]
+
+    # -- forms of a value ----------------------------------------------------------------------------------
+
+    def map(self, node: Any, index: int = 0, channels: int = 1) -> str:
+        """The map that an argument is, or is made to be; what the ATen node makes is held in the same form.
+
+        Args:
+            node: of the exported program; it makes as many axes as it reads.
+            index: of the argument, of three or four axes.
+            channels: which axis of the argument shall be the channels.
+
+        Returns:
+            The name of a node (1, channels, height, width), height one where there are three axes.
+        """
+        argument = node.args[index]
+        self._check(node, argument)
+        rank = len(shape_of(argument))
+        if rank not in {3, 4}:
+            raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
+        name, axes = self.held(argument)
+        if len(self.nodes[name].shape) != 4 or axes[channels] != 1:
+            places = iter(range(6 - rank, 4))
+            axes = (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
+            name = self._viewed_as(node, argument, axes)
+        self.views.pop(node.name, None)
+        if axes != (0, 1, 2, 3):
+            self.views[node.name] = axes
+        return name
+
+    def windowed(self, node: Any) -> str:
+        """The map over which an ATen convolution or pool goes: `map`, and no other number of axes."""
+        form, rank = ("(batch, channels, length)", 3) if target(node).endswith("1d") else (FORM, 4)
+        if len(shape_of(node.args[0])) != rank:
+            raise self.unknown(node, f"must read {form}")
+        return self.map(node)
+
+    def drop(self, node: Any, name: str, keep: bool) -> None:
+        """Makes of a node that reduced a map what an ATen node makes; `keep` says that the axes stay."""
+        if not keep:
+            self.views.pop(node.name, None)
+            shape = shape_of(node)
+            self.add(node, "reshape", (name,), name=f"{name}.flat", attrs={"shape": shape})
+
+    def held(self, argument: Any) -> tuple[str, Axes]:
+        """The node in which a value is held, and which of its axes are the value's."""
+        name = self.alias[argument.name]
+        if argument.name in self.views:
+            return name, self.views[argument.name]
+        return self.sources.get(argument.name, (name, tuple(range(len(self.nodes[name].shape)))))
+
+    def hold(self, node: Any, name: str, axes: Axes) -> None:
+        """Says that what an ATen node makes is held by a node already."""
+        self.alias[node.name] = name
+        if axes != tuple(range(len(self.nodes[name].shape))):
+            self.views[node.name] = axes
+
+    def plain(self, argument: Any) -> bool:
+        """Whether there is a node that has a value as torch has it."""
+        return getattr(argument, "name", "") not in self.views
+
+    def axis(self, node: Any, dim: int) -> int:
+        """Which axis of its node an axis of what an ATen node makes is."""
+        return self.views[node.name][dim] if node.name in self.views else dim
+
+    def native(self, node: Any, argument: Any) -> str:
+        """The node that has a value as torch has it."""
+        if argument.name not in self.views:
+            return self.alias[argument.name]
+        return self._viewed_as(node, argument, tuple(range(len(shape_of(argument)))))
+
+    def _common(self, node: Any) -> Axes | None:
+        """The form in which a pointwise operation reads and makes its values; None for torch's."""
+        read = [a for a in node.all_input_nodes if a.name in self.alias]
+        rank = len(shape_of(node))
+        if any(len(shape_of(a)) != rank for a in read) or not 3 <= rank <= 4:
+            return None
+        forms = (axes for a in read for name, axes in [self.held(a)] if len(self.nodes[name].shape) == 4)
+        return next((axes for axes in forms if axes != (0, 1, 2, 3)), None)
+
+    def _viewed_as(self, node: Any, argument: Any, axes: Axes) -> str:
+        """A node of which these axes are a value's, made where there is none."""
+        alias = self.alias[argument.name]
+        if argument.name not in self.views and axes == tuple(range(len(self.nodes[alias].shape))):
+            return alias
+        name, have = self.held(argument)
+        shape = _unseen(shape_of(argument), axes)
+        if have == axes and self.nodes[name].shape == shape:
+            return name
+        key = (argument.name, axes)
+        if self._made.get(key, "") not in self.nodes:
+            self._made[key] = self._moved(node, name, have, axes, shape)
+        return self._made[key]
+
+    def _moved(self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...]) -> str:
+        """A permute and a reshape, as far as they are needed."""
+        where = module_path(node) or node.name
+        before = self.nodes[name].shape
+        order = tuple(have[i] for i in sorted(range(len(axes)), key=lambda i: axes[i]))
+        if order != tuple(sorted(order)):
+            spare = tuple(axis for axis in range(len(before)) if axis not in order)
+            dims = (0, *spare, *order[1:])
+            before = tuple(before[axis] for axis in dims)
+            name = self._put(node, "permute", (name,), before, f"{where}.move", attrs={"dims": dims})
+        while before != shape and self.nodes[name].kind == "reshape":
+            (name,) = self.nodes[name].inputs
+            before = self.nodes[name].shape
+        if before == shape:
+            return name
+        return self._put(node, "reshape", (name,), shape, f"{where}.map", attrs={"shape": shape})
 
     def unknown(self, node: Any, why: str = "is not one that paredown can carry") -> InputError:
         """The error that an ATen node cannot be carried, to be raised."""
@@ -153,3 +303,11 @@ class Tracer:
         feed = self.alias[node.args[0].name]
         aliases = [n for n in self.exported.graph.nodes if self.alias.get(n.name) == feed]
         return sum(len(alias.users) for alias in aliases) == len(aliases)
+
+
+def _unseen(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape of a node of which these axes have this shape."""
+    found = [1] * max(4 if len(axes) == 3 and axes != (0, 1, 2) else 0, max(axes) + 1)
+    for axis, size in zip(axes, shape, strict=True):
+        found[axis] = size
+    return tuple(found)

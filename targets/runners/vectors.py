@@ -13,13 +13,16 @@ def test_inputs(shape: tuple[int, ...], count: int, seed: int = 0) -> NDArray[np
     """Makes int8 inputs of several textures: smooth fields of growing fineness, then noise.
 
     Args:
-        shape: of one input with its batch of one, (1, channels, height, width).
+        shape: of one input with its batch of one, (1, channels, height, width); it may have fewer axes.
         count: how many.
         seed: of the stream.
 
     Returns:
         int8, (count, channels, height, width), covering the whole range of codes.
     """
+    if len(shape) < 4:
+        flat = (1, shape[1], 1, shape[2]) if len(shape) == 3 else (1, 1, 1, shape[1])
+        return test_inputs(flat, count, seed).reshape(count, *shape[1:])
     _, channels, height, width = shape
     stream = np.random.PCG64(seed)
     inputs = np.empty((count, channels, height, width), np.int8)

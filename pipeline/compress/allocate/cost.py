@@ -261,7 +261,7 @@ def counted(graph: Graph, groups: Sequence[Group], name: Literal["macs", "bytes"
         if name == "bytes":
             per_weight, per_row = float(math.prod(node.weight.shape[2:])), 4.0
         else:
-            per_weight, per_row = float(math.prod(node.weight.shape[2:]) * math.prod(node.shape[2:])), 0.0
+            per_weight, per_row = node.macs / math.prod(node.weight.shape[:2]), 0.0
         value = _Product(rows, columns, per_weight, per_row)
         parts.append(CostTerm(node.name, tuple({**rows.per_unit, **columns.per_unit}), value, True))
     unit = {"macs": "multiply-accumulates", "bytes": "bytes"}[name]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
 from paredown.pipeline.compress.coupling.thin_graph import Thinner
 from paredown.pipeline.graph.graph import Graph, Node, apply
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.trace import trace
 
@@ -108,7 +109,7 @@ def _write(network: nn.Module, node: Node, output: Tensor) -> None:
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     names = node.parameters
     assert node.weight is not None and node.bias is not None
-    weight = state[names["weight"]]
+    weight = operation(node.kind).own(state[names["weight"]], int(node.attrs.get("groups", 1)))
     if "bn_mean" not in names:
         weight.copy_(node.weight)
         state[names["bias"]].copy_(node.bias)

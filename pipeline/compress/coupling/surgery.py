@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
 from paredown.pipeline.compress.coupling.thin_graph import LayerSlice, Thinner
 from paredown.pipeline.graph.graph import Graph, Node
+from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
@@ -130,7 +131,8 @@ def save_pruned(network: nn.Module, path: Path) -> None:
     """Writes a state dict as .safetensors, with the groups of its convolutions as metadata."""
     from safetensors.torch import save_file
 
-    groups = {n: m.groups for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
+    convs = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
+    groups = {name: module.groups for name, module in convs if module.groups > 1}
     # A tensor under two names is written twice: the format knows no sharing.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, path, {"conv_groups": json.dumps(groups, sort_keys=True)})
@@ -177,9 +179,12 @@ def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: LayerSl
         done.add(name)
         owner, _, attribute = name.rpartition(".")
         old: Tensor = getattr(whole.get_submodule(owner), attribute)
-        new = old.detach()[part.rows]
         if role == "weight":
-            new = new[:, part.columns]
+            kind, before = operation(node.kind), int(node.attrs.get("groups", 1))
+            new = kind.own(old.detach(), before)[part.rows][:, part.columns]
+            new = kind.theirs(new, part.groups, old.ndim)
+        else:
+            new = old.detach()[part.rows]
         if new.shape != old.shape:
             _set_tensor(whole, smaller, old, new.contiguous(), part.groups)
 
@@ -210,9 +215,10 @@ def _set_counts(owner: nn.Module, old: torch.Size, new: torch.Size, groups: int)
     counts = {name: (old[0], new[0]) for name in alone}
     if len(old) > 1:
         before = int(getattr(owner, "groups", 1))
-        inputs = (old[1] * before, new[1] * groups)
+        first, second = (old[0], new[0]), (old[1] * before, new[1] * groups)
+        outputs, inputs = (second, first) if getattr(owner, "transposed", False) else (first, second)
         counts = {
-            "out_channels": (old[0], new[0]), "out_features": (old[0], new[0]),
+            "out_channels": outputs, "out_features": outputs,
             "in_channels": inputs, "in_features": inputs, "groups": (before, groups),
         }  # fmt: skip
     for name, (was, becomes) in counts.items():

@@ -113,7 +113,7 @@ class Conv:
         if self.pad:
             shape = (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
         padding = [0, 0] if self.pad else [top, left]
-        self.place = (padding, list(attrs["stride"]), [1, 1], groups)
+        self.place = (padding, list(attrs["stride"]), list(attrs.get("dilation", (1, 1))), groups)
         self.activation = op.activation
         self.bias = bias.contiguous()
         self.fused = has_fusion()

@@ -15,11 +15,10 @@ differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -124,8 +123,8 @@ class Variant:
         match node.kind:
             case "conv2d":
                 return self._plan_conv(op, states)
-            case "linear":
-                return self._plan_linear(op, states[0])
+            case kind if operation(kind).weighted:
+                return self._plan_layer(op, states[0])
             case "add" if states[0].live == states[1].live:
                 return State(False, states[0].live) if sliced else self._plan_alike(op, states[0].live)
             case "concat" if node.attrs["dim"] == 1:
@@ -168,13 +167,13 @@ class Variant:
         self._step(op.name, reads, lambda *x: compute(node, *x))
         return State(True, None)
 
-    def _plan_linear(self, op: Op, state: State) -> State:
+    def _plan_layer(self, op: Op, state: State) -> State:
         """Sliced or with its zeros: matrix products are chosen by size, and are the smallest part."""
         if state == SAME:
             return State(False, self._rows(op))
         weight, bias = self._masked(op)
-        reads = [self._use(op.inputs[0], whole=True)]
-        self._step(op.name, reads, lambda x: F.linear(last(x), weight, bias))
+        node = replace(op.node, weight=weight, bias=bias)
+        self._step(op.name, [self._use(op.inputs[0], whole=True)], lambda x: compute(node, x))
         return State(True, None)
 
     def _plan_conv(self, op: Op, states: Sequence[State]) -> State:

@@ -42,7 +42,7 @@ def fold(live: QatNetwork, shape: tuple[int, ...]) -> Graph:
 
 def codes_of(live: QatNetwork, name: str) -> tuple[Tensor, Tensor]:
     """The codes of a weight as they are trained, before folding, and their step or steps."""
-    weight = live.network.get_parameter(name)
+    weight = live.latent(name, live.state)
     return encode(weight, live.final_sigma(name, weight), live.plans[name].config)
 
 

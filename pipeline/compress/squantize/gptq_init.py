@@ -46,14 +46,16 @@ def round_weights(live: QatNetwork, images: Tensor, seed: int = 0) -> None:
     for node in graph:
         inputs = [values[name] for name in node.inputs]
         name = node.parameters.get("weight", "")
-        if name in live.plans and node.attrs.get("groups", 1) == 1 and state[name][0].numel() <= MAX_FEATURES:
-            weight, shape = state[name], (len(images), *node.shape[1:])
+        planned = name in live.plans
+        weight = live.latent(name, state) if planned else torch.zeros(1)
+        if planned and node.attrs.get("groups", 1) == 1 and weight[0].numel() <= MAX_FEATURES:
+            shape = (len(images), *node.shape[1:])
             spots = pick_spots(shape, min(MOST_ROWS, ROWS_PER_FEATURE * weight[0].numel()), generator)
             moments = _moments(replace(node, weight=weight), inputs[0], spots)
             weight.copy_(_rounded(weight, live.final_sigma(name, weight), live.plans[name], moments))
         weights = {}
-        if name in live.plans:
-            codes, step = encode(state[name], live.final_sigma(name, state[name]), live.plans[name].config)
+        if planned:
+            codes, step = encode(weight, live.final_sigma(name, weight), live.plans[name].config)
             weights = {name: codes * step}
         values[node.name] = images if node.kind == "input" else live.compute(node, inputs, state, weights)
         waiting.subtract(node.inputs)

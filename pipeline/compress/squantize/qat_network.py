@@ -98,6 +98,7 @@ class QatNetwork(nn.Module):
         state = dict(network.named_parameters()) | dict(network.named_buffers())
         # The graph's own weights are used only where they are no parameters of the network.
         self.graph = Graph(tuple(_light(node, state) for node in graph), graph.outputs)
+        self._layers = {node.parameters["weight"]: node for node in self.graph if "weight" in node.parameters}
         self.roots = clip_roots(graph) if activation_bits else {}
         names = sorted(set(self.roots.values()))
         kinds = ((root, operation(graph[node].kind)) for node, root in self.roots.items())
@@ -159,7 +160,9 @@ class QatNetwork(nn.Module):
 
     def _layer(self, node: Node, x: Tensor, state: State, weights: Mapping[str, Tensor]) -> Tensor:
         names = node.parameters
-        weight = weights.get(names["weight"], state[names["weight"]])
+        weight = weights.get(names["weight"])
+        if weight is None:
+            weight = own_weight(node, state)
         x = apply(replace(node, weight=weight, bias=state[names["bias"]] if "bias" in names else None), x)
         if "bn_mean" not in names:
             return x
@@ -169,7 +172,7 @@ class QatNetwork(nn.Module):
         return F.batch_norm(x, mean, var, gamma, beta, self.training and self.live_norm, momentum, eps)
 
     def quantized(self, state: State | None = None) -> dict[str, Tensor]:
-        """The weights that the codes stand for, by state-dict name.
+        """The weights that the codes stand for, by state-dict name, (out, ...) as the graph has them.
 
         Args:
             state: the network's parameters, if they are at hand.
@@ -178,19 +181,32 @@ class QatNetwork(nn.Module):
         if self.training:
             self._solve(state)
             plans = zip(self.plans.items(), self.sigmas, strict=True)
-            return {name: fake_quantize(state[name], sigma, plan.config) for (name, plan), sigma in plans}
+            return {
+                name: fake_quantize(self.latent(name, state), sigma, plan.config)
+                for (name, plan), sigma in plans
+            }
         with torch.no_grad():
             versions = tuple((state[n].data_ptr(), state[n]._version) for n in self.plans)
             if self._frozen is None or self._frozen[0] != versions:
+                weights = {name: self.latent(name, state) for name in self.plans}
                 found = {
-                    name: fake_quantize(state[name], self.final_sigma(name, state[name]), plan.config)
-                    for name, plan in self.plans.items()
+                    name: fake_quantize(weight, self.final_sigma(name, weight), self.plans[name].config)
+                    for name, weight in weights.items()
                 }
                 self._frozen = (versions, found)
             return self._frozen[1]
 
+    def latent(self, name: str, state: State) -> Tensor:
+        """The weight that is trained, (out, ...) as the graph has it; it shares the parameter's memory."""
+        return own_weight(self._layers[name], state)
+
     def final_sigma(self, name: str, weight: Tensor) -> float:
-        """A layer's threshold as it is shipped: the wanted sparsity, to the weight."""
+        """A layer's threshold as it is shipped: the wanted sparsity, to the weight.
+
+        Args:
+            name: of the weight.
+            weight: of `latent`.
+        """
         plan = self.plans[name]
         if plan.sparsity is None:
             return plan.sigma or 0.0
@@ -204,7 +220,8 @@ class QatNetwork(nn.Module):
         share = self.schedule.share(int(self.step))
         for index, (name, plan) in enumerate(self.plans.items()):
             if plan.sparsity is not None:
-                self.sigmas[index] = sigma_for(state[name], plan.sparsity * share, plan.config.per)
+                weight = self.latent(name, state)
+                self.sigmas[index] = sigma_for(weight, plan.sparsity * share, plan.config.per)
             else:
                 self.sigmas[index] = plan.sigma or 0.0
 
@@ -224,6 +241,11 @@ class QatNetwork(nn.Module):
             names = [name for name, its in self.clip_of.items() if its == index]
             clip.start(torch.cat([values[name].flatten() for name in names]), ", ".join(names))  # type: ignore[operator]
         self.train(training)
+
+
+def own_weight(node: Node, state: State) -> Tensor:
+    """A layer's weight, (out, ...) as the graph has it, from the parameter that its module has."""
+    return operation(node.kind).own(state[node.parameters["weight"]], int(node.attrs.get("groups", 1)))
 
 
 def clip_roots(graph: Graph) -> dict[str, str]:

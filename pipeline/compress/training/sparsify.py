@@ -113,7 +113,8 @@ def prunable(graph: Graph, *, ends: bool = False, depthwise: bool = False) -> tu
         assert node.weight is not None
         if node.kind == "conv2d" and node.weight.shape[1] == 1 and node.attrs["groups"] > 1 and not depthwise:
             continue
-        names[node.parameters["weight"]] = None
+        if "weight" in node.parameters:
+            names[node.parameters["weight"]] = None
     return tuple(names)
 
 

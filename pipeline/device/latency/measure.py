@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paredown.pipeline.compress.allocate.cost import Cost, group_widths
-from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.trial import couple_on_trial
 from paredown.pipeline.device.executor import Executor, stands_for
 from paredown.pipeline.device.latency.latency import device_table, latency
 from paredown.pipeline.graph.trace import trace
@@ -47,8 +47,9 @@ def measure_cost(
         )
     task = load_task(recipe)
     size = task.preprocess
-    graph = trace(task.network(), (1, size.channels, size.height, size.width))
-    groups = couple(graph)
+    network = task.network()
+    graph = trace(network, (1, size.channels, size.height, size.width))
+    groups = couple_on_trial(network, graph)
     kinds = target.channel_multiple.model_dump()
     multiple = ChannelMultiple(**{kind: recipe.prune.multiple or value for kind, value in kinds.items()})
     widths = {

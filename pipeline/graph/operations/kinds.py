@@ -10,6 +10,7 @@ from paredown.pipeline.graph.operations.activation.affine import Affine, Clamp, 
 from paredown.pipeline.graph.operations.activation.gates import Hardswish, Silu
 from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
+from paredown.pipeline.graph.operations.activation.softmax import LogSoftmax, Softmax
 from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmoid, Tanh
 from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
@@ -23,8 +24,10 @@ from paredown.pipeline.graph.operations.operation import Input, Operation, Trace
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
+from paredown.pipeline.graph.operations.pooling.reduce import Reduce
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
+from paredown.pipeline.graph.operations.weighted.conv_transpose2d import ConvTranspose2d
 from paredown.pipeline.graph.operations.weighted.linear import Linear
 from paredown.pipeline.graph.operations.weighted.prelu import PRelu
 
@@ -32,6 +35,7 @@ from paredown.pipeline.graph.operations.weighted.prelu import PRelu
 OPERATIONS: Mapping[str, Operation] = {
     "input": Input(),
     "conv2d": Conv2d(),
+    "conv_transpose2d": ConvTranspose2d(),
     "linear": Linear(),
     "relu": Relu(),
     "relu6": Relu6(),
@@ -44,6 +48,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "hardsigmoid": Hardsigmoid(),
     "clamp": Clamp(),
     "affine": Affine(),
+    "softmax": Softmax(),
+    "log_softmax": LogSoftmax(),
     "max_pool2d": MaxPool2d(),
     "add": Add(),
     "sub": Sub(),
@@ -58,8 +64,8 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Silu(),
-    Hardswish(),
+    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
+    Silu(), Hardswish(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -9,6 +9,7 @@ imports nothing that stands above it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,9 +42,14 @@ class Traced:
 
     Attributes:
         aten: names of the ATen operations, without overload and trailing underscore.
+        pointwise: each of its values is made of those at the same place in what it reads, alike in every
+            place: it may be given maps whose axes are in another order, and 4 of them for 3. A weight per
+            channel is not alike in every place. It leaves shapes to `Tracer.add`, and asks `Tracer.axis`
+            which axis a number of an axis is.
     """
 
     aten: ClassVar[tuple[str, ...]] = ()
+    pointwise: ClassVar[bool] = False
 
     def takes(self, node: Any) -> bool:
         """Whether an ATen node is for this class, where several classes have its name in `aten`.
@@ -73,6 +79,7 @@ class Operation(Traced):
 
     Attributes:
         weighted: its nodes have a weight and a bias.
+        transposed: of a weighted kind: a module's parameter has its output channels second.
         channelwise: it computes each channel for itself, zero from zeros, and to the bit alike beside however
             many other channels.
         table: it is a function of one value: on int8 a table of 256 codes.
@@ -91,6 +98,7 @@ class Operation(Traced):
     """
 
     weighted: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
     channelwise: ClassVar[bool] = False
     table: ClassVar[bool] = False
     moves: ClassVar[bool] = False
@@ -118,6 +126,45 @@ class Operation(Traced):
     def from_zero(self, node: Node) -> bool:
         """Whether it makes zero of zero."""
         return True
+
+    def own(self, weight: Tensor, groups: int) -> Tensor:
+        """Of a weighted kind: a weight as a node has it, of the parameter that a module has.
+
+        Args:
+            weight: the parameter.
+            groups: of the layer.
+
+        Returns:
+            (out, in / groups, ...), which shares the memory where it can.
+        """
+        return weight
+
+    def theirs(self, weight: Tensor, groups: int, ndim: int) -> Tensor:
+        """The inverse of `own`.
+
+        Args:
+            weight: (out, in / groups, ...).
+            groups: of the layer.
+            ndim: of the parameter.
+        """
+        return weight
+
+    def computed(self, node: Node, weight: Tensor, *inputs: Tensor) -> Tensor:
+        """Computes a weighted node from a weight as a module has it: see `theirs`."""
+        return self.compute(replace(node, weight=weight), *inputs)
+
+    def unfolded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        """Of a weighted kind over maps: what makes it a linear problem.
+
+        Args:
+            node: of this kind.
+            x: its input.
+
+        Returns:
+            A map; the stride by which a window goes over it; and where in the window the taps of the weights
+            are, rows and columns, in their order.
+        """
+        raise NotImplementedError
 
     # -- coupling ------------------------------------------------------------------------------------------
 

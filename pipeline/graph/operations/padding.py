@@ -58,7 +58,9 @@ def written_padding(node: Any, feed: Any) -> Literal["VALID", "SAME", "PAD"]:
     """How a .tflite says the padding of a convolution or a pool; PAD is an operator before it."""
     if not any(node.attrs["padding"]):
         return "VALID"
-    same = same_padding(feed.shape, kernel_of(node), node.attrs["stride"])
+    apart = node.attrs.get("dilation", (1, 1))
+    seen = tuple((k - 1) * step + 1 for k, step in zip(kernel_of(node), apart, strict=True))
+    same = same_padding(feed.shape, seen, node.attrs["stride"])
     return "SAME" if tuple(node.attrs["padding"]) == same else "PAD"
 
 

@@ -107,11 +107,15 @@ class QdqModule(nn.Module):
         _register_qdq()
         self.graph = graph = graph.written
         self.index = {node.name: index for index, node in enumerate(graph)}
+        self.axes: dict[str, int] = {}  # where the output channels of a weight are
         for index, node in enumerate(graph):
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
             unit = np.float32(graph[node.inputs[0]].out.scale) * node.weight_scale
-            self.register_buffer(f"weight{index}", torch.from_numpy(node.weight))
+            kind, weight = operation(node.kind), torch.from_numpy(node.weight)
+            theirs = kind.theirs(weight, int(node.attrs.get("groups", 1)), weight.ndim)
+            self.axes[node.name] = 1 if kind.transposed else 0
+            self.register_buffer(f"weight{index}", theirs.contiguous())
             self.register_buffer(f"scale{index}", torch.from_numpy(node.weight_scale))
             self.register_buffer(f"zero{index}", torch.zeros(len(unit), dtype=torch.int64))
             self.register_buffer(f"bias{index}", torch.from_numpy(float_bias(node.bias, unit)))
@@ -132,10 +136,10 @@ class QdqModule(nn.Module):
     def weight(self, node: IntegerNode) -> Tensor:
         """Weights of a node as real values, from their codes; XNNPACK tells int4 by its range alone."""
         low, high = (-8, 7) if node.int4 else (-127, 127)
-        index = self.index[node.name]
+        index, axis = self.index[node.name], self.axes[node.name]
         return torch.ops.quantized_decomposed.dequantize_per_channel.default(
             getattr(self, f"weight{index}"), getattr(self, f"scale{index}"),
-            getattr(self, f"zero{index}"), 0, low, high, torch.int8,
+            getattr(self, f"zero{index}"), axis, low, high, torch.int8,
         )  # fmt: skip
 
     def bias(self, node: IntegerNode) -> Tensor:
@@ -175,7 +179,9 @@ class _FloatModule(nn.Module):
         self.graph = graph = graph.written
         for index, node in enumerate(graph):
             if node.weight is not None:
-                self.register_buffer(f"weight{index}", node.weight)
+                groups = int(node.attrs.get("groups", 1))
+                theirs = operation(node.kind).theirs(node.weight, groups, node.weight.ndim)
+                self.register_buffer(f"weight{index}", theirs.contiguous())
                 self.register_buffer(f"bias{index}", node.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -184,11 +190,13 @@ class _FloatModule(nn.Module):
             if node.kind == "input":
                 values[node.name] = x
                 continue
-            if node.weight is not None:  # the buffers, so that export sees parameters and not constants
-                node = replace(
-                    node, weight=getattr(self, f"weight{index}"), bias=getattr(self, f"bias{index}")
-                )
-            values[node.name] = apply_float(node, *(values[name] for name in node.inputs))
+            inputs = [values[name] for name in node.inputs]
+            if node.weight is None:
+                values[node.name] = apply_float(node, *inputs)
+                continue
+            # The buffers, so that export sees parameters and not constants.
+            node, weight = replace(node, bias=getattr(self, f"bias{index}")), getattr(self, f"weight{index}")
+            values[node.name] = operation(node.kind).computed(node, weight, *inputs)
         return tuple(values[name] for name in self.graph.outputs)
 
 

@@ -8,6 +8,8 @@ against litert_torch's conversion of the same network.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -153,8 +155,27 @@ class Writer:
 
     def like(self, source: int, name: str, shape: tuple[int, ...]) -> int:
         """A tensor of another shape with the type and the scale of this one."""
-        dtype = np.dtype(np.int8 if self.integer else np.float32)
-        return self._add_tensor(name, shape, dtype, self.sub.tensors[source].quantization)
+        quantization = self.sub.tensors[source].quantization
+        dtype = np.dtype(np.int8 if quantization else np.float32)
+        return self._add_tensor(name, shape, dtype, quantization)
+
+    def real(self, source: int, name: str) -> int:
+        """A float32 tensor of what a tensor has."""
+        if not self.integer:
+            return source
+        made = self._add_tensor(name, self.sub.tensors[source].shape, np.dtype(np.float32))
+        self.op("DEQUANTIZE", 2, [source], made, self.s.DequantizeOptionsT())
+        return made
+
+    @contextlib.contextmanager
+    def quantized(self, target: int, name: str) -> Iterator[int]:
+        """A float32 tensor to be written, which then is quantized to this tensor."""
+        if not self.integer:
+            yield target
+            return
+        made = self._add_tensor(name, self.sub.tensors[target].shape, np.dtype(np.float32))
+        yield made
+        self.op("QUANTIZE", 1, [made], target, self.s.QuantizeOptionsT())
 
     def _quantization(self, scale: Any, zero: Any, axis: int = 0) -> Any:
         result = self.s.QuantizationParametersT()

@@ -107,10 +107,10 @@ class PruneStages:
 
     def groups(self) -> tuple[tuple[Group, ...], Graph]:
         """The original's groups, and its graph."""
-        from paredown.pipeline.compress.coupling.coupling import couple
+        from paredown.pipeline.compress.coupling.trial import couple_on_trial
 
         graph = graph_in(stored(self.store, self.original))
-        return couple(graph), graph
+        return couple_on_trial(self.task.network(), graph), graph
 
     def sensitivity(self) -> Sensitivity:
         """What the sense stage measured."""
@@ -152,14 +152,14 @@ class PruneStages:
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.allocate.cost import group_widths
-            from paredown.pipeline.compress.coupling.coupling import couple
+            from paredown.pipeline.compress.coupling.trial import couple_on_trial
             from paredown.pipeline.compress.sensitivity.chart import plot
             from paredown.pipeline.compress.sensitivity.ranking import ranking
             from paredown.pipeline.compress.sensitivity.sensitivity import measure
             from paredown.pipeline.compress.training.data import preprocessed, run_graph
 
             graph = graph_in(inputs["trace"])
-            groups = couple(graph)
+            groups = couple_on_trial(self.task.network(), graph)
             training, held_out = self.training.held_out()
             images = preprocessed(held_out, self.training.preprocess)
             truth = self.training.truth(held_out, run_graph(graph, images))
@@ -204,12 +204,12 @@ class PruneStages:
         )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.compress.coupling.coupling import couple
             from paredown.pipeline.compress.coupling.reconstruct import reconstruct
             from paredown.pipeline.compress.coupling.surgery import cut, save_pruned
+            from paredown.pipeline.compress.coupling.trial import couple_on_trial
 
             graph, network = graph_in(inputs["trace"]), self.task.network()
-            groups = couple(graph)
+            groups = couple_on_trial(network, graph)
             allocation, kept = self._allocate(graph, groups, table, inputs.get("sensitivity"))
             smaller = cut(network, graph, groups, kept) if kept else network
             if kept:

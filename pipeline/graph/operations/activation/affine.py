@@ -33,6 +33,7 @@ class Affine(Operation):
     """Attributes: scale, shift."""
 
     aten: ClassVar[tuple[str, ...]] = ("neg", "div", "rsub")
+    pointwise = True
     takes_relu: ClassVar[bool] = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:

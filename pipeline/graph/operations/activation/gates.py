@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from paredown.pipeline.graph.aten import module_path
 from paredown.pipeline.graph.operations.operation import Traced
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Gated(Traced):
     """No kind of its own: the gate, and a `mul`."""
 
-    gate: str
+    pointwise = True
+    gate: ClassVar[str]
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         feed = tracer.feed(node)

@@ -29,6 +29,7 @@ class LeakyRelu(Operation):
     """Attributes: slope."""
 
     aten = ("leaky_relu",)
+    pointwise = True
     channelwise = True
     keeps_sign = True
     onednn = ("leaky_relu", ("slope",))

@@ -28,6 +28,7 @@ class Relu(Operation):
     """Attributes: step and levels where low-bit: multiples 0..levels of step."""
 
     aten: ClassVar[tuple[str, ...]] = ("relu",)
+    pointwise = True
     channelwise = True
     same_scale = True
     is_relu = True

@@ -42,6 +42,7 @@ class Table(Operation):
     """
 
     channelwise = True
+    pointwise = True
     table = True
     builtin: ClassVar[tuple[str, int]]
 

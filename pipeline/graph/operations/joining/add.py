@@ -26,6 +26,7 @@ class Add(Operation):
     """No attributes."""
 
     aten = ("add",)
+    pointwise = True
     takes_relu = True
     keeps_sign = True
     signs: ClassVar[tuple[int, int]] = (1, 1)

@@ -36,6 +36,7 @@ class Concat(Operation):
     """Attributes: dim."""
 
     aten = ("cat",)
+    pointwise = True
     joins = True
     same_scale = True
     keeps_sign = True
@@ -49,7 +50,8 @@ class Concat(Operation):
     def trace(self, tracer: Tracer, node: Any) -> None:
         tensors, dim = arguments(node, None, 0)
         feeds = tuple(tracer.tensor(node, t) for t in tensors)
-        tracer.add(node, "concat", feeds, attrs={"dim": dim % len(shape_of(node))})
+        axis = tracer.axis(node, dim % len(shape_of(node)))
+        tracer.add(node, "concat", feeds, attrs={"dim": axis})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, node.attrs["dim"])

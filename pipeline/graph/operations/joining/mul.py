@@ -27,6 +27,7 @@ class Mul(Operation):
     """No attributes."""
 
     aten = ("mul", "multiply")
+    pointwise = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         feed, number = tracer.with_number(node)

@@ -34,13 +34,14 @@ class Pad(Operation):
         value = 0.0 if value is None else float(value)
         mode = rest[0] if rest and isinstance(rest[0], str) else "constant"
         lowest = value == float("-inf")
-        pooled = all(target(user) == "max_pool2d" for user in node.users)
+        pooled = all(target(user) in {"max_pool1d", "max_pool2d"} for user in node.users)
         if mode != "constant" or (value != 0 and not (lowest and pooled)):
             raise tracer.unknown(node, f"({mode}, {value}) is known with zeros, or -inf before max_pool2d")
-        if len(padding) not in {2, 4} or min(padding) < 0 or len(shape_of(node)) != 4:
+        axes = len(shape_of(node)) - 2
+        if len(padding) > 2 * axes or min(padding) < 0 or axes not in {1, 2}:
             raise tracer.unknown(node, f"by {tuple(padding)} is known outwards, over height and width only")
         padding = tuple(padding) + (0,) * (4 - len(padding))
-        tracer.add(node, "pad", (tracer.feed(node),), attrs={"padding": padding, "value": value})
+        tracer.add(node, "pad", (tracer.map(node),), attrs={"padding": padding, "value": value})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return F.pad(inputs[0], node.attrs["padding"], value=node.attrs.get("value", 0.0))

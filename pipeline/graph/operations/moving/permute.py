@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerNode
     from paredown.pipeline.lower.litert.program import Writer
 
+MOST_HELD = 4  # axes of what is held in another order
 MOST_AXES = 5  # of a transpose in LiteRT Micro
 MOST_TRANSPOSED = 1 << 16  # of Ethos-U55 and U65: elements of any two axes of a transpose
 
@@ -98,7 +99,15 @@ class Permute(Operation):
             dims[a], dims[b] = dims[b], dims[a]
         if dims[0] != 0:
             raise tracer.unknown(node, f"moves the batch ({dims})")
-        tracer.add(node, "permute", (tracer.feed(node),), attrs={"dims": tuple(dims)})
+        feed = tracer.tensor(node, node.args[0]) if tracer.plain(node.args[0]) else ""
+        name, axes = tracer.held(node.args[0])
+        seen = tuple(axes[d] for d in dims)
+        if not feed or seen == tuple(range(len(tracer.nodes[name].shape))):
+            tracer.hold(node, name, seen)
+            return
+        tracer.add(node, "permute", (feed,), attrs={"dims": tuple(dims)})
+        if len(dims) <= MOST_HELD:
+            tracer.sources[node.name] = (name, seen)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(node.attrs["dims"])

@@ -29,7 +29,18 @@ class Reshape(Operation):
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        tracer.add(node, "reshape", (tracer.feed(node),), attrs={"shape": shape_of(node)})
+        shape = shape_of(node)
+        if tracer.plain(node.args[0]):
+            feed = tracer.feed(node)
+        else:  # of a map whose axes are in their order but for those of one element
+            feed, axes = tracer.held(node.args[0])
+            long = [axis for axis in axes if tracer.nodes[feed].shape[axis] != 1]
+            if long != sorted(long):
+                feed = tracer.feed(node)
+            elif tracer.nodes[feed].shape == shape:
+                tracer.hold(node, feed, tuple(range(len(shape))))
+                return
+        tracer.add(node, "reshape", (feed,), attrs={"shape": shape})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(inputs[0].shape[0], *node.attrs["shape"][1:])

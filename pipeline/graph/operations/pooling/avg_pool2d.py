@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, pair, shape_of
+from paredown.pipeline.graph.aten import arguments, shape_of, sides
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Operation
 from paredown.pipeline.graph.operations.padding import symmetric
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
@@ -32,7 +32,7 @@ CONV2D = Conv2d()
 class AvgPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom), divisor."""
 
-    aten = ("avg_pool2d",)
+    aten = ("avg_pool2d", "avg_pool1d")
     channelwise = True
     takes_relu = True
     keeps_sign = True
@@ -41,13 +41,13 @@ class AvgPool2d(Operation):
         _, kernel, stride, padding, _, counted, divisor = arguments(
             node, None, None, [], [0, 0], False, True, None
         )
-        kernel = pair(kernel)
-        stride = pair(stride) if stride else kernel
-        vertical, horizontal = pair(padding)
+        kernel = sides(node, kernel, 1)
+        stride = sides(node, stride, 1) if stride else kernel
+        vertical, horizontal = sides(node, padding, 0)
         pads = (horizontal, horizontal, vertical, vertical)
-        before, made = shape_of(node.args[0]), shape_of(node)
-        if len(made) != 4:
-            raise tracer.unknown(node, "must read (batch, channels, height, width)")
+        feed = tracer.windowed(node)
+        before, made = tracer.nodes[feed].shape, shape_of(node)
+        made = (*made[:2], 1, made[2]) if len(made) == 3 else made
         if made[2:] != _windows(before[2:], kernel, stride, (vertical, horizontal)):
             raise tracer.unknown(
                 node, "has windows that reach over the border (ceil_mode); use F.pad before it"
@@ -65,7 +65,6 @@ class AvgPool2d(Operation):
             (divisor,) = divisors
         if divisor < 1:
             raise tracer.unknown(node, f"has the divisor {divisor}; it must be positive")
-        feed = tracer.feed(node)
         producer = tracer.nodes[feed]
         if producer.kind == "pad" and tracer.sole_use(node):  # explicit zeros count, as all values do
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, pair
+from paredown.pipeline.graph.aten import arguments, pair, sides
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
@@ -53,7 +53,7 @@ SKIPS = Rule(
 class MaxPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom)."""
 
-    aten = ("max_pool2d",)
+    aten = ("max_pool2d", "max_pool1d")
     channelwise = True
     same_scale = True
     keeps_sign = True
@@ -81,13 +81,13 @@ class MaxPool2d(Operation):
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         _, kernel, stride, padding, dilation, ceil = arguments(node, None, None, [], [0, 0], [1, 1], False)
-        kernel = pair(kernel)
-        stride = pair(stride) if stride else kernel
-        vertical, horizontal = pair(padding)
+        kernel = sides(node, kernel, 1)
+        stride = sides(node, stride, 1) if stride else kernel
+        vertical, horizontal = sides(node, padding, 0)
         if ceil or pair(dilation) != (1, 1):
             raise tracer.unknown(node, "uses ceil_mode or dilation; pad explicitly instead")
         pads = (horizontal, horizontal, vertical, vertical)
-        feed = tracer.feed(node)
+        feed = tracer.windowed(node)
         producer = tracer.nodes[feed]
         if producer.kind == "pad" and producer.attrs["value"] != 0:
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))

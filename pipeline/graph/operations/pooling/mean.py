@@ -16,6 +16,7 @@ from torch import Tensor
 from paredown.pipeline.graph.aten import arguments, pair, shape_of, target
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.placement import ETHOS, Rule
+from paredown.pipeline.graph.operations.pooling.reduce import kept, reduced
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -36,7 +37,7 @@ def _large(node: IntegerNode, feed: IntegerNode) -> bool:
 class Mean(Operation):
     """No attributes; the two axes stay, of size one."""
 
-    aten = ("mean", "adaptive_avg_pool2d", "avg_pool2d")
+    aten = ("mean", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "avg_pool1d")
     keeps_sign = True
     rules = {
         ETHOS: (
@@ -48,24 +49,21 @@ class Mean(Operation):
     }  # fmt: skip
 
     def takes(self, node: Any) -> bool:
-        return target(node) != "avg_pool2d" or _pools_all(node)
+        if target(node) == "mean":
+            rank = len(shape_of(node.args[0]))
+            return rank in {3, 4} and 0 not in reduced(node)[0] and len(kept(node)) == 1
+        return not target(node).startswith("avg_pool") or _pools_all(node)
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        keep = True
         if target(node) == "mean":
-            _, dims, keep = arguments(node, None, None, False)
-            rank = len(shape_of(node.args[0]))
-            if rank != 4 or not isinstance(dims, (list, tuple)) or sorted(d % rank for d in dims) != [2, 3]:
-                raise tracer.unknown(node, "is known over height and width only")
-        elif target(node) == "adaptive_avg_pool2d":
-            if pair(node.args[1]) != (1, 1):
+            feed = tracer.map(node, channels=kept(node)[0])
+        else:
+            if target(node).startswith("adaptive") and pair(node.args[1]) != (1, 1):
                 raise tracer.unknown(node, "is known with an output of 1x1 only")
-        feed = tracer.feed(node)
+            feed = tracer.windowed(node)
         shape = (*tracer.nodes[feed].shape[:2], 1, 1)
         name = tracer.add(node, "mean", (feed,), shape=shape)
-        if not keep:
-            attrs = {"shape": shape[:2]}
-            tracer.add(node, "reshape", (name,), shape=shape[:2], name=f"{name}.flat", attrs=attrs)
+        tracer.drop(node, name, target(node) != "mean" or reduced(node)[1])
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].mean((2, 3), keepdim=True)
@@ -92,4 +90,5 @@ class Mean(Operation):
 def _pools_all(node: Any) -> bool:
     """Whether an ATen average pool is the mean of the whole map."""
     _, kernel, _, padding, _, _, divisor = arguments(node, None, None, [], [0, 0], False, True, None)
-    return pair(kernel) == shape_of(node.args[0])[2:] and not any(pair(padding)) and divisor is None
+    sides = shape_of(node.args[0])[2:]
+    return pair(kernel)[-len(sides) :] == sides and not any(pair(padding)) and divisor is None

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, pair, shape_of
+from paredown.pipeline.graph.aten import arguments, sides
 from paredown.pipeline.graph.operations.operation import Shape
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
@@ -35,6 +36,18 @@ def depthwise(node: Any, feed: Any) -> bool:
     return bool(1 < node.attrs["groups"] == feed.shape[1])
 
 
+def as_map(weight: Tensor) -> Tensor:
+    """The weight of a linear layer or a convolution over lengths as that of one over maps."""
+    if weight.ndim == 2:
+        return weight[:, :, None, None]
+    return weight.unsqueeze(2) if weight.ndim == 3 else weight
+
+
+def dilation_of(node: Any) -> tuple[int, int]:
+    """How far apart the taps of a convolution are, (vertical, horizontal)."""
+    return node.attrs.get("dilation", (1, 1))
+
+
 def _far_padded(node: IntegerNode, feed: IntegerNode) -> bool:
     return not depthwise(node, feed) and far(node) and written_padding(node, feed) == "PAD"
 
@@ -44,9 +57,13 @@ def _far_depthwise(node: IntegerNode, feed: IntegerNode) -> bool:
 
 
 class Conv2d(WeightedOperation):
-    """Attributes: stride (h, w), padding (left, right, top, bottom), groups; with batch norm also bn_eps."""
+    """Attributes: stride (h, w), padding (left, right, top, bottom), groups.
 
-    aten = ("conv2d",)
+    Where it is not one also dilation (h, w); with batch norm also bn_eps. A convolution over lengths is one
+    over maps of height one.
+    """
+
+    aten = ("conv2d", "conv1d")
     rules = {
         **WeightedOperation.rules,
         U55: (
@@ -60,32 +77,46 @@ class Conv2d(WeightedOperation):
     }  # fmt: skip
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        x, w, b, stride, padding, dilation, groups = arguments(
-            node, None, None, None, [1, 1], [0, 0], [1, 1], 1
-        )
-        if tuple(dilation) not in {(1,), (1, 1)}:
-            raise tracer.unknown(node, f"has dilation {tuple(dilation)}, which no integer kernel here runs")
+        _, w, b, stride, padding, dilation, groups = arguments(node, None, None, None, [1], [0], [1], 1)
         fields = parameters(tracer, node, w, b)
-        if len(shape_of(node)) != 4:
-            raise tracer.unknown(node, "must read (batch, channels, height, width)")
+        fields["weight"] = as_map(fields["weight"])
+        apart = sides(node, dilation, 1)
         if isinstance(padding, str):
-            total = [k - 1 if padding == "same" else 0 for k in fields["weight"].shape[2:]]
+            spans = zip(fields["weight"].shape[2:], apart, strict=True)
+            total = [(k - 1) * step if padding == "same" else 0 for k, step in spans]
             pads = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
         else:
-            vertical, horizontal = pair(padding)
+            vertical, horizontal = sides(node, padding, 0)
             pads = (horizontal, horizontal, vertical, vertical)
-        feed = tracer.feed(node)
+        feed = tracer.windowed(node)
         producer = tracer.nodes[feed]
         if producer.kind == "pad" and tracer.sole_use(node):  # explicit zeros cost nothing in the conv
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
-        attrs = {"stride": pair(stride), "padding": pads, "groups": int(groups)}
+        attrs = {"stride": sides(node, stride, 1), "padding": pads, "groups": int(groups)}
+        if apart != (1, 1):
+            attrs["dilation"] = apart
         tracer.add(node, "conv2d", (feed,), attrs=attrs, **fields)
+
+    def own(self, weight: Tensor, groups: int) -> Tensor:
+        return as_map(weight)
+
+    def theirs(self, weight: Tensor, groups: int, ndim: int) -> Tensor:
+        return weight.reshape(*weight.shape[:2], *weight.shape[6 - ndim :])
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.weight is not None
         x, padding = symmetric(inputs[0], node.attrs["padding"], 0.0)
-        return F.conv2d(x, node.weight, node.bias, node.attrs["stride"], padding, 1, node.attrs["groups"])
+        attrs = node.attrs
+        return F.conv2d(
+            x, node.weight, node.bias, attrs["stride"], padding, dilation_of(node), attrs["groups"]
+        )
+
+    def unfolded(self, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        assert node.weight is not None
+        (down, right), (high, wide) = dilation_of(node), node.weight.shape[2:]
+        dy, dx = torch.meshgrid(torch.arange(high) * down, torch.arange(wide) * right, indexing="ij")
+        return F.pad(x, node.attrs["padding"]), node.attrs["stride"], dy.flatten(), dx.flatten()
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
         return {**node.attrs, "groups": groups}
@@ -97,8 +128,8 @@ class Conv2d(WeightedOperation):
         return "pointwise" if kernel_of(node) == (1, 1) else "conv"
 
     def accumulated(self, node: IntegerNode, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        padded = F.pad(values, node.attrs["padding"])
-        return F.conv2d(padded, weight, bias, node.attrs["stride"], 0, 1, node.attrs["groups"])
+        padded, attrs = F.pad(values, node.attrs["padding"]), node.attrs
+        return F.conv2d(padded, weight, bias, attrs["stride"], 0, dilation_of(node), attrs["groups"])
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         (x,), attrs = reals, node.attrs
@@ -107,7 +138,7 @@ class Conv2d(WeightedOperation):
         if (left, top) != (right, bottom):
             x = program.requantized(F.pad(x, (left, right, top, bottom)), program.graph[node.inputs[0]])
             left = top = 0
-        x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), 1, attrs["groups"])
+        x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), dilation_of(node), attrs["groups"])
         return program.clamped(x, node)
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
@@ -117,7 +148,7 @@ class Conv2d(WeightedOperation):
         each = depthwise(node, feed)
         options = writer.s.DepthwiseConv2DOptionsT() if each else writer.s.Conv2DOptionsT()
         options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
-        options.dilationHFactor = options.dilationWFactor = 1
+        options.dilationHFactor, options.dilationWFactor = dilation_of(node)
         options.fusedActivationFunction = writer.activation(node)
         weight = np.asarray(node.weight)
         if each:

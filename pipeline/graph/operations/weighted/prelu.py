@@ -15,6 +15,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from paredown.pipeline.graph.aten import shape_of
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMAX, QMIN, Shape
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.pipeline.graph.operations.weighted.layer import WeightedOperation
@@ -39,11 +40,11 @@ class PRelu(WeightedOperation):
     rules = {}
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        feed = tracer.feed(node)
+        if len(shape_of(node)) not in {3, 4}:
+            raise tracer.unknown(node, "must read (batch, channels, height, width)")
+        feed = tracer.map(node)
         shape, slope = tracer.nodes[feed].shape, tracer.constant(node, node.args[1])
         assert slope is not None
-        if len(shape) != 4:
-            raise tracer.unknown(node, "must read (batch, channels, height, width)")
         role = "slope" if slope.numel() == shape[1] else "shared slope"
         weight = slope.reshape(-1, 1, 1, 1).expand(shape[1], 1, 1, 1).contiguous()
         names = tracer.names(**{role: node.args[1]})

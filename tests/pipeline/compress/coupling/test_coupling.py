@@ -321,7 +321,7 @@ def halved(half: int | None) -> nn.Module:
 
 UNKNOWN = {
     "sigmoid": (lambda: network(wrap(lambda m, y: torch.sigmoid(y)), **parts()), "sigmoid"),
-    "softmax": (lambda: network(wrap(lambda m, y: F.softmax(y, 1)), **parts()), "softmax"),
+    "cumsum": (lambda: network(wrap(lambda m, y: torch.cumsum(y, 1)), **parts()), "cumsum"),
     "hardswish": (lambda: network(wrap(lambda m, y: F.hardswish(y)), **parts()), "hardswish"),
     "prelu": (lambda: network(wrap(lambda m, y: m.p(y)), p=nn.PReLU(4), **parts()), "prelu"),
     "chunk": (lambda: halved(None), "chunk"),
