@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.graph import Node
+from paredown.pipeline.graph.operations.padding import dilation_of
 
 #: Images, rows and columns of output pixels, each int64 (count,); None = all, of a linear layer.
 Spots = tuple[Tensor, Tensor, Tensor] | None
@@ -55,7 +56,8 @@ def patches(node: Node, x: Tensor, spots: Spots) -> Tensor:
     (down, right), (high, wide) = node.attrs["stride"], node.weight.shape[2:]
     padded = F.pad(x, node.attrs["padding"])
     dy, dx = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
-    ys = (y * down)[:, None] + dy.flatten()
-    xs = (column * right)[:, None] + dx.flatten()
+    apart = dilation_of(node)
+    ys = (y * down)[:, None] + dy.flatten() * apart[0]
+    xs = (column * right)[:, None] + dx.flatten() * apart[1]
     found = padded[image[:, None], :, ys, xs]  # (count, taps, channels)
     return found.transpose(1, 2).flatten(1).double()

@@ -10,13 +10,17 @@ from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
 from paredown.pipeline.graph.operations.joining.add import Add
 from paredown.pipeline.graph.operations.joining.concat import Concat
+from paredown.pipeline.graph.operations.moving.channel_pad import ChannelPad
 from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
 from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
+from paredown.pipeline.graph.operations.moving.resize import Resize
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
+from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
+from paredown.pipeline.graph.operations.pooling.interpolate import Interpolate
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
@@ -39,11 +43,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "pad": Pad(),
     "reshape": Reshape(),
     "permute": Permute(),
+    "slice": Slice(),
+    "channel_pad": ChannelPad(),
+    "resize": Resize(),
+    "interpolate": Interpolate(),
 }
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
     BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(),
+    Split(), GetItem(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -48,6 +48,8 @@ class Mean(Operation):
     }  # fmt: skip
 
     def takes(self, node: Any) -> bool:
+        if target(node) == "adaptive_avg_pool2d":
+            return shape_of(node)[2:] == (1, 1)
         return target(node) != "avg_pool2d" or _pools_all(node)
 
     def trace(self, tracer: Tracer, node: Any) -> None:
@@ -57,9 +59,6 @@ class Mean(Operation):
             rank = len(shape_of(node.args[0]))
             if rank != 4 or not isinstance(dims, (list, tuple)) or sorted(d % rank for d in dims) != [2, 3]:
                 raise tracer.unknown(node, "is known over height and width only")
-        elif target(node) == "adaptive_avg_pool2d":
-            if pair(node.args[1]) != (1, 1):
-                raise tracer.unknown(node, "is known with an output of 1x1 only")
         feed = tracer.feed(node)
         shape = (*tracer.nodes[feed].shape[:2], 1, 1)
         name = tracer.add(node, "mean", (feed,), shape=shape)

@@ -14,6 +14,7 @@ from paredown.pipeline.graph.operations.operation import Shape
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
     STRIDE,
+    dilation_of,
     far,
     kernel_of,
     symmetric,
@@ -44,7 +45,10 @@ def _far_depthwise(node: IntegerNode, feed: IntegerNode) -> bool:
 
 
 class Conv2d(WeightedOperation):
-    """Attributes: stride (h, w), padding (left, right, top, bottom), groups; with batch norm also bn_eps."""
+    """Attributes: stride (h, w), padding (left, right, top, bottom), groups; with batch norm also bn_eps.
+
+    Where it is not 1 also dilation (h, w).
+    """
 
     aten = ("conv2d",)
     rules = {
@@ -63,13 +67,12 @@ class Conv2d(WeightedOperation):
         x, w, b, stride, padding, dilation, groups = arguments(
             node, None, None, None, [1, 1], [0, 0], [1, 1], 1
         )
-        if tuple(dilation) not in {(1,), (1, 1)}:
-            raise tracer.unknown(node, f"has dilation {tuple(dilation)}, which no integer kernel here runs")
         fields = parameters(tracer, node, w, b)
         if len(shape_of(node)) != 4:
             raise tracer.unknown(node, "must read (batch, channels, height, width)")
         if isinstance(padding, str):
-            total = [k - 1 if padding == "same" else 0 for k in fields["weight"].shape[2:]]
+            sizes = zip(fields["weight"].shape[2:], pair(dilation), strict=True)
+            total = [(k - 1) * apart if padding == "same" else 0 for k, apart in sizes]
             pads = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
         else:
             vertical, horizontal = pair(padding)
@@ -80,12 +83,15 @@ class Conv2d(WeightedOperation):
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
         attrs = {"stride": pair(stride), "padding": pads, "groups": int(groups)}
+        if pair(dilation) != (1, 1):
+            attrs["dilation"] = pair(dilation)
         tracer.add(node, "conv2d", (feed,), attrs=attrs, **fields)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.weight is not None
         x, padding = symmetric(inputs[0], node.attrs["padding"], 0.0)
-        return F.conv2d(x, node.weight, node.bias, node.attrs["stride"], padding, 1, node.attrs["groups"])
+        stride, groups = node.attrs["stride"], node.attrs["groups"]
+        return F.conv2d(x, node.weight, node.bias, stride, padding, dilation_of(node), groups)
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
         return {**node.attrs, "groups": groups}
@@ -98,7 +104,9 @@ class Conv2d(WeightedOperation):
 
     def accumulated(self, node: IntegerNode, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         padded = F.pad(values, node.attrs["padding"])
-        return F.conv2d(padded, weight, bias, node.attrs["stride"], 0, 1, node.attrs["groups"])
+        return F.conv2d(
+            padded, weight, bias, node.attrs["stride"], 0, dilation_of(node), node.attrs["groups"]
+        )
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         (x,), attrs = reals, node.attrs
@@ -107,7 +115,7 @@ class Conv2d(WeightedOperation):
         if (left, top) != (right, bottom):
             x = program.requantized(F.pad(x, (left, right, top, bottom)), program.graph[node.inputs[0]])
             left = top = 0
-        x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), 1, attrs["groups"])
+        x = F.conv2d(x, weight, bias, attrs["stride"], (top, left), dilation_of(node), attrs["groups"])
         return program.clamped(x, node)
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
@@ -117,7 +125,7 @@ class Conv2d(WeightedOperation):
         each = depthwise(node, feed)
         options = writer.s.DepthwiseConv2DOptionsT() if each else writer.s.Conv2DOptionsT()
         options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
-        options.dilationHFactor = options.dilationWFactor = 1
+        options.dilationHFactor, options.dilationWFactor = dilation_of(node)
         options.fusedActivationFunction = writer.activation(node)
         weight = np.asarray(node.weight)
         if each:
