@@ -58,12 +58,12 @@ class Pad(Operation):
                 node, f"by {tuple(padding)} is known over height and width, and with zeros over channels"
             )
         feed, name = tracer.feed(node), module_path(node) or node.name
-        feed, pads = _cropped(tracer, node, feed, pads, name)
         if mode != "constant":
             shape = tracer.nodes[feed].shape
             places = [_border(mode, shape[dim], *pads[dim]) for dim in (2, 3)]
             tracer.alias[node.name] = resized(tracer, node, feed, *places)
             return
+        feed, pads = _cropped(tracer, node, feed, pads, name)
         if any(pads[1]):
             (front, back), shape = pads[1], tracer.nodes[feed].shape
             alone = not any(pads[2] + pads[3])
@@ -107,7 +107,9 @@ def _cropped(
 
 
 def _border(mode: str, size: int, before: int, behind: int) -> list[int]:
-    """Which place of an axis each place of the padded axis is."""
+    """Which place of an axis each place of the padded axis is; what is negative goes of the whole axis."""
     numbers = np.arange(size)
     kind = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
-    return np.pad(numbers, (before, behind), mode=kind).tolist()  # type: ignore[call-overload]
+    widths = (max(before, 0), max(behind, 0))
+    found: list[int] = np.pad(numbers, widths, mode=kind).tolist()  # type: ignore[call-overload]
+    return found[max(-before, 0) : len(found) - max(-behind, 0)]
