@@ -138,7 +138,10 @@ class _Builder(Tracer):
         kind = next((each for each in found if each.takes(node)), found[-1])
         self.pointwise = kind.pointwise
         kind.trace(self, node)
-        shape = node.meta["val"].shape if hasattr(node.meta.get("val"), "shape") else ()
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)):
+            return  # the parts of a split, each of which is looked at where it is taken
+        shape = value.shape if hasattr(value, "shape") else ()
         if not shape or shape[0] != 1:
             raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from paredown.pipeline.graph.graph import Graph, Node, apply
 from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.padding import dilation_of
 
 Values = dict[str, Tensor]
 
@@ -113,7 +114,7 @@ class Conv:
         if self.pad:
             shape = (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
         padding = [0, 0] if self.pad else [top, left]
-        self.place = (padding, list(attrs["stride"]), list(attrs.get("dilation", (1, 1))), groups)
+        self.place = (padding, list(attrs["stride"]), list(dilation_of(op.node)), groups)
         self.activation = op.activation
         self.bias = bias.contiguous()
         self.fused = has_fusion()

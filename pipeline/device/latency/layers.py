@@ -137,7 +137,9 @@ class _Shape:
                 inputs = (one,) * len(inputs)
                 output = (*output[:dim], one[dim] * len(inputs), *output[dim + 1 :])
             elif node.weight is None:
-                inputs = tuple(_with(shape, rows) for shape in inputs)
+                kind = operation(node.kind)
+                inputs = tuple(_with(s, kind.channels_read(node, rows, s[1])) for s in inputs)
+                attrs = dict(kind.thinned(replace(node, attrs=attrs), output, 1))
             elif _loses_groups(node) and node.attrs.get("groups", 1) > 1:
                 left = max(round(node.attrs["groups"] * rows / node.weight.shape[0]), 1)
                 attrs["groups"] = left

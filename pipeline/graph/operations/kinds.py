@@ -15,13 +15,17 @@ from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmo
 from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
 from paredown.pipeline.graph.operations.joining.mul import Mul
+from paredown.pipeline.graph.operations.moving.channel_pad import ChannelPad
 from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
 from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
+from paredown.pipeline.graph.operations.moving.resize import Resize
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
+from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
+from paredown.pipeline.graph.operations.pooling.interpolate import Interpolate
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.pooling.reduce import Reduce
@@ -60,12 +64,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "pad": Pad(),
     "reshape": Reshape(),
     "permute": Permute(),
+    "slice": Slice(),
+    "channel_pad": ChannelPad(),
+    "resize": Resize(),
+    "interpolate": Interpolate(),
 }
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
     BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
-    Silu(), Hardswish(),
+    Silu(), Hardswish(), Split(), GetItem(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -215,6 +215,16 @@ class Operation(Traced):
         """
         return node.attrs
 
+    def channels_read(self, node: Node, rows: int, whole: int) -> int:
+        """Of what has no weights: channels of an input where the output has fewer than it had.
+
+        Args:
+            node: of this kind, as it was.
+            rows: channels of the output.
+            whole: channels that the input had.
+        """
+        return rows
+
     def multiple(self, node: Node) -> str:
         """Of a weighted node: the field of a card's `channel_multiple` that its width should obey."""
         raise NotImplementedError

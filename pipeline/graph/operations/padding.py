@@ -54,13 +54,22 @@ def kernel_of(node: Any) -> tuple[int, int]:
     return tuple(node.attrs["kernel"] if node.weight is None else node.weight.shape[2:])
 
 
+def dilation_of(node: Any) -> tuple[int, int]:
+    """How far the values of a window are apart: (height, width)."""
+    return tuple(node.attrs.get("dilation", (1, 1)))
+
+
+def window_of(node: Any) -> tuple[int, int]:
+    """What a window reaches over, with the gaps of a dilation: (height, width)."""
+    (high, wide), (down, right) = kernel_of(node), dilation_of(node)
+    return (high - 1) * down + 1, (wide - 1) * right + 1
+
+
 def written_padding(node: Any, feed: Any) -> Literal["VALID", "SAME", "PAD"]:
     """How a .tflite says the padding of a convolution or a pool; PAD is an operator before it."""
     if not any(node.attrs["padding"]):
         return "VALID"
-    apart = node.attrs.get("dilation", (1, 1))
-    seen = tuple((k - 1) * step + 1 for k, step in zip(kernel_of(node), apart, strict=True))
-    same = same_padding(feed.shape, seen, node.attrs["stride"])
+    same = same_padding(feed.shape, window_of(node), node.attrs["stride"])
     return "SAME" if tuple(node.attrs["padding"]) == same else "PAD"
 
 

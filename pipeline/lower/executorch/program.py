@@ -150,6 +150,14 @@ class QdqModule(nn.Module):
         """Real values that went through codes of the scale of a node's output."""
         return dequantize(quantize(x, like.out), like.out)
 
+    def codes(self, x: Tensor, like: IntegerNode) -> Tensor:
+        """Real values as codes of the scale of a node's output."""
+        return quantize(x, like.out)
+
+    def reals(self, codes: Tensor, like: IntegerNode) -> Tensor:
+        """Such codes as real values, for one consumer."""
+        return dequantize(codes, like.out)
+
     def clamped(self, x: Tensor, node: IntegerNode) -> Tensor:
         """The output of a node behind the ReLU that it took in, if it did."""
         if node.low == -128 and node.high == 127:

@@ -67,7 +67,7 @@ def _wide(node: IntegerNode, feed: IntegerNode) -> bool:
 
 
 class Permute(Operation):
-    """Attributes: dims."""
+    """Attributes: dims; "direct", where a .tflite moves from one map to another in its own layout."""
 
     aten = ("permute", "transpose")
     moves = True
@@ -132,6 +132,10 @@ class Permute(Operation):
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         """A transpose, of as few axes as say the same where it has more than LiteRT Micro takes."""
         (feed,), dims = feeds, node.attrs["dims"]
+        if node.attrs.get("direct"):
+            axes = tuple(writer.axis(feed, dims[d]) for d in (0, 2, 3, 1))
+            writer.transpose(writer.read(feed, "nhwc"), writer.tensor(node, "nhwc"), axes)
+            return
         source = writer.read(feed, "plain")
         made = writer.tensor(node, "plain")
         if len(dims) <= MOST_AXES:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, shape_of, sides
+from paredown.pipeline.graph.aten import arguments, shape_of, sides, target
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Operation
 from paredown.pipeline.graph.operations.padding import symmetric
+from paredown.pipeline.graph.operations.pooling.interpolate import interpolated
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 
 if TYPE_CHECKING:
@@ -32,13 +33,22 @@ CONV2D = Conv2d()
 class AvgPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom), divisor."""
 
-    aten = ("avg_pool2d", "avg_pool1d")
+    aten = ("avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d")
     channelwise = True
     takes_relu = True
     keeps_sign = True
 
+    def takes(self, node: Any) -> bool:
+        if target(node) == "avg_pool2d":
+            return True
+        before, made = shape_of(node.args[0])[2:], shape_of(node)[2:]
+        return all(size % count == 0 for size, count in zip(before, made, strict=True))
+
     def trace(self, tracer: Tracer, node: Any) -> None:
-        _, kernel, stride, padding, _, counted, divisor = arguments(
+        if target(node) == "adaptive_avg_pool2d":
+            self._adaptive(tracer, node)
+            return
+        _, kernel, stride, padding, ceil, counted, divisor = arguments(
             node, None, None, [], [0, 0], False, True, None
         )
         kernel = sides(node, kernel, 1)
@@ -48,20 +58,20 @@ class AvgPool2d(Operation):
         feed = tracer.windowed(node)
         before, made = tracer.nodes[feed].shape, shape_of(node)
         made = (*made[:2], 1, made[2]) if len(made) == 3 else made
-        if made[2:] != _windows(before[2:], kernel, stride, (vertical, horizontal)):
+        reaches = made[2:] != _windows(before[2:], kernel, stride, (vertical, horizontal))
+        if reaches and divisor is not None:
             raise tracer.unknown(
-                node, "has windows that reach over the border (ceil_mode); use F.pad before it"
+                node, "has windows that reach over the border (ceil_mode) and a divisor; use F.pad before it"
             )
         if divisor is None:
             divisors = {prod(kernel)}
-            if not counted:
+            if not counted and not reaches:
                 divisors = _divisors(before[2:], made[2:], kernel, stride, (vertical, horizontal))
-            if len(divisors) > 1:
-                raise tracer.unknown(
-                    node,
-                    "divides by fewer values at the border (count_include_pad=False), which no int8 kernel "
-                    "does; set count_include_pad=True or padding=0",
-                )
+            if reaches or len(divisors) > 1:  # fewer values at the border
+                windows = {"kernel": kernel, "stride": stride, "padding": (vertical, horizontal)}
+                rest = {"ceil": bool(ceil), "counted": bool(counted)}
+                interpolated(tracer, node, {"mode": "average", "size": made[2:], **windows, **rest})
+                return
             (divisor,) = divisors
         if divisor < 1:
             raise tracer.unknown(node, f"has the divisor {divisor}; it must be positive")
@@ -71,6 +81,16 @@ class AvgPool2d(Operation):
             feed = producer.inputs[0]
         attrs = {"kernel": kernel, "stride": stride, "padding": pads, "divisor": int(divisor)}
         tracer.add(node, "avg_pool2d", (feed,), attrs=attrs)
+
+    def _adaptive(self, tracer: Tracer, node: Any) -> None:
+        """Windows side by side."""
+        sizes = zip(shape_of(node.args[0])[2:], shape_of(node)[2:], strict=True)
+        kernel = tuple(size // count for size, count in sizes)
+        if kernel == (1, 1):
+            tracer.skip(node)
+            return
+        attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0), "divisor": prod(kernel)}
+        tracer.add(node, "avg_pool2d", (tracer.feed(node),), attrs=attrs)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         kernel, stride = node.attrs["kernel"], node.attrs["stride"]

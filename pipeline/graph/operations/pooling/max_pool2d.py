@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, pair, sides
+from paredown.pipeline.graph.aten import arguments, module_path, shape_of, sides, target
+from paredown.pipeline.graph.operations.moving.resize import resized
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
@@ -53,7 +54,7 @@ SKIPS = Rule(
 class MaxPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom)."""
 
-    aten = ("max_pool2d", "max_pool1d")
+    aten = ("max_pool2d", "max_pool1d", "adaptive_max_pool2d", "amax")
     channelwise = True
     same_scale = True
     keeps_sign = True
@@ -80,22 +81,97 @@ class MaxPool2d(Operation):
     }  # fmt: skip
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        _, kernel, stride, padding, dilation, ceil = arguments(node, None, None, [], [0, 0], [1, 1], False)
-        kernel = sides(node, kernel, 1)
+        if target(node) == "amax":
+            self._whole(tracer, node)
+            return
+        if target(node) == "adaptive_max_pool2d":
+            self._adaptive(tracer, node)
+            return
+        _, kernel, stride, padding, dilation, _ = arguments(node, None, None, [], [0, 0], [1, 1], False)
+        kernel, dilation = sides(node, kernel, 1), sides(node, dilation, 1)
         stride = sides(node, stride, 1) if stride else kernel
         vertical, horizontal = sides(node, padding, 0)
-        if ceil or pair(dilation) != (1, 1):
-            raise tracer.unknown(node, "uses ceil_mode or dilation; pad explicitly instead")
         pads = (horizontal, horizontal, vertical, vertical)
         feed = tracer.windowed(node)
         producer = tracer.nodes[feed]
         if producer.kind == "pad" and producer.attrs["value"] != 0:
             pads = tuple(a + b for a, b in zip(pads, producer.attrs["padding"], strict=True))
             feed = producer.inputs[0]
-        if max(pads[:2]) >= kernel[1] or max(pads[2:]) >= kernel[0]:
+        reach = tuple((k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True))
+        if max(pads[:2]) >= reach[1] or max(pads[2:]) >= reach[0]:
             raise tracer.unknown(node, f"of {kernel} is padded by {pads}: a window would see only padding")
+        left, right, top, bottom = pads
+        (high, wide), made = tracer.nodes[feed].shape[2:], shape_of(node)[2:]
+        rows, columns = made if len(made) == 2 else (1, *made)
+        over = (
+            (rows - 1) * stride[0] + reach[0] - top - high,
+            (columns - 1) * stride[1] + reach[1] - left - wide,
+        )
         attrs = {"kernel": kernel, "stride": stride, "padding": pads}
+        if dilation != (1, 1):
+            windows = [
+                (size, [range(i * step - start, i * step - start + far, apart) for i in range(count)])
+                for size, count, step, start, far, apart in (
+                    (high, rows, stride[0], top, reach[0], dilation[0]),
+                    (wide, columns, stride[1], left, reach[1], dilation[1]),
+                )
+            ]
+            if not all(any(0 <= i < size for i in each) for size, found in windows for each in found):
+                raise tracer.unknown(node, "has a window that would see only padding")
+            self._side_by_side(tracer, node, feed, *(_places(*each) for each in windows))
+            return
+        if over[0] > bottom or over[1] > right:  # ceil_mode: no maximum notices a border that is repeated
+            name = f"{module_path(node) or node.name}.border"
+            places = [
+                [min(max(i, 0), size - 1) for i in range(-start, size + max(end, more))]
+                for size, start, end, more in ((high, top, bottom, over[0]), (wide, left, right, over[1]))
+            ]
+            feed = resized(tracer, node, feed, *places, name=name)
+            attrs["padding"] = (0, 0, 0, 0)
         tracer.add(node, "max_pool2d", (feed,), attrs=attrs)
+
+    def _whole(self, tracer: Tracer, node: Any) -> None:
+        """The maximum over rows, columns or both."""
+        _, dims, keep = arguments(node, None, (), False)
+        before, feed = shape_of(node.args[0]), tracer.feed(node)
+        dims = sorted(d % len(before) for d in dims)
+        if len(before) != 4 or dims not in ([2], [3], [2, 3]):
+            raise tracer.unknown(node, "is known over height and width only")
+        kernel = tuple(before[d] if d in dims else 1 for d in (2, 3))
+        shape = tuple(1 if d in dims else size for d, size in enumerate(before))
+        name = module_path(node) or node.name
+        if kernel != (1, 1):
+            attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0)}
+            pooled = name if keep else f"{name}.pooled"
+            feed = tracer.add(node, "max_pool2d", (feed,), shape=shape, name=pooled, attrs=attrs)
+        tracer.alias[node.name] = feed
+        if not keep:
+            tracer.add(node, "reshape", (feed,), name=name, attrs={"shape": shape_of(node)})
+
+    def _adaptive(self, tracer: Tracer, node: Any) -> None:
+        """Windows side by side; uneven ones are made even by rows and columns that they have twice."""
+        if any(user.users for user in node.users if user.args[1] != 0):
+            raise tracer.unknown(node, "is asked where the maxima are")
+        feed, before, made = tracer.feed(node), shape_of(node.args[0])[2:], node.meta["val"][0].shape[2:]
+        places = []
+        for size, count in zip(before, made, strict=True):
+            windows = [range(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+            most = max(map(len, windows))
+            places.append(_places(size, [range(each.start, each.start + most) for each in windows], windows))
+        self._side_by_side(tracer, node, feed, *places)
+
+    def _side_by_side(
+        self, tracer: Tracer, node: Any, feed: str, rows: list[list[int]], columns: list[list[int]]
+    ) -> None:
+        """Windows of any form, from a map where they lie side by side."""
+        name, kernel = module_path(node) or node.name, (len(rows[0]), len(columns[0]))
+        flat = [[place for window in places for place in window] for places in (rows, columns)]
+        feed = resized(tracer, node, feed, *flat, name=f"{name}.windows")
+        tracer.alias[node.name] = feed
+        if kernel != (1, 1):
+            attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0)}
+            shape = (*tracer.nodes[feed].shape[:2], len(rows), len(columns))
+            tracer.add(node, "max_pool2d", (feed,), shape=shape, name=name, attrs=attrs)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         attrs = node.attrs
@@ -147,3 +223,19 @@ class MaxPool2d(Operation):
         options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
         options.filterHeight, options.filterWidth = kernel
         writer.op("MAX_POOL_2D", 2, [source], writer.tensor(node, "nhwc"), options)
+
+
+def _places(size: int, windows: Sequence[range], inside: Sequence[range] | None = None) -> list[list[int]]:
+    """The places of each window; one outside is the nearest of the window's own that is inside.
+
+    Args:
+        size: of the axis.
+        windows: all as long.
+        inside: what of the axis each of them may see; unset, all.
+    """
+    found = []
+    for index, window in enumerate(windows):
+        seen = range(size) if inside is None else inside[index]
+        own = [place for place in window if place in seen]
+        found.append([min(max(place, own[0]), own[-1]) for place in window])
+    return found

@@ -52,14 +52,14 @@ class Mean(Operation):
         if target(node) == "mean":
             rank = len(shape_of(node.args[0]))
             return rank in {3, 4} and 0 not in reduced(node)[0] and len(kept(node)) == 1
-        return not target(node).startswith("avg_pool") or _pools_all(node)
+        if target(node).startswith("adaptive"):
+            return all(size == 1 for size in shape_of(node)[2:])
+        return _pools_all(node)
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if target(node) == "mean":
             feed = tracer.map(node, channels=kept(node)[0])
         else:
-            if target(node).startswith("adaptive") and pair(node.args[1]) != (1, 1):
-                raise tracer.unknown(node, "is known with an output of 1x1 only")
             feed = tracer.windowed(node)
         shape = (*tracer.nodes[feed].shape[:2], 1, 1)
         name = tracer.add(node, "mean", (feed,), shape=shape)

@@ -15,6 +15,7 @@ from paredown.pipeline.graph.operations.operation import Shape
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
     STRIDE,
+    dilation_of,
     far,
     kernel_of,
     symmetric,
@@ -41,11 +42,6 @@ def as_map(weight: Tensor) -> Tensor:
     if weight.ndim == 2:
         return weight[:, :, None, None]
     return weight.unsqueeze(2) if weight.ndim == 3 else weight
-
-
-def dilation_of(node: Any) -> tuple[int, int]:
-    """How far apart the taps of a convolution are, (vertical, horizontal)."""
-    return node.attrs.get("dilation", (1, 1))
 
 
 def _far_padded(node: IntegerNode, feed: IntegerNode) -> bool:

@@ -298,12 +298,6 @@ def squeeze(m: nn.Module, x: Tensor) -> Tensor:
     return m.c(m.n(m.b(y * torch.sigmoid(m.s(y.mean((2, 3), keepdim=True))))))
 
 
-def halves(m: nn.Module, x: Tensor) -> Tensor:
-    y = m.a(x)
-    one, two = y.chunk(2, 1) if m.half is None else torch.split(y, m.half, 1)
-    return m.c(m.n(m.b(torch.cat([two, one], 1))))
-
-
 def wrap(function: object) -> object:
     """a -> something unknown -> b, batch norm -> c: b's channels can be cut, a's cannot."""
     return lambda m, x: m.c(m.n(m.b(function(m, m.a(x)))))
@@ -313,20 +307,11 @@ def parts() -> dict[str, nn.Module]:
     return dict(a=conv(3, 4), b=conv(4, 6, bias=False), n=nn.BatchNorm2d(6), c=conv(6, 2))
 
 
-def halved(half: int | None) -> nn.Module:
-    net = network(halves, **parts())
-    net.half = half
-    return net
-
-
 UNKNOWN = {
     "sigmoid": (lambda: network(wrap(lambda m, y: torch.sigmoid(y)), **parts()), "sigmoid"),
     "cumsum": (lambda: network(wrap(lambda m, y: torch.cumsum(y, 1)), **parts()), "cumsum"),
     "hardswish": (lambda: network(wrap(lambda m, y: F.hardswish(y)), **parts()), "hardswish"),
     "prelu": (lambda: network(wrap(lambda m, y: m.p(y)), p=nn.PReLU(4), **parts()), "prelu"),
-    "chunk": (lambda: halved(None), "chunk"),
-    "split": (lambda: halved(2), "split"),
-    "slice": (lambda: network(wrap(lambda m, y: torch.cat([y[:, 2:], y[:, :2]], 1)), **parts()), "slice"),
     "flip": (lambda: network(wrap(lambda m, y: y.flip(1)), **parts()), "flip"),
     "batch norm alone": (
         lambda: network(wrap(lambda m, y: m.k(F.relu(y))), k=nn.BatchNorm2d(4), **parts()), "batch_norm",
@@ -337,8 +322,8 @@ UNKNOWN = {
         "mul",
     ),
     "zeros": (
-        lambda: network(wrap(lambda m, y: torch.cat([y[:, :1], torch.zeros(1, 3, 8, 8)], 1)), **parts()),
-        "slice",
+        lambda: network(wrap(lambda m, y: torch.cat([y, torch.zeros(1, 0, 8, 8)], 1)), **parts()),
+        "cat",
     ),
     "plus a number": (lambda: network(wrap(lambda m, y: y + 1.0), **parts()), "add"),
 }  # fmt: skip

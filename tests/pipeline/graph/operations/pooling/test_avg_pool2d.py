@@ -170,11 +170,43 @@ def test_the_whole_map_is_a_mean():
     assert trace(pooled(kernel_size=8), (1, 3, 8, 8)).nodes[1].kind == "mean"
 
 
-REFUSED: dict[str, tuple[dict[str, object], str]] = {
-    "border": ({"kernel_size": 3, "padding": 1, "count_include_pad": False}, "set count_include_pad=True or"),
-    "ceil_mode": ({"kernel_size": 3, "stride": 2, "ceil_mode": True}, "use F.pad before it"),
-    "divisor": ({"kernel_size": 3, "divisor_override": -2}, "it must be positive"),
+UNEVEN: dict[str, dict[str, object]] = {
+    "padding that is not counted": {"kernel_size": 3, "padding": 1, "stride": 1, "count_include_pad": False},
+    "windows over the border": {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    "both": {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+    "both, counted": {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
 }
+
+
+@both
+@pytest.mark.parametrize("options", UNEVEN.values(), ids=UNEVEN)
+def test_windows_of_fewer_values_are_interpolated(runtime: object, options):
+    net, x = pooled(**options), torch.randn(2, 3, 8, 7)
+    graph = trace(net, (1, 3, 8, 7))
+    assert [node.kind for node in graph.nodes[1:]] == ["interpolate"]
+    assert torch.equal(graph.run(x)[graph.outputs[0]], net(x))
+    torch.testing.assert_close(graph.written.run(x)[graph.outputs[0]], net(x))
+    assert_exact(integer_of(net, (1, 3, 8, 7)), runtime)
+
+
+@settings(max_examples=30, deadline=None)
+@given(after=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_adaptive_windows_are_torchs(after):
+    net, x = network(lambda m, x: F.adaptive_avg_pool2d(x, after)), torch.randn(2, 3, 8, 6)
+    graph = trace(net, (1, 3, 8, 6))
+    kinds = {node.kind for node in graph.nodes[1:]}
+    even = all(size % count == 0 for size, count in zip((8, 6), after, strict=True))
+    assert kinds <= ({"avg_pool2d", "mean"} if even else {"interpolate", "resize"})
+    for found in (graph, graph.written):
+        torch.testing.assert_close(found.run(x)[graph.outputs[0]], net(x))
+
+
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "ceil_mode": (
+        {"kernel_size": 3, "stride": 2, "ceil_mode": True, "divisor_override": 4}, "use F.pad before it",
+    ),
+    "divisor": ({"kernel_size": 3, "divisor_override": -2}, "it must be positive"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)

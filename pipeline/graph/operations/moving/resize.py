@@ -1,0 +1,203 @@
+"""Rows and columns of a map, each any number of times, in any order.
+
+It is what a nearest resize makes, and a border that is reflected or repeated. Programs hold copies (a
+concatenation of a tensor with itself, and reshapes) where every row is repeated as often, slices and
+concatenations where there are few runs, and else a 1x1 convolution along the axis whose weights are one or
+zero. All of them move the very codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import arguments, shape_of, target
+from paredown.pipeline.graph.operations.joining.concat import MOST_INPUTS
+from paredown.pipeline.graph.operations.moving.axes import COLUMNS, ROWS, multiplied, pieces, runs
+from paredown.pipeline.graph.operations.moving.slice import sliced
+from paredown.pipeline.graph.operations.operation import Codes, Operation
+
+if TYPE_CHECKING:
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+T = TypeVar("T")
+MOST_PIECES = 16  # of an axis that are sliced and put together again
+
+
+class Resize(Operation):
+    """Attributes: rows, columns: for each of the output's, which of the input's it is."""
+
+    aten = ("upsample_nearest2d", "_upsample_nearest_exact2d")
+    channelwise = True
+    same_scale = True
+    keeps_sign = True
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        before, made = shape_of(node.args[0]), shape_of(node)
+        exact = "exact" in target(node)
+        kind = torch.ops.aten._upsample_nearest_exact2d if exact else torch.ops.aten.upsample_nearest2d
+        numbers = torch.arange(float(before[2] * before[3])).reshape(1, 1, *before[2:])
+        found = kind.default(numbers, list(made[2:]), *upscales(node, 2))[0, 0].long()
+        rows, columns = found[:, 0] // before[3], found[0] % before[3]
+        resized(tracer, node, tracer.feed(node), rows.tolist(), columns.tolist())
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        rows, columns = (
+            torch.tensor(node.attrs[word], device=inputs[0].device) for word in ("rows", "columns")
+        )
+        return inputs[0].index_select(2, rows).index_select(3, columns)
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        columns = list(node.attrs["columns"])
+        return np.ascontiguousarray(inputs[0][:, :, list(node.attrs["rows"])][..., columns])
+
+    def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+        """Itself where it is copies alone; else what brings each axis where it belongs."""
+        (feed,) = feeds
+        if None not in factors(node, feed.shape):
+            return (node,)
+        made: list[Any] = []
+        last = feed
+        for dim, word in ((ROWS, "rows"), (COLUMNS, "columns")):
+            wanted, size = node.attrs[word], feed.shape[dim]
+            if wanted == tuple(range(size)):
+                continue
+            shape = (*last.shape[:dim], len(wanted), *last.shape[dim + 1 :])
+            one = replace(node, name=f"{node.name}.{word}", inputs=(last.name,), shape=shape)
+            if _times(wanted, size) is not None:
+                whole = {"rows": tuple(range(shape[ROWS])), "columns": tuple(range(shape[COLUMNS]))}
+                made.append(replace(one, attrs={**whole, word: wanted}))
+            elif len(runs(wanted)) <= MOST_PIECES:
+                made += pieces(one, last.name, last.shape, dim, wanted, "part")
+            else:
+                chosen = np.eye(size)[list(wanted)]
+                made += multiplied(one, last, *((chosen, None) if dim == ROWS else (None, chosen)))
+            last = made[-1]
+        return (*made[:-1], replace(last, name=node.name))
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        """Channels last: there, copies of a pixel lie side by side."""
+        (x,) = reals
+        _, channels, height, width = x.shape
+        down, right = factors(node, tuple(x.shape))
+        assert down is not None and right is not None
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            return program.codes(torch.cat([program.reals(part, node) for part in parts], 2), node)
+
+        codes = program.codes(x.permute(0, 2, 3, 1), node)
+        for times, count, length in _steps(down, right, channels, height, width):
+            codes = program.codes(program.reals(codes, node).reshape(1, count, 1, length), node)
+            codes = repeated(codes, times, joined)
+        shape = (1, down * height, right * width, channels)
+        codes = program.codes(program.reals(codes, node).reshape(shape), node)
+        return program.reals(codes, node).permute(0, 3, 1, 2)
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        (feed,) = feeds
+        _, channels, height, width = feed.shape
+        down, right = factors(node, feed.shape)
+        assert down is not None and right is not None
+        source = writer.read(feed, "nhwc")
+
+        def joined(parts: Sequence[int]) -> int:
+            before = [tuple(writer.sub.tensors[part].shape) for part in parts]
+            shape = (*before[0][:2], sum(each[2] for each in before), before[0][3])
+            made = writer.like(source, f"{node.name}/{shape[3]}x{shape[2]}", shape)
+            options = writer.s.ConcatenationOptionsT()
+            options.axis = 2
+            writer.op("CONCATENATION", 2, list(parts), made, options)
+            return made
+
+        for times, count, length in _steps(down, right, channels, height, width):
+            shape = (1, count, 1, length)
+            row = writer.like(source, f"{node.name}/{length}", shape)
+            writer.reshape(source, row, shape)
+            source = repeated(row, times, joined)
+        writer.reshape(source, writer.tensor(node, "nhwc"), (1, down * height, right * width, channels))
+
+    def card_kind(self, node: IntegerNode, feed: IntegerNode) -> str:
+        """It is concatenations, and reshapes between."""
+        return "concat"
+
+
+def upscales(node: Any, place: int) -> tuple[float | None, float | None]:
+    """(vertical, horizontal) factors that an ATen resize is told, where they are not those of the sizes.
+
+    Args:
+        node: of the exported program.
+        place: of the factors among its arguments.
+    """
+    found = arguments(node, *[None] * (place + 2))[place:]
+    if isinstance(found[0], (list, tuple)):
+        found = list(found[0])
+    sizes = zip(shape_of(node.args[0])[2:], shape_of(node)[2:], found, strict=True)
+    down, right = (None if told is None or told * a == b else float(told) for a, b, told in sizes)
+    return down, right
+
+
+def resized(
+    tracer: Tracer, node: Any, feed: str, rows: Sequence[int], columns: Sequence[int], **fields: Any
+) -> str:
+    """Makes a node that picks rows and columns of a map; a slice, where it is one.
+
+    Args:
+        tracer: makes nodes.
+        node: of the exported program.
+        feed: what is picked from.
+        rows: for each of the output's, which of the input's it is.
+        columns: the same of the columns.
+        **fields: of `Tracer.add`.
+
+    Returns:
+        Its name, or `feed` where nothing changes.
+    """
+    shape = tracer.nodes[feed].shape
+    down, right = (_even(places) for places in (rows, columns))
+    if down is not None and right is not None:
+        return sliced(tracer, node, feed, {ROWS: down, COLUMNS: right}, **fields)
+    made = (*shape[:2], len(rows), len(columns))
+    attrs = {"rows": tuple(rows), "columns": tuple(columns)}
+    return tracer.add(node, "resize", (feed,), shape=made, attrs=attrs, **fields)
+
+
+def factors(node: Any, shape: Sequence[int]) -> tuple[int | None, int | None]:
+    """How often each row and each column of this shape is repeated; None where it is not all as often."""
+    return _times(node.attrs["rows"], shape[ROWS]), _times(node.attrs["columns"], shape[COLUMNS])
+
+
+def repeated(part: T, times: int, joined: Callable[[Sequence[T]], T]) -> T:
+    """Something beside itself so many times, where no more than `MOST_INPUTS` are joined at once."""
+    if times == 1:
+        return part
+    count = next((n for n in range(min(times, MOST_INPUTS), 1, -1) if times % n == 0), None)
+    if count is None:
+        return joined([repeated(part, times - 1, joined), part])
+    return repeated(joined([part] * count), times // count, joined)
+
+
+def _steps(down: int, right: int, channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
+    """Copies along an axis: how many, of how many things, each of how many values."""
+    both = [(right, height * width, channels), (down, height, right * width * channels)]
+    return [step for step in both if step[0] > 1]
+
+
+def _times(wanted: Sequence[int], size: int) -> int | None:
+    times, rest = divmod(len(wanted), size)
+    return times if rest == 0 and tuple(wanted) == tuple(i // times for i in range(len(wanted))) else None
+
+
+def _even(places: Sequence[int]) -> range | None:
+    """Rising places with one step between them as a range."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    found = range(places[0], places[-1] + 1, step) if step > 0 else range(0)
+    return found if list(found) == list(places) else None
