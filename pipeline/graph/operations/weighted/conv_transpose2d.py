@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, shape_of
+from paredown.pipeline.graph.aten import arguments, sides
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN, Shape
+from paredown.pipeline.graph.operations.weighted.conv2d import as_map
 from paredown.pipeline.graph.operations.weighted.layer import WeightedOperation
 
 if TYPE_CHECKING:
@@ -39,38 +40,34 @@ class ConvTranspose2d(WeightedOperation):
     (in, out / groups, ...).
     """
 
-    aten = ("conv_transpose2d",)
+    aten = ("conv_transpose2d", "conv_transpose1d")
     transposed = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         _, w, b, stride, padding, more, groups, dilation = arguments(
-            node, None, None, None, [1, 1], [0, 0], [0, 0], 1, [1, 1]
+            node, None, None, None, [1], [0], [0], 1, [1]
         )
         if set(dilation) != {1}:
             raise tracer.unknown(node, f"has dilation {tuple(dilation)}; write the zeros into the kernel")
-        if len(shape_of(node)) != 4:
-            raise tracer.unknown(node, "must read (batch, channels, height, width)")
         value, offset, groups = tracer.constant(node, w), tracer.constant(node, b), int(groups)
         assert value is not None
         value = self.own(value, groups).contiguous()
         attrs = {
-            "stride": _two(stride), "padding": _two(padding), "output_padding": _two(more), "groups": groups,
+            "stride": sides(node, stride, 1), "padding": sides(node, padding, 0),
+            "output_padding": sides(node, more, 0), "groups": groups,
         }  # fmt: skip
         tracer.add(
-            node, "conv_transpose2d", (tracer.feed(node),), attrs=attrs, weight=value,
+            node, "conv_transpose2d", (tracer.windowed(node),), attrs=attrs, weight=value,
             bias=torch.zeros(len(value)) if offset is None else offset,
             parameters=tracer.names(weight=w, bias=b),
         )  # fmt: skip
 
     def own(self, weight: Tensor, groups: int) -> Tensor:
-        if groups == 1:
-            return weight.transpose(0, 1)
-        whole, per, *kernel = weight.shape
-        split = weight.reshape(groups, whole // groups, per, *kernel)
-        return split.transpose(1, 2).reshape(groups * per, whole // groups, *kernel)
+        return _turned(as_map(weight), groups)
 
     def theirs(self, weight: Tensor, groups: int, ndim: int) -> Tensor:
-        return self.own(weight, groups)
+        turned = _turned(weight, groups)
+        return turned.reshape(*turned.shape[:2], *turned.shape[6 - ndim :]) if ndim < 4 else turned
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.weight is not None
@@ -188,8 +185,13 @@ def _spread(node: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     )
 
 
-def _two(values: Sequence[int]) -> Pair:
-    return (int(values[0]), int(values[-1]))
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """Output channels first where input channels were, and the reverse; each within its group."""
+    if groups == 1:
+        return weight.transpose(0, 1)
+    whole, per, *kernel = weight.shape
+    split = weight.reshape(groups, whole // groups, per, *kernel)
+    return split.transpose(1, 2).reshape(groups * per, whole // groups, *kernel)
 
 
 def _read(node: Any) -> Pair:

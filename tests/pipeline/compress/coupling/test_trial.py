@@ -65,12 +65,8 @@ def test_a_view_that_holds_a_number_locks_its_group_alone():
 
 
 def test_a_network_in_order_costs_one_cut(cuts):
-    net = network(
-        lambda m, x: m.h(F.relu(m.b(F.relu(m.a(x)))).mean((2, 3))),
-        a=conv(3, 6, 3),
-        b=conv(6, 6),
-        h=nn.Linear(6, 4),
-    )
+    layers = {"a": conv(3, 6, 3), "b": conv(6, 6), "h": nn.Linear(6, 4)}
+    net = network(lambda m, x: m.h(F.relu(m.b(F.relu(m.a(x)))).mean((2, 3))), **layers)
     graph = trace(net, SHAPE)
     assert couple_on_trial(net, graph) == couple(graph) and cuts == [2]
 

@@ -158,6 +158,23 @@ def test_the_float_program_computes_it_too(runtime):
     np.testing.assert_allclose(runtime.load(lowered.data)(x.numpy())[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@both
+@pytest.mark.parametrize("groups", [1, 2])
+def test_over_lengths_it_is_one_over_maps_of_height_one(runtime, groups):
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return m.c(F.relu(m.n(m.b(F.relu(m.a(x))))))
+
+    up = nn.ConvTranspose1d(6, 8, 4, 2, 1, groups=groups)
+    net = network(run, a=nn.Conv1d(3, 6, 3, 2, 1), b=up, n=nn.BatchNorm1d(8), c=nn.Conv1d(8, 2, 1))
+    graph, x = trace(net, (1, 3, 18)), torch.randn(2, 3, 18)
+    torch.testing.assert_close(graph_outputs(graph, x)[0], outputs(net, x)[0], rtol=1e-4, atol=1e-5)
+    assert_exact(integer_of(net, (1, 3, 18)), runtime)
+    groups_found = couple(graph)
+    kept = choose(groups_found, 1)
+    thinner = graph_outputs(thin(graph, groups_found, kept), x)
+    assert_near(outputs(cut(net, graph, groups_found, kept), x), thinner)
+
+
 def test_dilation_is_refused():
     with pytest.raises(InputError, match="write the zeros into the kernel") as error:
         trace(network(lambda m, x: m.a(x), a=nn.ConvTranspose2d(3, 4, 3, dilation=2)), (1, 3, 8, 8))
