@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +29,6 @@ def _one(node: IntegerNode, feed: IntegerNode) -> bool:
     return len(node.inputs) < 2
 
 
-def _one_or_many(node: IntegerNode, feed: IntegerNode) -> bool:
-    return not 2 <= len(node.inputs) <= MOST_INPUTS
-
-
 class Concat(Operation):
     """Attributes: dim."""
 
@@ -42,9 +39,7 @@ class Concat(Operation):
     keeps_sign = True
     rules = {
         EXECUTORCH: (Rule(_one, "XNNPACK concatenates 2 tensors or more", "leave it out"),),
-        LITERT: (
-            Rule(_one_or_many, f"XNNPACK concatenates 2 to {MOST_INPUTS} tensors", "concatenate in steps"),
-        ),
+        LITERT: (Rule(_one, "XNNPACK concatenates 2 tensors or more", "leave it out"),),
     }
 
     def trace(self, tracer: Tracer, node: Any) -> None:
@@ -71,6 +66,18 @@ class Concat(Operation):
         each = len(places) // len(units)
         times = f", {each} for each" if each > 1 else ""
         return f"{node.name} places them at channels {places[0]} to {places[-1]}{times}"
+
+    def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+        """Of many inputs in steps, of as many as XNNPACK takes at once."""
+        names, parts = list(node.inputs), []
+        sizes = {feed.name: feed.shape[node.attrs["dim"]] for feed in feeds}
+        while len(names) > MOST_INPUTS:
+            some, name = names[:MOST_INPUTS], f"{node.name}.first{len(names)}"
+            sizes[name] = sum(sizes[each] for each in some)
+            shape = tuple(sizes[name] if d == node.attrs["dim"] else n for d, n in enumerate(node.shape))
+            parts.append(replace(node, name=name, inputs=tuple(some), shape=shape))
+            names = [name, *names[MOST_INPUTS:]]
+        return (*parts, replace(node, inputs=tuple(names)) if parts else node)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         return np.concatenate(inputs, node.attrs["dim"])

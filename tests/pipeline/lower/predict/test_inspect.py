@@ -107,15 +107,15 @@ LEAVES = {
     "pool that skips": (lambda x, a, b: b(F.max_pool2d(a(x), 2, 3)), [conv(3), conv()], "their window"),
     "flat ReLU": (lambda x, a, b: b(F.relu(a(x).mean((2, 3)))), [conv(3), nn.Linear(8, 4)], "no int8 ReLU"),
     "flat ReLU6": (lambda x, a, b: b(F.relu6(a(x).mean((2, 3)))), [conv(3), nn.Linear(8, 4)], "no int8 ReLU"),
-    "concat of six": (
-        lambda x, a, *more: leaky(torch.cat([layer(a(x)) for layer in more], 1)),
-        [conv(3), *(conv() for _ in range(6))], "2 to 5 tensors",
-    ),
-    "concat of one": (lambda x, a: leaky(torch.cat([a(x)], 1)), [conv(3)], "2 to 5 tensors"),
+    "concat of one": (lambda x, a: leaky(torch.cat([a(x)], 1)), [conv(3)], "2 tensors or more"),
     "seven axes": (lambda x, a: leaky(seven_axes(a(x))), [conv(3)], "at most 6 axes"),
 }  # fmt: skip
 
 STAYS = {
+    "concat of six": (
+        lambda x, a, *more: leaky(torch.cat([layer(a(x)) for layer in more], 1)),
+        [conv(3), *(conv() for _ in range(6))],
+    ),
     "pool padded as SAME": (
         lambda x, a, b: b(F.max_pool2d(F.pad(leaky(a(x)), (0, 1, 0, 1), value=LOWEST), 3, 2)),
         [conv(3), conv()],
