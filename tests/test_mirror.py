@@ -205,10 +205,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "pipeline/graph/tracer.py",
         ),
     ),
-    "pipeline/lower/test_integer.py": (
-        "the integer graph is where activations are fused",
-        ("pipeline/graph/fusion.py",),
-    ),
     "pipeline/lower/language/test_language_executorch.py": (
         "the program is shorter and computes the same",
         ("pipeline/lower/executorch/constants.py",),

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.litert.program import Writer
 
 
-EVERY = np.arange(QMIN, QMAX + 1).astype(np.int8)
 #: How near to halfway float32 arithmetic may end up on the other side, as a share of the value in codes.
 HALFWAY = 2e-6
 #: A scale is moved by this factor.
@@ -72,14 +71,14 @@ class Table(Operation):
 
     def _halfway(self, node: Node, source: Affine, out: Affine) -> bool:
         """Whether a value is as good as halfway between two codes."""
-        real = torch.from_numpy(source.dequantize(EVERY)).double()
+        real = torch.from_numpy(source.dequantize(_every())).double()
         units = self.function(real, node.attrs).numpy() / np.float64(np.float32(out.scale))
         inside = (units > QMIN - out.zero_point - 1) & (units < QMAX - out.zero_point + 1)
         away = np.abs(np.abs(units - np.floor(units)) - 0.5)
         return bool((inside & (away < HALFWAY * np.maximum(1, np.abs(units)))).any())
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        real = feeds[0].out.dequantize(EVERY)
+        real = feeds[0].out.dequantize(_every())
         made = self.function(torch.from_numpy(real).double(), node.attrs).numpy()
         table = clamped(np.rint(made / np.float64(np.float32(node.out.scale))), node)
         return table[inputs[0].astype(np.int16) + 128]
@@ -91,6 +90,11 @@ class Table(Operation):
         source = writer.read(feeds[0], writer.native(node))
         name, version = self.builtin
         writer.op(name, version if writer.integer else 1, [source], writer.result(node))
+
+
+def _every() -> Codes:
+    """All codes."""
+    return np.arange(QMIN, QMAX + 1).astype(np.int8)
 
 
 class Sigmoid(Table):
