@@ -24,7 +24,7 @@ from paredown.targets.cards.card import load_card
 from paredown.targets.devices.doctor import examine
 from paredown.targets.devices.errors import ExitStatusError, TimedOutError
 from paredown.targets.devices.facts import facts
-from paredown.targets.devices.programs import DevicePrograms, Program, Tensor
+from paredown.targets.devices.programs import DevicePrograms, Program, TensorInfo
 from paredown.targets.devices.shell.shell import ShellDevice
 from paredown.targets.devices.transports.adb import AdbTransport
 from paredown.targets.emulated import adb_board
@@ -256,8 +256,8 @@ class TestBoard:
     def test_int8_is_bit_identical_and_counts_repeat(self, device: ShellDevice) -> None:
         programs = small_programs()
         there = DevicePrograms(device, "aarch64")
-        outputs = (Tensor((1, 8, 4, 4)), Tensor((1, 5)))
-        program = Program("executorch", programs.int8["executorch"], Tensor((1, 3, 8, 8)), outputs)
+        outputs = (TensorInfo((1, 8, 4, 4)), TensorInfo((1, 5)))
+        program = Program("executorch", programs.int8["executorch"], TensorInfo((1, 3, 8, 8)), outputs)
         found = [part for parts in there.run(program, programs.codes) for part in parts]
         assert b"".join(part.tobytes() for part in found) == programs.expected
         first, second = (there.time(program, programs.codes[:1], 3) for _ in range(2))

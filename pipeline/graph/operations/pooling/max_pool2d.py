@@ -54,7 +54,7 @@ SKIPS = Rule(
 class MaxPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom)."""
 
-    aten = ("max_pool2d", "max_pool1d", "adaptive_max_pool2d", "amax")
+    aten = ("max_pool2d", "max_pool1d", "adaptive_max_pool2d")
     channelwise = True
     same_scale = True
     keeps_sign = True
@@ -81,9 +81,6 @@ class MaxPool2d(Operation):
     }  # fmt: skip
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        if target(node) == "amax":
-            self._whole(tracer, node)
-            return
         if target(node) == "adaptive_max_pool2d":
             self._adaptive(tracer, node)
             return
@@ -129,24 +126,6 @@ class MaxPool2d(Operation):
             feed = resized(tracer, node, feed, *places, name=name)
             attrs["padding"] = (0, 0, 0, 0)
         tracer.add(node, "max_pool2d", (feed,), attrs=attrs)
-
-    def _whole(self, tracer: Tracer, node: Any) -> None:
-        """The maximum over rows, columns or both."""
-        _, dims, keep = arguments(node, None, (), False)
-        before, feed = shape_of(node.args[0]), tracer.feed(node)
-        dims = sorted(d % len(before) for d in dims)
-        if len(before) != 4 or dims not in ([2], [3], [2, 3]):
-            raise tracer.unknown(node, "is known over height and width only")
-        kernel = tuple(before[d] if d in dims else 1 for d in (2, 3))
-        shape = tuple(1 if d in dims else size for d, size in enumerate(before))
-        name = module_path(node) or node.name
-        if kernel != (1, 1):
-            attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0)}
-            pooled = name if keep else f"{name}.pooled"
-            feed = tracer.add(node, "max_pool2d", (feed,), shape=shape, name=pooled, attrs=attrs)
-        tracer.alias[node.name] = feed
-        if not keep:
-            tracer.add(node, "reshape", (feed,), name=name, attrs={"shape": shape_of(node)})
 
     def _adaptive(self, tracer: Tracer, node: Any) -> None:
         """Windows side by side; uneven ones are made even by rows and columns that they have twice."""
