@@ -253,7 +253,7 @@ def test_weights_without_measure_are_an_input_error_not_an_endless_loop():
     graph = graph_of(forward, c=nn.Conv2d(3, 3, 1))
     graph["c"].weight[:] = 1e9
     with pytest.raises(InputError, match="no scales fit"):
-        quantize(graph, {n.name: (-1, 1) for n in graph}, input_range=(0, 1))
+        quantize(graph, {n.name: (-1, 1) for n in graph}, input_range=(-1, 1))
 
 
 # -- storage and slicing -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, target
+from paredown.pipeline.graph.aten import arguments, module_path, target
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMIN, Operation
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 
@@ -124,10 +124,25 @@ class Clamp(Affine):
             kind = "relu" if high is None else "relu6"
             tracer.add(node, kind, (tracer.feed(node),))
             return
-        if (low or 0) > 0 or (high or 0) < 0:
-            raise tracer.unknown(node, f"clamps to {low}..{high}; zero must be between them")
+        shift = max(low or 0.0, 0.0) + min(high or 0.0, 0.0)
+        if not shift:
+            self._clamp(tracer, node, tracer.feed(node), low, high)
+            return
+        # A scale holds zero, so the ends of the codes can be limits only with zero between them.
+        name, low, high = (
+            module_path(node) or node.name,
+            *(e if e is None else e - shift for e in (low, high)),
+        )
+        attrs = {"scale": 1.0, "shift": -shift}
+        below = tracer.add(node, "affine", (tracer.feed(node),), name=f"{name}.below", attrs=attrs)
+        inner = self._clamp(tracer, node, below, low, high, f"{name}.inner")
+        tracer.add(node, "affine", (inner,), name=name, attrs={"scale": 1.0, "shift": shift})
+
+    def _clamp(
+        self, tracer: Tracer, node: Any, feed: str, low: float | None, high: float | None, name: str = ""
+    ) -> str:
         attrs = {"low": None if low is None else float(low), "high": None if high is None else float(high)}
-        tracer.add(node, "clamp", (tracer.feed(node),), attrs=attrs)
+        return tracer.add(node, "clamp", (feed,), name=name, attrs=attrs)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(node.attrs["low"], node.attrs["high"])
