@@ -164,6 +164,11 @@ FUNCTIONS: Mapping[str, Callable] = {
     "flatten": lambda x: x.flatten(1),
     "turned": lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1),
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "half": lambda x: x / 2,
+    "sine": torch.sin,
     "times": lambda x, y: x * y,
     "swapped": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
 }
@@ -228,7 +233,8 @@ def programs(draw: st.DrawFn, unknown: bool = False) -> Program:
         kinds += ["pixel_shuffle", "unroll"] if c % 4 == 0 and c >= 12 and h <= 8 else []
         kinds += ["shuffle", "channel_shuffle"] if c % 2 == 0 and c >= 6 else []
         kinds += ["wide"] if w <= 8 else []
-        kinds += ["sigmoid", "times"] + ["swapped"] * (c % 2 == 0) if unknown else []
+        kinds += ["tanh", "silu", "hardswish", "half"]
+        kinds += ["sigmoid", "sine", "times"] + ["swapped"] * (c % 2 == 0) if unknown else []
         what = draw(st.sampled_from(kinds))
         if what == "conv":
             last = new(last, draw(widths))
