@@ -417,7 +417,7 @@ def _check_head(cfg: Cfg, index: int, head: Region | Yolo) -> None:
     last = cfg.layers[index - 1] if index else None
     if not isinstance(last, Convolutional):
         raise InputError(f"[{kind}] does not follow a [convolutional]", where=cfg.at(head.line))
-    anchors, num = (len(head.anchors), "num") if isinstance(head, Region) else (len(head.mask), "masks")
+    anchors, num = (len(head.anchors), "num") if isinstance(head, Region) else (len(head.mask), "anchors")
     if last.filters != anchors * (5 + head.classes):
         wanted = anchors * (5 + head.classes)
         raise InputError(
