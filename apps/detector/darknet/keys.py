@@ -18,23 +18,29 @@ class Keys:
     """The keys of one section.
 
     Attributes:
-        computed: the parser reads them.
+        reads: with spaces between them; the parser computes with them.
         refused: key -> the values with which it changes nothing; with another one it changes results in a way
             that is not computed here.
-        training: they matter in training only, or say how darknet's own program runs.
+        trains: with spaces between them; they matter in training only, or say how darknet's own program runs.
     """
 
-    computed: frozenset[str]
+    reads: str = ""
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    training: frozenset[str] = frozenset()
+    trains: str = ""
 
+    @property
+    def computed(self) -> frozenset[str]:
+        """The keys that decide what is computed."""
+        return frozenset(self.reads.split())
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+    @property
+    def training(self) -> frozenset[str]:
+        """The keys that are of no matter here."""
+        return frozenset(self.trains.split())
 
 
 #: In any section: what is trained, and how.
-_ANYWHERE = _words(
+_ANYWHERE = (
     "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate "
     "learning_rate_scale truth smooth stream wait_stream"
 )
@@ -46,9 +52,9 @@ _STRIDES: dict[str, tuple[str, ...]] = {"stride_x": (), "stride_y": (), "antiali
 
 KEYS: dict[str, Keys] = {
     "net": Keys(
-        _words("width height channels letter_box"),
+        "width height channels letter_box",
         {"inputs": ()},
-        _words(
+        (
             "batch subdivisions time_steps track augment_speed sequential_subdivisions try_fix_nan "
             "momentum weights_reject_freq equidistant_point badlabels_rejection_percentage "
             "num_sigmas_reject_badlabels ema_alpha use_cuda_graph loss_scale dynamic_minibatch "
@@ -61,40 +67,36 @@ KEYS: dict[str, Keys] = {
         ),
     ),
     "convolutional": Keys(
-        _words("filters size stride pad padding groups batch_normalize cbn activation"),
+        "filters size stride pad padding groups batch_normalize cbn activation",
         {
             "binary": ("0",), "xnor": ("0",), "bin_output": ("0",), "dilation": ("1",), "flipped": ("0",),
             "share_index": (), "sway": ("0",), "rotate": ("0",), "stretch": ("0",), "stretch_sway": ("0",),
             "coordconv": ("0",), **_STRIDES,
         },
-        _words("assisted_excitation dot angle grad_centr reverse"),
+        "assisted_excitation dot angle grad_centr reverse",
     ),
     "maxpool": Keys(
-        _words("size stride padding"),
+        "size stride padding",
         {"maxpool_depth": ("0",), "out_channels": ("1",), "maxpool_zero_nonmax": ("0",), **_STRIDES},
     ),
-    "route": Keys(_words("layers groups group_id")),
+    "route": Keys("layers groups group_id"),
     "shortcut": Keys(
-        _words("from activation"),
+        "from activation",
         {"weights_type": ("none",), "weights_normalization": ("none",), "alpha": ("1",), "beta": ("1",)},
     ),
-    "upsample": Keys(_words("stride"), {"scale": ("1", "1.0", "1.")}),
-    "reorg": Keys(_words("stride"), {"reverse": ("0",), "flatten": ("0",), "extra": ("0",)}),
-    "avgpool": Keys(frozenset()),
-    "dropout": Keys(
-        frozenset(), {}, _words("probability dropblock dropblock_size_rel dropblock_size_abs")
-    ),
+    "upsample": Keys("stride", {"scale": ("1", "1.0", "1.")}),
+    "reorg": Keys("stride", {"reverse": ("0",), "flatten": ("0",), "extra": ("0",)}),
+    "avgpool": Keys(),
+    "dropout": Keys(trains="probability dropblock dropblock_size_rel dropblock_size_abs"),
     "region": Keys(
-        _words(
-            "anchors num classes softmax object_scale noobject_scale class_scale coord_scale thresh rescore"
-        ),
+        "anchors num classes softmax object_scale noobject_scale class_scale coord_scale thresh rescore",
         {"coords": ("4",), "background": ("0",), "tree": (), "map": (), "log": ("0",), "sqrt": ("0",)},
-        _words("max focal_loss jitter resize classfix absolute random mask_scale bias_match"),
+        "max focal_loss jitter resize classfix absolute random mask_scale bias_match",
     ),
     "yolo": Keys(
-        _words("anchors num mask classes scale_x_y new_coords nms_kind beta_nms"),
+        "anchors num mask classes scale_x_y new_coords nms_kind beta_nms",
         {"embedding_layer": ()},
-        _words(
+        (
             "max show_details max_delta counters_per_class label_smooth_eps objectness_smooth "
             "iou_normalizer obj_normalizer cls_normalizer delta_normalizer uc_normalizer iou_loss "
             "iou_thresh_kind iou_thresh jitter resize focal_loss ignore_thresh truth_thresh random map "
@@ -112,7 +114,7 @@ def check_keys(section: Section) -> None:
     """
     keys = KEYS[section.kind]
     refused = {**_UNREAD, **keys.refused}
-    known = keys.computed | keys.training | refused.keys() | _ANYWHERE
+    known = keys.computed | keys.training | refused.keys() | set(_ANYWHERE.split())
     for key, value in section.options.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)

@@ -13,10 +13,10 @@ SUPPORTED = (
     "region", "yolo",
 )  # fmt: skip
 #: Sections that darknet has, and whose results are not computed here.
-_REFUSED = frozenset(
+_REFUSED = (
     "Gaussian_yolo activation batchnorm connected contrastive conv_lstm cost crnn crop detection "
     "deconvolutional empty gru history implicit iseg local local_avgpool logistic lrn lstm l2norm "
-    "normalization reorg3d reorg_old rnn sam scale_channels silence softmax".split()
+    "normalization reorg3d reorg_old rnn sam scale_channels silence softmax"
 )
 _SPELLINGS = {
     "network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool", "conn": "connected",
@@ -95,7 +95,11 @@ def scan(text: str, where: str) -> list[Section]:
             kind = _SPELLINGS.get(name, name)
             if kind not in SUPPORTED:
                 known = ", ".join(f"[{k}]" for k in SUPPORTED)
-                what = f"[{kind}] is not supported" if kind in _REFUSED else f"unknown section {line[:40]}"
+                what = (
+                    f"[{kind}] is not supported"
+                    if kind in _REFUSED.split()
+                    else f"unknown section {line[:40]}"
+                )
                 raise InputError(what, where=f"{where}:{number}", hint=f"known: {known}")
             found.append((kind, number, {}, {}))
             continue
