@@ -1,4 +1,4 @@
-"""The detector app: the YOLO family of darknet (v2, v3, v4), from its files or by name, and the embedded digits."""
+"""The detector app: the YOLO family of darknet, from its files or by name, and the embedded digits."""
 
 from __future__ import annotations
 

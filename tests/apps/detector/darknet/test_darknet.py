@@ -502,3 +502,14 @@ def test_a_damaged_cfg_of_version_4_parses_or_is_an_input_error(data: st.DataObj
     except InputError:
         return
     assert computed(parse_cfg(format_cfg(cfg))) == computed(cfg)
+
+
+def test_narrower_networks_of_version_4_keep_their_sums():
+    cfg = parse_cfg(V4)
+    thin = with_filters(cfg, {0: 4, 2: 2})
+    assert output_shapes(thin)[3] == (2, 16, 32) and output_shapes(thin)[6] == (14, 16, 32)
+    assert [yolo.nms_beta for yolo in thin.yolos.values()] == [0.6, None]
+    with pytest.raises(InputError, match=r"\[shortcut\] adds maps of different shapes"):
+        with_filters(cfg, {2: 3})
+    with pytest.raises(InputError, match="groups=2 does not divide the 7 channels of a .route"):
+        with_filters(cfg, {0: 7})
