@@ -1,4 +1,4 @@
-"""The detector app: the YOLO-v2 family, from darknet files or by name, and the embedded digits."""
+"""The detector app: the YOLO family of darknet, from its files or by name, and the embedded digits."""
 
 from __future__ import annotations
 

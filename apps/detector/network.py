@@ -1,11 +1,12 @@
-"""YOLO-v2 as a plain torch module, built from a darknet .cfg.
+"""YOLO v2, v3 and v4 as a plain torch module, built from a darknet .cfg.
 
-The convolution before [region] is split in four (xy, wh, objectness, classes): their ranges differ a lot, and
+The convolution before a head is split in four (xy, wh, objectness, classes): their ranges differ a lot, and
 a quantizer that gives each its own scale loses much less (our design). `weights.py` merges them again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.apps.detector.darknet.darknet import (
+    AvgPool,
     Cfg,
     Convolutional,
+    Layer,
     MaxPool,
     Reorg,
     Route,
+    Shortcut,
+    Upsample,
     builtin_cfg,
+    coarsest_stride,
     output_shapes,
     read_cfg,
 )
@@ -30,8 +36,11 @@ from paredown.targets.errors import InputError
 # variances of real networks (yololite's are .009 to 16: within 5e-5 relative, 6e-7 on average; torch's own
 # 1e-5: 5e-4 and 7e-6).
 BN_EPS = 1e-6
+# Networks with [yolo] are later than that: what they are trained and run with divides by sqrt(v + 1e-5).
+YOLO_BN_EPS = 1e-5
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+#: xy, wh, obj, cls of a head; of one head after the other where there are several.
+Outputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,18 @@ class Header:
     wide: bool = True
 
 
+def _activation(name: str) -> nn.Module | None:
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "leaky": lambda: nn.LeakyReLU(0.1), "relu": nn.ReLU, "relu6": nn.ReLU6, "mish": nn.Mish,
+        "logistic": nn.Sigmoid, "swish": nn.SiLU, "hardswish": nn.Hardswish,
+    }  # fmt: skip
+    return kinds[name]() if name in kinds else None
+
+
 class ConvLayer(nn.Module):
     """[convolutional]: convolution, batch norm (then the convolution has no bias), activation."""
 
-    def __init__(self, layer: Convolutional, channels: int) -> None:
+    def __init__(self, layer: Convolutional, channels: int, eps: float = BN_EPS) -> None:
         """Builds the layer for `channels` input channels, with torch's default initialisation."""
         super().__init__()
         self.conv = nn.Conv2d(
@@ -60,9 +77,8 @@ class ConvLayer(nn.Module):
             groups=layer.groups,
             bias=not layer.batch_normalize,
         )
-        self.bn = nn.BatchNorm2d(layer.filters, eps=BN_EPS) if layer.batch_normalize else None
-        activations = {"leaky": nn.LeakyReLU(0.1), "relu": nn.ReLU(), "linear": None}
-        self.activation = activations[layer.activation]
+        self.bn = nn.BatchNorm2d(layer.filters, eps=eps) if layer.batch_normalize else None
+        self.activation = _activation(layer.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, filters, H', W')."""
@@ -96,15 +112,59 @@ class MaxPoolLayer(nn.Module):
 
 
 class RouteLayer(nn.Module):
-    """[route]: concatenates earlier outputs along the channels."""
+    """[route]: concatenates earlier outputs, or one of the groups of each, along the channels."""
 
     def __init__(self, layer: Route) -> None:
         super().__init__()
-        self.layers = layer.layers
+        self.layers, self.groups, self.group_id = layer.layers, layer.groups, layer.group_id
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        """Maps feature maps (N, C_i, H, W) to (N, sum C_i, H, W)."""
+        """Maps feature maps (N, C_i, H, W) to (N, sum C_i / groups, H, W)."""
+        if self.groups > 1:
+            parts = [self._group(part) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _group(self, x: Tensor) -> Tensor:
+        size = x.shape[1] // self.groups
+        return x[:, size * self.group_id : size * (self.group_id + 1)]
+
+
+class ShortcutLayer(nn.Module):
+    """[shortcut]: adds earlier outputs to the previous one, then the activation."""
+
+    def __init__(self, layer: Shortcut) -> None:
+        super().__init__()
+        self.layers = layer.layers
+        self.activation = _activation(layer.activation)
+
+    def forward(self, x: Tensor, others: list[Tensor]) -> Tensor:
+        """Maps (N, C, H, W) and others of that shape to their sum."""
+        for other in others:
+            x = x + other
+        return x if self.activation is None else self.activation(x)
+
+
+class UpsampleLayer(nn.Module):
+    """[upsample]: repeats every value, across and down."""
+
+    def __init__(self, layer: Upsample) -> None:
+        super().__init__()
+        self.stride = layer.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, C, H s, W s)."""
+        return F.interpolate(x, scale_factor=float(self.stride), mode="nearest")
+
+
+class AvgPoolLayer(nn.Module):
+    """[avgpool]: the mean of every map."""
+
+    def __init__(self, layer: AvgPool) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, C, 1, 1)."""
+        return x.mean((2, 3), keepdim=True)
 
 
 class ReorgLayer(nn.Module):
@@ -128,7 +188,10 @@ class ReorgLayer(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """The convolution before [region], split by what its outputs mean."""
+    """The convolution before [region] or [yolo], split by what its outputs mean.
+
+    An activation=logistic, which [yolo] with new_coords asks for, is left to decoding: outputs are logits.
+    """
 
     def __init__(self, layer: Convolutional, channels: int, anchors: int, classes: int) -> None:
         super().__init__()
@@ -144,12 +207,12 @@ class RegionHead(nn.Module):
         return self.xy(x), self.wh(x), self.obj(x), self.cls(x)
 
 
-class YoloV2(nn.Module):
-    """A YOLO-v2 network.
+class Yolo(nn.Module):
+    """A YOLO network: of v2 with one [region], of v3 or v4 with one or several [yolo].
 
     Attributes:
         cfg: the .cfg it was built from.
-        anchors: (width, height) of each anchor, in cells.
+        anchors: (width, height) of each anchor of a [region], in cells; none with [yolo].
         classes: number of classes.
         width, height: the input's size in pixels, as in the .cfg; forward takes other sizes too.
         header: major, minor, revision and `seen` of the .weights file that was read; else darknet's own.
@@ -159,42 +222,63 @@ class YoloV2(nn.Module):
         """Builds the network with torch's default initialisation; see `from_cfg`, `builtin`."""
         super().__init__()
         self.cfg = cfg
-        self.anchors = cfg.region.anchors
-        self.classes = cfg.region.classes
+        self.anchors = cfg.region.anchors if cfg.region else ()
+        self.classes = cfg.classes
         self.width, self.height = cfg.net.width, cfg.net.height
         self.header = Header()
         shapes = output_shapes(cfg)
-        layers: list[nn.Module] = []
-        channels = cfg.net.channels
-        for layer, shape in zip(cfg.layers[:-1], shapes, strict=False):
-            if isinstance(layer, Convolutional):
-                layers.append(ConvLayer(layer, channels))
-            elif isinstance(layer, MaxPool):
-                layers.append(MaxPoolLayer(layer))
-            elif isinstance(layer, Route):
-                layers.append(RouteLayer(layer))
-            else:
-                layers.append(ReorgLayer(layer))
-            channels = shape[0]
-        self.layers = nn.ModuleList(layers)
-        last = cfg.layers[-1]
-        assert isinstance(last, Convolutional)  # parse_cfg checked it
-        self.head = RegionHead(last, channels, len(self.anchors), self.classes)
-        # Outputs that a later route takes: the others need not stay in memory.
-        self._kept = frozenset(i for layer in cfg.layers if isinstance(layer, Route) for i in layer.layers)
+        self._before = [cfg.net.channels, *(shape[0] for shape in shapes)]
+        body = cfg.layers[:-1] if cfg.region else cfg.layers
+        self.layers = nn.ModuleList(self._made(index, layer) for index, layer in enumerate(body))
+        if cfg.region:
+            self.head = self._head(len(body), len(self.anchors))
+        # Outputs that a later layer takes: the others need not stay in memory.
+        taking = (layer for layer in cfg.layers if isinstance(layer, Route | Shortcut))
+        self._kept = frozenset(i for layer in taking for i in layer.layers)
+
+    def _made(self, index: int, layer: Layer) -> nn.Module:
+        if isinstance(layer, Convolutional):
+            if index + 1 in self.cfg.yolos:
+                return self._head(index, len(self.cfg.yolos[index + 1].mask))
+            return ConvLayer(layer, self._before[index], BN_EPS if self.cfg.region else YOLO_BN_EPS)
+        if isinstance(layer, MaxPool):
+            return MaxPoolLayer(layer)
+        if isinstance(layer, Route):
+            return RouteLayer(layer)
+        if isinstance(layer, Shortcut):
+            return ShortcutLayer(layer)
+        if isinstance(layer, Upsample):
+            return UpsampleLayer(layer)
+        if isinstance(layer, AvgPool):
+            return AvgPoolLayer(layer)
+        if isinstance(layer, Reorg):
+            return ReorgLayer(layer)
+        return nn.Identity()  # [dropout] when nothing is trained, and the place of a [yolo]
+
+    def _head(self, index: int, anchors: int) -> RegionHead:
+        layer = self.cfg.layers[index]
+        assert isinstance(layer, Convolutional)  # parse_cfg checked it
+        return RegionHead(layer, self._before[index], anchors, self.classes)
+
+    @property
+    def heads(self) -> dict[int, RegionHead]:
+        """The convolutions before a [region] or [yolo], by layer number."""
+        if self.cfg.region:
+            return {len(self.layers): self.head}
+        return {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, RegionHead)}
 
     @classmethod
-    def from_cfg(cls, cfg: Cfg | str | Path) -> YoloV2:
+    def from_cfg(cls, cfg: Cfg | str | Path) -> Yolo:
         """Builds the network of a parsed .cfg, or of a .cfg file.
 
         Raises:
-            InputError: if the file cannot be read or does not describe a YOLO-v2 network.
+            InputError: if the file cannot be read or does not describe a YOLO network.
         """
         return cls(cfg if isinstance(cfg, Cfg) else read_cfg(cfg))
 
     @classmethod
-    def builtin(cls, name: str) -> YoloV2:
-        """Builds one of the detector's own networks: yolov2-voc, yolov2-tiny-voc or yolov2-nano.
+    def builtin(cls, name: str) -> Yolo:
+        """Builds one of the detector's own networks, see `builtin_names`; the weights are random.
 
         Raises:
             UsageError: if there is none of that name.
@@ -203,25 +287,34 @@ class YoloV2(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Input pixels per cell."""
-        return self.width // output_shapes(self.cfg)[-1][2]
+        """Input pixels per cell, of the head with the largest cells."""
+        return coarsest_stride(self.cfg)
 
     def forward(self, x: Tensor) -> Outputs:
-        """Computes the raw logits of the region head.
+        """Computes the raw logits of the head, or of one head after the other.
 
         Args:
             x: images (N, channels, H, W), float.
 
         Returns:
-            xy (N, 2A, h, w): x and y of anchor 0, then of anchor 1 ...; wh (N, 2A, h, w) likewise;
+            Of every head xy (N, 2A, h, w): x and y of anchor 0, then of anchor 1 ...; wh likewise;
             obj (N, A, h, w); cls (N, A * classes, h, w): all classes of anchor 0, then of anchor 1 ...
         """
         kept: dict[int, Tensor] = {}
+        outputs: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            x = layer([kept[i] for i in layer.layers]) if isinstance(layer, RouteLayer) else layer(x)
+            if isinstance(layer, RegionHead):
+                outputs += layer(x)
+                continue
+            if isinstance(layer, RouteLayer):
+                x = layer([kept[i] for i in layer.layers])
+            elif isinstance(layer, ShortcutLayer):
+                x = layer(x, [kept[i] for i in layer.layers])
+            else:
+                x = layer(x)
             if index in self._kept:
                 kept[index] = x
-        return self.head(x)
+        return self.head(x) if self.cfg.region else tuple(outputs)
 
     def current_cfg(self) -> Cfg:
         """Returns the .cfg of the network as it is now: channel pruning changes widths, never the head's.
@@ -239,3 +332,7 @@ class YoloV2(nn.Module):
                     )
                 filters[index] = layer.conv.out_channels
         return with_filters(self.cfg, filters)
+
+
+#: The name from when there were only networks with a [region].
+YoloV2 = Yolo

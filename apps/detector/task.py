@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from paredown.apps.detector.darknet.darknet import Cfg, builtin_cfg, read_cfg
-from paredown.apps.detector.device.boxes.decode import Detections, detect
+from paredown.apps.detector.darknet.darknet import Cfg, Route, builtin_cfg, coarsest_stride, read_cfg
+from paredown.apps.detector.device.boxes.decode import Decoder, Detections, YoloHead, YoloHeads, detect
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
 from paredown.calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
@@ -34,8 +34,30 @@ PSEUDO_THRESHOLD = 0.5  # for a box to count as a label; YOLO-LITE VOC's F1 on C
 PREVIEW_SIDE = 480  # pixels of one picture in the preview
 
 
+def _identity(cfg: Cfg) -> dict[str, Any]:
+    facts = dataclasses.asdict(cfg) | {"where": ""}
+    for layer, fields in zip(cfg.layers, facts["layers"], strict=True):
+        if isinstance(layer, Route) and layer.groups == 1:
+            del fields["groups"], fields["group_id"]  # they came later: runs of before are found again
+    return facts if cfg.region else facts | {"kinds": [type(layer).__name__ for layer in cfg.layers]}
+
+
+class _Unlabelled:
+    """Batches whose labels nobody can use."""
+
+    def __init__(self, made: Batches) -> None:
+        self._made = made
+
+    @property
+    def per_epoch(self) -> int:
+        return self._made.per_epoch
+
+    def __call__(self, step: int, /) -> tuple[Any, Any]:
+        return self._made(step)[0], None
+
+
 class DetectorTask:
-    """A YOLO-v2 network with its data; satisfies `pipeline.recipe.task.Task`.
+    """A YOLO network with its data; satisfies `pipeline.recipe.task.Task`.
 
     Args:
         recipe: resolved.
@@ -46,7 +68,7 @@ class DetectorTask:
 
     name = "apps.detector"
     metric = "map50"
-    output_names = ("xy", "wh", "obj", "cls")
+    output_names: tuple[str, ...] = ("xy", "wh", "obj", "cls")
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -54,11 +76,20 @@ class DetectorTask:
         self._known: dict[str, Truths] = {}
         self._last: tuple[str, list[Detections]] | None = None
         self.cfg = self._read_cfg()
-        region = self.cfg.region
-        self.anchors, self.classes = region.anchors, region.classes
+        self.anchors = self.cfg.region.anchors if self.cfg.region else ()
+        self.classes = self.cfg.classes
         changes = recipe.preprocess.changes()
-        size = {"width": self.cfg.net.width, "height": self.cfg.net.height}
+        size: dict[str, Any] = {"width": self.cfg.net.width, "height": self.cfg.net.height}
+        if self.cfg.letter_box:
+            size["resize"] = "letterbox"
         self._preprocess = Preprocess(**{**size, **changes})
+        self.decoder = self._decoder()
+        if self.cfg.region is None:
+            self._check_untrained()
+            count = len(self.cfg.yolos)
+            self.output_names = tuple(
+                f"{name}{head}" for head in range(1, count + 1) for name in DetectorTask.output_names
+            )
         self.names = self._names()
 
     # -- network -------------------------------------------------------------------------------------------
@@ -72,21 +103,47 @@ class DetectorTask:
         return builtin_cfg(network)
 
     def _from_factory(self) -> Any:
-        """A network of the user's own code, `package.module:factory`; it must be a YoloV2 at the end."""
-        from paredown.apps.detector.network import YoloV2
+        """A network of the user's own code, `package.module:factory`; it must be a Yolo at the end."""
+        from paredown.apps.detector.network import Yolo
 
         network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
-        if not isinstance(network, YoloV2):
+        if not isinstance(network, Yolo):
             raise InputError(
-                f"{self.recipe.network} made a {type(network).__name__}, not a YoloV2",
+                f"{self.recipe.network} made a {type(network).__name__}, not a Yolo",
                 where="recipe, key network",
             )
         return network
 
+    def _decoder(self) -> Decoder:
+        if self.cfg.region:
+            return self.cfg.region.anchors
+        yolos = tuple(self.cfg.yolos.values())
+        heads = tuple(
+            YoloHead(tuple(yolo.anchors[i] for i in yolo.mask), yolo.scale_x_y, yolo.new_coords)
+            for yolo in yolos
+        )
+        # darknet takes the suppression from the last head
+        return YoloHeads(heads, (self._preprocess.width, self._preprocess.height), yolos[-1].nms_beta)
+
+    def _check_untrained(self) -> None:
+        """Refuses what needs a training loss, which [yolo] heads have none of here."""
+        recipe = self.recipe
+        for name, section in (("recover", recipe.recover), ("squantize", recipe.squantize)):
+            if section.method in ("labels", "both"):
+                raise InputError(
+                    f"method = \"{section.method}\" needs a training loss, and [yolo] heads have none here",
+                    where=f"recipe, key {name}.method", hint='use "distil" or "auto"',
+                )  # fmt: skip
+        if recipe.prune.criterion == "taylor":
+            raise InputError(
+                'criterion = "taylor" needs a training loss, and [yolo] heads have none here',
+                where="recipe, key prune.criterion", hint='use "activation" or "norm"',
+            )  # fmt: skip
+
     @property
     def network_id(self) -> Mapping[str, Any]:
         """The .cfg's own text decides the network; a factory's source file counts too."""
-        parsed = json.dumps(dataclasses.asdict(self.cfg) | {"where": ""}, sort_keys=True, default=str)
+        parsed = json.dumps(_identity(self.cfg), sort_keys=True, default=str)
         identity = {"app": self.name, "cfg": hashlib.sha256(parsed.encode()).hexdigest()}
         if self._factory_file is not None:
             identity["factory"] = file_hash(self._factory_file)
@@ -105,42 +162,57 @@ class DetectorTask:
 
     def network(self) -> Any:
         """The trained network in evaluation mode."""
-        from paredown.apps.detector.network import YoloV2
+        from paredown.apps.detector.network import Yolo
         from paredown.apps.detector.weights import load_checkpoint
 
-        network = self._from_factory() if ":" in self.recipe.network else YoloV2.from_cfg(self.cfg)
+        network = self._from_factory() if ":" in self.recipe.network else Yolo.from_cfg(self.cfg)
         load_checkpoint(self.weights_path, network)
         return network.eval()
 
     # -- training ------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Any, labels: Any) -> Any:
-        """The region loss; see `apps.detector.train.loss`."""
+        """The region loss; see `apps.detector.train.loss`.
+
+        Raises:
+            InputError: the network has [yolo] heads.
+        """
+        if self.cfg.region is None:
+            raise InputError(
+                "training a network with [yolo] heads on labels is not supported", where=self.cfg.where,
+                hint="distil it from the original",
+            )  # fmt: skip
         from paredown.apps.detector.train.loss import region_loss
 
         return region_loss(outputs, labels, self.anchors)
 
     def distillation(self, student: Any, teacher: Any) -> Any:
         """The distance of two networks' logits; see `apps.detector.train.distil`."""
-        from paredown.apps.detector.train.distil import region_distillation
+        from paredown.apps.detector.train.distil import region_distillation, yolo_distillation
 
+        if isinstance(self.decoder, YoloHeads):
+            return yolo_distillation(student, teacher, [head.new_coords for head in self.decoder.heads])
         return region_distillation(student, teacher)
 
     def features(self) -> tuple[str, ...]:
-        """The layer that the head reads."""
-        return (f"layers.{len(self.cfg.layers) - 2}",)
+        """The layers that the heads read."""
+        if self.cfg.region:
+            return (f"layers.{len(self.cfg.layers) - 2}",)
+        return tuple(f"layers.{index - 2}" for index in self.cfg.yolos if index >= 2)
 
     def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
-        """Zoomed, shifted, recoloured and (but for digits) mirrored images."""
-        from paredown.apps.detector.darknet.darknet import output_shapes
+        """Zoomed, shifted, recoloured and (but for digits) mirrored images.
+
+        For [yolo] heads they are without labels, so that recovery distils.
+        """
         from paredown.apps.detector.train.augment import Augment
         from paredown.apps.detector.train.batches import Batches
         from paredown.apps.detector.train.config import TrainConfig
 
         augment = Augment(flips=self.recipe.data.format != EMBEDDED)
         config = TrainConfig(batch=batch, seed=seed, augment=augment)
-        stride = self.cfg.net.width // output_shapes(self.cfg)[-1][2]
-        return Batches(data, self._preprocess, config, stride, require_labels=False)
+        made = Batches(data, self._preprocess, config, coarsest_stride(self.cfg), require_labels=False)
+        return made if self.cfg.region else _Unlabelled(made)
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -198,7 +270,7 @@ class DetectorTask:
     def _located(
         self, outputs: Sequence[np.ndarray], size: tuple[int, int], threshold: float, clip: bool = False
     ) -> Detections:
-        found = detect([output[0] for output in outputs], self.anchors, threshold)
+        found = detect([output[0] for output in outputs], self.decoder, threshold)
         boxes = self._preprocess.geometry(*size).to_image(found.boxes, clip)
         return Detections(boxes, found.scores, found.classes)
 
@@ -275,8 +347,12 @@ class DetectorTask:
 
     def bundle_members(self) -> dict[str, bytes]:
         """Class names, and what decoding needs."""
+        if isinstance(self.decoder, YoloHeads):
+            boxes: dict[str, Any] = {"yolo": self.decoder.to_dict()}
+        else:
+            boxes = {"anchors": [list(pair) for pair in self.decoder]}
         facts = {
-            "anchors": [list(pair) for pair in self.anchors], "classes": self.classes,
+            **boxes, "classes": self.classes,
             "outputs": list(self.output_names), "show_threshold": SHOW_THRESHOLD, "nms_iou": 0.45,
         }  # fmt: skip
         text = json.dumps(facts, sort_keys=True, indent=1) + "\n"

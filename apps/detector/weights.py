@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paredown.apps.detector.network import ConvLayer, Header, RegionHead, YoloV2
+from paredown.apps.detector.network import ConvLayer, Header, RegionHead, Yolo
 from paredown.pipeline.recipe import weights
 from paredown.pipeline.recipe.weights import cannot, check_values
 from paredown.pipeline.store.store import write_atomic
@@ -36,6 +36,10 @@ def head_rows(anchors: int, classes: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).ravel()
 
 
+#: A tensor's name, itself, and what stores another one in its place.
+_Entry = tuple[str, Tensor, Callable[[Tensor], object]]
+
+
 def _head_convs(head: RegionHead) -> tuple[nn.Conv2d, ...]:
     return head.xy, head.wh, head.obj, head.cls
 
@@ -45,37 +49,60 @@ def _biased(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
-def _tensors(network: YoloV2) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, tensor) in a .weights file's order; the head's merged tensors are copies."""
-    for index, layer in enumerate(network.layers):
+def _stored(head: RegionHead, attribute: str, merged: Tensor, rows: Tensor) -> None:
+    """Puts darknet's one tensor of a head into its four convolutions."""
+    stacked = torch.empty_like(merged)
+    stacked[rows] = merged
+    for conv, part in zip(
+        _head_convs(head), stacked.split([conv.out_channels for conv in _head_convs(head)]), strict=True
+    ):
+        getattr(conv, attribute).copy_(part)
+
+
+def _head_tensors(network: Yolo, index: int, head: RegionHead) -> Iterator[_Entry]:
+    rows = torch.from_numpy(head_rows(head.obj.out_channels, network.classes))
+    kind = "region" if network.cfg.region else "yolo"
+    where = f"layer {index} [convolutional] before [{kind}]"
+    convs = _head_convs(head)
+    biases = torch.cat([_biased(conv) for conv in convs])[rows]
+    yield f"{where} biases", biases, lambda part: _stored(head, "bias", part, rows)
+    weights_ = torch.cat([conv.weight for conv in convs])[rows]
+    yield f"{where} weights", weights_, lambda part: _stored(head, "weight", part, rows)
+
+
+def _tensors(network: Yolo) -> Iterator[_Entry]:
+    """Yields (name, tensor, how to store another) in a .weights file's order; heads' tensors are copies."""
+    heads = network.heads
+    for index in range(len(network.cfg.layers)):
+        if index in heads:
+            yield from _head_tensors(network, index, heads[index])
+            continue
+        layer = network.layers[index]
         if not isinstance(layer, ConvLayer):
             continue
         where = f"layer {index} [convolutional]"
-        if layer.bn is None:
-            yield f"{where} biases", _biased(layer.conv)
-        else:
-            yield f"{where} biases", layer.bn.bias
-            yield f"{where} scales", layer.bn.weight
-            yield f"{where} means", layer.bn.get_buffer("running_mean")
-            yield f"{where} variances", layer.bn.get_buffer("running_var")
-        yield f"{where} weights", layer.conv.weight
-    rows = torch.from_numpy(head_rows(len(network.anchors), network.classes))
-    where = f"layer {len(network.layers)} [convolutional] before [region]"
-    convs = _head_convs(network.head)
-    yield f"{where} biases", torch.cat([_biased(conv) for conv in convs])[rows]
-    yield f"{where} weights", torch.cat([conv.weight for conv in convs])[rows]
+        tensors = {"biases": layer.conv.bias}
+        if layer.bn is not None:
+            tensors = {
+                "biases": layer.bn.bias, "scales": layer.bn.weight,
+                "means": layer.bn.get_buffer("running_mean"),
+                "variances": layer.bn.get_buffer("running_var"),
+            }  # fmt: skip
+        for name, tensor in {**tensors, "weights": layer.conv.weight}.items():
+            assert tensor is not None  # a convolution without batch norm has a bias
+            yield f"{where} {name}", tensor, tensor.copy_
 
 
-def weights_bytes(network: YoloV2, wide: bool) -> int:
+def weights_bytes(network: Yolo, wide: bool) -> int:
     """Returns the size of the network's .weights file with a 20-byte (wide) or a 16-byte header."""
-    return _HEADER_BYTES[wide] + 4 * sum(tensor.numel() for _, tensor in _tensors(network))
+    return _HEADER_BYTES[wide] + 4 * sum(tensor.numel() for _, tensor, _ in _tensors(network))
 
 
 def _says_wide(major: int, minor: int) -> bool:
     return 0 <= major < 1000 and 0 <= minor < 1000 and major * 10 + minor >= 2  # darknet's own test
 
 
-def _header(start: bytes, size: int, network: YoloV2, path: Path) -> Header:
+def _header(start: bytes, size: int, network: Yolo, path: Path) -> Header:
     """Decides the header by the file's size; a version that says otherwise needs a second witness.
 
     Version and size disagree in a file that some converter wrote, or in one that lost or gained a float.
@@ -99,7 +126,7 @@ def _header(start: bytes, size: int, network: YoloV2, path: Path) -> Header:
     return Header(major, minor, revision, seen, wide)
 
 
-def read_weights(path: str | Path, network: YoloV2) -> None:
+def read_weights(path: str | Path, network: Yolo) -> None:
     """Reads a darknet .weights file into the network, and its header into `network.header`.
 
     The network is changed only if the whole file is good.
@@ -121,28 +148,18 @@ def read_weights(path: str | Path, network: YoloV2) -> None:
         raise InputError("changed while it was read", where=path)
     read: list[np.ndarray] = []
     start = 0
-    for name, tensor in _tensors(network):
+    for name, tensor, _ in _tensors(network):
         part = values[start : start + tensor.numel()].reshape(tuple(tensor.shape))
         check_values(name, part, path)
         read.append(part)
         start += tensor.numel()
     with torch.no_grad():
-        for (_, tensor), part in zip(_tensors(network), read, strict=True):
-            tensor.copy_(torch.from_numpy(part))  # for the head: into a copy, set below
-        convs = _head_convs(network.head)
-        rows = head_rows(len(network.anchors), network.classes)
-        for attribute, merged in (("bias", read[-2]), ("weight", read[-1])):
-            stacked = np.empty_like(merged)
-            stacked[rows] = merged
-            begin = 0
-            for conv in convs:
-                tensor = getattr(conv, attribute)
-                tensor.copy_(torch.from_numpy(stacked[begin : begin + len(tensor)]))
-                begin += len(tensor)
+        for (_, _, store), part in zip(_tensors(network), read, strict=True):
+            store(torch.from_numpy(part))
     network.header = header
 
 
-def write_weights(path: str | Path, network: YoloV2) -> None:
+def write_weights(path: str | Path, network: Yolo) -> None:
     """Writes a darknet .weights file; one that was read comes back byte for byte, header included.
 
     Raises:
@@ -154,14 +171,14 @@ def write_weights(path: str | Path, network: YoloV2) -> None:
         header = Header(0, 2, 0, header.seen, wide=True)
     wide = header.wide
     parts = [_VERSION.pack(header.major, header.minor, header.revision), _SEEN[wide].pack(header.seen)]
-    for name, tensor in _tensors(network):
+    for name, tensor, _ in _tensors(network):
         values = tensor.detach().cpu().numpy().astype("<f4")
         check_values(name, values, path)
         parts.append(values.tobytes())
     write_atomic(path, b"".join(parts))
 
 
-def load_checkpoint(path: str | Path, network: YoloV2) -> None:
+def load_checkpoint(path: str | Path, network: Yolo) -> None:
     """Loads .weights (darknet), .safetensors, or .pt / .pth / .th (torch, tensors only) into the network.
 
     Raises:

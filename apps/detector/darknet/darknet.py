@@ -1,44 +1,23 @@
 """Darknet's .cfg files: text in, frozen dataclasses out, every mistake named with its line.
 
-Keys and defaults are those of darknet's parser. What darknet accepts
-but this detector cannot compute is refused with the line it stands on; keys that change nothing here are kept
-in `options`.
+Keys and defaults are those of darknet's parser; `keys.py` has all of them. What darknet accepts
+but this detector cannot compute is refused with the line it stands on; keys that matter in training only are
+kept in `options`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from paredown.apps.detector.darknet.keys import check_keys
 from paredown.apps.detector.darknet.text import Options, Section, real, scan, whole
 from paredown.targets.errors import InputError, UsageError
 
-ACTIVATIONS = ("leaky", "linear", "relu")
-# Keys that change what a layer computes and that we do not implement: only this value ("": none) is taken.
-_REFUSED = {
-    "convolutional": {
-        "binary": "0",
-        "xnor": "0",
-        "dilation": "1",
-        "stride_x": "",
-        "stride_y": "",
-        "flipped": "0",
-    },
-    "maxpool": {"stride_x": "", "stride_y": "", "antialiasing": "0"},
-    "route": {"groups": "1"},
-    "reorg": {"reverse": "0", "flatten": "0", "extra": "0"},
-    "region": {
-        "coords": "4",
-        "softmax": "1",
-        "background": "0",
-        "tree": "",
-        "map": "",
-        "log": "0",
-        "sqrt": "0",
-    },
-}
+ACTIVATIONS = ("leaky", "linear", "relu", "relu6", "mish", "logistic", "swish", "hardswish")
 MAX_PARAMETERS = 1 << 29  # ten times yolov2-voc: a cfg that asks for more is a typing mistake, not a network
 MAX_ACTIVATION = 1 << 28  # values in one feature map
 
@@ -82,9 +61,49 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Route:
-    """[route]: concatenates the outputs of earlier layers, given here as absolute layer numbers."""
+    """[route]: concatenates the outputs of earlier layers, given here as absolute layer numbers.
+
+    With `groups`, of each of them only the part number `group_id` of the channels, of that many equal parts.
+    """
 
     layers: tuple[int, ...]
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+    groups: int = 1
+    group_id: int = 0
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """[shortcut]: adds the outputs of earlier layers (absolute numbers) to the previous one's."""
+
+    layers: tuple[int, ...]
+    activation: str
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """[upsample]: every value `stride` times across and down."""
+
+    stride: int
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """[avgpool]: the mean of a whole map."""
+
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """[dropout]: nothing but a layer number, outside of training."""
+
     line: int = 0
     options: Options = field(default_factory=dict, hash=False)
 
@@ -114,33 +133,75 @@ class Region:
     options: Options = field(default_factory=dict, hash=False)
 
 
-Layer = Convolutional | MaxPool | Route | Reorg
+@dataclass(frozen=True)
+class Yolo:
+    """[yolo]: a head of YOLO v3 or v4.
+
+    Attributes:
+        anchors: (width, height) in pixels of the input, those of all heads.
+        mask: which of them are this head's.
+        classes: independent of each other.
+        scale_x_y: how far a centre can leave its cell: s * sigmoid - (s - 1) / 2.
+        new_coords: width and height are the anchor's times (2 * sigmoid)^2, not times exp.
+        nms_beta: of the suppression by distance; None: by the intersection over union alone.
+        line, options: where it stands, and all its keys.
+    """
+
+    anchors: tuple[tuple[float, float], ...]
+    mask: tuple[int, ...]
+    classes: int
+    scale_x_y: float
+    new_coords: bool
+    nms_beta: float | None
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+Layer = Convolutional | MaxPool | Route | Reorg | Shortcut | Upsample | AvgPool | Dropout | Yolo
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Cfg:
-    """A parsed .cfg. `layers` are numbered as darknet numbers them; the last one feeds `region`."""
+    """A parsed .cfg. `layers` are numbered as darknet numbers them.
+
+    The last one feeds `region`. Without a region there are heads among the layers.
+    """
 
     net: Net
     layers: tuple[Layer, ...]
-    region: Region
+    region: Region | None
     where: str
+
+    @property
+    def yolos(self) -> dict[int, Yolo]:
+        """The [yolo] heads by layer number; none of a network with a [region]."""
+        return {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, Yolo)}
+
+    @property
+    def classes(self) -> int:
+        """How many, alike in all heads."""
+        return self.region.classes if self.region else next(iter(self.yolos.values())).classes
+
+    @property
+    def letter_box(self) -> bool:
+        """Whether darknet feeds this network with images that keep their aspect ratio."""
+        return self.net.options.get("letter_box", "0") != "0"
 
     def at(self, line: int) -> str:
         """Returns "file:line", for errors."""
         return f"{self.where}:{line}"
 
 
-def _refuse(section: Section) -> None:
-    for key, allowed in _REFUSED.get(section.kind, {}).items():
-        value = section.options.get(key)
-        if value is not None and value != allowed:
-            raise InputError(
-                f"{key}={value[:40]} in [{section.kind}] is not supported",
-                where=section.at(key),
-                hint=f"only {key}={allowed}" if allowed else f"remove {key}",
-            )
+def _activation(section: Section, default: str) -> str:
+    activation = section.text("activation", default)
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"activation={activation[:40]} is not supported",
+            where=section.at("activation"),
+            hint=f"supported: {', '.join(ACTIVATIONS)}",
+        )
+    return activation
 
 
 def _convolutional(section: Section) -> Convolutional:
@@ -148,21 +209,15 @@ def _convolutional(section: Section) -> Convolutional:
     padding = section.integer("padding", 0, 0, 63)
     if section.integer("pad", 0, 0, 1):
         padding = size // 2
-    activation = section.text("activation", "logistic")
-    if activation not in ACTIVATIONS:
-        raise InputError(
-            f"activation={activation[:40]} is not supported",
-            where=section.at("activation"),
-            hint=f"supported: {', '.join(ACTIVATIONS)}",
-        )
+    normalize = section.integer("batch_normalize", 0, 0, 2) or section.integer("cbn", 0, 0, 1)
     return Convolutional(
         filters=section.integer("filters", 1, 1, 1 << 16),
         size=size,
         stride=section.integer("stride", 1, 1, 63),
         padding=padding,
         groups=section.integer("groups", 1, 1, 1 << 16),
-        batch_normalize=bool(section.integer("batch_normalize", 0, 0, 1)),
-        activation=activation,
+        batch_normalize=bool(normalize),  # 2 and cbn=1: another way to train the same layer
+        activation=_activation(section, "logistic"),
         line=section.line,
         options=section.options,
     )
@@ -175,28 +230,62 @@ def _maxpool(section: Section) -> MaxPool:
     return MaxPool(size, stride, padding, section.line, section.options)
 
 
-def _route(section: Section, index: int) -> Route:
+def _earlier(section: Section, key: str, index: int) -> tuple[int, ...]:
+    """The layer numbers under a key, which may be counted back from the layer itself."""
     layers = []
-    for raw in section.text("layers", "").rstrip(",").split(","):
+    for raw in section.text(key, "").rstrip(",").split(","):
         value = whole(raw)
         layer = index if value is None else index + value if value < 0 else value
         if not 0 <= layer < index:
             raise InputError(
-                f"layers={section.text('layers', '')[:40]} in [route] does not name earlier layers",
-                where=section.at("layers"),
+                f"{key}={section.text(key, '')[:40]} in [{section.kind}] does not name earlier layers",
+                where=section.at(key),
                 hint=f"this is layer {index}, the first is 0",
             )
         layers.append(layer)
-    return Route(tuple(layers), section.line, section.options)
+    return tuple(layers)
 
 
-def _region(section: Section) -> Region:
-    num = section.integer("num", 1, 1, 1000)
-    classes = section.integer("classes", 20, 1, 100_000)
-    if "softmax" not in section.options:
+def _route(section: Section, index: int) -> Route:
+    groups = section.integer("groups", 1, 1, 1 << 16)
+    group_id = section.integer("group_id", 0, 0, 1 << 16)
+    if group_id >= groups:
         raise InputError(
-            "[region] without softmax=1 is not supported", where=section.at(), hint="add softmax=1"
+            f"group_id={group_id} of groups={groups} in [route]",
+            where=section.at("group_id"),
+            hint=f"the last one is {groups - 1}",
         )
+    return Route(_earlier(section, "layers", index), section.line, section.options, groups, group_id)
+
+
+def _shortcut(section: Section, index: int) -> Shortcut:
+    if index == 0:
+        raise InputError("[shortcut] is the first layer", where=section.at())
+    activation = _activation(section, "linear")
+    return Shortcut(_earlier(section, "from", index), activation, section.line, section.options)
+
+
+def _upsample(section: Section) -> Upsample:
+    return Upsample(section.integer("stride", 2, 1, 63), section.line, section.options)
+
+
+def _layer(section: Section, index: int) -> Layer:
+    line, options = section.line, section.options
+    made: dict[str, Callable[[], Layer]] = {
+        "convolutional": lambda: _convolutional(section),
+        "maxpool": lambda: _maxpool(section),
+        "route": lambda: _route(section, index),
+        "shortcut": lambda: _shortcut(section, index),
+        "upsample": lambda: _upsample(section),
+        "reorg": lambda: Reorg(section.integer("stride", 1, 1, 63), line, options),
+        "avgpool": lambda: AvgPool(line, options),
+        "dropout": lambda: Dropout(line, options),
+        "yolo": lambda: _yolo(section),
+    }
+    return made[section.kind]()
+
+
+def _anchors(section: Section, num: int) -> tuple[tuple[float, float], ...]:
     values = [real(v, "anchors", section) for v in section.text("anchors", "").rstrip(",").split(",") if v]
     if len(values) != 2 * num:
         raise InputError(
@@ -204,8 +293,65 @@ def _region(section: Section) -> Region:
         )
     if min(values) <= 0:
         raise InputError(f"anchor {min(values)} is not positive", where=section.at("anchors"))
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def _mask(section: Section, num: int) -> tuple[int, ...]:
+    if "mask" not in section.options:
+        return tuple(range(num))
+    text = section.text("mask", "")
+    mask = [whole(raw) for raw in text.rstrip(",").split(",")]
+    if any(value is None or not 0 <= value < num for value in mask):
+        raise InputError(
+            f"mask={text[:40]} in [yolo] does not name anchors",
+            where=section.at("mask"),
+            hint=f"num={num}, so they are 0 to {num - 1}",
+        )
+    return tuple(value for value in mask if value is not None)
+
+
+#: darknet's greedynms takes the distance into account as its diounms does, and always with this exponent.
+_GREEDY_BETA = 0.6
+
+
+def _yolo(section: Section) -> Yolo:
+    num = section.integer("num", 1, 1, 1000)
+    kind = section.text("nms_kind", "default")
+    if kind not in ("default", "greedynms", "diounms"):
+        raise InputError(
+            f"nms_kind={kind[:40]} in [yolo] is not supported",
+            where=section.at("nms_kind"),
+            hint="supported: default, greedynms, diounms",
+        )
+    beta = section.real("beta_nms", 0.6)
+    if not 0 < beta < 100:
+        raise InputError(f"beta_nms={beta:g} is not within 0 and 100", where=section.at("beta_nms"))
+    scale = section.real("scale_x_y", 1.0)
+    if not 0 < scale < 100:
+        raise InputError(f"scale_x_y={scale:g} is not within 0 and 100", where=section.at("scale_x_y"))
+    return Yolo(
+        anchors=_anchors(section, num),
+        mask=_mask(section, num),
+        classes=section.integer("classes", 20, 1, 100_000),
+        scale_x_y=scale,
+        new_coords=bool(section.integer("new_coords", 0, 0, 1)),
+        nms_beta={"default": None, "greedynms": _GREEDY_BETA, "diounms": beta}[kind],
+        line=section.line,
+        options=section.options,
+    )
+
+
+_NO_SOFTMAX = "[region] without softmax=1, that is with independent classes, is not supported"
+_SOFTMAX_HINT = "use a network that was trained with softmax=1"
+
+
+def _region(section: Section) -> Region:
+    num = section.integer("num", 1, 1, 1000)
+    classes = section.integer("classes", 20, 1, 100_000)
+    if section.integer("softmax", 0, 0, 1) == 0:
+        raise InputError(_NO_SOFTMAX, where=section.at(), hint=_SOFTMAX_HINT)
     return Region(
-        anchors=tuple(zip(values[::2], values[1::2], strict=True)),
+        anchors=_anchors(section, num),
         classes=classes,
         object_scale=section.real("object_scale", 1.0),
         noobject_scale=section.real("noobject_scale", 1.0),
@@ -226,7 +372,7 @@ def parse_cfg(text: str, where: str = "<cfg>") -> Cfg:
         where: the file's name, for errors.
 
     Raises:
-        InputError: naming the line, for anything that is not a YOLO-v2 network this detector can compute.
+        InputError: naming the line, for anything that is no YOLO network this detector can compute.
     """
     sections = scan(text, where)
     if not sections or sections[0].kind != "net":
@@ -234,53 +380,72 @@ def parse_cfg(text: str, where: str = "<cfg>") -> Cfg:
     for section in sections[1:]:
         if section.kind == "net":
             raise InputError("a second [net]", where=section.at())
-    regions = [s for s in sections if s.kind == "region"]
-    if not regions:
-        raise InputError("no [region] section: not a YOLO-v2 network", where=where)
-    if regions[0] is not sections[-1]:
-        raise InputError("[region] is not the last section", where=regions[0].at())
+    heads = [s for s in sections if s.kind in ("region", "yolo")]
+    if not heads:
+        raise InputError("no [region] section and no [yolo]: not a YOLO network", where=where)
+    last = heads[-1]
+    if last is not sections[-1]:
+        raise InputError(f"[{last.kind}] is not the last section", where=last.at())
+    if last.kind == "region" and len(heads) > 1:
+        raise InputError("another head before [region]", where=heads[0].at())
     for section in sections:
-        _refuse(section)
+        check_keys(section)
     head = sections[0]
     for key in ("width", "height", "channels"):
         if key not in head.options:
             raise InputError(f"[net] has no {key}", where=head.at())
+    head.integer("letter_box", 0, 0, 1)
     width, height = (head.integer(key, 0, 1, 1 << 14) for key in ("width", "height"))
     net = Net(width, height, head.integer("channels", 0, 1, 1024), head.line, head.options)
     layers: list[Layer] = []
-    for section in sections[1:-1]:
-        if section.kind == "convolutional":
-            layers.append(_convolutional(section))
-        elif section.kind == "maxpool":
-            layers.append(_maxpool(section))
-        elif section.kind == "reorg":
-            layers.append(Reorg(section.integer("stride", 1, 1, 63), section.line, section.options))
-        else:
-            layers.append(_route(section, len(layers)))
-    cfg = Cfg(net, tuple(layers), _region(sections[-1]), where)
-    _check_head(cfg)
+    for section in sections[1:-1] if last.kind == "region" else sections[1:]:
+        if section.kind == "region":
+            raise InputError("[region] beside [yolo]", where=section.at())
+        layers.append(_layer(section, len(layers)))
+    cfg = Cfg(net, tuple(layers), _region(last) if last.kind == "region" else None, where)
+    if cfg.region:
+        _check_head(cfg, len(cfg.layers), cfg.region)
+    for index, yolo in cfg.yolos.items():
+        _check_head(cfg, index, yolo)
     output_shapes(cfg)
     return cfg
 
 
-def _check_head(cfg: Cfg) -> None:
-    last = cfg.layers[-1] if cfg.layers else None
+def _check_head(cfg: Cfg, index: int, head: Region | Yolo) -> None:
+    """Checks the convolution before a head, and that nothing else takes what reaches the head."""
+    kind = "region" if isinstance(head, Region) else "yolo"
+    last = cfg.layers[index - 1] if index else None
     if not isinstance(last, Convolutional):
-        raise InputError("[region] does not follow a [convolutional]", where=cfg.at(cfg.region.line))
-    anchors, classes = len(cfg.region.anchors), cfg.region.classes
-    if last.filters != anchors * (5 + classes):
+        raise InputError(f"[{kind}] does not follow a [convolutional]", where=cfg.at(head.line))
+    anchors, num = (len(head.anchors), "num") if isinstance(head, Region) else (len(head.mask), "anchors")
+    if last.filters != anchors * (5 + head.classes):
+        wanted = anchors * (5 + head.classes)
         raise InputError(
-            f"filters={last.filters} before a [region] of num={anchors} and classes={classes}",
+            f"filters={last.filters} before a [{kind}] of {num}={anchors} and classes={head.classes}",
             where=cfg.at(last.line),
-            hint=f"filters must be {anchors} * (5 + {classes}) = {anchors * (5 + classes)}",
+            hint=f"filters must be {anchors} * (5 + {head.classes}) = {wanted}",
         )
-    if last.batch_normalize or last.activation != "linear" or last.groups != 1:
+    if head.classes != cfg.classes:
         raise InputError(
-            "the [convolutional] before [region] must be linear, without batch_normalize or groups",
+            f"classes={head.classes} in [yolo], {cfg.classes} in the first", where=cfg.at(head.line)
+        )
+    squashed = isinstance(head, Yolo) and head.new_coords
+    activation = "logistic" if squashed else "linear"
+    if last.batch_normalize or last.activation != activation or last.groups != 1:
+        raise InputError(
+            f"the [convolutional] before [{kind}] must be {activation}, without batch_normalize or groups",
             where=cfg.at(last.line),
         )
-    if any(isinstance(layer, Route) and len(cfg.layers) - 1 in layer.layers for layer in cfg.layers):
-        raise InputError("the [convolutional] before [region] is routed elsewhere", where=cfg.at(last.line))
+    taken = [i for layer in cfg.layers if isinstance(layer, Route | Shortcut) for i in layer.layers]
+    if index - 1 in taken or index in taken:
+        what = "convolutional] before [" if index - 1 in taken else ""
+        raise InputError(f"the [{what}{kind}] is routed elsewhere", where=cfg.at(last.line))
+    if index + 1 < len(cfg.layers) and not isinstance(cfg.layers[index + 1], Route):
+        raise InputError("only a [route] can follow a [yolo]", where=cfg.at(cfg.layers[index + 1].line))
+
+
+def _sizes(shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{c} channels of {w}x{h}" for c, h, w in shapes)
 
 
 def output_shapes(cfg: Cfg, width: int | None = None, height: int | None = None) -> tuple[Shape, ...]:
@@ -315,18 +480,42 @@ def output_shapes(cfg: Cfg, width: int | None = None, height: int | None = None)
                     hint=f"channels must be a multiple of {s * s}, width and height of {s}",
                 )
             shape = (c * s**2, h // s, w // s)
-        else:
+        elif isinstance(layer, Upsample):
+            shape = (c, h * layer.stride, w * layer.stride)
+        elif isinstance(layer, AvgPool):
+            shape = (c, 1, 1)
+        elif isinstance(layer, Shortcut):
+            for other in (shapes[i] for i in layer.layers):
+                if other != shape:
+                    raise InputError(
+                        f"[shortcut] adds maps of different shapes: {_sizes([shape, other])}",
+                        where=cfg.at(layer.line),
+                        hint="darknet would add a part of them; that is not supported",
+                    )
+        elif isinstance(layer, Route):
             parts = [shapes[i] for i in layer.layers]
             if len({p[1:] for p in parts}) != 1:
                 sizes = ", ".join(f"{p[2]}x{p[1]}" for p in parts)
                 raise InputError(f"[route] joins maps of different sizes: {sizes}", where=cfg.at(layer.line))
-            shape = (sum(p[0] for p in parts), *parts[0][1:])
+            for part in parts:
+                if part[0] % layer.groups:
+                    raise InputError(
+                        f"groups={layer.groups} does not divide the {part[0]} channels of a [route]",
+                        where=cfg.at(layer.line),
+                    )
+            shape = (sum(p[0] // layer.groups for p in parts), *parts[0][1:])
         if min(shape) < 1:
             raise InputError(f"nothing is left of a {w}x{h} feature map", where=cfg.at(layer.line))
         if parameters > MAX_PARAMETERS or math.prod(shape) > MAX_ACTIVATION:
             raise InputError("the network grows beyond any that fits in memory", where=cfg.at(layer.line))
         shapes.append(shape)
     return tuple(shapes)
+
+
+def coarsest_stride(cfg: Cfg) -> int:
+    """Returns how many pixels of the input a cell takes across, in the head with the largest cells."""
+    shapes = output_shapes(cfg)
+    return max(cfg.net.width // shapes[index][2] for index in cfg.yolos or [len(shapes) - 1])
 
 
 def read_cfg(path: str | Path) -> Cfg:
@@ -354,7 +543,7 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def builtin_cfg(name: str) -> Cfg:
-    """Parses a .cfg of the detector's own: yolov2-voc, yolov2-tiny-voc (darknet's), our yolov2-nano.
+    """Parses a .cfg of the detector's own: see `builtin_names`.
 
     Raises:
         UsageError: if there is none of that name.

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 
 from paredown.targets.errors import InputError
 
-SUPPORTED = ("net", "convolutional", "maxpool", "route", "reorg", "region")
-_SPELLINGS = {"network": "net", "conv": "convolutional", "max": "maxpool"}
+SUPPORTED = (
+    "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "avgpool", "dropout",
+    "region", "yolo",
+)  # fmt: skip
+#: Sections that darknet has, and whose results are not computed here.
+_REFUSED = (
+    "Gaussian_yolo activation batchnorm connected contrastive conv_lstm cost crnn crop detection "
+    "deconvolutional empty gru history implicit iseg local local_avgpool logistic lrn lstm l2norm "
+    "normalization reorg3d reorg_old rnn sam scale_channels silence softmax"
+)
+_SPELLINGS = {
+    "network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool", "conn": "connected",
+    "soft": "softmax", "local_avg": "local_avgpool", "deconv": "deconvolutional",
+}  # fmt: skip
 Options = Mapping[str, str]
 
 
@@ -83,9 +95,12 @@ def scan(text: str, where: str) -> list[Section]:
             kind = _SPELLINGS.get(name, name)
             if kind not in SUPPORTED:
                 known = ", ".join(f"[{k}]" for k in SUPPORTED)
-                raise InputError(
-                    f"unknown section {line[:40]}", where=f"{where}:{number}", hint=f"known: {known}"
+                what = (
+                    f"[{kind}] is not supported"
+                    if kind in _REFUSED.split()
+                    else f"unknown section {line[:40]}"
                 )
+                raise InputError(what, where=f"{where}:{number}", hint=f"known: {known}")
             found.append((kind, number, {}, {}))
             continue
         key, equals, value = line.partition("=")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from paredown.apps.detector.darknet.darknet import (
+    AvgPool,
     Cfg,
     Convolutional,
     Layer,
@@ -13,6 +14,10 @@ from paredown.apps.detector.darknet.darknet import (
     Net,
     Region,
     Reorg,
+    Route,
+    Shortcut,
+    Upsample,
+    Yolo,
     parse_cfg,
 )
 
@@ -20,50 +25,83 @@ from paredown.apps.detector.darknet.darknet import (
 def format_cfg(cfg: Cfg) -> str:
     """Returns .cfg text that parses to the same network, every kept option included (comments are gone)."""
     blocks = [_block("net", cfg.net, width=cfg.net.width, height=cfg.net.height, channels=cfg.net.channels)]
-    for layer in cfg.layers:
-        if isinstance(layer, Convolutional):
-            blocks.append(
-                _block(
-                    "convolutional",
-                    layer,
-                    pad=0,
-                    padding=layer.padding,
-                    filters=layer.filters,
-                    size=layer.size,
-                    stride=layer.stride,
-                    groups=layer.groups,
-                    batch_normalize=int(layer.batch_normalize),
-                    activation=layer.activation,
-                )
-            )
-        elif isinstance(layer, MaxPool):
-            blocks.append(
-                _block("maxpool", layer, size=layer.size, stride=layer.stride, padding=layer.padding)
-            )
-        elif isinstance(layer, Reorg):
-            blocks.append(_block("reorg", layer, stride=layer.stride))
-        else:
-            blocks.append(_block("route", layer, layers=",".join(map(str, layer.layers))))
-    r = cfg.region
-    anchors = ",".join(f"{w!r},{h!r}" for w, h in r.anchors)
-    blocks.append(
-        _block(
-            "region",
-            r,
-            anchors=anchors,
-            num=len(r.anchors),
-            classes=r.classes,
-            coords=4,
-            softmax=1,
-            object_scale=r.object_scale,
-            noobject_scale=r.noobject_scale,
-            class_scale=r.class_scale,
-            coord_scale=r.coord_scale,
-            thresh=r.thresh,
-            rescore=int(r.rescore),
-        )
-    )
+    blocks += [_layer(layer) for layer in cfg.layers]
+    if cfg.region:
+        blocks.append(_region(cfg.region))
     return "\n\n".join(blocks) + "\n"
+
+
+def _layer(layer: Layer) -> str:
+    if isinstance(layer, Convolutional):
+        return _block(
+            "convolutional",
+            layer,
+            pad=0,
+            padding=layer.padding,
+            filters=layer.filters,
+            size=layer.size,
+            stride=layer.stride,
+            groups=layer.groups,
+            batch_normalize=int(layer.batch_normalize),
+            activation=layer.activation,
+        )
+    if isinstance(layer, MaxPool):
+        return _block("maxpool", layer, size=layer.size, stride=layer.stride, padding=layer.padding)
+    if isinstance(layer, Reorg):
+        return _block("reorg", layer, stride=layer.stride)
+    if isinstance(layer, Upsample):
+        return _block("upsample", layer, stride=layer.stride)
+    if isinstance(layer, Shortcut):
+        return _block("shortcut", layer, **{"from": _listed(layer.layers), "activation": layer.activation})
+    if isinstance(layer, Route):
+        parts = {} if layer.groups == 1 else {"groups": layer.groups, "group_id": layer.group_id}
+        return _block("route", layer, layers=_listed(layer.layers), **parts)
+    if isinstance(layer, Yolo):
+        return _yolo(layer)
+    return _block("avgpool" if isinstance(layer, AvgPool) else "dropout", layer)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _pairs(anchors: Iterable[tuple[float, float]]) -> str:
+    return ",".join(f"{w!r},{h!r}" for w, h in anchors)
+
+
+def _yolo(layer: Yolo) -> str:
+    kind = {} if layer.nms_beta is None else {"nms_kind": "diounms", "beta_nms": repr(layer.nms_beta)}
+    if layer.options.get("nms_kind") == "greedynms":
+        kind = {}  # the option itself is kept
+    return _block(
+        "yolo",
+        layer,
+        mask=_listed(layer.mask),
+        anchors=_pairs(layer.anchors),
+        num=len(layer.anchors),
+        classes=layer.classes,
+        scale_x_y=repr(layer.scale_x_y),
+        new_coords=int(layer.new_coords),
+        **kind,
+    )
+
+
+def _region(r: Region) -> str:
+    return _block(
+        "region",
+        r,
+        anchors=_pairs(r.anchors),
+        num=len(r.anchors),
+        classes=r.classes,
+        coords=4,
+        softmax=1,
+        object_scale=r.object_scale,
+        noobject_scale=r.noobject_scale,
+        class_scale=r.class_scale,
+        coord_scale=r.coord_scale,
+        thresh=r.thresh,
+        rescore=int(r.rescore),
+    )
 
 
 def _block(kind: str, layer: Net | Layer | Region, **values: object) -> str:

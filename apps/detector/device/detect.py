@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paredown.apps.detector.device.boxes.decode import Detections, detect
+from paredown.apps.detector.device.boxes.decode import Detections, decoder_of, detect
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError, ParedownError, UsageError
@@ -29,13 +29,15 @@ class Detector:
         threads: of the runtime.
 
     Raises:
-        InputError: the folder is no unpacked bundle with a LiteRT model, or a file of it is damaged.
+        InputError: the folder is no unpacked bundle with a LiteRT model, a file of it is damaged,
+            or of a later version.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.app = json.loads(self._bundle.files["app.json"])
         self.names: list[str] = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self._decoder = decoder_of(self.app)
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:
@@ -53,7 +55,7 @@ class Detector:
 
     def decode(self, outputs: list[np.ndarray], size: tuple[int, int], threshold: float) -> Detections:
         """The third step: boxes normalised to an image of this height and width."""
-        found = detect(outputs, self.app["anchors"], threshold, self.app["nms_iou"])
+        found = detect(outputs, self._decoder, threshold, self.app["nms_iou"])
         boxes = self.preprocess.geometry(*size).to_image(found.boxes)
         return Detections(boxes, found.scores, found.classes)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from paredown.apps.detector.network import YoloV2
+from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import train
@@ -108,10 +108,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return made
 
 
-def _load(arguments: argparse.Namespace) -> tuple[YoloV2, Dataset, Dataset | None]:
+def _load(arguments: argparse.Namespace) -> tuple[Yolo, Dataset, Dataset | None]:
     torch.manual_seed(arguments.seed)
     is_file = arguments.network.endswith(".cfg")
-    network = YoloV2.from_cfg(arguments.network) if is_file else YoloV2.builtin(arguments.network)
+    network = Yolo.from_cfg(arguments.network) if is_file else Yolo.builtin(arguments.network)
     if arguments.weights:
         load_checkpoint(arguments.weights, network)
     if arguments.data == "digits":

@@ -1,4 +1,4 @@
-"""Distillation for YOLO-v2 heads: a distance between the raw logits of two networks.
+"""Distillation for YOLO heads: a distance between the raw logits of two networks.
 
 Along the lines of Mehta & Ozturk, "Object Detection at 200 Frames per Second" (arXiv 1805.06361): most boxes
 of a region head are background, about which a teacher's coordinates and classes say nothing, so those terms
@@ -9,6 +9,7 @@ both losses can be added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class DistilWeights:
     classes: float = 1.0
     """Of a box's classes, times the teacher's objectness."""
     temperature: float = 1.0
-    """Of the classes' softmax; the term is scaled by its square (Hinton et al., arXiv 1503.02531)."""
+    """Of the softmax of a [region]'s classes; the term is scaled by its square (Hinton, arXiv 1503.02531)."""
 
 
 def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeights | None = None) -> Tensor:
@@ -59,8 +60,7 @@ def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeigh
     grid = (images, boxes, -1, height, width)
     certain = obj_t.sigmoid()
 
-    # softplus(s) - p s is the cross-entropy of logits, less the teacher's own entropy.
-    objectness = (F.softplus(obj) - F.softplus(obj_t) - certain * (obj - obj_t)).sum()
+    objectness = _divergence(obj, obj_t).sum()
     miss = (xy.sigmoid() - xy_t.sigmoid()).square() + (wh - wh_t).square()
     coordinates = (miss.view(grid).sum(2) * certain).sum() / 2
     warm = weights.temperature
@@ -69,3 +69,49 @@ def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeigh
     classes = ((theirs.exp() * (theirs - mine)).sum(2) * certain).sum() * warm**2
     total = weights.objectness * objectness + weights.coordinates * coordinates + weights.classes * classes
     return total / images
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of Bernoulli distributions, given by their logits."""
+    # softplus(s) - p s is the cross-entropy of logits, less the teacher's own entropy.
+    return F.softplus(student) - F.softplus(teacher) - teacher.sigmoid() * (student - teacher)
+
+
+def yolo_distillation(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    new_coords: Sequence[bool],
+    weights: DistilWeights | None = None,
+) -> Tensor:
+    """Computes `region_distillation` for [yolo] heads, the sum over them.
+
+    Their classes are independent, so each has a divergence like the objectness. With new_coords sides are
+    squares of sigmoids, so these are compared.
+
+    Args:
+        student: raw logits xy, wh, obj, cls of one head after the other.
+        teacher: of the same shapes; no gradient reaches it.
+        new_coords: of each head.
+        weights: of the terms; the defaults where None. There is no temperature.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    weights = weights or DistilWeights()
+    shapes = [[tuple(part.shape) for part in outputs] for outputs in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"the student's outputs are {shapes[0]}, the teacher's {shapes[1]}", where="distil")
+    total = student[0].new_zeros(())
+    for head, squared in enumerate(new_coords):
+        xy, wh, obj, cls = student[4 * head : 4 * head + 4]
+        xy_t, wh_t, obj_t, cls_t = (part.detach() for part in teacher[4 * head : 4 * head + 4])
+        images, boxes, height, width = obj.shape
+        grid = (images, boxes, -1, height, width)
+        certain = obj_t.sigmoid()
+        sides = (2 * (wh.sigmoid() - wh_t.sigmoid())) if squared else wh - wh_t
+        miss = (xy.sigmoid() - xy_t.sigmoid()).square() + sides.square()
+        coordinates = (miss.view(grid).sum(2) * certain).sum() / 2
+        classes = (_divergence(cls, cls_t).view(grid).sum(2) * certain).sum()
+        total = total + weights.objectness * _divergence(obj, obj_t).sum()
+        total = total + weights.coordinates * coordinates + weights.classes * classes
+    return total / student[0].shape[0]

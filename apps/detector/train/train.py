@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from paredown.apps.detector.network import YoloV2
+from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.loss import region_terms
@@ -41,7 +41,7 @@ from paredown.pipeline.compress.training.loop import (
     update_average,
 )
 from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
-from paredown.targets.errors import InputError
+from paredown.targets.errors import InputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainResult:
         seen: images trained on.
     """
 
-    network: YoloV2
+    network: Yolo
     history: tuple[Mapping[str, float], ...]
     seen: int
 
@@ -64,7 +64,7 @@ class _Run:
 
     def __init__(
         self,
-        network: YoloV2,
+        network: Yolo,
         dataset: Dataset,
         config: TrainConfig,
         preprocess: Preprocess,
@@ -146,7 +146,7 @@ class _Run:
 
 
 def train(
-    network: YoloV2,
+    network: Yolo,
     dataset: Dataset,
     config: TrainConfig | None = None,
     *,
@@ -169,10 +169,16 @@ def train(
         tick: takes (steps done, steps in all) after every step.
 
     Raises:
-        UsageError: a configuration that cannot work, or a loss that is no longer a number (the last good
-            checkpoint stays).
+        UsageError: a network with [yolo] heads, a configuration that cannot work, or a loss that is no longer
+            a number (the last good checkpoint stays).
         InputError: an unlabelled image, or a checkpoint of another run.
     """
+    if network.cfg.region is None:
+        raise UsageError(
+            "training a network with [yolo] heads is not supported",
+            where=network.cfg.where,
+            hint="train it with darknet, and give its .weights",
+        )
     config = config or TrainConfig()
     preprocess = preprocess or Preprocess(width=network.width, height=network.height)
     if len(dataset.names) != network.classes:
@@ -204,7 +210,7 @@ def train(
 
 
 def evaluate(
-    network: YoloV2, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
+    network: Yolo, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
 ) -> dict[str, float]:
     """Scores a network on labelled images, as `apps.detector.scoring.score` does it for every runtime.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paredown.apps.detector.device.boxes.decode import decoder_of
 from paredown.pipeline.bundle.archive import Bundle, Model
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.host.cache import cache_folder, key_of, made_once
@@ -100,10 +101,11 @@ def _page(bundle: Bundle) -> dict[str, bytes]:
             hint="make it with --set lower.runtimes='[\"litert\"]'",
         )  # fmt: skip
     app = bundle.json("app.json")
+    decoder_of(app)  # of a version that the page knows too
     facts = {
         "name": manifest.name, "file": PROGRAM,
         "labels": bundle.read("labels.txt").decode().rstrip("\n").split("\n"),
-        **{key: app[key] for key in ("anchors", "nms_iou", "show_threshold")},
+        **{key: app[key] for key in ("yolo" if "yolo" in app else "anchors", "nms_iou", "show_threshold")},
         "preprocess": dict(manifest.preprocess), "input": _input(entry),
     }  # fmt: skip
     return {MODEL: (json.dumps(facts, indent=1) + "\n").encode(), PROGRAM: _program(bundle, entry)}

@@ -97,7 +97,7 @@ def test_networks_by_name_and_unknown_ones(recipe):
         ("make = 3", "nets_b:make", "TypeError"),
         ("def make(): raise RuntimeError('mine')", "nets_c:make", "RuntimeError: mine"),
         ("raise RuntimeError('on import')", "nets_d:make", "RuntimeError: on import"),
-        ("def make(): return 5", "nets_e:make", "made a int, not a YoloV2"),
+        ("def make(): return 5", "nets_e:make", "made a int, not a Yolo"),
         ("", ":make", "cannot make :make"),
         ("", "nets_f:", "cannot make nets_f:"),
     ],

@@ -259,8 +259,8 @@ def test_grouped_relu_and_linear_layers():
 
 
 def test_an_unknown_network_is_a_usage_error():
-    with pytest.raises(UsageError, match="no built-in network 'yolov3'"):
-        YoloV2.builtin("yolov3")
+    with pytest.raises(UsageError, match="no built-in network 'yolov9'"):
+        YoloV2.builtin("yolov9")
 
 
 def test_from_cfg_takes_a_parsed_cfg_and_a_file(tmp_path):

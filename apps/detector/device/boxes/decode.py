@@ -1,4 +1,4 @@
-"""From the region head's logits to boxes, in numpy only: this file is copied into the bundle, to the board.
+"""From the heads' logits to boxes, in numpy only: this file is copied into the bundle, to the board.
 
 Decoding and suppression are darknet's: score = objectness * class probability, a box may
 be reported once per class, and suppression happens within a class.
@@ -6,13 +6,84 @@ be reported once per class, and suppression happens within a class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from paredown.targets.errors import InputError
+
 Array = np.ndarray
+#: Of a [region]: width and height in cells.
 Anchors = Sequence[tuple[float, float]]
+
+MOST_AT_ONCE = 8000  # boxes whose pairs are compared at once: they take 64 million floats, several times
+VERSION = 1  # of how a bundle describes [yolo] heads
+
+
+@dataclass(frozen=True)
+class YoloHead:
+    """One [yolo] of a network.
+
+    Attributes:
+        anchors: width and height of each box, in pixels of the network's input.
+        scale_x_y: how far a centre can leave its cell: s * sigmoid - (s - 1) / 2.
+        new_coords: sides are the anchor's times (2 * sigmoid)^2, not times exp.
+    """
+
+    anchors: tuple[tuple[float, float], ...]
+    scale_x_y: float = 1.0
+    new_coords: bool = False
+
+
+@dataclass(frozen=True)
+class YoloHeads:
+    """All [yolo] of a network; the outputs are xy, wh, obj, cls of one after the other.
+
+    Attributes:
+        heads: in the outputs' order.
+        input: width and height of the network's input, pixels.
+        nms_beta: a box is suppressed by IoU - (distance / diagonal of both)^(2 * nms_beta); None: by IoU.
+    """
+
+    heads: tuple[YoloHead, ...]
+    input: tuple[int, int]
+    nms_beta: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a bundle's app.json."""
+        return {"version": VERSION, **asdict(self)}
+
+
+Decoder = Anchors | YoloHeads
+
+
+def decoder_of(app: Mapping[str, Any]) -> Decoder:
+    """How the outputs of a bundle's network are decoded.
+
+    Args:
+        app: the bundle's app.json, with "anchors" (of a [region]) or "yolo".
+
+    Raises:
+        InputError: a later version of paredown wrote it.
+    """
+    if "yolo" not in app:
+        anchors: Anchors = app["anchors"]
+        return anchors
+    facts = app["yolo"]
+    if facts["version"] != VERSION:
+        raise InputError(
+            f"describes [yolo] heads in version {facts['version']}, known is {VERSION}", where="app.json",
+            hint="update paredown",
+        )  # fmt: skip
+    heads = tuple(
+        YoloHead(tuple((w, h) for w, h in head["anchors"]), head["scale_x_y"], head["new_coords"])
+        for head in facts["heads"]
+    )
+    width, height = facts["input"]
+    return YoloHeads(heads, (width, height), facts["nms_beta"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +113,22 @@ def _sigmoid(x: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * x))  # never overflows
 
 
-def _candidates(outputs: Sequence[Array], anchors: Anchors, threshold: float) -> tuple[Array, Array]:
-    """Returns boxes (N, 4) and scores (N, classes) of the cells' anchors that can reach the threshold."""
+@dataclass(frozen=True, eq=False)
+class _Boxes:
+    """The logits of a head's boxes that can reach a threshold, box by box."""
+
+    anchor: Array
+    cell: Array  # (N, 2) column, row
+    grid: Array  # columns, rows
+    xy: Array
+    wh: Array
+    objectness: Array
+    cls: Array
+
+
+def _likely(outputs: Sequence[Array], count: int, threshold: float) -> _Boxes:
+    """Returns the boxes of a head of `count` anchors whose objectness is over the threshold."""
     xy, wh, obj, cls = (np.asarray(output, dtype=np.float32) for output in outputs)
-    count = len(anchors)
     rows, columns = obj.shape[-2:]
     cells = (rows, columns)
     fits = (xy.shape, wh.shape, obj.shape) == ((2 * count, *cells), (2 * count, *cells), (count, *cells))
@@ -58,24 +141,63 @@ def _candidates(outputs: Sequence[Array], anchors: Anchors, threshold: float) ->
     xy = xy.reshape(count, 2, rows, columns)[anchor, :, row, column]
     wh = wh.reshape(count, 2, rows, columns)[anchor, :, row, column]
     cls = cls.reshape(count, -1, rows, columns)[anchor, :, row, column]
-
     grid = np.array([columns, rows], dtype=np.float32)
-    centre = (np.stack([column, row], axis=1).astype(np.float32) + _sigmoid(xy)) / grid
-    # exp(40) is wider than any image, and its square still fits float32: no infinite area, no NaN in IoU.
-    half = np.asarray(anchors, dtype=np.float32)[anchor] * np.exp(np.minimum(wh, 40.0)) / grid / 2
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
+    cell = np.stack([column, row], axis=1).astype(np.float32)
+    return _Boxes(anchor, cell, grid, xy, wh, objectness, cls)
 
-    exponent = np.exp(cls - cls.max(axis=1, keepdims=True))
-    scores = exponent * (objectness / exponent.sum(axis=1))[:, None]
+
+def _region(outputs: Sequence[Array], anchors: Anchors, threshold: float) -> tuple[Array, Array]:
+    """Returns boxes (N, 4) and scores (N, classes) of a [region]."""
+    found = _likely(outputs, len(anchors), threshold)
+    centre = (found.cell + _sigmoid(found.xy)) / found.grid
+    # exp(40) is wider than any image, and its square still fits float32: no infinite area, no NaN in IoU.
+    half = (
+        np.asarray(anchors, dtype=np.float32)[found.anchor]
+        * np.exp(np.minimum(found.wh, 40.0))
+        / found.grid
+        / 2
+    )
+    exponent = np.exp(found.cls - found.cls.max(axis=1, keepdims=True))
+    scores = exponent * (found.objectness / exponent.sum(axis=1))[:, None]
+    return np.concatenate([centre - half, centre + half], axis=1), scores
+
+
+def _yolo(
+    outputs: Sequence[Array], head: YoloHead, size: tuple[int, int], threshold: float
+) -> tuple[Array, Array]:
+    """Returns boxes (N, 4) and scores (N, classes) of a [yolo]."""
+    found = _likely(outputs, len(head.anchors), threshold)
+    scale = np.float32(head.scale_x_y)
+    centre = (found.cell + (scale * _sigmoid(found.xy) - (scale - 1) / 2)) / found.grid
+    grown = (2 * _sigmoid(found.wh)) ** 2 if head.new_coords else np.exp(np.minimum(found.wh, 40.0))
+    sides = np.asarray(head.anchors, dtype=np.float32)[found.anchor] * grown
+    half = sides / np.asarray(size, dtype=np.float32) / 2
+    scores = _sigmoid(found.cls) * found.objectness[:, None]
+    return np.concatenate([centre - half, centre + half], axis=1), scores
+
+
+def _candidates(outputs: Sequence[Array], decoder: Decoder, threshold: float) -> tuple[Array, Array]:
+    """Returns boxes (N, 4) and scores (N, classes) of the cells' anchors that can reach the threshold."""
+    if not isinstance(decoder, YoloHeads):
+        boxes, scores = _region(outputs, decoder, threshold)
+    else:
+        if len(outputs) != 4 * len(decoder.heads):
+            raise ValueError(f"{len(outputs)} outputs do not fit {len(decoder.heads)} heads, each of 4")
+        parts = [
+            _yolo(outputs[4 * i : 4 * i + 4], head, decoder.input, threshold)
+            for i, head in enumerate(decoder.heads)
+        ]
+        boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
     return boxes.astype(np.float32), scores.astype(np.float32)
 
 
-def decode(outputs: Sequence[Array], anchors: Anchors, threshold: float) -> tuple[Array, Array, Array]:
-    """Decodes the four outputs of ONE image, without suppression.
+def decode(outputs: Sequence[Array], decoder: Decoder, threshold: float) -> tuple[Array, Array, Array]:
+    """Decodes the outputs of ONE image, without suppression.
 
     Args:
-        outputs: logits xy (2A, h, w), wh (2A, h, w), obj (A, h, w), cls (A * classes, h, w), anchor-major.
-        anchors: A pairs (width, height) in cells.
+        outputs: logits xy (2A, h, w), wh (2A, h, w), obj (A, h, w), cls (A * classes, h, w), anchor-major; of
+            one head after the other.
+        decoder: the A pairs (width, height) in cells of a [region], or the heads of a network with [yolo].
         threshold: a (box, class) pair is kept if its score is over it; NaN never is.
 
     Returns:
@@ -85,7 +207,7 @@ def decode(outputs: Sequence[Array], anchors: Anchors, threshold: float) -> tupl
     Raises:
         ValueError: if the shapes do not fit the anchors.
     """
-    boxes, scores = _candidates(outputs, anchors, threshold)
+    boxes, scores = _candidates(outputs, decoder, threshold)
     box, category = np.nonzero(scores > threshold)
     return boxes[box], scores[box, category], category
 
@@ -101,14 +223,37 @@ def iou_matrix(a: Array, b: Array) -> Array:
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
+def distance_iou(a: Array, b: Array, beta: float) -> Array:
+    """Returns `iou_matrix` less the distance of the centres (over the diagonal of both, squared) ^ beta."""
+    spread = np.maximum(a[:, None, 2:], b[None, :, 2:]) - np.minimum(a[:, None, :2], b[None, :, :2])
+    apart = (a[:, None, :2] + a[:, None, 2:] - b[None, :, :2] - b[None, :, 2:]) / 2
+    diagonal, distance = (spread * spread).sum(-1), (apart * apart).sum(-1)
+    share = np.divide(distance, diagonal, out=np.zeros_like(distance), where=diagonal > 0)
+    return iou_matrix(a, b) - share**beta
+
+
+def _overlaps(a: Array, b: Array, decoder: Decoder) -> Array:
+    if isinstance(decoder, YoloHeads) and decoder.nms_beta is not None:
+        return distance_iou(a, b, decoder.nms_beta)
+    return iou_matrix(a, b)
+
+
+def _row(boxes: Array, decoder: Decoder, iou: float, i: int) -> Array:
+    return _overlaps(boxes[i : i + 1], boxes, decoder)[0] > iou
+
+
 def _greedy(overlaps: Array) -> list[int]:
     """Returns what survives of candidates in order of score; overlaps (N, N) says who suppresses whom."""
-    alive = np.ones(len(overlaps), dtype=bool)
+    return _survivors(len(overlaps), lambda i: overlaps[i])
+
+
+def _survivors(count: int, suppressed: Callable[[int], Array]) -> list[int]:
+    alive = np.ones(count, dtype=bool)
     keep = []
-    for i in range(len(overlaps)):
+    for i in range(count):
         if alive[i]:
             keep.append(i)
-            alive &= ~overlaps[i]
+            alive &= ~suppressed(i)
     return keep
 
 
@@ -135,7 +280,7 @@ def nms(boxes: Array, scores: Array, classes: Array, iou: float = 0.45) -> Array
 
 
 def detect(
-    outputs: Sequence[Array], anchors: Anchors, threshold: float = 0.005, iou: float = 0.45
+    outputs: Sequence[Array], decoder: Decoder, threshold: float = 0.005, iou: float = 0.45
 ) -> Detections:
     """Decodes and suppresses one image: `nms(*decode(...))`, but every pair of boxes is compared only once.
 
@@ -143,21 +288,28 @@ def detect(
 
     Args:
         outputs: as for `decode`.
-        anchors: A pairs (width, height) in cells.
+        decoder: as for `decode`.
         threshold: .005 to score mAP, .5 to show.
-        iou: see `nms`.
+        iou: see `nms`; of heads with `nms_beta` the limit of `distance_iou`.
 
     Raises:
         ValueError: if the shapes do not fit the anchors.
     """
-    boxes, scores = _candidates(outputs, anchors, threshold)
-    overlaps = iou_matrix(boxes, boxes) > iou
+    boxes, scores = _candidates(outputs, decoder, threshold)
     over = scores > threshold
+    if isinstance(decoder, YoloHeads):  # many heads make many boxes, and most of them reach no class
+        boxes, scores, over = (part[over.any(axis=1)] for part in (boxes, scores, over))
+    overlaps = _overlaps(boxes, boxes, decoder) > iou if len(boxes) <= MOST_AT_ONCE else None
     survivors = []
     for category in np.flatnonzero(over.any(axis=0)):
         members = np.flatnonzero(over[:, category])
         members = members[np.argsort(-scores[members, category], kind="stable")]
-        kept = members[_greedy(overlaps[np.ix_(members, members)])]
+        if overlaps is not None:
+            kept = members[_greedy(overlaps[np.ix_(members, members)])]
+        else:
+            some = boxes[members]
+            rows = functools.partial(_row, some, decoder, iou)
+            kept = members[_survivors(len(members), rows)]
         survivors.append(np.stack([kept, np.full_like(kept, category)]))
     box, category = np.concatenate(survivors, axis=1) if survivors else np.zeros((2, 0), dtype=np.int64)
     order = np.lexsort((category, box, -scores[box, category]))

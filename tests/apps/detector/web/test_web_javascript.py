@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from web_node import Node, picture
 
-from paredown.apps.detector.device.boxes.decode import detect
+from paredown.apps.detector.device.boxes.decode import YoloHead, YoloHeads, detect
 from paredown.calibration.preprocess import Preprocess
 
 ANCHORS = [[1.0, 1.5], [3.0, 2.0]]
@@ -146,3 +146,34 @@ def test_nan_is_nothing_and_wrong_shapes_are_named(node: Node) -> None:
     assert node("decode.js", "detect", as_nhwc(outputs), ANCHORS, 0.5, 0.45) == []
     with pytest.raises(ValueError, match=r"\(2, 2, 2\).* do not fit 1 anchors"):
         node("decode.js", "detect", as_nhwc(outputs), ANCHORS[:1], 0.5, 0.45)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 5), spread=st.sampled_from([0.5, 2.0]),
+    threshold=st.sampled_from([0.05, 0.1, 0.5]), beta=st.sampled_from([None, 0.6, 1.5]),
+)  # fmt: skip
+def test_boxes_of_several_heads_are_pythons(
+    node: Node, seed: int, classes: int, spread: float, threshold: float, beta: float | None
+) -> None:
+    heads = (
+        YoloHead(((30.0, 20.0), (50.0, 90.0)), 1.05),
+        YoloHead(((8.0, 12.0),), 2.0, new_coords=True),
+    )
+    decoder = YoloHeads(heads, (96, 64), beta)
+    generator = np.random.default_rng(seed)
+    shapes = [
+        (n, *grid)
+        for head, grid in zip(heads, ((2, 3), (4, 6)), strict=True)
+        for a in [len(head.anchors)]
+        for n in (2 * a, 2 * a, a, a * classes)
+    ]
+    outputs = [(spread * generator.standard_normal(shape)).astype(np.float32) for shape in shapes]
+    expected = detect(outputs, decoder, threshold, 0.45)
+    found = node("decode.js", "detect", as_nhwc(outputs), decoder.to_dict(), threshold, 0.45)
+    assert [each["category"] for each in found] == expected.classes.tolist()
+    np.testing.assert_allclose([each["score"] for each in found], expected.scores, rtol=1e-5)
+    boxes = np.array([each["box"] for each in found]).reshape(-1, 4)
+    np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="4 outputs do not fit 2 heads, each of 4"):
+        node("decode.js", "detect", as_nhwc(outputs[:4]), decoder.to_dict(), threshold, 0.45)
