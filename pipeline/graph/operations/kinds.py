@@ -23,6 +23,7 @@ from paredown.pipeline.graph.operations.moving.reshape import Reshape
 from paredown.pipeline.graph.operations.moving.resize import Resize
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
+from paredown.pipeline.graph.operations.normal.normalize import Normalize
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.interpolate import Interpolate
@@ -54,6 +55,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "affine": Affine(),
     "softmax": Softmax(),
     "log_softmax": LogSoftmax(),
+    "normalize": Normalize(),
     "max_pool2d": MaxPool2d(),
     "add": Add(),
     "sub": Sub(),
