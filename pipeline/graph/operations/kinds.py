@@ -14,9 +14,10 @@ from paredown.pipeline.graph.operations.activation.softmax import LogSoftmax, So
 from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmoid, Tanh
 from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
+from paredown.pipeline.graph.operations.joining.constant import Constant
 from paredown.pipeline.graph.operations.joining.mul import Mul
 from paredown.pipeline.graph.operations.moving.channel_pad import ChannelPad
-from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
+from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity, Same
 from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
@@ -61,6 +62,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "sub": Sub(),
     "mul": Mul(),
     "concat": Concat(),
+    "constant": Constant(),
     "mean": Mean(),
     "avg_pool2d": AvgPool2d(),
     "pad": Pad(),
@@ -74,7 +76,7 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
+    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
     Silu(), Hardswish(), Split(), GetItem(),
 )  # fmt: skip
 OPAQUE = Unknown()

@@ -3,7 +3,7 @@
 Programs that compute within the delegate in float32 add in an order that depends on the processor. A sum of
 whole numbers below 2**24 is exact in any order. So what such an operation reads is brought to its codes minus
 the zero point: times 1 / scale, and rounded, by adding a number beside which float32 has no fractions and
-taking it away again. Every other step is one operation on single values, which IEEE 754 prescribes.
+taking it away again. Long sums are made of parts, whose thousands and units are added apart. Every other step is one operation on single values, which IEEE 754 prescribes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from paredown.pipeline.graph.operations.operation import Codes, clamped
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 #: Beside this float32 has no fractions: 1.5 * 2**23.
 WHOLE = 12582912.0
+#: So many squares of differences of codes stay below 2**24.
+MOST_SQUARES = 258
+THOUSANDS = 4096.0
 
 
 def inverse(scale: float) -> float:
@@ -49,6 +53,25 @@ def offsets(codes: Codes, out: Affine) -> Floats:
 def total(x: NDArray[Any]) -> Floats:
     """Sums along the last axis, which stays: exact, then float32."""
     return x.astype(np.float64).sum(-1, keepdims=True).astype(np.float32)
+
+
+def parts_of(size: int) -> int:
+    """Into how many parts of one length a sum of so many squares is divided."""
+    return next(n for n in range(-(-size // MOST_SQUARES), size + 1) if size % n == 0)
+
+
+def totals(rows: Tensor, ones: Tensor, parts: Tensor) -> Tensor:
+    """The sums of the rows of a matrix, as products with ones: as many as a part has, and as there are parts.
+
+    XNNPACK has no sum in ExecuTorch.
+    """
+    count, length = len(rows), ones.shape[1]
+    sums = F.linear(rows.reshape(-1, length), ones)
+    if parts.shape[1] == 1:
+        return sums
+    sums = sums.reshape(count, -1)
+    high = rounded(sums * (1 / THOUSANDS))
+    return F.linear(high, parts) * THOUSANDS + F.linear(sums - high * THOUSANDS, parts)
 
 
 def requantized(x: Floats, node: IntegerNode) -> Codes:
@@ -114,7 +137,18 @@ class Steps:
         return made
 
     def totals(self, one: int) -> int:
-        """The sums of the rows of a matrix, as a product with ones."""
+        """The sums of the rows of a matrix: see the function of this name."""
+        count, size = self.shape(one)
+        parts = parts_of(size)
+        sums = self._sums(self.reshaped(one, (count * parts, size // parts)))
+        if parts == 1:
+            return sums
+        sums = self.reshaped(sums, (count, parts))
+        high = self.rounded(self.by("MUL", sums, 1 / THOUSANDS))
+        low = self.pair("SUB", sums, self.by("MUL", high, THOUSANDS))
+        return self.pair("ADD", self.by("MUL", self._sums(high), THOUSANDS), self._sums(low))
+
+    def _sums(self, one: int) -> int:
         rows, count = self.shape(one)
         ones = self.writer.constant(f"{self.name}/ones", np.ones((1, count), np.float32))
         made = self.fresh(one, (rows, 1))

@@ -2,9 +2,7 @@
 
 What is normalized together is a row: the channels of a pixel, or a group of channels over the whole map. No
 runtime has it in int8. Programs compute it in float32, within the delegate, from whole numbers (`whole.py`),
-so that all kernels give the same codes, as long as the sum of a row's squares stays below 2**24: 16,000
-values of 32 codes' standard deviation. Beyond, a value near the middle between two codes may become the
-neighbour. Weight and bias follow as a depthwise convolution of one pixel.
+so that all kernels give the same codes. Weight and bias follow as a depthwise convolution of one pixel.
 """
 
 from __future__ import annotations
@@ -15,14 +13,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, module_path, shape_of, target
 from paredown.pipeline.graph.operations.operation import Codes, Operation, Shape
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm, alone
-from paredown.pipeline.graph.operations.whole import Steps, offsets, requantized, rounded, total, whole
+from paredown.pipeline.graph.operations.whole import (
+    Steps,
+    offsets,
+    parts_of,
+    requantized,
+    rounded,
+    total,
+    totals,
+    whole,
+)
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.coupling.flow import Flow, Labels
@@ -159,18 +165,20 @@ class Normalize(Operation):
         return codes if node.attrs["groups"] else np.ascontiguousarray(codes.transpose(0, 3, 1, 2))
 
     def constants(self, node: IntegerNode) -> Mapping[str, NDArray[np.float32]]:
-        return {"ones": np.ones((1, _rows(node)[1]), np.float32)}
+        size = _rows(node)[1]
+        parts = parts_of(size)
+        return {"ones": np.ones((1, size // parts), np.float32), "parts": np.ones((1, parts), np.float32)}
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         (x,), feed, groups = reals, program.graph[node.inputs[0]], node.attrs["groups"]
         size, part, eps = self._numbers(node, feed)
-        ones = program.constant(node, "ones")
+        ones = program.constant(node, "ones"), program.constant(node, "parts")
         moved = x if groups else x.permute(0, 2, 3, 1)
         rows = whole(moved.reshape(_rows(node)), feed.out)
-        sums = F.linear(rows, ones)
+        sums = totals(rows, *ones)
         middle = rounded(sums * part)
         rows, sums = rows - middle, sums - middle * size
-        spread = torch.sqrt(F.linear(rows * rows, ones) * size - sums * sums + eps)
+        spread = torch.sqrt(totals(rows * rows, *ones) * size - sums * sums + eps)
         made = ((rows * size - sums) / spread).reshape(moved.shape)
         return made if groups else made.permute(0, 3, 1, 2)
 
