@@ -15,6 +15,7 @@ from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmo
 from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
 from paredown.pipeline.graph.operations.joining.constant import Constant
+from paredown.pipeline.graph.operations.joining.matmul import Matmul
 from paredown.pipeline.graph.operations.joining.mul import Mul
 from paredown.pipeline.graph.operations.moving.channel_pad import ChannelPad
 from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity, Same
@@ -62,6 +63,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "sub": Sub(),
     "mul": Mul(),
     "concat": Concat(),
+    "matmul": Matmul(),
     "constant": Constant(),
     "mean": Mean(),
     "avg_pool2d": AvgPool2d(),
