@@ -37,6 +37,7 @@ class Node:
             A role "computed weight 0" names one that the weight is only computed from ("": there is none).
         scale: (out,), where the weights are whole numbers -127..127 times this: they were trained so, and the
             integer graph takes these numbers over.
+        value: of a "constant" node, the batch of one first.
         compute: of an "opaque" node, which only `trace(..., opaque=True)` makes: what it does.
     """
 
@@ -51,6 +52,7 @@ class Node:
     parameters: Mapping[str, str] = field(default_factory=dict)
     scale: Tensor | None = None
     compute: Callable[..., Any] | None = None
+    value: Tensor | None = None
 
     @property
     def macs(self) -> int:
@@ -124,7 +126,8 @@ class Graph:
         for node in self.nodes:
             item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
             nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
-            for role, tensor in (("weight", node.weight), ("bias", node.bias), ("scale", node.scale)):
+            held = {"weight": node.weight, "bias": node.bias, "scale": node.scale, "value": node.value}
+            for role, tensor in held.items():
                 if tensor is not None:
                     arrays[f"{node.name}:{role}"] = tensor.numpy()
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
@@ -145,7 +148,10 @@ class Graph:
             attrs = tuples(item["attrs"])
             named = item.get("parameters", {})
             inputs, scale = tuple(item["inputs"]), tensor(f"{name}:scale")
-            node = Node(name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale)
+            node = Node(
+                name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale,
+                value=tensor(f"{name}:value"),
+            )  # fmt: skip
             nodes.append(node)
         return Graph(tuple(nodes), tuple(data["outputs"]))
 

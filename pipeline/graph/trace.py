@@ -22,6 +22,10 @@ from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
 
+#: What only checks what torch.export knows already.
+ASSERTIONS = frozenset({"_assert_tensor_metadata"})
+
+
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
     """Traces a network in evaluation mode.
 
@@ -109,6 +113,8 @@ class _Builder(Tracer):
         return _without_dead(Graph(tuple(self.nodes.values()), outputs))
 
     def _call(self, node: Any) -> None:
+        if target(node) in ASSERTIONS:
+            return None
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
             raise self.unknown(node, "changes a view in place; what else that changes is not followed")
         if not any(n.name in self.alias for n in node.all_input_nodes):

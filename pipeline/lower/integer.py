@@ -73,6 +73,7 @@ class IntegerNode:
         weight: int8, (out, in / groups, kh, kw) or (out, in).
         weight_scale: float32, (out,).
         bias: int32, (out,), in units of input scale x weight scale.
+        value: of a "constant" node: its codes, the batch of one first.
         int4: whether the program is to hold the weight in four bits per code, all of them from -8 to 7.
     """
 
@@ -88,6 +89,7 @@ class IntegerNode:
     weight_scale: NDArray[np.float32] | None = None
     bias: NDArray[np.int32] | None = None
     int4: bool = False
+    value: NDArray[np.int8] | None = None
 
     @property
     def never_negative(self) -> bool:
@@ -162,6 +164,8 @@ class IntegerGraph:
                 arrays[f"{node.name}:weight"] = node.weight
                 arrays[f"{node.name}:weight_scale"] = node.weight_scale
                 arrays[f"{node.name}:bias"] = node.bias
+            if node.value is not None:
+                arrays[f"{node.name}:value"] = node.value
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
         return text.encode(), arrays
 
@@ -177,7 +181,7 @@ class IntegerGraph:
                     name, item["kind"], tuple(item["inputs"]), tuple(item["shape"]),
                     Affine(item["scale"], item["zero_point"]), item["low"], item["high"], attrs,
                     arrays.get(f"{name}:weight"), arrays.get(f"{name}:weight_scale"),
-                    arrays.get(f"{name}:bias"),
+                    arrays.get(f"{name}:bias"), value=arrays.get(f"{name}:value"),
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))
@@ -228,6 +232,8 @@ def quantize(
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
             item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
+        if node.value is not None:
+            item = replace(item, value=out.quantize(node.value.numpy()))
         result[node.name] = item
     return IntegerGraph(tuple(result.values()), graph.outputs)
 

@@ -22,7 +22,7 @@ DtypeName = Literal["float32", "float16", "int8"]
 OpName = Literal[
     "conv2d", "depthwise_conv2d", "linear", "leaky_relu", "relu", "relu6", "max_pool2d", "add", "concat",
     "reorg", "mean", "pad", "reshape", "mul", "sub", "sigmoid", "tanh", "elu", "gelu",
-    "conv_transpose2d", "softmax", "log_softmax",
+    "conv_transpose2d", "softmax", "log_softmax", "normalize", "matmul", "constant",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ Labels = NDArray[np.int64]
 Side = Literal["out", "in"]
 MAX_WAYS = 64  # in which a chain's slices are tied on trial
 #: Roles of parameters that hold a number per channel of a layer, or serve all of its channels alike.
-OWN = frozenset({"weight", "bn_mean", "slope", "shared slope"})
+OWN = frozenset({"weight", "bn_mean", "slope", "shared slope", "factor", "shift"})
 NOT_OWN = "has a weight or bias that is no parameter of its own at"
 Role = tuple[str, Side, int]  # a node, its side, and how many channels of a unit are there
 

@@ -25,7 +25,7 @@ from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
-ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var", "slope"})
+ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var", "slope", "factor", "shift"})
 FIXED = "its forward() holds a channel count as a number: read it from the tensor's shape instead"
 
 

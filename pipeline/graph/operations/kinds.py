@@ -14,15 +14,18 @@ from paredown.pipeline.graph.operations.activation.softmax import LogSoftmax, So
 from paredown.pipeline.graph.operations.activation.table import Elu, Gelu, Sigmoid, Tanh
 from paredown.pipeline.graph.operations.joining.add import Add, Sub
 from paredown.pipeline.graph.operations.joining.concat import Concat
+from paredown.pipeline.graph.operations.joining.constant import Constant
+from paredown.pipeline.graph.operations.joining.matmul import Matmul
 from paredown.pipeline.graph.operations.joining.mul import Mul
 from paredown.pipeline.graph.operations.moving.channel_pad import ChannelPad
-from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity
+from paredown.pipeline.graph.operations.moving.identity import Dropout, Identity, Same
 from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
 from paredown.pipeline.graph.operations.moving.resize import Resize
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
+from paredown.pipeline.graph.operations.normal.normalize import Normalize
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.interpolate import Interpolate
@@ -54,11 +57,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "affine": Affine(),
     "softmax": Softmax(),
     "log_softmax": LogSoftmax(),
+    "normalize": Normalize(),
     "max_pool2d": MaxPool2d(),
     "add": Add(),
     "sub": Sub(),
     "mul": Mul(),
     "concat": Concat(),
+    "matmul": Matmul(),
+    "constant": Constant(),
     "mean": Mean(),
     "avg_pool2d": AvgPool2d(),
     "pad": Pad(),
@@ -72,7 +78,7 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
+    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
     Silu(), Hardswish(), Split(), GetItem(),
 )  # fmt: skip
 OPAQUE = Unknown()

@@ -271,6 +271,10 @@ class Operation(Traced):
         """
         return (node,)
 
+    def constants(self, node: IntegerNode) -> Mapping[str, NDArray[Any]]:
+        """Arrays that the torch operations of a .pte read: `QdqModule.constant` gives them by these names."""
+        return {}
+
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         """The torch operations that a .pte holds.
 

@@ -109,6 +109,8 @@ class QdqModule(nn.Module):
         self.index = {node.name: index for index, node in enumerate(graph)}
         self.axes: dict[str, int] = {}  # where the output channels of a weight are
         for index, node in enumerate(graph):
+            for word, array in operation(node.kind).constants(node).items():
+                self.register_buffer(f"{word}{index}", torch.from_numpy(array))
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
             unit = np.float32(graph[node.inputs[0]].out.scale) * node.weight_scale
@@ -145,6 +147,10 @@ class QdqModule(nn.Module):
     def bias(self, node: IntegerNode) -> Tensor:
         """The bias of a node as real values."""
         return getattr(self, f"bias{self.index[node.name]}")
+
+    def constant(self, node: IntegerNode, word: str) -> Tensor:
+        """An array of `Operation.constants`."""
+        return getattr(self, f"{word}{self.index[node.name]}")
 
     def requantized(self, x: Tensor, like: IntegerNode) -> Tensor:
         """Real values that went through codes of the scale of a node's output."""

@@ -199,6 +199,14 @@ class Writer:
             self.constants[key] = index
         return index
 
+    def given(self, node: Node | IntegerNode, values: NDArray[Any]) -> None:
+        """The tensor of a node whose values are fixed, in its native layout."""
+        layout = self.native(node)
+        if layout == "nhwc":
+            values = values.transpose(TO_NHWC)
+        q = self._quantization([node.out.scale], [node.out.zero_point]) if isinstance(node, IntegerNode) else None
+        self.tensors[node.name, layout] = self.constant(node.name, values, q)
+
     def read(self, node: Node | IntegerNode, layout: str) -> int:
         """The index of a node's tensor in the layout wanted, transposing once if it is not there yet."""
         if len(node.shape) != 4:

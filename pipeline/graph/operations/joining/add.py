@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.operations.joining.constant import (
+    constant_of,
+    held_constant,
+    per_channel,
+    scaled,
+)
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Codes, Operation, clamped
 
 if TYPE_CHECKING:
@@ -34,11 +41,28 @@ class Add(Operation):
     def trace(self, tracer: Tracer, node: Any) -> None:
         if node.kwargs.get("alpha", 1) != 1:
             raise tracer.unknown(node, "scales its second input (alpha)")
+        if self._with_constant(tracer, node):
+            return
         feed, number = tracer.with_number(node)
         if number is not None:
             tracer.affine(node, feed, 1.0, number)
             return
         tracer.add(node, "add", pair_of_tensors(tracer, node))
+
+    def _with_constant(self, tracer: Tracer, node: Any) -> bool:
+        """Whether one of the two is several given numbers, and so is traced here."""
+        given = constant_of(tracer, node)
+        if given is None:
+            return False
+        index, other, value = given
+        if axis := per_channel(tracer, node, *given):
+            factor, shift = float(self.signs[index]), self.signs[1 - index] * value
+            scaled(tracer, node, index, axis, factor=factor, shift=shift, given=other)
+            return True
+        feed = tracer.feed(node, index)
+        names = (feed, held_constant(tracer, node, other, shape_of(node)))
+        tracer.add(node, "add" if self.signs == (1, 1) else "sub", names if index == 0 else names[::-1])
+        return True
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0] + inputs[1]
@@ -86,6 +110,8 @@ class Sub(Add):
     def trace(self, tracer: Tracer, node: Any) -> None:
         if node.kwargs.get("alpha", 1) != 1:
             raise tracer.unknown(node, "scales its second input (alpha)")
+        if self._with_constant(tracer, node):
+            return
         feed, number = tracer.with_number(node)
         if number is None:
             tracer.add(node, "sub", pair_of_tensors(tracer, node))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of
+from paredown.pipeline.graph.operations.joining.constant import held_constant
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
 
@@ -44,7 +45,9 @@ class Concat(Operation):
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         tensors, dim = arguments(node, None, 0)
-        feeds = tuple(tracer.tensor(node, t) for t in tensors)
+        made = {t.name: tracer.tensor(node, t) for t in tensors if t.name not in tracer.constants}
+        given = {t.name: held_constant(tracer, node, t) for t in tensors if t.name in tracer.constants}
+        feeds = tuple((made | given)[t.name] for t in tensors)
         axis = tracer.axis(node, dim % len(shape_of(node)))
         tracer.add(node, "concat", feeds, attrs={"dim": axis})
 

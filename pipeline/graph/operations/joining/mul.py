@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from paredown.pipeline.graph.aten import shape_of
 from paredown.pipeline.graph.operations.joining.add import broadcast, pair_of_tensors, tied
+from paredown.pipeline.graph.operations.joining.constant import (
+    constant_of,
+    held_constant,
+    per_channel,
+    scaled,
+)
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Codes, Operation, clamped
 
 if TYPE_CHECKING:
@@ -30,6 +37,14 @@ class Mul(Operation):
     pointwise = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
+        if given := constant_of(tracer, node):
+            index, other, value = given
+            if axis := per_channel(tracer, node, *given):
+                scaled(tracer, node, index, axis, factor=value, shift=0.0, given=other)
+            else:
+                feed = tracer.feed(node, index)
+                tracer.add(node, "mul", (feed, held_constant(tracer, node, other, shape_of(node))))
+            return
         feed, number = tracer.with_number(node)
         if number is not None:
             tracer.affine(node, feed, number, 0.0)

@@ -20,6 +20,19 @@ class Identity(Traced):
         tracer.skip(node)
 
 
+class Same(Identity):
+    """A conversion to the type that a value has, or a spread to the shape that it has."""
+
+    aten = ("to", "_to_copy", "type_as", "expand", "expand_as", "float")
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        before, after = node.args[0].meta["val"], node.meta["val"]
+        if (before.dtype, before.shape) != (after.dtype, after.shape):
+            what = f"makes {after.dtype} {tuple(after.shape)} of {before.dtype} {tuple(before.shape)}"
+            raise tracer.unknown(node, f"{what}; only what stays as it is, is known")
+        tracer.skip(node)
+
+
 class Dropout(Identity):
     """Drops nothing in evaluation."""
 

@@ -1,0 +1,157 @@
+"""Tensors that do not depend on the input, beside ones that do: LayerScale, position embeddings, class tokens.
+
+One that has a number for each channel, or for each place along some other axis, is a depthwise convolution of
+one pixel. Any other is a node of its own, with its own scale, that an addition or a concatenation reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.operations.operation import Codes, Operation
+from paredown.pipeline.graph.operations.weighted.batch_norm import alone
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.coupling.flow import Flow, Labels
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+
+class Constant(Operation):
+    """No attributes, but a `value`. It reads the network's input, of which it takes the number of images."""
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        assert node.value is not None
+        return node.value.expand(len(inputs[0]), *node.value.shape[1:])
+
+    def from_zero(self, node: Node) -> bool:
+        return False
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        labels = flow.new(node.shape[1])
+        flow.lock(labels, f"meets {node.name}, a constant with a number for every value")
+        return labels
+
+    def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        return ""
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        assert node.value is not None
+        return np.broadcast_to(node.value, (len(inputs[0]), *node.value.shape[1:]))
+
+    def constants(self, node: IntegerNode) -> Mapping[str, NDArray[np.float32]]:
+        assert node.value is not None
+        return {"value": node.out.dequantize(node.value)}
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        return program.constant(node, "value")
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        writer.given(node, np.asarray(node.value))
+
+
+def constant_of(tracer: Tracer, node: Any) -> tuple[int, Any, Tensor] | None:
+    """Which argument of two the input decides, and the other, where that is several given numbers.
+
+    Returns:
+        The index of the first; the other, as the program has it, and its value.
+    """
+    for index, other in ((0, node.args[1]), (1, node.args[0])):
+        value = tracer.constants.get(getattr(other, "name", ""))
+        if value is not None and value.numel() > 1:
+            _checked(tracer, node, value)
+            return index, other, value
+    return None
+
+
+def per_channel(tracer: Tracer, node: Any, index: int, given: Any, value: Tensor) -> int:
+    """The axis along which alone a constant differs; 0 where it differs along several, or no map has it.
+
+    Raises:
+        InputError: it spreads the tensor that it meets.
+    """
+    shape, rank = shape_of(node), len(shape_of(node))
+    if shape_of(node.args[index]) != shape:
+        raise tracer.unknown(node, "spreads a tensor over a constant; expand the tensor before")
+    axes = [rank - value.dim() + axis for axis, size in enumerate(value.shape) if size > 1]
+    return axes[0] if len(axes) == 1 and rank in {2, 3, 4} else 0
+
+
+def scaled(
+    tracer: Tracer, node: Any, index: int, axis: int, *, factor: Tensor | float, shift: Tensor | float, given: Any
+) -> None:  # fmt: skip
+    """Adds `factor * x + shift`, with a number for each place along an axis.
+
+    Args:
+        tracer: makes nodes.
+        node: of the exported program.
+        index: of the argument that is x.
+        axis: of it.
+        factor: as many numbers as the axis is long, or one for all.
+        shift: the same.
+        given: the argument that they are made of.
+    """
+    count = shape_of(node)[axis]
+    numbers = [torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift)]
+    two = len(shape_of(node)) == 2
+    feed = tracer.feed(node, index) if two else tracer.map(node, index, channels=axis)
+    role = "factor" if isinstance(factor, Tensor) else "shift"
+    alone(tracer, node, feed, *numbers, _names(tracer, role, given))
+
+
+def _names(tracer: Tracer, role: str, given: Any) -> dict[str, str]:
+    """The parameter that a constant is, also where the network gave it more axes."""
+    origins = tracer.origins[given.name]
+    if len(origins) == 1:
+        parameter = tracer.exported.state_dict.get(origins[0])
+        value = tracer.constants[given.name]
+        if (
+            parameter is not None
+            and parameter.shape[:1] == (value.numel(),)
+            and torch.equal(parameter.flatten(), value.flatten())
+        ):
+            return {role: origins[0]}
+    return {f"computed {role} {i}": path for i, path in enumerate(origins or ("",))}
+
+
+def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] | None = None) -> str:
+    """A node that holds a constant, in the form in which an ATen node holds what it makes.
+
+    Args:
+        tracer: makes nodes; it has been asked for what else the ATen node reads.
+        node: of the exported program.
+        given: the argument.
+        shape: that the constant is spread to.
+    """
+    value = _checked(tracer, node, tracer.constants[given.name])
+    value = value.expand(shape or value.shape)
+    if value.shape[0] != 1:
+        raise tracer.unknown(node, f"reads a constant of the shape {tuple(value.shape)}; its batch must be one")
+    if node.name in tracer.views:
+        axes = tracer.views[node.name]
+        long = [1] * max(4, len(axes))
+        for axis, size in zip(axes, value.shape, strict=True):
+            long[axis] = size
+        value = value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
+    names = {f"computed value {i}": path for i, path in enumerate(tracer.origins[given.name] or ("",))}
+    first = next(iter(tracer.nodes))
+    return tracer.add(
+        node, "constant", (first,), shape=tuple(value.shape), name=f"{node.name}.constant",
+        value=value.detach().float().contiguous(), parameters=names,
+    )  # fmt: skip
+
+
+def _checked(tracer: Tracer, node: Any, value: Tensor) -> Tensor:
+    if not (value.is_floating_point() and bool(value.isfinite().all())):
+        raise tracer.unknown(node, "reads a constant that is not of finite floats")
+    return value

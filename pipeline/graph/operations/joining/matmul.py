@@ -1,0 +1,123 @@
+"""The product of two matrices that the input decides both, as attention has it.
+
+XNNPACK multiplies them in float32 only: programs do so within the delegate, on whole numbers (`whole.py`), so
+that all kernels give the same codes: a sum of up to 258 products is exact, and of more where they are not all
+as large as can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paredown.pipeline.graph.aten import arguments, shape_of, target
+from paredown.pipeline.graph.operations.operation import Codes, Operation
+from paredown.pipeline.graph.operations.whole import Steps, offsets, requantized, whole
+
+if TYPE_CHECKING:
+    from paredown.pipeline.compress.coupling.flow import Flow, Labels
+    from paredown.pipeline.graph.graph import Node
+    from paredown.pipeline.graph.tracer import Tracer
+    from paredown.pipeline.lower.executorch.program import QdqModule
+    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.litert.program import Writer
+
+#: Brings the last of torch's axes, which a map has in the place of channels, back to its place.
+LAST = (0, 2, 3, 1)
+FIRST = (0, 3, 1, 2)
+
+
+class Matmul(Operation):
+    """Attributes: scale, by which the product is multiplied.
+
+    It reads maps (1, K, heads, M) and (1, N, heads, K), which are torch's (1, heads, M, K) and (1, heads, K, N)
+    with the last axis as channels, and makes (1, N, heads, M).
+    """
+
+    aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "scaled_dot_product_attention")
+
+    def trace(self, tracer: Tracer, node: Any) -> None:
+        if target(node) == "scaled_dot_product_attention":
+            self._attention(tracer, node)
+            return
+        ranks = {len(shape_of(argument)) for argument in node.args[:2]}
+        one, other = (shape_of(argument) for argument in node.args[:2])
+        if len(ranks) != 1 or not ranks <= {3, 4} or one[:-2] != other[:-2]:
+            raise tracer.unknown(node, f"multiplies {one} by {other}; give both three or four axes, alike in number")
+        last = len(one) - 1
+        second = tracer.map(node, 1, channels=last)
+        first = tracer.map(node, 0, channels=last)
+        tracer.add(node, "matmul", (first, second), attrs={"scale": 1.0})
+
+    def _attention(self, tracer: Tracer, node: Any) -> None:
+        query, key, _, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
+        scale = node.kwargs.get("scale")
+        size = shape_of(query)[-1]
+        if mask is not None or dropout or causal or node.kwargs.get("enable_gqa"):
+            raise tracer.unknown(node, "has a mask; attention of every place to every place is known")
+        shapes = [shape_of(argument) for argument in node.args[:3]]
+        if {len(shape) for shape in shapes} != {4} or len({shape[:2] for shape in shapes}) != 1:
+            raise tracer.unknown(node, f"reads {shapes}; (batch, heads, length, features) are known")
+        name = node.name
+        value = tracer.map(node, 2, channels=3)
+        keys = tracer.map(node, 1, channels=2)  # transposed
+        queries = tracer.map(node, 0, channels=3)
+        heads, length = shapes[0][1:3]
+        attrs = {"scale": float(size**-0.5 if scale is None else scale)}
+        shape = (1, shapes[1][2], heads, length)
+        weights = tracer.add(node, "matmul", (queries, keys), shape=shape, name=f"{name}.scores", attrs=attrs)
+        weights = tracer.add(node, "softmax", (weights,), shape=shape, name=f"{name}.softmax")
+        tracer.add(node, "matmul", (weights, value), name=name, attrs={"scale": 1.0})
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        first, second = (x.permute(LAST) for x in inputs)
+        return (first @ second).permute(FIRST) * node.attrs["scale"]
+
+    def macs(self, node: Any) -> int:
+        return 0
+
+    def follow(self, flow: Flow, node: Node) -> Labels:
+        for name in node.inputs:
+            flow.lock(flow.channels(name), f"is multiplied in {node.name}, where it counts for every channel")
+        labels = flow.new(node.shape[1])
+        flow.lock(labels, f"is made by {node.name} of all channels")
+        return labels
+
+    def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        return f"{node.name} multiplies them: locked" if read else ""
+
+    def _unit(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> float:
+        """The value of a product of ones."""
+        one, other = (np.float64(feed.out.scale) for feed in feeds)
+        return float(np.float32(one * other * node.attrs["scale"]))
+
+    def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
+        first, second = (
+            offsets(x, feed.out).astype(np.float64).transpose(LAST) for x, feed in zip(inputs, feeds, strict=True)
+        )
+        product = (first @ second).astype(np.float32).transpose(FIRST)
+        return requantized(product * np.float32(self._unit(node, feeds)), node)
+
+    def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        feeds = [program.graph[name] for name in node.inputs]
+        first, second = (
+            whole(x.permute(LAST).reshape(x.shape[2], x.shape[3], x.shape[1]), feed.out)
+            for x, feed in zip(reals, feeds, strict=True)
+        )
+        product = torch.bmm(first, second) * self._unit(node, feeds)
+        return product.reshape(1, *product.shape).permute(FIRST)
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        steps, factors = Steps(writer, node.name), []
+        for index, feed in enumerate(feeds):
+            real = writer.real(writer.read(feed, "nhwc"), f"{node.name}/input{index}")
+            factors.append(steps.whole(real, feed.out) if writer.integer else real)
+        unit = self._unit(node, feeds) if writer.integer else node.attrs["scale"]
+        with writer.quantized(writer.tensor(node, "nhwc"), f"{node.name}/output") as made:
+            product = steps.fresh(made, steps.shape(made))
+            writer.op("BATCH_MATMUL", 1, factors, product, writer.s.BatchMatMulOptionsT())
+            steps.by("MUL", product, unit, made)
