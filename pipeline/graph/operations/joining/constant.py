@@ -1,4 +1,4 @@
-"""Tensors that do not depend on the input, beside ones that do: LayerScale, position embeddings, class tokens.
+"""Tensors that do not depend on the input: LayerScale, position embeddings, class tokens.
 
 One that has a number for each channel, or for each place along some other axis, is a depthwise convolution of
 one pixel. Any other is a node of its own, with its own scale, that an addition or a concatenation reads.
@@ -88,8 +88,15 @@ def per_channel(tracer: Tracer, node: Any, index: int, given: Any, value: Tensor
 
 
 def scaled(
-    tracer: Tracer, node: Any, index: int, axis: int, *, factor: Tensor | float, shift: Tensor | float, given: Any
-) -> None:  # fmt: skip
+    tracer: Tracer,
+    node: Any,
+    index: int,
+    axis: int,
+    *,
+    factor: Tensor | float,
+    shift: Tensor | float,
+    given: Any,
+) -> None:
     """Adds `factor * x + shift`, with a number for each place along an axis.
 
     Args:
@@ -102,11 +109,11 @@ def scaled(
         given: the argument that they are made of.
     """
     count = shape_of(node)[axis]
-    numbers = [torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift)]
+    times, plus = (torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift))
     two = len(shape_of(node)) == 2
     feed = tracer.feed(node, index) if two else tracer.map(node, index, channels=axis)
     role = "factor" if isinstance(factor, Tensor) else "shift"
-    alone(tracer, node, feed, *numbers, _names(tracer, role, given))
+    alone(tracer, node, feed, times, plus, _names(tracer, role, given))
 
 
 def _names(tracer: Tracer, role: str, given: Any) -> dict[str, str]:
@@ -136,7 +143,7 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
     value = _checked(tracer, node, tracer.constants[given.name])
     value = value.expand(shape or value.shape)
     if value.shape[0] != 1:
-        raise tracer.unknown(node, f"reads a constant of the shape {tuple(value.shape)}; its batch must be one")
+        raise tracer.unknown(node, f"reads a constant of {len(value)} images; its batch must be one")
     if node.name in tracer.views:
         axes = tracer.views[node.name]
         long = [1] * max(4, len(axes))

@@ -34,8 +34,8 @@ FIRST = (0, 3, 1, 2)
 class Matmul(Operation):
     """Attributes: scale, by which the product is multiplied.
 
-    It reads maps (1, K, heads, M) and (1, N, heads, K), which are torch's (1, heads, M, K) and (1, heads, K, N)
-    with the last axis as channels, and makes (1, N, heads, M).
+    It reads maps (1, K, heads, M) and (1, N, heads, K), which are torch's (1, heads, M, K) and
+    (1, heads, K, N) with the last axis as channels, and makes (1, N, heads, M).
     """
 
     aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "scaled_dot_product_attention")
@@ -47,7 +47,9 @@ class Matmul(Operation):
         ranks = {len(shape_of(argument)) for argument in node.args[:2]}
         one, other = (shape_of(argument) for argument in node.args[:2])
         if len(ranks) != 1 or not ranks <= {3, 4} or one[:-2] != other[:-2]:
-            raise tracer.unknown(node, f"multiplies {one} by {other}; give both three or four axes, alike in number")
+            raise tracer.unknown(
+                node, f"multiplies {one} by {other}; give both three or four axes, alike in number"
+            )
         last = len(one) - 1
         second = tracer.map(node, 1, channels=last)
         first = tracer.map(node, 0, channels=last)
@@ -97,7 +99,8 @@ class Matmul(Operation):
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         first, second = (
-            offsets(x, feed.out).astype(np.float64).transpose(LAST) for x, feed in zip(inputs, feeds, strict=True)
+            offsets(x, feed.out).astype(np.float64).transpose(LAST)
+            for x, feed in zip(inputs, feeds, strict=True)
         )
         product = (first @ second).astype(np.float32).transpose(FIRST)
         return requantized(product * np.float32(self._unit(node, feeds)), node)
