@@ -25,12 +25,12 @@ from paredown.pipeline.graph.operations.moving.reshape import Reshape
 from paredown.pipeline.graph.operations.moving.resize import Resize
 from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
 from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
-from paredown.pipeline.graph.operations.normal.normalize import Normalize
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
 from paredown.pipeline.graph.operations.pooling.interpolate import Interpolate
 from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
+from paredown.pipeline.graph.operations.pooling.normalize import Normalize
 from paredown.pipeline.graph.operations.pooling.reduce import Reduce
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d

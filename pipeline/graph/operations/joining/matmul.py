@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of, target
 from paredown.pipeline.graph.operations.operation import Codes, Operation
-from paredown.pipeline.graph.operations.whole import Steps, offsets, requantized, whole
+from paredown.pipeline.graph.operations.pooling.whole import Steps, offsets, requantized, whole
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.coupling.flow import Flow, Labels

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, module_path, shape_of, target
 from paredown.pipeline.graph.operations.operation import Codes, Operation, Shape
-from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm, alone
-from paredown.pipeline.graph.operations.whole import (
+from paredown.pipeline.graph.operations.pooling.whole import (
     Steps,
     offsets,
     parts_of,
@@ -29,6 +28,7 @@ from paredown.pipeline.graph.operations.whole import (
     totals,
     whole,
 )
+from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm, alone
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.coupling.flow import Flow, Labels
