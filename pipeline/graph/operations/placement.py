@@ -22,6 +22,7 @@ MICRO, ETHOS = ("litert", "none"), ("litert", "ethos-u")
 U55 = ("", "ethos-u55")
 
 MOST_XNNPACK_AXES = 6
+MOST_INPUTS = 5  # of a concatenation, of XNNPACK in LiteRT
 AXES = "XNNPACK's tensors have at most 6 axes"
 
 

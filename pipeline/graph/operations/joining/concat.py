@@ -13,7 +13,7 @@ from torch import Tensor
 from paredown.pipeline.graph.aten import arguments, shape_of
 from paredown.pipeline.graph.operations.joining.constant import held_constant
 from paredown.pipeline.graph.operations.operation import Codes, Operation
-from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
+from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, MOST_INPUTS, Rule
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.coupling.flow import Flow, Labels
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.executorch.program import QdqModule
     from paredown.pipeline.lower.integer import IntegerNode
     from paredown.pipeline.lower.litert.program import Writer
-
-MOST_INPUTS = 5  # of XNNPACK in LiteRT
 
 
 def _one(node: IntegerNode, feed: IntegerNode) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paredown.pipeline.graph.operations.joining.concat import MOST_INPUTS
 from paredown.pipeline.graph.operations.moving.slice import attrs_of
+from paredown.pipeline.graph.operations.placement import MOST_INPUTS
 
 Matrix = NDArray[np.float64]
 Shape = tuple[int, ...]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of, target
-from paredown.pipeline.graph.operations.joining.concat import MOST_INPUTS
 from paredown.pipeline.graph.operations.moving.axes import COLUMNS, ROWS, multiplied, pieces, runs
 from paredown.pipeline.graph.operations.moving.slice import sliced
 from paredown.pipeline.graph.operations.operation import Codes, Operation
+from paredown.pipeline.graph.operations.placement import MOST_INPUTS
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
