@@ -45,7 +45,7 @@ def test_every_supported_section_has_its_keys():
 
 
 @pytest.mark.parametrize(
-    ("kind", "key"), [(kind, key) for kind, keys in KEYS.items() for key in keys.training]
+    ("kind", "key"), [(kind, key) for kind, keys in KEYS.items() for key in sorted(keys.training)]
 )
 def test_keys_of_training_are_taken(kind: str, key: str):
     parse_cfg(cfg_with(kind, f"{key}=1"))
