@@ -21,7 +21,6 @@ from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
-
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
 

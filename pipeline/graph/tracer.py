@@ -294,6 +294,21 @@ class Tracer:
             feed = before.inputs[0]
         self.add(node, "affine", (feed,), attrs={"scale": scale, "shift": shift})
 
+    def fixed(self, node: Any, given: Any, value: Tensor) -> str:
+        """Adds a node that holds a constant.
+
+        Args:
+            node: of the exported program.
+            given: its argument that the constant is, or is made of.
+            value: with the batch of one first.
+        """
+        names = {f"computed value {i}": path for i, path in enumerate(self.origins[given.name] or ("",))}
+        return self.add(
+            node, "constant", (next(iter(self.nodes)),), shape=tuple(value.shape),
+            name=f"{module_path(node) or node.name}.constant", value=value.detach().float().contiguous(),
+            parameters=names,
+        )  # fmt: skip
+
     def readers(self, name: str) -> int:
         """How many operations of the program read a node of ours."""
         return sum(len(n.users) for n in self.exported.graph.nodes if self.alias.get(n.name) == name)

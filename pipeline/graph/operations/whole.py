@@ -3,7 +3,8 @@
 Programs that compute within the delegate in float32 add in an order that depends on the processor. A sum of
 whole numbers below 2**24 is exact in any order. So what such an operation reads is brought to its codes minus
 the zero point: times 1 / scale, and rounded, by adding a number beside which float32 has no fractions and
-taking it away again. Long sums are made of parts, whose thousands and units are added apart. Every other step is one operation on single values, which IEEE 754 prescribes.
+taking it away again. Long sums are made of parts, whose thousands and units are added apart. Every other step
+is one operation on single values, which IEEE 754 prescribes.
 """
 
 from __future__ import annotations

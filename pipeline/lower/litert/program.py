@@ -204,7 +204,11 @@ class Writer:
         layout = self.native(node)
         if layout == "nhwc":
             values = values.transpose(TO_NHWC)
-        q = self._quantization([node.out.scale], [node.out.zero_point]) if isinstance(node, IntegerNode) else None
+        q = (
+            self._quantization([node.out.scale], [node.out.zero_point])
+            if isinstance(node, IntegerNode)
+            else None
+        )
         self.tensors[node.name, layout] = self.constant(node.name, values, q)
 
     def read(self, node: Node | IntegerNode, layout: str) -> int:

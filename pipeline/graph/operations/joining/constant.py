@@ -1,4 +1,4 @@
-"""Tensors that do not depend on the input, beside ones that do: LayerScale, position embeddings, class tokens.
+"""Tensors that do not depend on the input: LayerScale, position embeddings, class tokens.
 
 One that has a number for each channel, or for each place along some other axis, is a depthwise convolution of
 one pixel. Any other is a node of its own, with its own scale, that an addition or a concatenation reads.
@@ -88,8 +88,15 @@ def per_channel(tracer: Tracer, node: Any, index: int, given: Any, value: Tensor
 
 
 def scaled(
-    tracer: Tracer, node: Any, index: int, axis: int, *, factor: Tensor | float, shift: Tensor | float, given: Any
-) -> None:  # fmt: skip
+    tracer: Tracer,
+    node: Any,
+    index: int,
+    axis: int,
+    *,
+    factor: Tensor | float,
+    shift: Tensor | float,
+    given: Any,
+) -> None:
     """Adds `factor * x + shift`, with a number for each place along an axis.
 
     Args:
@@ -136,19 +143,14 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
     value = _checked(tracer, node, tracer.constants[given.name])
     value = value.expand(shape or value.shape)
     if value.shape[0] != 1:
-        raise tracer.unknown(node, f"reads a constant of the shape {tuple(value.shape)}; its batch must be one")
+        raise tracer.unknown(node, f"reads a constant {tuple(value.shape)}; its batch must be one")
     if node.name in tracer.views:
         axes = tracer.views[node.name]
         long = [1] * max(4, len(axes))
         for axis, size in zip(axes, value.shape, strict=True):
             long[axis] = size
         value = value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
-    names = {f"computed value {i}": path for i, path in enumerate(tracer.origins[given.name] or ("",))}
-    first = next(iter(tracer.nodes))
-    return tracer.add(
-        node, "constant", (first,), shape=tuple(value.shape), name=f"{node.name}.constant",
-        value=value.detach().float().contiguous(), parameters=names,
-    )  # fmt: skip
+    return tracer.fixed(node, given, value)
 
 
 def _checked(tracer: Tracer, node: Any, value: Tensor) -> Tensor:
