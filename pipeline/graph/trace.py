@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import batched, target, user_line
+from paredown.pipeline.graph.aten import arguments, batched, target, user_line
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Opaque, written
 from paredown.pipeline.graph.operations.kinds import traced
@@ -23,6 +23,8 @@ from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
+#: What torch tags as random, since it can drop values.
+ATTENTION = "scaled_dot_product_attention"
 
 
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
@@ -167,7 +169,8 @@ class _Builder(Tracer):
 
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        drops = target(node) != ATTENTION or arguments(node, None, None, None, None, 0.0)[4]
+        if drops and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise self.unknown(node, "is random")
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]

@@ -182,6 +182,11 @@ class Tracer:
             raise self.unknown(node, f"must read {form}")
         return self.map(node)
 
+    def formed(self, node: Any, argument: Any, axes: Axes) -> str:
+        """The node of which these axes are an argument's, in its order; made where there is none."""
+        self._check(node, argument)
+        return self._viewed_as(node, argument, axes)
+
     def drop(self, node: Any, name: str, keep: bool) -> None:
         """Makes of a node that reduced a map what an ATen node makes; `keep` says that the axes stay."""
         if not keep:

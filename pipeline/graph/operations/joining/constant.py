@@ -109,11 +109,11 @@ def scaled(
         given: the argument that they are made of.
     """
     count = shape_of(node)[axis]
-    numbers = [torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift)]
+    of, by = (torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift))
     two = len(shape_of(node)) == 2
     feed = tracer.feed(node, index) if two else tracer.map(node, index, channels=axis)
     role = "factor" if isinstance(factor, Tensor) else "shift"
-    alone(tracer, node, feed, *numbers, _names(tracer, role, given))
+    alone(tracer, node, feed, of, by, _names(tracer, role, given))
 
 
 def _names(tracer: Tracer, role: str, given: Any) -> dict[str, str]:

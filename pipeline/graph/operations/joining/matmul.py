@@ -31,11 +31,17 @@ LAST = (0, 2, 3, 1)
 FIRST = (0, 3, 1, 2)
 
 
+def _axes(rank: int, channels: int) -> tuple[int, ...]:
+    """Where the axes of a tensor are in its map, which has one of them as channels and the others in order."""
+    places = iter(range(6 - rank, 4))
+    return (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
+
+
 def _read(tracer: Tracer, node: Any, index: int, channels: int) -> str:
     """The map that an argument is, with one of its axes as channels; a constant's too."""
     argument = node.args[index]
     if argument.name not in tracer.constants:
-        return tracer.map(node, index, channels)
+        return tracer.formed(node, argument, _axes(len(shape_of(argument)), channels))
     value = tracer.constants[argument.name]
     axes = [axis for axis in range(1, value.dim()) if axis != channels]
     value = value.permute(0, channels, *axes)
@@ -62,7 +68,9 @@ class Matmul(Operation):
             )
         second = _read(tracer, node, 1, len(one) - 1)
         first = _read(tracer, node, 0, len(one) - 1)
-        tracer.add(node, "matmul", (first, second), attrs={"scale": 1.0})
+        form = (1, other[-1], *((1,) if len(one) == 3 else ()), *one[1:-1])
+        made = tracer.add(node, "matmul", (first, second), shape=form, attrs={"scale": 1.0})
+        tracer.hold(node, made, _axes(len(one), len(one) - 1))
 
     def _attention(self, tracer: Tracer, node: Any) -> None:
         query, key, _, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
@@ -81,7 +89,9 @@ class Matmul(Operation):
             fixed = tracer.fixed(node, mask, bias)
             made = tracer.add(node, "add", (made, fixed), shape=form, name=f"{name}.masked")
         made = tracer.add(node, "softmax", (made,), shape=form, name=f"{name}.softmax")
-        tracer.add(node, "matmul", (made, value), name=name, attrs={"scale": 1.0})
+        form = (1, shapes[2][3], *shapes[0][1:3])
+        made = tracer.add(node, "matmul", (made, value), shape=form, name=name, attrs={"scale": 1.0})
+        tracer.hold(node, made, _axes(4, 3))
 
     def _mask(self, tracer: Tracer, node: Any, mask: Any, form: tuple[int, ...]) -> Tensor | None:
         """What is added to the scores, as a map; None where that is nothing."""

@@ -193,9 +193,9 @@ class Normalize(Operation):
 
     def _written(self, writer: Writer, steps: Steps, node: Any, feed: Any, rows: int) -> int:
         if not writer.integer:
-            size = _rows(node)[1]
-            rows = steps.pair("SUB", rows, steps.by("MUL", steps.totals(rows), 1 / size))
-            spread = steps.by("MUL", steps.totals(steps.pair("MUL", rows, rows)), 1 / size)
+            each = 1 / _rows(node)[1]
+            rows = steps.pair("SUB", rows, steps.by("MUL", steps.totals(rows), each))
+            spread = steps.by("MUL", steps.totals(steps.pair("MUL", rows, rows)), each)
             return steps.pair("DIV", rows, steps.root(steps.by("ADD", spread, node.attrs["eps"])))
         size, part, eps = self._numbers(node, feed)
         rows = steps.whole(rows, feed.out)
