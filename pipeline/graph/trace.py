@@ -23,8 +23,6 @@ from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
-#: What torch tags as random, since it can drop values.
-ATTENTION = "scaled_dot_product_attention"
 
 
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
@@ -169,8 +167,7 @@ class _Builder(Tracer):
 
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
-        drops = target(node) != ATTENTION or arguments(node, None, None, None, None, 0.0)[4]
-        if drops and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _drops(node) and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise self.unknown(node, "is random")
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
@@ -181,6 +178,13 @@ class _Builder(Tracer):
             return Opaque(node, feeds, self.constants)
         except LookupError as error:
             raise self.unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
+
+
+def _drops(node: Any) -> bool:
+    """Whether what torch tags as random is told to drop values, or does something else."""
+    if target(node) == "scaled_dot_product_attention":
+        return bool(arguments(node, None, None, None, None, 0.0)[4])
+    return target(node) not in {"dropout", "feature_dropout"} or bool(arguments(node, None, 0.5, True)[2])
 
 
 def _memory(tensor: Tensor) -> object:

@@ -32,7 +32,7 @@ FIRST = (0, 3, 1, 2)
 
 
 def _axes(rank: int, channels: int) -> tuple[int, ...]:
-    """Where the axes of a tensor are in its map, which has one of them as channels and the others in order."""
+    """Where the axes of a tensor are in its map: one of them as channels, the others in order."""
     places = iter(range(6 - rank, 4))
     return (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
 
