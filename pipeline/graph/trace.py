@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import batched, target, user_line
+from paredown.pipeline.graph.aten import arguments, batched, target, user_line
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Opaque, written
 from paredown.pipeline.graph.operations.kinds import traced
@@ -167,7 +167,7 @@ class _Builder(Tracer):
 
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _drops(node) and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise self.unknown(node, "is random")
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
@@ -178,6 +178,13 @@ class _Builder(Tracer):
             return Opaque(node, feeds, self.constants)
         except LookupError as error:
             raise self.unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
+
+
+def _drops(node: Any) -> bool:
+    """Whether what torch tags as random is told to drop values, or does something else."""
+    if target(node) == "scaled_dot_product_attention":
+        return bool(arguments(node, None, None, None, None, 0.0)[4])
+    return target(node) not in {"dropout", "feature_dropout"} or bool(arguments(node, None, 0.5, True)[2])
 
 
 def _memory(tensor: Tensor) -> object:

@@ -182,6 +182,11 @@ class Tracer:
             raise self.unknown(node, f"must read {form}")
         return self.map(node)
 
+    def formed(self, node: Any, argument: Any, axes: Axes) -> str:
+        """The node of which these axes are an argument's, in its order; made where there is none."""
+        self._check(node, argument)
+        return self._viewed_as(node, argument, axes)
+
     def drop(self, node: Any, name: str, keep: bool) -> None:
         """Makes of a node that reduced a map what an ATen node makes; `keep` says that the axes stay."""
         if not keep:
@@ -293,6 +298,21 @@ class Tracer:
             scale, shift = scale * before.attrs["scale"], scale * before.attrs["shift"] + shift
             feed = before.inputs[0]
         self.add(node, "affine", (feed,), attrs={"scale": scale, "shift": shift})
+
+    def fixed(self, node: Any, given: Any, value: Tensor) -> str:
+        """Adds a node that holds a constant.
+
+        Args:
+            node: of the exported program.
+            given: its argument that the constant is, or is made of.
+            value: with the batch of one first.
+        """
+        names = {f"computed value {i}": path for i, path in enumerate(self.origins[given.name] or ("",))}
+        return self.add(
+            node, "constant", (next(iter(self.nodes)),), shape=tuple(value.shape),
+            name=f"{module_path(node) or node.name}.constant", value=value.detach().float().contiguous(),
+            parameters=names,
+        )  # fmt: skip
 
     def readers(self, name: str) -> int:
         """How many operations of the program read a node of ours."""

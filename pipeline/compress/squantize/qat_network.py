@@ -154,7 +154,7 @@ class QatNetwork(nn.Module):
         self, node: Node, inputs: Sequence[Tensor], state: State, weights: Mapping[str, Tensor]
     ) -> Tensor:
         """Computes one node, with these weights in the place of the network's own; no clips."""
-        if node.parameters and node.weight is None:
+        if "weight" in node.parameters and node.weight is None:
             return self._layer(node, inputs[0], state, weights)
         return apply(node, *inputs)
 
@@ -311,8 +311,9 @@ def _light(node: Node, state: State) -> Node:
 
 def _applied(node: Node, fn: Any) -> Node:
     """The node with this done to its tensors."""
-    weight, bias = (None if tensor is None else fn(tensor) for tensor in (node.weight, node.bias))
-    return replace(node, weight=weight, bias=bias)
+    held = (node.weight, node.bias, node.value)
+    weight, bias, value = (None if tensor is None else fn(tensor) for tensor in held)
+    return replace(node, weight=weight, bias=bias, value=value)
 
 
 def _momenta(network: nn.Module, graph: Graph) -> dict[str, float]:

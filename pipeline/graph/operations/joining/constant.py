@@ -150,12 +150,7 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
         for axis, size in zip(axes, value.shape, strict=True):
             long[axis] = size
         value = value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
-    names = {f"computed value {i}": path for i, path in enumerate(tracer.origins[given.name] or ("",))}
-    first = next(iter(tracer.nodes))
-    return tracer.add(
-        node, "constant", (first,), shape=tuple(value.shape), name=f"{node.name}.constant",
-        value=value.detach().float().contiguous(), parameters=names,
-    )  # fmt: skip
+    return tracer.fixed(node, given, value)
 
 
 def _checked(tracer: Tracer, node: Any, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, shape_of, target
+from paredown.pipeline.graph.aten import arguments, module_path, shape_of, target
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.pooling.whole import Steps, offsets, requantized, whole
 
@@ -31,6 +31,23 @@ LAST = (0, 2, 3, 1)
 FIRST = (0, 3, 1, 2)
 
 
+def _axes(rank: int, channels: int) -> tuple[int, ...]:
+    """Where the axes of a tensor are in its map: one of them as channels, the others in order."""
+    places = iter(range(6 - rank, 4))
+    return (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
+
+
+def _read(tracer: Tracer, node: Any, index: int, channels: int) -> str:
+    """The map that an argument is, with one of its axes as channels; a constant's too."""
+    argument = node.args[index]
+    if argument.name not in tracer.constants:
+        return tracer.formed(node, argument, _axes(len(shape_of(argument)), channels))
+    value = tracer.constants[argument.name]
+    axes = [axis for axis in range(1, value.dim()) if axis != channels]
+    value = value.permute(0, channels, *axes)
+    return tracer.fixed(node, argument, value if value.dim() == 4 else value.unsqueeze(2))
+
+
 class Matmul(Operation):
     """Attributes: scale, by which the product is multiplied.
 
@@ -44,36 +61,50 @@ class Matmul(Operation):
         if target(node) == "scaled_dot_product_attention":
             self._attention(tracer, node)
             return
-        ranks = {len(shape_of(argument)) for argument in node.args[:2]}
         one, other = (shape_of(argument) for argument in node.args[:2])
-        if len(ranks) != 1 or not ranks <= {3, 4} or one[:-2] != other[:-2]:
+        if len(one) != len(other) or len(one) not in {3, 4} or one[:-2] != other[:-2]:
             raise tracer.unknown(
-                node, f"multiplies {one} by {other}; give both three or four axes, alike in number"
+                node, f"multiplies {one} by {other}; both need three or four axes, alike but the last two"
             )
-        last = len(one) - 1
-        second = tracer.map(node, 1, channels=last)
-        first = tracer.map(node, 0, channels=last)
-        tracer.add(node, "matmul", (first, second), attrs={"scale": 1.0})
+        second = _read(tracer, node, 1, len(one) - 1)
+        first = _read(tracer, node, 0, len(one) - 1)
+        form = (1, other[-1], *((1,) if len(one) == 3 else ()), *one[1:-1])
+        made = tracer.add(node, "matmul", (first, second), shape=form, attrs={"scale": 1.0})
+        tracer.hold(node, made, _axes(len(one), len(one) - 1))
 
     def _attention(self, tracer: Tracer, node: Any) -> None:
         query, key, _, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
-        scale = node.kwargs.get("scale")
-        size = shape_of(query)[-1]
-        if mask is not None or dropout or causal or node.kwargs.get("enable_gqa"):
-            raise tracer.unknown(node, "has a mask; attention of every place to every place is known")
+        if dropout or causal or node.kwargs.get("enable_gqa"):
+            raise tracer.unknown(node, "is causal, grouped or drops values; leave that out")
         shapes = [shape_of(argument) for argument in node.args[:3]]
         if {len(shape) for shape in shapes} != {4} or len({shape[:2] for shape in shapes}) != 1:
             raise tracer.unknown(node, f"reads {shapes}; (batch, heads, length, features) are known")
-        name = node.name
-        value = tracer.map(node, 2, channels=3)
-        keys = tracer.map(node, 1, channels=2)  # transposed
-        queries = tracer.map(node, 0, channels=3)
-        heads, length = shapes[0][1:3]
-        attrs = {"scale": float(size**-0.5 if scale is None else scale)}
-        shape = (1, shapes[1][2], heads, length)
-        weights = tracer.add(node, "matmul", (queries, keys), shape=shape, name=f"{name}.scores", attrs=attrs)
-        weights = tracer.add(node, "softmax", (weights,), shape=shape, name=f"{name}.softmax")
-        tracer.add(node, "matmul", (weights, value), name=name, attrs={"scale": 1.0})
+        size, given, form = shapes[0][-1], node.kwargs.get("scale"), (1, shapes[1][2], *shapes[0][1:3])
+        attrs = {"scale": float(size**-0.5 if given is None else given)}
+        value, keys = _read(tracer, node, 2, 3), _read(tracer, node, 1, 2)
+        queries = _read(tracer, node, 0, 3)
+        name = module_path(node) or node.name
+        made = tracer.add(node, "matmul", (queries, keys), shape=form, name=f"{name}.scores", attrs=attrs)
+        if (bias := self._mask(tracer, node, mask, form)) is not None:
+            fixed = tracer.fixed(node, mask, bias)
+            made = tracer.add(node, "add", (made, fixed), shape=form, name=f"{name}.masked")
+        made = tracer.add(node, "softmax", (made,), shape=form, name=f"{name}.softmax")
+        form = (1, shapes[2][3], *shapes[0][1:3])
+        made = tracer.add(node, "matmul", (made, value), shape=form, name=name, attrs={"scale": 1.0})
+        tracer.hold(node, made, _axes(4, 3))
+
+    def _mask(self, tracer: Tracer, node: Any, mask: Any, form: tuple[int, ...]) -> Tensor | None:
+        """What is added to the scores, as a map; None where that is nothing."""
+        if mask is None:
+            return None
+        value = tracer.constant(node, mask)
+        assert value is not None
+        if value.dtype == torch.bool and bool(value.all()):
+            return None
+        if value.dtype == torch.bool or not bool(value.isfinite().all()):
+            raise tracer.unknown(node, "has a mask that leaves places out; add a number to their scores")
+        _, length, heads, rows = form
+        return value.float().expand(1, heads, rows, length).permute(FIRST)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         first, second = (x.permute(LAST) for x in inputs)

@@ -1,0 +1,142 @@
+"""Products of two activations, and attention: torch's floats, exact on both runtimes in one delegate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lowering_networks import Builder, f32
+from operation_checks import assert_codes, assert_exact, assert_float, difference, images
+from prune_networks import conv, network
+from torch import Tensor, nn
+
+from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.litert import program as litert
+from paredown.targets.errors import InputError
+from paredown.targets.mcu import tflm
+
+SHAPE = (1, 10, 6)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.view(len(x), -1, 2, x.shape[-1] // 2).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(len(x), -1, 8)
+
+
+def attention(m: nn.Module, x: Tensor, **options: object) -> Tensor:
+    q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
+    return m.o(joined(F.scaled_dot_product_attention(q, k, v, **options)))
+
+
+def biased(m: nn.Module, x: Tensor) -> Tensor:
+    places = torch.arange(10.0)
+    return attention(m, x, attn_mask=-(places[None] - places[:, None]).abs()[None, None] / 4)
+
+
+def by_hand(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
+    return m.o(joined((q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v))
+
+
+def one_head(m: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = (layer(x) for layer in (m.q, m.k, m.v))
+    return m.o(torch.bmm(torch.bmm(q, k.transpose(-1, -2)).softmax(-1), v))
+
+
+def queried(m: nn.Module, x: Tensor) -> Tensor:
+    q = torch.linspace(-1, 1, 48).reshape(1, 2, 6, 4).expand(len(x), -1, -1, -1)
+    return m.o(joined(F.scaled_dot_product_attention(q, heads(m.k(x)), heads(m.v(x)))))
+
+
+def built(function) -> nn.Module:
+    return network(function, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize("function", [attention, one_head])
+def test_the_floats_are_those_of_torch(function):
+    assert_float(built(function), SHAPE)
+
+
+@pytest.mark.parametrize("function", [biased, by_hand, one_head])
+def test_attention_is_exact_on_both_runtimes(function):
+    integer = assert_exact(built(function), SHAPE)
+    assert [node.kind for node in integer].count("matmul") == 2
+
+
+def test_queries_may_be_constants():
+    graph = trace(built(queried), (1, 10, 6))
+    x = images(SHAPE, 1)
+    torch.testing.assert_close(graph.run(x)[graph.outputs[0]], built(queried)(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.003, 0.4])
+def test_it_is_exact_at_any_scale_and_equals_a_plain_loop(scale):
+    b = Builder(3, (1, 24, 2, 7), scale)
+    for name, shape in (("one", (1, 24, 2, 7)), ("two", (1, 7, 2, 24))):
+        attrs = {"dims": (0, 3, 2, 1)} if name == "two" else {"dims": (0, 1, 2, 3)}
+        b.put("permute", ("input",), shape, scale, b.node("input").out.zero_point, attrs, name=name)
+    b.put("matmul", ("one", "two"), (1, 7, 2, 7), f32(scale * scale * 500), 11, {"scale": 0.3}, name="y")
+    graph = b.graph("y")
+    x = np.random.default_rng(0).integers(-128, 128, (3, 24, 2, 7)).astype(np.int8)
+    assert_codes(graph, x, {})
+    offset = x[0].astype(int) - graph.input.out.zero_point
+    unit = np.float32(np.float64(f32(scale)) ** 2 * 0.3) * np.float32(1 / graph["y"].out.scale)
+    found = reference.predict(graph, x[:1])[0][0]
+    for h in range(2):
+        for m in range(7):
+            for n in range(7):
+                total = sum(int(offset[k, h, m]) * int(offset[k, h, n]) for k in range(24))
+                assert abs(max(-128, min(127, round(float(total * unit)) + 11)) - found[n, h, m]) <= (
+                    abs(abs(total * unit) % 1 - 0.5) < 1e-3
+                )
+
+
+def test_a_map_whose_axes_are_in_another_order_is_brought_to_this_one():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        columns = m.a(x).permute(0, 3, 2, 1)
+        return columns @ columns.transpose(-1, -2)
+
+    assert_float(network(run, a=conv(3, 8, 3)), (1, 3, 5, 4))
+
+
+def test_its_channels_are_locked_and_say_why():
+    groups = {group.name: group for group in couple(trace(built(attention), SHAPE))}
+    assert all("is multiplied in" in groups[name].locked for name in "qk")
+
+
+def test_litert_micro_computes_it_too():
+    graph = assert_exact(built(by_hand), SHAPE)
+    x = graph.input.out.quantize(images(SHAPE, 1).numpy())
+    found = tflm.run(litert.lower_integer(graph).data, x).outputs[0]
+    assert difference(reference.predict(graph, x)[0], found).max_lsb <= 2
+
+
+def test_a_mask_that_leaves_nothing_out_is_none():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return attention(m, x, attn_mask=torch.ones(1, 1, 10, 10, dtype=torch.bool))
+
+    kinds = [node.kind for node in trace(built(run), SHAPE)]
+    assert "constant" not in kinds and kinds.count("matmul") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"is_causal": True}, "is causal"),
+        ({"attn_mask": torch.ones(10, 10).tril().bool()}, "leaves places out"),
+    ],
+)
+def test_what_is_refused_says_what_to_change(options, why):
+    with pytest.raises(InputError, match=why):
+        trace(built(lambda m, x: attention(m, x, **options)), SHAPE)
+
+
+def test_matrices_that_are_spread_are_refused():
+    with pytest.raises(InputError, match="need three or four axes"):
+        trace(network(lambda m, x: x.unsqueeze(1).expand(-1, 1, -1, -1) @ x.transpose(1, 2)), SHAPE)
