@@ -43,6 +43,7 @@ class Concat(Operation):
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         tensors, dim = arguments(node, None, 0)
+        tensors = [t for t in tensors if 0 not in shape_of(t)]
         made = {t.name: tracer.tensor(node, t) for t in tensors if t.name not in tracer.constants}
         given = {t.name: held_constant(tracer, node, t) for t in tensors if t.name in tracer.constants}
         feeds = tuple((made | given)[t.name] for t in tensors)

@@ -312,14 +312,6 @@ UNKNOWN = {
     "sine": (lambda: network(wrap(lambda m, y: torch.sin(y)), **parts()), "sin"),
     "cumsum": (lambda: network(wrap(lambda m, y: torch.cumsum(y, 1)), **parts()), "cumsum"),
     "flip": (lambda: network(wrap(lambda m, y: y.flip(1)), **parts()), "flip"),
-    "times a parameter": (
-        lambda: network(wrap(lambda m, y: y * m.a.weight.sum((1, 2, 3)).reshape(1, 4, 1, 1)), **parts()),
-        "mul",
-    ),
-    "zeros": (
-        lambda: network(wrap(lambda m, y: torch.cat([y, torch.zeros(1, 0, 8, 8)], 1)), **parts()),
-        "cat",
-    ),
 }  # fmt: skip
 
 
@@ -332,6 +324,15 @@ def test_what_is_not_known_is_named_and_left_whole_the_rest_can_be_cut(name: str
     assert any(f"({operation}) is not known: locked" in line for line in groups["a"].chain)
     assert free(groups) == ["b"]
     assert groups["b"].members == (Member("b", "out", singles(6)), Member("c", "in", singles(6)))
+
+
+def test_numbers_per_channel_that_are_computed_lock_what_they_multiply():
+    def forward(m, y):
+        return y * m.a.weight.sum((1, 2, 3)).reshape(1, 4, 1, 1)
+
+    groups = coupled(network(wrap(forward), **parts()), opaque=True)
+    assert "is no parameter of its own at mul" in groups["a"].locked
+    assert free(groups) == ["b"]
 
 
 def test_weights_that_are_computed_lock_their_layer_and_the_parameter_they_come_from():
