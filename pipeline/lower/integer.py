@@ -224,11 +224,16 @@ def quantize(
     weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
     affine = _scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
+    own = {node.name for node in graph}
+    edges = {node.name: node.inputs[0] for node, _ in nodes if node.name not in own}
     for node, clamp in nodes:
+        if node.name in edges:  # the concatenation is written with it
+            continue
         out = affine[node.name]
         low, high = operation(clamp).limits(out) if clamp else (QMIN, QMAX)
         attrs = {k: v for k, v in node.attrs.items() if k not in FLOAT_ATTRS}
-        item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
+        inputs = tuple(edges.get(name, name) for name in node.inputs)
+        item = IntegerNode(node.name, node.kind, inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
             item = _quantize_weights(item, node, scale_in, weight_scale[node.name])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of
+from paredown.pipeline.graph.operations.activation.affine import Affine
 from paredown.pipeline.graph.operations.joining.constant import held_constant
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, MOST_INPUTS, Rule
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 def _one(node: IntegerNode, feed: IntegerNode) -> bool:
     return len(node.inputs) < 2
+
+
+AFFINE = Affine()
 
 
 class Concat(Operation):
@@ -70,9 +74,17 @@ class Concat(Operation):
         return f"{node.name} places them at channels {places[0]} to {places[-1]}{times}"
 
     def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
-        """Of many inputs in steps, of as many as XNNPACK takes at once."""
-        names, parts = list(node.inputs), []
-        sizes = {feed.name: feed.shape[node.attrs["dim"]] for feed in feeds}
+        """Each input in its scale; and many of them in steps, of as many as XNNPACK takes at once."""
+        names, parts = list(node.inputs), list[Any]()
+        for index, feed in enumerate(feeds if hasattr(node, "out") else ()):
+            if feed.out != node.out:
+                names[index] = f"{node.name}.input{index}"
+                attrs = {"scale": 1.0, "shift": 0.0}
+                edge = replace(
+                    node, name=names[index], kind="affine", inputs=(feed.name,), shape=feed.shape, attrs=attrs
+                )
+                parts.extend(AFFINE.written(edge, [feed]))
+        sizes = {n: feed.shape[node.attrs["dim"]] for n, feed in zip(names, feeds, strict=True)}
         while len(names) > MOST_INPUTS:
             some, name = names[:MOST_INPUTS], f"{node.name}.first{len(names)}"
             sizes[name] = sum(sizes[each] for each in some)
