@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from paredown.pipeline.graph.graph import Graph, Node
@@ -29,8 +29,13 @@ def fuse_relu(graph: Graph) -> list[tuple[Node, str]]:
     return fused
 
 
-def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
-    """A function from a tensor's name to one name for all tensors that share its scale."""
+def same_scale(nodes: Sequence[Node], apart: Collection[tuple[str, int]] = ()) -> Callable[[str], str]:
+    """A function from a tensor's name to one name for all tensors that share its scale.
+
+    Args:
+        nodes: of the graph.
+        apart: (node, index) of inputs that keep a scale of their own; see `scales_apart`.
+    """
     leader = {node.name: node.name for node in nodes}
 
     def find(name: str) -> str:
@@ -41,62 +46,51 @@ def same_scale(nodes: Sequence[Node]) -> Callable[[str], str]:
 
     for node in nodes:
         if operation(node.kind).same_scale:
-            for feed in node.inputs:
-                leader[find(node.name)] = find(feed)
+            for index, feed in enumerate(node.inputs):
+                if (node.name, index) not in apart:
+                    leader[find(node.name)] = find(feed)
     return find
 
 
-def rescale_joined(
-    nodes: Sequence[tuple[Node, str]], ranges: Mapping[str, tuple[float, float]], least: float = 2.0
-) -> tuple[list[tuple[Node, str]], dict[str, tuple[float, float]]]:
-    """Puts a requantization before a concatenation whose scale would reach too far (our design).
+def scales_apart(
+    nodes: Sequence[Node], ranges: Mapping[str, tuple[float, float]], least: float = 2.0
+) -> frozenset[tuple[str, int]]:
+    """The inputs of concatenations that keep a scale of their own, and are requantized there (our design).
 
-    All inputs of a concatenation have its scale. An input gets it by a requantization of its own where its
-    scale is prescribed, or where others read it too and would see it `least` times as coarse.
+    The inputs of a concatenation share its scale. One does not where its scale is prescribed and others' are
+    not the same, or where others read it too and would see it `least` times as coarse.
 
     Args:
-        nodes: as `fuse_relu` gives them.
+        nodes: with their ReLUs taken in.
         ranges: (low, high) of every tensor.
         least: how much wider the range of all inputs together is.
 
     Returns:
-        The nodes, and the ranges with those of the new ones.
+        (concatenation, index of the input).
     """
-    plain = [node for node, _ in nodes]
-    joins = {node.name for node in plain if operation(node.kind).joins}
-    find = same_scale([replace(node, inputs=()) if node.name in joins else node for node in plain])
-    fixed, trained, readers = {}, set(), {name: set[str]() for name in map(find, (n.name for n in plain))}
-    for node in plain:
-        root = find(node.name)
-        if (prescribed := operation(node.kind).fixed(node)) is not None:
-            fixed[root] = prescribed
-        if "levels" in node.attrs:
-            trained.add(root)
-        for feed in map(find, node.inputs):
-            if feed != root:
-                readers[feed].add(node.name)
-    shapes, found, made = {node.name: node.shape for node in plain}, dict(ranges), []
+    joins = [node for node in nodes if operation(node.kind).joins]
+    find = same_scale(nodes, {(node.name, index) for node in joins for index in range(len(node.inputs))})
+    fixed = {find(n.name): f for n in nodes if (f := operation(n.kind).fixed(n)) is not None}
+    trained = {find(node.name) for node in nodes if "levels" in node.attrs}
+    readers: dict[str, set[str]] = {}
+    for node in nodes:
+        for root in {find(name) for name in node.inputs} - {find(node.name)}:
+            readers.setdefault(root, set()).add(node.name)
 
     def span(names: Sequence[str]) -> float:
         ends = [end for name in names for end in ranges.get(name, (0.0, 0.0))]
         return max(0.0, *ends) - min(0.0, *ends)
 
-    for node, clamp in nodes:
-        roots = {find(name) for name in node.inputs}
-        if node.name not in joins or trained & {*roots, find(node.name)}:
-            made.append((node, clamp))
-            continue
-        alike = len({fixed.get(root) for root in roots}) == 1
-        inputs = []
-        for index, name in enumerate(node.inputs):
-            root, edge = find(name), f"{node.name}.input{index}"
-            coarse = readers[root] - {node.name} and span(node.inputs) >= least * span([name])
-            if (root in fixed and not alike) or (root not in fixed and coarse):
-                attrs = {"scale": 1.0, "shift": 0.0}
-                made.append((Node(edge, "affine", (name,), shapes[name], attrs, source=node.source), ""))
-                if name in ranges:
-                    found[edge] = ranges[name]
-                name = edge
-            inputs.append(name)
-        made.append((replace(node, inputs=tuple(inputs)), clamp))
-    return made, found
+    def parts(node: Node, name: str) -> bool:
+        root = find(name)
+        if root in fixed:
+            return any(fixed.get(find(other)) != fixed[root] for other in node.inputs)
+        return bool(readers[root] - {node.name}) and span(node.inputs) >= least * span([name])
+
+    return frozenset(
+        (node.name, index)
+        for node in joins
+        if not trained & {find(name) for name in (node.name, *node.inputs)}
+        for index, name in enumerate(node.inputs)
+        if parts(node, name)
+    )

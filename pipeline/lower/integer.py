@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.observers import activation_qparams, weight_scales
-from paredown.pipeline.graph.fusion import fuse_relu, rescale_joined, same_scale
+from paredown.pipeline.graph.fusion import fuse_relu, same_scale, scales_apart
 from paredown.pipeline.graph.graph import Graph, Node, tuples
 from paredown.pipeline.graph.operations.kinds import operation, written
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
@@ -220,20 +220,15 @@ def quantize(
     Raises:
         InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
     """
-    nodes, ranges = rescale_joined(fuse_relu(graph), {**ranges, graph.nodes[0].name: input_range})
+    nodes = fuse_relu(graph)
     weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
     affine = _scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
-    own = {node.name for node in graph}
-    edges = {node.name: node.inputs[0] for node, _ in nodes if node.name not in own}
     for node, clamp in nodes:
-        if node.name in edges:  # the concatenation is written with it
-            continue
         out = affine[node.name]
         low, high = operation(clamp).limits(out) if clamp else (QMIN, QMAX)
         attrs = {k: v for k, v in node.attrs.items() if k not in FLOAT_ATTRS}
-        inputs = tuple(edges.get(name, name) for name in node.inputs)
-        item = IntegerNode(node.name, node.kind, inputs, node.shape, out, low, high, attrs)
+        item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
             item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
@@ -250,7 +245,8 @@ def _scales(
     weight_scale: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Affine]:
     """One scale per set of tensors that must share it, from the union of their ranges."""
-    find = same_scale([node for node, _ in nodes])
+    plain = [node for node, _ in nodes]
+    find = same_scale(plain, scales_apart(plain, {**ranges, plain[0].name: input_range}))
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     for node, _ in nodes:
@@ -272,7 +268,7 @@ def _scales(
         if "levels" in node.attrs:
             step = float(np.float32(node.attrs["step"]))
             roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])
-    _within_limits([node for node, _ in nodes], Scales(roots, find, weight_scale, prescribed))
+    _within_limits(plain, Scales(roots, find, weight_scale, prescribed))
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 
 

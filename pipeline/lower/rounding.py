@@ -68,8 +68,8 @@ def improve(
             values[node.name] = node.out.quantize(images.numpy())
             continue
         feeds = [made[name] for name in node.inputs]
-        layer = layers.get(node.name)
-        if layer is not None and node.weight is not None and node.kind in {"conv2d", "linear"}:
+        layer = layers[node.name]
+        if node.weight is not None and node.kind in {"conv2d", "linear"}:
             x = torch.from_numpy(feeds[0].out.dequantize(values[node.inputs[0]]))
             if codes and layer.scale is None:
                 node = _rounded(layer, node, x, generator)
@@ -85,11 +85,9 @@ def improve(
     return IntegerGraph(tuple(made.values()), integer.outputs)
 
 
-def _float(graph: Graph, layer: Node | None, node: IntegerNode, floats: dict[str, Tensor]) -> Tensor:
+def _float(graph: Graph, layer: Node, node: IntegerNode, floats: dict[str, Tensor]) -> Tensor:
     """The float network's tensor of a node's name."""
     inputs = [floats[name] for name in node.inputs]
-    if layer is None:  # a requantization, which the float network has not
-        return inputs[0]
     found = apply(layer, *inputs)
     own = graph[node.name]
     return found if own.kind == layer.kind else apply(own, found)

@@ -10,7 +10,7 @@ from operation_checks import assert_codes, assert_exact
 from prune_networks import conv, network
 
 from paredown.pipeline.bundle.ledger import check_codes
-from paredown.pipeline.graph.fusion import fuse_relu, rescale_joined
+from paredown.pipeline.graph.fusion import fuse_relu, scales_apart
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
@@ -32,10 +32,10 @@ def case(loud: float, also_read: bool = True, act=torch.relu) -> torch.nn.Module
 
 
 def edges(net: torch.nn.Module) -> list[str]:
+    """The inputs of concatenations that keep a scale of their own."""
     graph = trace(net, SHAPE)
-    nodes, ranges = rescale_joined(fuse_relu(graph), ranges_of(graph))
-    assert {node.name for node, _ in nodes} == ranges.keys() & {node.name for node, _ in nodes}
-    return [node.inputs[0] for node, _ in nodes if node.kind == "affine"]
+    nodes = [node for node, _ in fuse_relu(graph)]
+    return [graph[name].inputs[index] for name, index in scales_apart(nodes, ranges_of(graph))]
 
 
 def test_one_that_others_read_too_keeps_its_scale_where_it_would_lose_a_bit():

@@ -1,4 +1,7 @@
-"""Concatenation: the inputs share one scale with the output, so that it is a copy."""
+"""Concatenation: the inputs share one scale with the output, so that it is a copy.
+
+One that keeps a scale of its own (`pipeline.graph.fusion.scales_apart`) is requantized before it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor
 from paredown.pipeline.graph.aten import arguments, shape_of
 from paredown.pipeline.graph.operations.activation.affine import Affine
 from paredown.pipeline.graph.operations.joining.constant import held_constant
-from paredown.pipeline.graph.operations.operation import Codes, Operation
+from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Codes, Operation
 from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, MOST_INPUTS, Rule
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
     from paredown.pipeline.graph.tracer import Tracer
     from paredown.pipeline.lower.executorch.program import QdqModule
-    from paredown.pipeline.lower.integer import IntegerNode
+    from paredown.pipeline.lower.integer import IntegerNode, Scales
     from paredown.pipeline.lower.litert.program import Writer
 
 
@@ -72,6 +75,11 @@ class Concat(Operation):
         each = len(places) // len(units)
         times = f", {each} for each" if each > 1 else ""
         return f"{node.name} places them at channels {places[0]} to {places[-1]}{times}"
+
+    def widen(self, node: Node, scales: Scales) -> None:
+        """For inputs that keep a scale of their own; of the others the scale is the output's."""
+        for name in node.inputs:
+            scales.widen(node.name, scales[name] / LARGEST_FACTOR)
 
     def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
         """Each input in its scale; and many of them in steps, of as many as XNNPACK takes at once."""
