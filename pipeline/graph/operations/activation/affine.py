@@ -19,6 +19,7 @@ from torch import Tensor
 from paredown.pipeline.graph.aten import arguments, module_path, target
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMIN, Operation
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
+from paredown.targets.errors import InputError
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -153,6 +154,9 @@ class Clamp(Affine):
     def numbers(self, node: Any) -> tuple[float, float]:
         return 1.0, 0.0
 
+    def widen(self, node: Node, scales: Scales) -> None:
+        _check_clamp(node, scales[node.inputs[0]] / scales[node.name])
+
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         source = writer.read(feeds[0], writer.native(node))
         low, high = node.attrs["low"], node.attrs["high"]
@@ -190,7 +194,7 @@ class Hardsigmoid(Affine):
         return float(np.float32(1 / 255)), QMIN
 
     def widen(self, node: Node, scales: Scales) -> None:
-        """Its own scale stays: it is the clamp."""
+        _check_clamp(node, scales[node.inputs[0]] / 6 / scales[node.name])
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         source = writer.read(feeds[0], writer.native(node))
@@ -200,3 +204,18 @@ class Hardsigmoid(Affine):
         writer.op("ADD", 1, [source, writer.constant("shift", np.asarray([3], np.float32))], shifted, options)
         factor = writer.constant("scale", np.asarray([1 / 6], np.float32))
         writer.op("MUL", 1, [shifted, factor], writer.result(node), writer.s.MulOptionsT())
+
+
+def _check_clamp(node: Node, factor: float) -> None:
+    """A scale that is a clamp must not be widened: the clamp would move.
+
+    Raises:
+        InputError: no kernel brings input and output together.
+    """
+    if factor > LARGEST_FACTOR:
+        raise InputError(
+            f"{node.kind} {node.name}: its input reaches {factor:.0f} times as far as its limits, and int8 "
+            f"kernels know at most {LARGEST_FACTOR:.0f} times",
+            where=node.source,
+            hint="is the network trained, and are the calibration images normalized as it expects?",
+        )

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lowering_networks import ranges_of
 from operation_checks import assert_cut, assert_exact, assert_float
 from prune_networks import conv, network
 
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode
+from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, quantize
 from paredown.targets.errors import InputError
 
 SHAPE = (1, 4, 6, 5)
@@ -106,3 +107,11 @@ def test_channels_pass_through_where_zero_stays_zero(function, free):
 def test_what_is_refused_says_why(function, why):
     with pytest.raises(InputError, match=why):
         trace(network(lambda m, x: function(x)), SHAPE)
+
+
+@pytest.mark.parametrize("function", [F.hardsigmoid, F.hardtanh])
+def test_a_clamp_of_what_reaches_too_far_says_so_and_does_not_move(function):
+    net = network(lambda m, x: function(m.a(x) * 1e4), a=conv(4, 8, 3)).eval()
+    graph = trace(net, SHAPE)
+    with pytest.raises(InputError, match="times as far as its limits"):
+        quantize(graph, ranges_of(graph), input_range=(-3.0, 3.0))
