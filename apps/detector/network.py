@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.apps.detector.darknet.darknet import (
+from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
+from paredown.apps.detector.darknet.layers import (
     AvgPool,
     Cfg,
     Convolutional,
@@ -24,10 +25,8 @@ from paredown.apps.detector.darknet.darknet import (
     Route,
     Shortcut,
     Upsample,
-    builtin_cfg,
     coarsest_stride,
     output_shapes,
-    read_cfg,
 )
 from paredown.apps.detector.darknet.write import with_filters
 from paredown.targets.errors import InputError

@@ -15,7 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from paredown.apps.detector.darknet.darknet import Cfg, Route, builtin_cfg, coarsest_stride, read_cfg
+from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
+from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
 from paredown.apps.detector.device.boxes.decode import Decoder, Detections, YoloHead, YoloHeads, detect
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths

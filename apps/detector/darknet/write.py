@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from paredown.apps.detector.darknet.darknet import (
+from paredown.apps.detector.darknet.darknet import parse_cfg
+from paredown.apps.detector.darknet.layers import (
     AvgPool,
     Cfg,
     Convolutional,
@@ -18,7 +19,6 @@ from paredown.apps.detector.darknet.darknet import (
     Shortcut,
     Upsample,
     Yolo,
-    parse_cfg,
 )
 
 

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 from tiny_project import copy_project
 from torch import nn
 
-from paredown.apps.detector.darknet.darknet import (
-    AvgPool,
-    Convolutional,
-    Route,
-    Shortcut,
-    Upsample,
-    builtin_cfg,
-    parse_cfg,
-)
+from paredown.apps.detector.darknet.darknet import builtin_cfg, parse_cfg
+from paredown.apps.detector.darknet.layers import AvgPool, Convolutional, Route, Shortcut, Upsample
 from paredown.apps.detector.device.boxes.decode import YoloHead, YoloHeads, decoder_of, detect
 from paredown.apps.detector.network import (
     AvgPoolLayer,

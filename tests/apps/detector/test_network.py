@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paredown.apps.detector.darknet.darknet import MaxPool, Reorg, builtin_cfg, output_shapes, parse_cfg
+from paredown.apps.detector.darknet.darknet import builtin_cfg, parse_cfg
+from paredown.apps.detector.darknet.layers import MaxPool, Reorg, output_shapes
 from paredown.apps.detector.network import ConvLayer, MaxPoolLayer, ReorgLayer, YoloV2
 from paredown.apps.detector.weights import head_rows
 from paredown.targets.errors import UsageError

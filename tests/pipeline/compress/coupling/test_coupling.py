@@ -27,7 +27,7 @@ from prune_networks import (
 from torch import Tensor, nn
 
 from paredown.apps.classifier.network import build
-from paredown.apps.detector.darknet.darknet import Reorg
+from paredown.apps.detector.darknet.layers import Reorg
 from paredown.apps.detector.network import ReorgLayer
 from paredown.pipeline.compress.coupling.coupling import Group, Member, couple
 from paredown.pipeline.graph.graph import Graph
