@@ -16,7 +16,8 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import batched, module_path, shape_of, source_line, target
 from paredown.pipeline.graph.graph import Node
-from paredown.pipeline.graph.operations.kinds import KINDS
+from paredown.pipeline.graph.operations.kinds import KINDS, operation
+from paredown.pipeline.graph.operations.operation import Operation
 from paredown.targets.errors import InputError
 
 Axes = tuple[int, ...]
@@ -284,12 +285,12 @@ class Tracer:
             raise self.unknown(node, f"takes a constant of {value.numel()} numbers; one is known")
         return float(value)
 
-    def with_number(self, node: Any) -> tuple[str, float | None]:
-        """The node that makes one of two values, and the other value, where that is a number."""
-        for argument, other in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
+    def with_number(self, node: Any) -> tuple[int, float] | None:
+        """Which of two arguments the input decides, and the other, where that is one number."""
+        for index, other in ((0, node.args[1]), (1, node.args[0])):
             if (number := self.number(node, other)) is not None:
-                return self.tensor(node, argument), number
-        return "", None
+                return index, number
+        return None
 
     def affine(self, node: Any, feed: str, scale: float, shift: float) -> None:
         """Adds `scale * x + shift`; two of them in a row become one."""
@@ -317,6 +318,10 @@ class Tracer:
     def readers(self, name: str) -> int:
         """How many operations of the program read a node of ours."""
         return sum(len(n.users) for n in self.exported.graph.nodes if self.alias.get(n.name) == name)
+
+    def kind_of(self, name: str) -> Operation:
+        """The operation of a node of ours."""
+        return operation(self.nodes[name].kind)
 
     def sole_use(self, node: Any) -> bool:
         """Whether nothing else reads what this operation reads, under another name neither."""

@@ -87,6 +87,7 @@ class Operation(Traced):
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
         same_scale: its output has the very codes of its inputs.
+        takes_norm: of a weighted kind: a batch norm that follows it is folded into its weights.
         takes_relu: it clamps its output, and so can take in a ReLU that follows it.
         is_relu: it clamps to `limits`, and can be taken in.
         top: of a ReLU: the most that it makes; None where there is no limit.
@@ -104,6 +105,7 @@ class Operation(Traced):
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
+    takes_norm: ClassVar[bool] = False
     takes_relu: ClassVar[bool] = False
     is_relu: ClassVar[bool] = False
     top: ClassVar[float | None] = None

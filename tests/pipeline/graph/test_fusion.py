@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lowering_networks import ranges_of
-from operation_checks import assert_codes, assert_exact
+from operation_checks import assert_codes, assert_network_exact
 from prune_networks import conv, network
 
 from paredown.pipeline.bundle.ledger import check_codes
@@ -46,7 +46,7 @@ def test_one_that_others_read_too_keeps_its_scale_where_it_would_lose_a_bit():
 
 def test_a_prescribed_scale_stays():
     (edge,) = edges(case(1, act=torch.sigmoid))
-    integer = assert_exact(case(1, act=torch.sigmoid), SHAPE)
+    integer = assert_network_exact(case(1, act=torch.sigmoid), SHAPE)
     assert integer[edge].kind == "sigmoid" and integer[edge].out.scale == 1 / 256
 
 
@@ -54,7 +54,7 @@ def test_all_of_one_prescribed_scale_need_nothing():
     net = network(lambda m, x: m.c(torch.cat([m.a(x).sigmoid(), m.b(x).sigmoid()], 1)),
                   a=conv(3, 8, 3), b=conv(3, 8, 3), c=conv(16, 4))  # fmt: skip
     assert edges(net) == []
-    assert_exact(net, SHAPE)
+    assert_network_exact(net, SHAPE)
 
 
 def test_the_other_reader_gets_its_bits_back():

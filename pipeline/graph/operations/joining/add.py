@@ -36,6 +36,7 @@ class Add(Operation):
     pointwise = True
     takes_relu = True
     keeps_sign = True
+    kind: ClassVar[str] = "add"
     signs: ClassVar[tuple[int, int]] = (1, 1)
 
     def trace(self, tracer: Tracer, node: Any) -> None:
@@ -43,11 +44,12 @@ class Add(Operation):
             raise tracer.unknown(node, "scales its second input (alpha)")
         if self._with_constant(tracer, node):
             return
-        feed, number = tracer.with_number(node)
-        if number is not None:
-            tracer.affine(node, feed, 1.0, number)
+        if found := tracer.with_number(node):
+            index, number = found
+            scale, shift = float(self.signs[index]), self.signs[1 - index] * number
+            tracer.affine(node, tracer.feed(node, index), scale, shift)
             return
-        tracer.add(node, "add", pair_of_tensors(tracer, node))
+        tracer.add(node, self.kind, pair_of_tensors(tracer, node))
 
     def _with_constant(self, tracer: Tracer, node: Any) -> bool:
         """Whether one of the two is several given numbers, and so is traced here."""
@@ -61,7 +63,7 @@ class Add(Operation):
             return True
         feed = tracer.feed(node, index)
         names = (feed, held_constant(tracer, node, other, shape_of(node)))
-        tracer.add(node, "add" if self.signs == (1, 1) else "sub", names if index == 0 else names[::-1])
+        tracer.add(node, self.kind, names if index == 0 else names[::-1])
         return True
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
@@ -105,20 +107,8 @@ class Sub(Add):
 
     aten = ("sub",)
     keeps_sign = False
+    kind = "sub"
     signs = (1, -1)
-
-    def trace(self, tracer: Tracer, node: Any) -> None:
-        if node.kwargs.get("alpha", 1) != 1:
-            raise tracer.unknown(node, "scales its second input (alpha)")
-        if self._with_constant(tracer, node):
-            return
-        feed, number = tracer.with_number(node)
-        if number is None:
-            tracer.add(node, "sub", pair_of_tensors(tracer, node))
-        elif tracer.number(node, node.args[0]) is None:
-            tracer.affine(node, feed, 1.0, -number)
-        else:
-            tracer.affine(node, feed, -1.0, number)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0] - inputs[1]

@@ -45,9 +45,9 @@ class Mul(Operation):
                 feed = tracer.feed(node, index)
                 tracer.add(node, "mul", (feed, held_constant(tracer, node, other, shape_of(node))))
             return
-        feed, number = tracer.with_number(node)
-        if number is not None:
-            tracer.affine(node, feed, number, 0.0)
+        if found := tracer.with_number(node):
+            index, number = found
+            tracer.affine(node, tracer.feed(node, index), number, 0.0)
             return
         tracer.add(node, "mul", pair_of_tensors(tracer, node))
 

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from paredown.pipeline.graph.tracer import Tracer
 
 
-#: Layers that no batch norm is folded into.
-FOLDS_NONE = frozenset({"prelu"})
-
-
 class BatchNorm(Traced):
     """No kind of its own."""
 
@@ -39,10 +35,11 @@ class BatchNorm(Traced):
         scale = scale if gamma_t is None else gamma_t.double() * scale
         shift = torch.zeros_like(mean_t).double() if beta_t is None else beta_t.double()
         names = tracer.names(bn_weight=gamma, bn_bias=beta, bn_mean=mean, bn_var=var)
-        if feed.weight is None or feed.kind in FOLDS_NONE or not tracer.sole_use(node):
+        folds = tracer.kind_of(source).takes_norm and "bn_mean" not in feed.parameters
+        if not folds or not tracer.sole_use(node):
             alone(tracer, node, source, scale, shift - mean_t.double() * scale, names)
             return
-        assert feed.bias is not None
+        assert feed.weight is not None and feed.bias is not None
         weight = feed.weight.double() * scale.reshape(-1, *[1] * (feed.weight.dim() - 1))
         bias = shift + (feed.bias.double() - mean_t.double()) * scale
         names = {**feed.parameters, **names}

@@ -38,6 +38,7 @@ class WeightedOperation(Operation):
     """A convolution or a linear layer."""
 
     weighted = True
+    takes_norm = True
     takes_relu = True
     rules = {ETHOS: (HEAVY,)}
 

@@ -35,6 +35,7 @@ class PRelu(WeightedOperation):
     """Attributes: groups; its weight is (channels, 1, 1, 1), as a depthwise convolution's."""
 
     aten = ("prelu",)
+    takes_norm = False
     takes_relu = False
     keeps_sign = False
     rules = {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import Builder, inputs_for, ranges_of
+from operation_checks import assert_exact, both
 from prune_networks import choose, conv, graph_outputs, network, outputs
 from torch import Tensor, nn
 
@@ -16,16 +17,14 @@ from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.surgery import cut
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.executorch import program as executorch
-from paredown.pipeline.lower.integer import IntegerGraph, quantize
+from paredown.pipeline.lower.integer import quantize
 from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.parity import compare, difference
+from paredown.pipeline.lower.parity import difference
 from paredown.pipeline.lower.predict.inspect import inspect_graph
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
 from paredown.targets.mcu import tflm
 
-both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
 kinds = pytest.mark.parametrize("kind", ["softmax", "log_softmax"])
 SHAPES = {
     "(1, 5, 6, 7) by 1": 1,
@@ -34,13 +33,6 @@ SHAPES = {
     "(1, 5, 9) by 2": 2,
     "(1, 9) by 1": 1,
 }
-
-
-def assert_exact(graph: IntegerGraph, runtime, count: int = 6) -> None:
-    lowered = runtime.lower_integer(graph)
-    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
-    found = compare(graph, runtime.load(lowered.data), inputs_for(graph, count))
-    assert found.values and found.differing == 0
 
 
 def shape_of(name: str) -> tuple[int, ...]:
@@ -55,7 +47,7 @@ def test_any_axis_is_computed_as_torch_does_and_exact(runtime, kind, name):
     graph = trace(net, shape_of(name))
     x = 3 * torch.randn((2, *graph.nodes[0].shape[1:]), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(graph_outputs(graph, x)[0], outputs(net, x)[0], rtol=1e-5, atol=1e-6)
-    assert_exact(quantize(graph, ranges_of(graph), input_range=(-4.0, 3.0)), runtime)
+    assert_exact(quantize(graph, ranges_of(graph), input_range=(-4.0, 3.0)), runtime, 6)
 
 
 @both
@@ -101,7 +93,7 @@ def ends() -> nn.Module:
 @both
 def test_a_network_with_it_is_exact(runtime):
     graph = trace(ends(), (1, 3, 8, 8))
-    assert_exact(quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0)), runtime)
+    assert_exact(quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0)), runtime, 6)
 
 
 def test_it_locks_its_channels_and_says_why():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import Builder, f32
-from operation_checks import assert_codes, assert_exact, assert_float, difference, images
+from operation_checks import assert_codes, assert_float, assert_network_exact, images
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.litert import program as litert
+from paredown.pipeline.lower.parity import difference
 from paredown.targets.errors import InputError
 from paredown.targets.mcu import tflm
 
@@ -65,7 +66,7 @@ def test_the_floats_are_those_of_torch(function):
 
 @pytest.mark.parametrize("function", [biased, by_hand, one_head])
 def test_attention_is_exact_on_both_runtimes(function):
-    integer = assert_exact(built(function), SHAPE)
+    integer = assert_network_exact(built(function), SHAPE)
     assert [node.kind for node in integer].count("matmul") == 2
 
 
@@ -111,7 +112,7 @@ def test_its_channels_are_locked_and_say_why():
 
 
 def test_litert_micro_computes_it_too():
-    graph = assert_exact(built(by_hand), SHAPE)
+    graph = assert_network_exact(built(by_hand), SHAPE)
     x = graph.input.out.quantize(images(SHAPE, 1).numpy())
     found = tflm.run(litert.lower_integer(graph).data, x).outputs[0]
     assert difference(reference.predict(graph, x)[0], found).max_lsb <= 2

@@ -7,8 +7,8 @@ import pytest
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kind_checks import assert_exact, assert_float, assert_pruned, both, integer_of, kinds
 from lowering_networks import Builder, inputs_for
+from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ def branches() -> nn.Module:
 
 
 def test_channels_are_pruned_past_zeros():
-    groups = assert_pruned(branches(), (1, 3, 8, 8), 5)
+    groups = assert_cut(branches(), (1, 3, 8, 8), 5)
     assert groups["a"].units == 5 and not groups["a"].locked
     fixed = groups["b"]
     assert fixed.units == 3 and "zeros of a fixed number" in fixed.locked

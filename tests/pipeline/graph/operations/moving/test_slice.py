@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kind_checks import assert_exact, assert_float, assert_pruned, both, integer_of, kinds
 from lowering_networks import Builder, inputs_for
+from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -144,7 +144,7 @@ def branches() -> nn.Module:
 
 
 def test_parts_are_cut_alike():
-    groups = assert_pruned(branches(), (1, 3, 8, 8), 5)
+    groups = assert_cut(branches(), (1, 3, 8, 8), 5)
     assert [name for name, group in groups.items() if not group.locked] == ["a", "c"]
     assert groups["a"].units == 4 and groups["c"].units == 2
     assert "takes channels 0 to 3, a part of them: tied" in groups["a"].describe()
@@ -153,7 +153,7 @@ def test_parts_are_cut_alike():
 
 def test_channels_are_pruned_past_a_slice_of_the_map():
     net = network(lambda m, x: m.b(m.a(x)[:, :, 1:7, ::2]), a=conv(3, 8, 3), b=conv(8, 4))
-    assert not assert_pruned(net, (1, 3, 8, 8))["a"].locked
+    assert not assert_cut(net, (1, 3, 8, 8))["a"].locked
 
 
 NUMBERS = {
@@ -170,7 +170,7 @@ NUMBERS = {
 def test_channels_that_are_numbers_lock_what_they_count(form):
     width = form(torch.zeros(1, 4, 8, 8)).shape[1]
     net = network(lambda m, x: m.c(F.relu(m.b(form(m.a(x))))), a=conv(3, 4), b=conv(width, 6), c=conv(6, 2))
-    groups = assert_pruned(net, (1, 3, 8, 8))
+    groups = assert_cut(net, (1, 3, 8, 8))
     assert "is sliced at a channel that is a number (" in groups["a"].locked
     assert not groups["b"].locked
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lowering_networks import Builder, inputs_for, quantized, ranges_of
+from lowering_networks import Builder, inputs_for, quantized
+from operation_checks import assert_exact, both, integer_of
 from prune_networks import assert_near, choose, conv, graph_outputs, masked, network, outputs
 from torch import Tensor, nn
 
@@ -20,16 +21,12 @@ from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.executorch import program as executorch
-from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.parity import compare, difference
+from paredown.pipeline.lower.parity import difference
 from paredown.pipeline.lower.predict.inspect import inspect_graph
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
 from paredown.targets.mcu import tflm
-
-both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
 
 
 def pooled(**options: object) -> nn.Module:
@@ -69,18 +66,6 @@ def test_it_computes_what_torch_computes(drawn, seed):
     expected = net(x)
     assert torch.equal(graph.run(x)[graph.outputs[0]], expected)
     torch.testing.assert_close(graph.written.run(x)[graph.outputs[0]], expected)
-
-
-def integer_of(net: nn.Module, shape: tuple[int, ...]) -> IntegerGraph:
-    graph = trace(net, shape)
-    return quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0))
-
-
-def assert_exact(graph: IntegerGraph, runtime, count: int = 4) -> None:
-    lowered = runtime.lower_integer(graph)
-    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
-    found = compare(graph, runtime.load(lowered.data), inputs_for(graph, count))
-    assert found.values and found.differing == 0
 
 
 @both

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kind_checks import assert_exact, assert_float, assert_pruned, both, integer_of, kinds
 from lowering_networks import Builder, inputs_for
+from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -132,7 +132,7 @@ def branches() -> nn.Module:
 
 
 def test_channels_are_pruned_through_it():
-    groups = assert_pruned(branches(), (1, 3, 8, 8))
+    groups = assert_cut(branches(), (1, 3, 8, 8))
     assert [name for name, group in groups.items() if not group.locked] == ["a", "b"]
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kind_checks import assert_exact, assert_float, assert_pruned, both, integer_of, kinds
 from lowering_networks import inputs_for
+from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -125,5 +125,5 @@ def test_channels_are_pruned_through_it():
         return m.c(F.max_pool2d(m.b(y), 2, 1, dilation=2)).amax((2, 3))
 
     net = network(forward, a=conv(3, 6, 3), b=conv(6, 4), c=conv(4, 5))
-    groups = assert_pruned(net, (1, 3, 8, 8))
+    groups = assert_cut(net, (1, 3, 8, 8))
     assert [name for name, group in groups.items() if not group.locked] == ["a", "b"]

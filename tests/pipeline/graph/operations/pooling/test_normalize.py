@@ -13,8 +13,8 @@ from operation_checks import (  # fmt: skip
     RUNTIMES,
     assert_codes,
     assert_cut,
-    assert_exact,
     assert_float,
+    assert_network_exact,
     codes_of,
     difference,
     images,
@@ -67,7 +67,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_with_it_is_exact(name):
     assert_float(NETWORKS[name](), (1, 3, 9, 7))
-    assert_exact(NETWORKS[name](), (1, 3, 9, 7))
+    assert_network_exact(NETWORKS[name](), (1, 3, 9, 7))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_parts_of_a_sum_are_equal_and_short(size):
 
 
 def test_instance_norm_is_cut_with_its_channels():
-    groups = {group.name: group for group in assert_cut(NETWORKS["instance"](), (1, 3, 9, 7))}
+    groups = assert_cut(NETWORKS["instance"](), (1, 3, 9, 7))
     assert not groups["a"].locked and "n.normal carries them" in groups["a"].describe()
 
 
@@ -152,7 +152,7 @@ def test_what_is_refused_says_what_to_change(net, why):
 
 
 def test_litert_micro_and_the_targets_know_it():
-    graph = assert_exact(NETWORKS["groups"](), (1, 3, 9, 7))
+    graph = assert_network_exact(NETWORKS["groups"](), (1, 3, 9, 7))
     x = graph.input.out.quantize(images((1, 3, 9, 7), 1).numpy())
     found = tflm.run(litert.lower_integer(graph).data, x).outputs[0]
     assert difference(reference.predict(graph, x)[0], found).max_lsb <= 2

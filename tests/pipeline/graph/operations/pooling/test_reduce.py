@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lowering_networks import inputs_for, ranges_of
+from lowering_networks import inputs_for
+from operation_checks import both, integer_of
 from prune_networks import assert_near, choose, conv, graph_outputs, masked, network, outputs
 from torch import Tensor, nn
 
@@ -16,13 +17,9 @@ from paredown.pipeline.compress.squantize.qat_network import QatNetwork
 from paredown.pipeline.compress.training.sparsify import prunable
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.executorch import program as executorch
-from paredown.pipeline.lower.integer import IntegerGraph, quantize
-from paredown.pipeline.lower.litert import program as litert
 from paredown.pipeline.lower.parity import compare
 from paredown.targets.errors import InputError
 
-both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
 MAP, LENGTH = (1, 5, 6, 7), (1, 5, 9)
 
 CASES = {
@@ -32,11 +29,6 @@ CASES = {
     for dims in some
     for keep in (False, True)
 }
-
-
-def integer_of(net: nn.Module, shape: tuple[int, ...]) -> IntegerGraph:
-    graph = trace(net, shape)
-    return quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0))
 
 
 def case(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lowering_networks import inputs_for, ranges_of
+from operation_checks import assert_exact, both, integer_of
 from prune_networks import assert_near, choose, conv, graph_outputs, masked, network, outputs
 from torch import Tensor, nn
 
@@ -29,15 +30,10 @@ from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.executorch import program as executorch
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
-from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.parity import compare
 from paredown.pipeline.lower.predict.inspect import inspect_graph
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
-
-both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
 
 
 def layer(cin: int, cout: int, kernel: object, seed: int = 0, **options: object) -> nn.ConvTranspose2d:
@@ -64,18 +60,6 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     options = {"stride": stride, "padding": padding, "output_padding": more, "groups": groups}
     module = layer(cin, cout, kernel, draw(st.integers(0, 99)), bias=draw(st.booleans()), **options)
     return nn.Sequential(module, *[nn.ReLU()] * draw(st.integers(0, 1))).eval(), shape
-
-
-def integer_of(net: nn.Module, shape: tuple[int, ...], **options: object) -> IntegerGraph:
-    graph = trace(net, shape)
-    return quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0), **options)
-
-
-def assert_exact(graph: IntegerGraph, runtime, count: int = 4) -> None:
-    lowered = runtime.lower_integer(graph)
-    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
-    found = compare(graph, runtime.load(lowered.data), inputs_for(graph, count))
-    assert found.values and found.differing == 0
 
 
 @settings(max_examples=80, deadline=None)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lowering_networks import inputs_for, ranges_of
+from lowering_networks import inputs_for
+from operation_checks import assert_exact, both, integer_of
 from prune_networks import assert_near, choose, graph_outputs, network, outputs, removed
 from torch import Tensor, nn
 
@@ -24,25 +25,7 @@ from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwo
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.executorch import program as executorch
-from paredown.pipeline.lower.integer import IntegerGraph, quantize
-from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.parity import compare
 from paredown.targets.errors import InputError
-
-both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
-
-
-def integer_of(net: nn.Module, shape: tuple[int, ...]) -> IntegerGraph:
-    graph = trace(net, shape)
-    return quantize(graph, ranges_of(graph), input_range=(-0.3, 1.0))
-
-
-def assert_exact(graph: IntegerGraph, runtime, count: int = 4) -> None:
-    lowered = runtime.lower_integer(graph)
-    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
-    found = compare(graph, runtime.load(lowered.data), inputs_for(graph, count))
-    assert found.values and found.differing == 0
 
 
 def steps(m: nn.Module, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from operation_checks import assert_cut, assert_exact, assert_float
+from operation_checks import assert_cut, assert_float, assert_network_exact
 from prune_networks import conv, network
 from torch import nn
 
@@ -29,7 +29,7 @@ def case(slopes: str) -> nn.Module:
 @pytest.mark.parametrize("slopes", ["one", "each", "negative"])
 def test_both_programs_compute_it(slopes):
     assert_float(case(slopes), SHAPE)
-    integer = assert_exact(case(slopes), SHAPE)
+    integer = assert_network_exact(case(slopes), SHAPE)
     assert [node.kind for node in integer] == ["input", "conv2d", "prelu", "conv2d"]
 
 
@@ -37,7 +37,7 @@ def test_both_programs_compute_it(slopes):
 def test_slopes_go_with_their_channels(slopes):
     net = case(slopes)
     groups = assert_cut(net, SHAPE)
-    assert [group.name for group in groups if not group.locked] == ["a"]
+    assert [group.name for group in groups.values() if not group.locked] == ["a"]
     smaller = cut(copy.deepcopy(net), trace(net, SHAPE), couple(trace(net, SHAPE)), {"a": (1, 4, 6)})
     assert smaller.act.num_parameters == (1 if slopes == "one" else 3)
     if slopes != "one":
