@@ -16,7 +16,6 @@ from operation_checks import (  # fmt: skip
     assert_float,
     assert_network_exact,
     codes_of,
-    difference,
     images,
     unary,
 )
@@ -30,6 +29,7 @@ from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.executorch import program as executorch
 from paredown.pipeline.lower.integer import Affine
 from paredown.pipeline.lower.litert import program as litert
+from paredown.pipeline.lower.parity import difference
 from paredown.pipeline.lower.predict.inspect import inspect_graph
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
