@@ -116,10 +116,17 @@ class Bench:
         path = self.work / f"{name}.json"
         if path.exists():
             known = json.loads(path.read_text())
-            quality = Quality(known["perplexity"], known["tokens"], np.array(known["best"]))
+            arrays = (np.array(known[name]) for name in ("best", "losses"))
+            quality = Quality(known["perplexity"], known["tokens"], *arrays)
         else:
             quality = measure(self.judge.predict(network), self.judge.pieces("test"))
-            write_json(path, {**vars(quality), "best": quality.best.tolist()})
+            write_json(
+                path,
+                {
+                    name: getattr(value, "tolist", lambda v=value: v)()
+                    for name, value in vars(quality).items()
+                },
+            )
         change = f"{quality.perplexity / whole.perplexity - 1:+.1%}" if whole else ""
         same = f"{agreement(quality, whole):.1%}" if whole else ""
         self.table.row(label, f"{size / MB:.2f}", f"{quality.perplexity:.3f}", change, same)

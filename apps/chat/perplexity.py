@@ -30,6 +30,14 @@ class Quality:
     """How many that are."""
     best: NDArray[np.int64]
     """The likeliest token at each of them, (tokens,)."""
+    losses: NDArray[np.float64]
+    """Each window's mean negative log-likelihood and its number of tokens, (windows, 2)."""
+
+    def resampled(self, weights: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Perplexity where each window counts weights[:, i] times; (resamples,) of (resamples, windows)."""
+        means, tokens = self.losses.T
+        found: NDArray[np.float64] = np.exp(weights @ (means * tokens) / (weights @ tokens))
+        return found
 
 
 def windows(
@@ -65,9 +73,10 @@ def measure(predict: Predict, samples: Iterable[NDArray[np.int64]]) -> Quality:
     Raises:
         InputError: it gives no finite probability to some token, or logits for another number of them.
     """
-    losses, best = [], []
+    losses, best, lengths = [], [], []
     for sample in samples:
         rows = 0
+        lengths.append(len(sample) - 1)
         for block in predict(sample):
             logits = np.atleast_2d(np.asarray(block, np.float32))
             targets = sample[rows + 1 : rows + 1 + len(logits)]  # none for the last position
@@ -82,7 +91,9 @@ def measure(predict: Predict, samples: Iterable[NDArray[np.int64]]) -> Quality:
     loss = np.concatenate(losses)
     if not np.isfinite(loss).all():
         raise InputError(f"the model gives no finite probability to {int((~np.isfinite(loss)).sum())} tokens")
-    return Quality(math.exp(loss.mean()), len(loss), np.concatenate(best))
+    windows = np.split(loss, np.cumsum(lengths)[:-1])
+    means = np.array([[window.mean(dtype=np.float64), len(window)] for window in windows])
+    return Quality(math.exp(loss.mean()), len(loss), np.concatenate(best), means)
 
 
 def agreement(one: Quality, other: Quality) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from paredown.apps.chat.texts import Split, file_text, fingerprint, pydoc_text
 from paredown.pipeline.recipe.language_task import PredictTokens
 from paredown.pipeline.recipe.schema import Language, Recipe
+from paredown.pipeline.recipe.task import Scores
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError, UsageError
 from paredown.targets.own_code import own_code
@@ -228,7 +229,8 @@ class ChatTask:
                 yield piece
                 progress(done, len(pieces))
 
-        return {"perplexity": measure(predict, counted()).perplexity}
+        found = measure(predict, counted())
+        return Scores({"perplexity": found.perplexity}, len(pieces), found.resampled)
 
     # -- programs ------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.cifar import read_cifar_names
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
-from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress
+from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress, Scores
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError
 from paredown.targets.own_code import own_code
@@ -242,7 +242,8 @@ class ClassifierTask:
         scores = {"top1": float((found == 0).mean())}
         if len(self.names) > TOP:
             scores["top5"] = float((found < TOP).mean())
-        return scores
+        right = (found == 0).astype(np.float64)
+        return Scores(scores, len(right), lambda weights: weights @ right / weights.sum(axis=1))
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """Wilson's 95 % interval of top-1."""

@@ -24,7 +24,7 @@ from paredown.calibration.datasets import CLASS_FORMATS, Dataset, First, open_da
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
-from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress
+from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress, Scores
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError
 from paredown.targets.own_code import own_code
@@ -294,8 +294,6 @@ class DetectorTask:
 
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
         """mAP@0.5 ("map50") and COCO's mAP ("map") over the images of a data set."""
-        from paredown.apps.detector.scoring.score import score_detections
-
         truths, found = self._truths(data), []
         for index in range(len(data)):
             sample = data[index]
@@ -304,13 +302,17 @@ class DetectorTask:
             found.append(self._located(predict(self._preprocess(sample.image)[None]), size, SCORE_THRESHOLD))
             if progress:
                 progress(index + 1, len(data))
-        return score_detections(found, truths.first(len(data)))
+        return self._scored(found, truths.first(len(data)))
 
     def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
         """`score` of outputs for the first images."""
-        from paredown.apps.detector.scoring.score import score_detections
+        return self._scored(*self._found(outputs, data))
 
-        return score_detections(*self._found(outputs, data))
+    def _scored(self, found: list[Detections], truths: list[Truth]) -> Scores:
+        from paredown.apps.detector.scoring.score import resampled_map50, score_detections
+
+        scores = score_detections(found, truths)
+        return Scores(scores, len(found), lambda weights: resampled_map50(found, truths)(weights))
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """The 95 % bootstrap interval of "map50" over images."""

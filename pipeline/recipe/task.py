@@ -19,11 +19,30 @@ from paredown.targets.errors import InputError
 
 #: One float32 input with its batch of one, (1, channels, height, width), to the network's float32 outputs.
 Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
+#: How often each image counts in each resample, (resamples, images), to a metric of each resample.
+Resampled = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 #: Told after each image: how many are done, of how many.
 Progress = Callable[[int, int], None]
 
 #: The network's float32 outputs for one image after the other, each with its batch of one.
 Outputs = Sequence[tuple[NDArray[np.float32], ...]]
+
+
+class Scores(dict[str, float]):
+    """Metric to value, fractions of one, and the task's `metric` on resamples of the same images.
+
+    Args:
+        values: by metric.
+        samples: how many images, or pieces of text, were scored.
+        resampled: an image that counts twice in a resample is as good as two equal ones. NaN where a resample
+            has nothing to score.
+    """
+
+    def __init__(self, values: Mapping[str, float], samples: int, resampled: Resampled) -> None:
+        """A dictionary like any other, since a task may as well give a plain one."""
+        super().__init__(values)
+        self.samples = samples
+        self.resampled = resampled
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,10 @@ class Task(Protocol):
         """The images of "train", "calibration" or "test"."""
 
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
-        """Metric to value, fractions of one, for any way of predicting."""
+        """Metric to value, fractions of one, for any way of predicting.
+
+        A plain dictionary, or `Scores`, from which the confidence interval of a drop comes.
+        """
 
     def score_outputs(self, outputs: Outputs, data: Dataset) -> dict[str, float]:
         """The metrics of `score`, from outputs for the first len(outputs) images of the data."""

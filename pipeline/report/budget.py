@@ -13,18 +13,22 @@ from paredown.targets.cards.card import Budget
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken limit of the budget."""
+    """A broken limit of the budget; that of accuracy may have a 95 % interval."""
 
     variant: str
     limit: str
     allowed: float
     found: float
+    interval: tuple[float, float] | None = None
 
     def line(self) -> str:
         """One line for the table of what failed by how much."""
         over = self.found - self.allowed
         found, allowed = f"{self.found:.4g}", f"{self.allowed:.4g}"
-        return f"{self.variant}: {self.limit} is {found}, {over:.4g} over the budget of {allowed}"
+        line = f"{self.variant}: {self.limit} is {found}, {over:.4g} over the budget of {allowed}"
+        if self.interval is None:
+            return line
+        return "{}; 95 % interval {:.4g} to {:.4g}".format(line, *self.interval)
 
 
 def check_budget(budget: Budget, figures: Sequence[Figure], metric: Metric) -> tuple[Violation, ...]:
@@ -43,7 +47,9 @@ def check_budget(budget: Budget, figures: Sequence[Figure], metric: Metric) -> t
         if allowed is None or value is None or value <= allowed:
             return
         if not math.isclose(value, allowed, rel_tol=1e-9, abs_tol=1e-9):  # 0.5 - 0.49 is a little over 0.01
-            found.append(Violation(variant, limit, allowed, value))
+            ends = [cells.get((variant, f"{limit}_{end}")) for end in ("low", "high")]
+            interval = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+            found.append(Violation(variant, limit, allowed, value, interval))
 
     original = cells.get(("fp32", metric.name))
     for variant in variants:

@@ -14,6 +14,7 @@ from paredown.pipeline.recipe.file import default_recipe, recipe_keys, value_of
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.checks import Check
+from paredown.pipeline.report.drop import Drop, drops
 from paredown.pipeline.report.figures import Figure, Tag
 from paredown.pipeline.run.params import BundleParams
 from paredown.pipeline.store.event import Tell, nobody
@@ -104,12 +105,14 @@ class Job:
         kind: of the job.
         metric: that budgets and tables speak of.
         runtimes: names, in the order of the report.
+        scores: the stages that score, by variant.
         bundle: the stage that packs.
         bench: the stage that times on this machine; None where the target is another.
     """
 
     kind: Kind
     metric: Metric
+    scores: dict[str, Stage]
     bundle: Stage
     bench: Stage | None
 
@@ -182,6 +185,14 @@ class Job:
     def figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> Figure:
         """A figure of this machine."""
         return Figure(stage, variant, metric, value, unit, self.tag, self.machine)
+
+    def drops(self) -> list[Drop]:
+        """How much worse each variant is than the original network."""
+        return drops(self.metric, {variant: self.path(stage) for variant, stage in self.scores.items()})
+
+    def drop_notes(self) -> list[str]:
+        """The drop of what ships; a smoke run's handful of samples says nothing of it."""
+        return [] if self.smoke else [drop.line() for drop in self.drops() if drop.variant in self.runtimes]
 
     def packed(self) -> Bundle:
         """The bundle, opened."""

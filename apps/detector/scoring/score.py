@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -187,29 +187,42 @@ def map50_interval(
         InputError: if there is no labelled box at all.
         ValueError: if the numbers of images differ.
     """
-    ranked = _ranked(detections, labels, 0.5)
     images = len(detections)
     known = np.array([image for image in range(images) if labels[image].labelled])
     drawn = known[np.random.default_rng(seed).integers(0, len(known), (resamples, len(known)))]
     weights = np.zeros((resamples, images))
     np.add.at(weights, (np.arange(resamples)[:, None], drawn), 1)
-    values = np.stack([_weighted_average_precision(one, weights) for one in ranked])
-    occurs = ~np.isnan(values)
-    counts = occurs.sum(axis=0)
-    means = np.where(occurs, values, 0).sum(axis=0)[counts > 0] / counts[counts > 0]
+    means = resampled_map50(detections, labels)(weights)
+    means = means[~np.isnan(means)]
     if not len(means):  # hardly any image has a box: nothing is known
         return 0.0, 1.0
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
+def resampled_map50(detections: Sequence[Detections], labels: Labels) -> Callable[[Array], Array]:
+    """Gives mAP at IoU 0.5 (R,) for weights (R, images), how often an image counts in each resample.
+
+    Arguments and errors as for `class_average_precisions`. NaN where a resample has no labelled box.
+    """
+    ranked = _ranked(detections, labels, 0.5)
+
+    def means(weights: Array) -> Array:
+        values = np.stack([_weighted_average_precision(one, weights) for one in ranked])
+        occurs = ~np.isnan(values)
+        total, counts = np.where(occurs, values, 0).sum(axis=0), occurs.sum(axis=0)
+        return np.divide(total, counts, out=np.full_like(total, np.nan), where=counts > 0)
+
+    return means
+
+
 def _weighted_average_precision(one: _Ranked, weights: Array) -> Array:
     """Average precision (R,) of a class where images count weights (R, images) times; NaN without a box."""
-    labelled = weights[:, one.truth].sum(axis=1)
+    labelled = weights[:, one.truth].sum(axis=1, dtype=np.float64)
     end = (
         int(np.flatnonzero(one.correct)[-1]) + 1 if one.correct.any() else 0
     )  # wrong ones at the end cost none
-    each = weights[:, one.found[:end]]
+    each = weights[:, one.found[:end]].astype(np.float64)
     right = np.cumsum(each * one.correct[:end], axis=1)
     total = np.cumsum(each, axis=1)
     precision = np.divide(right, total, out=np.zeros_like(right), where=total > 0)

@@ -24,6 +24,7 @@ from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of
+from paredown.pipeline.report.drop import write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
 from paredown.pipeline.run.image.read import graph_in, integer_in, predictor, write_lowered, write_traced
@@ -420,11 +421,12 @@ class ImageJob(Job):
 
         def build(out: Path, inputs: Inputs) -> None:
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
-            write_json(out / "score.json", self.task.score(predict, First(self.test, self.images), self.tick))
+            scores = self.task.score(predict, First(self.test, self.images), self.tick)
+            write_scores(out, scores)
 
         inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
         name = f"score-{variant}{self._instead(variant)}"
-        return Stage(name, 2, params, inputs, build, self._read(variant))
+        return Stage(name, 3, params, inputs, build, self._read(variant))
 
     def _bench(self) -> Stage:
         runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs

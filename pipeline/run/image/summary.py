@@ -37,6 +37,7 @@ class Summary:
         for variant, stage in stages.scores.items():
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
+        figures += [self._figure(*row) for drop in stages.drops() for row in drop.rows()]
         for name in stages.runtimes:
             if name in stages.parity:
                 figures += self._parity_figures(name)
@@ -97,6 +98,7 @@ class Summary:
         """Plain sentences that belong beside the table."""
         notes = prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
+        notes += self.job.drop_notes()
         for name in self.job.runtimes:
             if name in self.job.parity:
                 parity = read_json(self.job.path(self.job.parity[name]) / "parity.json")

@@ -18,6 +18,7 @@ from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
 from paredown.pipeline.recipe.schema import Language, Recipe
 from paredown.pipeline.recipe.task import Metric
+from paredown.pipeline.report.drop import write_scores
 from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.run.job import BUNDLE, Job, Proof, Settings, plain, program_in
 from paredown.pipeline.run.language.summary import COUNTS, HISTORY, LITERTLM, MIB, PLAN, Summary
@@ -329,7 +330,7 @@ class LanguageJob(Job):
                 predict = self.task.predict(self._plain({"prune": inputs["source"]}))
             else:
                 predict = self.task.predict(self._network(inputs, "source"))
-            write_json(out / "score.json", self.task.score(predict, self.tick))
+            write_scores(out, self.task.score(predict, self.tick))
 
         language: Language = self.language
         params = ScoreParams(
@@ -340,7 +341,7 @@ class LanguageJob(Job):
         }  # fmt: skip
         inputs |= {"source": source} if source is not None else {}
         reads = self._pruned() if source is not None and source is not self.prune else {}
-        return Stage(f"score-{variant}", 1, params, inputs, build, reads)
+        return Stage(f"score-{variant}", 2, params, inputs, build, reads)
 
     # -- the last stages -------------------------------------------------------------------------------------
 

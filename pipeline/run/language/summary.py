@@ -50,6 +50,7 @@ class Summary:
             for variant in self.job.scores
             for metric, value in self.score(variant).items()
         ]
+        found += [self._figure(*row) for drop in self.job.drops() for row in drop.rows()]
         for name in self.job.runtimes:
             found.append(
                 self._figure("lower", name, "file_bytes", len(self.job.program(self.job.lower[name])), "B")
@@ -82,11 +83,9 @@ class Summary:
 
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = []
+        notes: list[str] = []
         before = self.score("fp32")["perplexity"]
-        for name in self.job.runtimes:
-            after = self.score(name)["perplexity"]
-            notes.append(f"{name}: perplexity {after / before - 1:+.1%} against float32")
+        notes += self.job.drop_notes()
         notes += self._changes(before)
         if self.job.device is None and self.job.bench is None:
             notes.append(f"not validated on a device: no speed for {self.job.target.name} is known")

@@ -47,6 +47,17 @@ def test_perplexity_is_that_of_transformers_loss():
     assert 0 < agreement(found, measure(eager(ours(oracle(seed=1))), samples)) < 0.5
 
 
+def test_resampled_windows_are_windows_that_come_more_than_once():
+    generator = np.random.default_rng(0)
+    samples = [generator.integers(2, 50, length) for length in (4, 9, 6)]
+    table = generator.normal(0, 2, (50, 50)).astype(np.float32)
+    whole = measure(lambda t: table[t], samples)
+    weights = np.array([[1, 1, 1], [0, 3, 0], [2, 0, 1]], np.uint8)
+    drawn = [[0, 1, 2], [1, 1, 1], [0, 0, 2]]
+    expected = [measure(lambda t: table[t], [samples[i] for i in row]).perplexity for row in drawn]
+    assert whole.resampled(weights) == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_is_no_distribution_is_refused():
     samples = windows([5, 6, 7], 4, 2)
     with pytest.raises(InputError, match="3 positions of 4"):
