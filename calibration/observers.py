@@ -180,6 +180,24 @@ class MSE:
         return low, high
 
 
+class Several:
+    """All observers at once, on one histogram: what each of them would say."""
+
+    def __init__(self) -> None:
+        """Makes the observers."""
+        self._percentile, self._mse = Percentile(), MSE()
+        self._histogram = self._mse._histogram = self._percentile._histogram
+
+    def update(self, values: np.ndarray) -> None:
+        """Takes the values of one sample; see ``Observer``."""
+        self._histogram.update(values)
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Observer to range, "minmax" first."""
+        extent = self._histogram.extent.range()
+        return {"minmax": extent, "percentile": self._percentile.range(), "mse": self._mse.range()}
+
+
 def make_observer(name: str) -> Observer:
     """A fresh observer: ``minmax``, ``percentile`` (99.99) or ``mse``.
 

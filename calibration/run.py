@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from paredown.calibration.datasets import Dataset
-from paredown.calibration.observers import Observer, make_observer
+from paredown.calibration.observers import make_observer
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError, UsageError
 
+
+class Watches(Protocol):
+    """What `observe` asks of an observer."""
+
+    def update(self, values: np.ndarray) -> None:
+        """Takes the values of one sample."""
+
+
+W = TypeVar("W", bound=Watches)
 _VERSION = 1
 _HINT = "calibrate again with `paredown run`"
 _CONTENT_HINT = "give images like those the device will see"
@@ -91,6 +100,50 @@ def calibrate(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranges:
+    """Runs images through a network, and gives the range of each activation; arguments as for `observe`.
+
+    Args:
+        forward: as for `observe`, like all that is not named here.
+        dataset: representative images.
+        preprocess: the network's.
+        observer: ``minmax``, ``percentile`` (99.99) or ``mse``.
+        limit: at most this many images. None: all.
+        progress: told after each.
+
+    Raises:
+        UsageError: an unknown observer, or a limit below 1.
+        InputError: as `observe`.
+    """
+    make_observer(observer)  # an unknown name fails before an empty set does, and before any work
+    chosen = spread(len(dataset), limit)
+    found = observe(forward, dataset, preprocess, lambda: make_observer(observer), chosen, progress)
+    ranges = {name: watcher.range() for name, watcher in found.items()}
+    return Ranges(preprocess.hash, observer, len(chosen), ranges)
+
+
+def spread(images: int, limit: int | None) -> list[int]:
+    """The indices of at most so many images, spread evenly: neighbours in a video are alike.
+
+    Raises:
+        UsageError: a limit below 1.
+        InputError: an empty set.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"a limit of {limit} images; it takes at least one to calibrate")
+    total = images if limit is None else min(limit, images)
+    if total == 0:
+        raise InputError("no images to calibrate with: the data set is empty")
+    return [done * images // total for done in range(total)]
+
+
+def observe(
+    forward: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    dataset: Dataset,
+    preprocess: Preprocess,
+    observer: Callable[[], W],
+    chosen: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, W]:
     """Runs images through a network, one at a time, and observes its activations.
 
     Args:
@@ -98,28 +151,23 @@ def calibrate(
             gives the activations to observe by name, the input among them if its range is wanted.
         dataset: representative images; labels are not needed.
         preprocess: the network's.
-        observer: ``minmax``, ``percentile`` (99.99) or ``mse``.
-        limit: at most this many images, spread evenly over the set (neighbours in a video are alike). None:
-            all.
+        observer: makes a fresh one.
+        chosen: indices of the images.
         progress: called with (images done, images in all) after each.
 
+    Returns:
+        Activation -> its observer.
+
     Raises:
-        UsageError: an unknown observer, or a limit below 1.
-        InputError: an empty set; a broken image; an activation that is NaN or infinite (tensor and image are
-            named); images that say nothing: each of one colour only, or an input channel that never changes.
+        InputError: a broken image; an activation that is NaN or infinite (tensor and image are named); images
+            that say nothing: each of one colour only, or an input channel that never changes.
     """
-    make_observer(observer)  # an unknown name fails before an empty set does, and before any work
-    if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} images; it takes at least one to calibrate")
-    total = len(dataset) if limit is None else min(limit, len(dataset))
-    if total == 0:
-        raise InputError("no images to calibrate with: the data set is empty")
-    observers: dict[str, Observer] = {}
+    observers: dict[str, W] = {}
     flat = 0
     lowest = np.full(preprocess.channels, np.inf)
     highest = np.full(preprocess.channels, -np.inf)
-    for done in range(total):
-        sample = dataset[done * len(dataset) // total]
+    for done, index in enumerate(chosen, start=1):
+        sample = dataset[index]
         flat += bool((sample.image == sample.image[:1, :1]).all())
         batch = preprocess(sample.image)[None]
         if preprocess.layout == "nhwc":
@@ -128,7 +176,7 @@ def calibrate(
         highest = np.maximum(highest, batch.max(axis=(0, 2, 3)))
         for name, values in forward(batch).items():
             if name not in observers:
-                observers[name] = make_observer(observer)
+                observers[name] = observer()
             try:
                 observers[name].update(values)
             except InputError as error:
@@ -137,12 +185,11 @@ def calibrate(
                     hint="check the weights and the preprocessing",
                 ) from error
         if progress is not None:
-            progress(done + 1, total)
-    _check_content(total, flat, lowest, highest)
-    ranges = {name: watcher.range() for name, watcher in observers.items()}
-    if not ranges:
+            progress(done, len(chosen))
+    _check_content(len(chosen), flat, lowest, highest)
+    if not observers:
         raise InputError("the network gave no activations to observe")
-    return Ranges(preprocess.hash, observer, total, ranges)
+    return observers
 
 
 def _check_content(total: int, flat: int, lowest: np.ndarray, highest: np.ndarray) -> None:

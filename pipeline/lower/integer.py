@@ -221,8 +221,8 @@ def quantize(
         InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
     """
     nodes = fuse_relu(graph)
-    weight_scale = {node.name: _weight_scale(node, weights) for node, _ in nodes if node.weight is not None}
-    affine = _scales(nodes, ranges, input_range, weight_scale)
+    weight_scale = {node.name: scales_of(node, weights) for node, _ in nodes if node.weight is not None}
+    affine = tensor_scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
     for node, clamp in nodes:
         out = affine[node.name]
@@ -238,7 +238,7 @@ def quantize(
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
 
-def _scales(
+def tensor_scales(
     nodes: list[tuple[Node, str]],
     ranges: Mapping[str, tuple[float, float]],
     input_range: tuple[float, float],
@@ -326,7 +326,8 @@ def _within_limits(nodes: list[Node], scales: Scales) -> None:
     raise InputError("no scales fit this network's ranges and weights", hint="are the weights sane?")
 
 
-def _weight_scale(node: Node, method: WeightMethod) -> NDArray[np.float32]:
+def scales_of(node: Node, method: WeightMethod) -> NDArray[np.float32]:
+    """The scales of a layer's weights, (out,): those that were trained, or else chosen by this method."""
     assert node.weight is not None and node.bias is not None
     for what, tensor in (("weights", node.weight), ("biases", node.bias)):
         if not bool(tensor.isfinite().all()):

@@ -311,8 +311,11 @@ class Language(Schema):
 class Quantize(Schema):
     """Post-training quantization to int8: how ranges are found."""
 
-    observer: Literal["minmax", "percentile", "mse"] = "minmax"
-    """Ranges of the activations."""
+    observer: Literal["auto", "minmax", "percentile", "mse"] = "minmax"
+    """Ranges of the activations; "auto" gives each tensor the observer with which the outputs change least,
+    on calibration images that no observer has seen."""
+    equalize: bool = False
+    """Whether channels are balanced between layers by powers of two, which change no float output."""
     weights: Literal["minmax", "mse"] = "minmax"
     """Scales of the weights, one per output channel."""
     rounding: Literal["nearest", "gptq"] = "nearest"

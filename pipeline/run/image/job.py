@@ -12,9 +12,9 @@ everything is reused imports none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,14 @@ from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of
 from paredown.pipeline.report.drop import write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
+from paredown.pipeline.run.image.quantize_stages import SMOKE_IMAGES, QuantizeStages
 from paredown.pipeline.run.image.read import graph_in, integer_in, predictor, write_lowered, write_traced
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
 from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
-from paredown.pipeline.store.files import set_threads, write_graph, write_json
-from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage
+from paredown.pipeline.store.files import set_threads, write_json
+from paredown.pipeline.store.stage import Inputs, Stage
 from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
 
@@ -42,39 +43,10 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerGraph
 
 PARITY_INPUTS = 32
-ROUND_IMAGES = 64  # that codes and biases are chosen on
-SMOKE_IMAGES, SMOKE_INPUTS, SMOKE_RUNS = 4, 2, 3
+SMOKE_INPUTS, SMOKE_RUNS = 2, 3
 FLOAT = "-fp32"
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
-
-
-@dataclass(frozen=True)
-class CalibrateParams:
-    """How activation ranges are found."""
-
-    observer: str
-    images: int
-    preprocess: str
-
-
-@dataclass(frozen=True)
-class IntegerParams:
-    """How weight scales are chosen, and what the input can be at all.
-
-    Attributes:
-        rounding: how codes are chosen, where not the nearest.
-        bias_correction: whether biases are corrected.
-        images: calibration images for both.
-        preprocess: hash of what they go through.
-    """
-
-    weights: Literal["minmax", "mse"]
-    input_range: tuple[float, float]
-    rounding: str | None = field(default=None, metadata=OPTIONAL)
-    bias_correction: bool | None = field(default=None, metadata=OPTIONAL)
-    images: int | None = field(default=None, metadata=OPTIONAL)
-    preprocess: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -141,13 +113,13 @@ class ImageJob(Job):
         if prune or squantize:
             self._compress(prune, squantize)
         self.baseline = {name: self._lower_float(name) for name in self.runtimes}
-        self.calibrate = self._calibrate(self.trace)
-        self.integer = self._integer(self.trace, self.calibrate)
+        self.quantizing = self._quantize(self.trace)
+        self.integer = self.quantizing.integer
         latest = {name: self._lower(name, self.integer) for name in self.runtimes}
         self.originals: dict[str, Stage] = {}
         whole = self.integer
         if prune or squantize:
-            whole = self._integer(self.original, self._calibrate(self.original, ORIGINAL), ORIGINAL)
+            whole = self._quantize(self.original, ORIGINAL).integer
             self.originals = {name: self._lower(name, whole, ORIGINAL) for name in self.runtimes}
         self.lower, self.integers = dict(latest), dict.fromkeys(self.runtimes, self.integer)
         self.rejected = {name: latest[name] for name in self.ships}
@@ -230,7 +202,7 @@ class ImageJob(Job):
     @property
     def summary(self) -> Any:
         """What the artefacts say."""
-        from paredown.pipeline.run.image.summary import Summary
+        from paredown.pipeline.run.image.summary.summary import Summary
 
         return Summary(self)
 
@@ -295,64 +267,8 @@ class ImageJob(Job):
         params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
 
-    def _calibrate(self, source: Stage, suffix: str = "") -> Stage:
-        limit = self.recipe.quantize.calibration_images
-        images = min(len(self.calibration), SMOKE_IMAGES if self.smoke else limit)
-
-        def build(out: Path, inputs: Inputs) -> None:
-            from paredown.calibration.run import calibrate
-
-            graph = graph_in(inputs["trace"])
-
-            def forward(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-                import torch
-
-                return {name: value.numpy() for name, value in graph.run(torch.from_numpy(batch)).items()}
-
-            observer = self.recipe.quantize.observer
-            ranges = calibrate(forward, self.calibration, self.preprocess, observer, images, self.tick)
-            (out / "ranges.json").write_text(ranges.to_json())
-
-        params = CalibrateParams(self.recipe.quantize.observer, images, self.preprocess.hash)
-        inputs: dict[str, Stage | str] = {"trace": source, "data": self.calibration.fingerprint()}
-        return Stage(f"calibrate{suffix}", 1, params, inputs, build)
-
-    def _integer(self, source: Stage, calibrated: Stage, suffix: str = "") -> Stage:
-        wanted = self.recipe.quantize
-        params = IntegerParams(wanted.weights, self.preprocess.value_range)
-        inputs: dict[str, Stage | str] = {"trace": source, "ranges": calibrated}
-        if wanted.rounding != "nearest" or wanted.bias_correction:
-            images = min(len(self.calibration), SMOKE_IMAGES if self.smoke else ROUND_IMAGES)
-            chosen = (wanted.rounding, wanted.bias_correction, images, self.preprocess.hash)
-            params = IntegerParams(params.weights, params.input_range, *chosen)
-            inputs["data"] = self.calibration.fingerprint()
-
-        def build(out: Path, inputs: Inputs) -> None:
-            from paredown.calibration.run import Ranges
-            from paredown.pipeline.bundle.ledger import check_codes
-            from paredown.pipeline.lower.integer import quantize
-
-            ranges = Ranges.from_json((inputs["ranges"] / "ranges.json").read_text())
-            ranges.check(self.preprocess)
-            graph = graph_in(inputs["trace"])
-            integer = quantize(graph, ranges.ranges, input_range=params.input_range, weights=params.weights)
-            if params.images:
-                integer = self._improved(graph, integer, params)
-            check_codes(graph, integer)
-            write_graph(out, *integer.dump())
-
-        return Stage(f"integer{suffix}", 3, params, inputs, build)
-
-    def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
-        """Better codes and biases, on calibration images that are spread evenly over the set."""
-        from paredown.pipeline.compress.training.data import ImageSubset, preprocessed
-        from paredown.pipeline.lower.rounding import improve
-
-        assert params.images
-        chosen = [index * len(self.calibration) // params.images for index in range(params.images)]
-        images = preprocessed(ImageSubset(self.calibration, chosen), self.preprocess)
-        codes, biases = params.rounding == "gptq", bool(params.bias_correction)
-        return improve(graph, integer, images, codes=codes, biases=biases)
+    def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
+        return QuantizeStages(self.settings, self.calibration, self.preprocess, traced, suffix)
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
         int4 = self.target.runtime(name).int4
@@ -477,7 +393,7 @@ class ImageJob(Job):
 
             (out / BUNDLE).write_bytes(pack(*contents(self)))
             if self.squantizing is not None:
-                from paredown.pipeline.run.image.summary import LEDGER
+                from paredown.pipeline.run.image.summary.summary import LEDGER
 
                 write_json(out / LEDGER, byte_ledger(self, out / BUNDLE).to_dict())
 

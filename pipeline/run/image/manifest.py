@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.lower.runtimes import runtime
-from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
-from paredown.pipeline.run.image.summary import Summary
+from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
+from paredown.pipeline.run.image.summary.summary import Summary
 from paredown.pipeline.run.job import plain
 
 if TYPE_CHECKING:

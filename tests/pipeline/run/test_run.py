@@ -18,7 +18,7 @@ import pytest
 from tiny_project import ROOT, Done, call, copy_project, copy_runs, paredown, python, start
 
 from paredown.pipeline.bundle.archive import unpack
-from paredown.pipeline.run.image.summary import Summary
+from paredown.pipeline.run.image.summary.summary import Summary
 from paredown.pipeline.run.run import recipe_name
 from paredown.pipeline.store.store import MANIFEST, Store
 from paredown.targets.errors import UsageError

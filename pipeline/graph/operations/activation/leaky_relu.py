@@ -29,6 +29,7 @@ class LeakyRelu(Operation):
     """Attributes: slope."""
 
     aten = ("leaky_relu",)
+    homogeneous = True
     pointwise = True
     channelwise = True
     keeps_sign = True

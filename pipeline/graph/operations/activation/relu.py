@@ -32,6 +32,7 @@ class Relu(Operation):
     channelwise = True
     same_scale = True
     is_relu = True
+    homogeneous = True
     keeps_sign = True
     onednn: ClassVar[tuple[str, tuple[Any, ...]] | None] = ("relu", ())
     rules = {
@@ -82,6 +83,7 @@ class Relu6(Relu):
     """The same, with 6 as the most."""
 
     aten = ("relu6",)
+    homogeneous = False
     onednn = ("hardtanh", (0.0, 6.0))
     top = 6.0
 

@@ -34,6 +34,7 @@ class AvgPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom), divisor."""
 
     aten = ("avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d")
+    homogeneous = True
     channelwise = True
     takes_relu = True
     keeps_sign = True

@@ -55,6 +55,7 @@ class MaxPool2d(Operation):
     """Attributes: kernel (h, w), stride (h, w), padding (left, right, top, bottom)."""
 
     aten = ("max_pool2d", "max_pool1d", "adaptive_max_pool2d")
+    homogeneous = True
     channelwise = True
     same_scale = True
     keeps_sign = True

@@ -219,7 +219,7 @@ def test_entropy(counts: tuple[int, ...], bits: float):
 
 
 def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
-    from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
+    from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 
     high = {name: LayerPlan(GridConfig(4), sigma=20.0 if name == "b.weight" else 0.1) for name in plans()}
     live = QatNetwork(network, trace(network, SHAPE), high)
@@ -235,7 +235,7 @@ def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
 
 
 def test_what_zeros_buy_is_said_as_the_card_has_it():
-    from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
+    from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 
     history = {"baseline": None, "int8_activations": []}
     buys = {"executorch": ("storage", "storage"), "litert": ("storage", "time")}

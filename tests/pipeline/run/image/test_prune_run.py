@@ -17,7 +17,7 @@ from paredown.apps.detector.network import YoloV2
 from paredown.apps.detector.weights import load_checkpoint
 from paredown.pipeline.compress.coupling.surgery import load_pruned
 from paredown.pipeline.graph.trace import trace
-from paredown.pipeline.run.image.summary import against_original
+from paredown.pipeline.run.image.summary.summary import against_original
 
 FAST = ("--set", "bench.runs=2", "--set", "prune.multiple=2", "--set", "recover.batch=2")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
-from paredown.pipeline.run.image.prune_summary import prune_figures, prune_notes, prune_report
-from paredown.pipeline.run.image.squantize_summary import SquantizeFacts
+from paredown.pipeline.run.image.summary.prune_summary import prune_figures, prune_notes, prune_report
+from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.store.files import read_json
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Summary:
         """Plain sentences that belong beside the table."""
         notes = prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
+        notes += self.job.quantizing.notes()
         notes += self.job.drop_notes()
         for name in self.job.runtimes:
             if name in self.job.parity:
