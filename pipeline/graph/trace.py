@@ -7,17 +7,17 @@ together with the line of the user's code that calls it, rather than guess.
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import arguments, batched, target, user_line
+from paredown.pipeline.graph.aten import arguments, batched, source_line, target
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Opaque, written
 from paredown.pipeline.graph.operations.kinds import traced
+from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
@@ -43,28 +43,7 @@ def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -
         InputError: torch cannot export it, or it has an operation that is not in `KINDS`; the line of the
             user's code is named.
     """
-    training = [module for module in network.modules() if module.training]  # some may be frozen
-    network.eval()
-    try:
-        exported = torch.export.export(network, (torch.zeros(shape),))
-    except Exception as error:  # noqa: BLE001  torch.export raises many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"the network cannot be traced: {lines[0] if lines else type(error).__name__}",
-            where=user_line(str(error)) or _raised_at(error) or type(network).__name__,
-            hint="torch.export must accept it: no data-dependent control flow, no printing or numpy inside",
-        ) from error
-    finally:
-        for module in training:
-            module.training = True
-    return _Builder(exported, opaque).build()
-
-
-def _raised_at(error: Exception) -> str:
-    """The last line of an exception's traceback that is neither torch's nor ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+    return _Builder(export(network, shape), opaque).build()
 
 
 class _Builder(Tracer):
@@ -114,6 +93,7 @@ class _Builder(Tracer):
     def _call(self, node: Any) -> None:
         if target(node) in ASSERTIONS:
             return None
+        self._check_writes(node)
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
             raise self.unknown(node, "changes a view in place; what else that changes is not followed")
         if not any(n.name in self.alias for n in node.all_input_nodes):
@@ -129,6 +109,22 @@ class _Builder(Tracer):
             self.views.pop(node.name, None)
             self.sources.pop(node.name, None)
             self._opaque(node)
+
+    def _check_writes(self, node: Any) -> None:
+        """Refuses a network that leaves something changed behind when it has run."""
+        for name in {getattr(node.args[i], "name", "") for i in written(node) if i < len(node.args)}:
+            if name in self.user_inputs:
+                raise InputError(
+                    f"operation {target(node)} changes the network's input in place",
+                    where=source_line(node) or node.name,
+                    hint="others read the image too: write x = x - 1, not x -= 1; inplace=False",
+                )
+            if name in self.paths:
+                raise InputError(
+                    f"operation {target(node)} changes {self.paths[name]} each time the network runs",
+                    where=source_line(node) or node.name,
+                    hint="an image must not change the answer for the next one: keep no state in forward",
+                )
 
     def _viewed(self, value: Any) -> bool:
         """Whether what is done to a value in place is done to another too."""

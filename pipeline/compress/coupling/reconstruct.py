@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
+from paredown.pipeline.compress.coupling.patches import at_spots, patches, pick_spots
 from paredown.pipeline.compress.coupling.thin_graph import Thinner
 from paredown.pipeline.graph.graph import Graph, Node, apply
 from paredown.pipeline.graph.operations.kinds import operation
-from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.trace import trace
 
 MAX_FEATURES = 5000  # of a layer's input patch; above that only its bias is corrected

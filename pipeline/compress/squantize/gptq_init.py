@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paredown.pipeline.compress.coupling.patches import Spots, patches, pick_spots
 from paredown.pipeline.compress.grids.grid import encode, threshold_at
 from paredown.pipeline.compress.grids.rounding import recoded
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.graph import Graph, Node
-from paredown.pipeline.graph.patches import Spots, patches, pick_spots
 
 MAX_FEATURES = 5000  # of a filter's input; above that its codes stay the nearest
 ROWS_PER_FEATURE, MOST_ROWS = 48, 1 << 16

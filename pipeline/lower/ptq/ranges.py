@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ from paredown.pipeline.lower.integer import Affine, WeightMethod, scales_of, ten
 
 Ranges = Mapping[str, tuple[float, float]]
 Scales = dict[str, Affine]
+#: Outputs, and those of the float network, to a number that is 0 where they are the same.
+Divergence = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 #: Multiply-accumulates of a whole choice, and bytes of activations: they bound the images that are looked at.
 MOST_MACS, MEMORY = 1.5e12, 2 * 2**30
 FEWEST, MOST = 4, 16
@@ -37,8 +39,7 @@ class Choice:
         ranges: of every tensor.
         observers: of every tensor, by name.
         images: that were looked at.
-        before: divergence of the outputs with the first observer everywhere: their squared error as a share
-            of their squares, the mean of all outputs.
+        before: divergence of the outputs with the first observer everywhere.
         after: the same with the ranges that were chosen.
     """
 
@@ -70,6 +71,7 @@ def choose(
     *,
     input_range: tuple[float, float],
     weights: WeightMethod = "minmax",
+    divergence: Divergence | None = None,
 ) -> Choice:
     """Chooses, tensor by tensor in running order, whose range it gets.
 
@@ -79,27 +81,37 @@ def choose(
         images: (N, C, H, W) float32, held-out.
         input_range: as `pipeline.lower.integer.quantize` takes it.
         weights: likewise.
+        divergence: of the outputs from the float network's; unset, `squared_share`.
 
     Raises:
         InputError: as of `pipeline.lower.integer.quantize`.
     """
-    network = Simulation(graph, images, input_range, weights)
+    network = Simulation(graph, images, input_range, weights, divergence or squared_share)
     before = math.inf
     ranges: dict[str, tuple[float, float]] = {}
     observers: dict[str, str] = {}
     first = network.divergence(candidates[next(iter(candidates))])
     for name, found in candidates.items():
-        if (divergence := network.divergence(found)) < before:
-            before, ranges, observers = divergence, dict(found), dict.fromkeys(found, name)
+        if (now := network.divergence(found)) < before:
+            before, ranges, observers = now, dict(found), dict.fromkeys(found, name)
     network.settle(ranges)
     for tensors in network.sharing(ranges):
         for name, found in candidates.items():
             trial = ranges | {tensor: found[tensor] for tensor in tensors}
-            if (divergence := network.divergence(trial)) < before:
-                before, ranges = divergence, trial
+            if (now := network.divergence(trial)) < before:
+                before, ranges = now, trial
                 observers |= dict.fromkeys(tensors, name)
                 network.settle(ranges)
     return Choice(ranges, observers, len(images), first, before)
+
+
+def squared_share(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """Squared error of outputs, as a share of their squares; the mean of all outputs."""
+    shares = []
+    for ours, theirs in zip(found, truth, strict=True):
+        error = (ours - theirs).square().sum(dtype=torch.float64)
+        shares.append(float(error / theirs.square().sum(dtype=torch.float64).clamp_min(1e-30)))
+    return float(np.mean(shares))
 
 
 class Simulation:
@@ -112,14 +124,20 @@ class Simulation:
         images: (N, C, H, W) float32.
         input_range: of the input's scale.
         weights: how their scales are chosen.
+        divergence: of outputs from the float network's.
     """
 
     def __init__(
-        self, graph: Graph, images: Tensor, input_range: tuple[float, float], weights: WeightMethod
+        self,
+        graph: Graph,
+        images: Tensor,
+        input_range: tuple[float, float],
+        weights: WeightMethod,
+        divergence: Divergence = squared_share,
     ) -> None:
         """Computes the float network's outputs."""
         self._nodes, self._input_range = fuse_relu(graph), input_range
-        self._outputs = graph.outputs
+        self._outputs, self._apart = graph.outputs, divergence
         self._weight_scale = {n.name: scales_of(n, weights) for n, _ in self._nodes if n.weight is not None}
         floats = graph.run(images)
         self._truth = [floats[name] for name in graph.outputs]
@@ -152,13 +170,9 @@ class Simulation:
         return [[node.name for node in group] for group in groups.values() if all(map(free, group))]
 
     def divergence(self, ranges: Ranges) -> float:
-        """Squared error of the outputs, as a share of their squares; the mean of all outputs."""
+        """How far the outputs are from the float network's."""
         values = self._computed(self.scales(ranges))
-        shares = []
-        for name, truth in zip(self._outputs, self._truth, strict=True):
-            error = (values[name] - truth).square().sum(dtype=torch.float64)
-            shares.append(float(error / truth.square().sum(dtype=torch.float64).clamp_min(1e-30)))
-        return float(np.mean(shares))
+        return self._apart([values[name] for name in self._outputs], self._truth)
 
     def settle(self, ranges: Ranges) -> None:
         """Makes these ranges those that trials start from."""

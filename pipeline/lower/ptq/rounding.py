@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paredown.pipeline.compress.coupling.patches import patches, pick_spots
 from paredown.pipeline.compress.grids.rounding import recoded
 from paredown.pipeline.graph.fusion import fuse_relu
 from paredown.pipeline.graph.graph import Graph, Node, apply
-from paredown.pipeline.graph.patches import patches, pick_spots
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode, integer_bias
 

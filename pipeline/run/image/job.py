@@ -268,7 +268,7 @@ class ImageJob(Job):
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
 
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
-        return QuantizeStages(self.settings, self.calibration, self.preprocess, traced, suffix)
+        return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix)
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
         int4 = self.target.runtime(name).int4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset
-from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.store.files import read_json, write_graph, write_json
@@ -77,8 +77,8 @@ class QuantizeStages:
 
     Args:
         settings: of the run.
+        task: of the recipe's app.
         calibration: images.
-        preprocess: the network's.
         traced: the stage that traces what is quantized.
         suffix: of the stages' names.
 
@@ -91,15 +91,16 @@ class QuantizeStages:
     def __init__(
         self,
         settings: Settings,
+        task: Task,
         calibration: Dataset,
-        preprocess: Preprocess,
         traced: Stage,
         suffix: str = "",
     ) -> None:
         """Makes the stages; keys are known before anything runs."""
         self.recipe, self.store = settings.recipe.quantize, settings.store
         self.smoke, self.tick = settings.smoke, settings.tick
-        self.calibration, self.preprocess, self.suffix = calibration, preprocess, suffix
+        self.task, self.calibration, self.suffix = task, calibration, suffix
+        self.preprocess = task.preprocess
         self.equalize = self._equalize(traced) if self.recipe.equalize else None
         self.source = self.equalize or traced
         self.calibrate = self._calibrate()
@@ -115,8 +116,8 @@ class QuantizeStages:
             facts = read_json(stored(self.store, self.calibrate) / OBSERVERS)
             counts = ", ".join(f"{name} {count}" for name, count in sorted(facts["counts"].items()))
             notes.append(
-                f"observers of {sum(facts['counts'].values())} tensors: {counts}; error of the outputs "
-                f"{facts['before']:.4%} with minmax, {facts['after']:.4%} as chosen, on {facts['images']} "
+                f"observers of {sum(facts['counts'].values())} tensors: {counts}; divergence of the outputs "
+                f"{facts['before']:.4g} with minmax, {facts['after']:.4g} as chosen, on {facts['images']} "
                 "held-out calibration images"
             )
         return notes
@@ -179,11 +180,19 @@ class QuantizeStages:
         candidates = {name: {t: r[name] for t, r in each.items()} for name in next(iter(each.values()))}
         inputs = self._preprocessed(held[: images_for(graph, len(held))])
         limits = self.preprocess.value_range
-        choice = choose(graph, candidates, inputs, input_range=limits, weights=self.recipe.weights)
+        choice = choose(
+            graph, candidates, inputs, input_range=limits, weights=self.recipe.weights,
+            divergence=self._divergence,
+        )  # fmt: skip
         ranges = Ranges(self.preprocess.hash, "auto", len(chosen), choice.ranges)
         (out / RANGES).write_text(ranges.to_json())
         facts = {**asdict(choice), "counts": choice.counts}
         write_json(out / OBSERVERS, {name: facts[name] for name in facts if name != "ranges"})
+
+    def _divergence(self, found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+        """The task's own distance of a network from its teacher."""
+        ours, theirs = (tuple(each) if len(each) > 1 else each[0] for each in (found, truth))
+        return float(self.task.distillation(ours, theirs))
 
     def _integer(self) -> Stage:
         wanted = self.recipe

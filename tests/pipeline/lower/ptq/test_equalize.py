@@ -83,7 +83,7 @@ def test_int8_loses_less_and_stays_exact():
     [
         lambda m, x: m.b(torch.nn.functional.relu6(m.a(x))),
         lambda m, x: m.b(torch.sigmoid(m.a(x))),
-        lambda m, x: m.b((y := torch.relu(m.a(x)))) + y[:, :1],
+        lambda m, x: m.b(y := torch.relu(m.a(x))) + y[:, :1],
         lambda m, x: (y := torch.relu(m.a(x)), m.b(y)),
     ],
     ids=["relu6", "sigmoid", "another reader", "an output"],

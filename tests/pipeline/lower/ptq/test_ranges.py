@@ -1,4 +1,4 @@
-"""The observer of each tensor: chosen on images that no observer has seen, and better on others than any one."""
+"""The observer of each tensor: chosen on images no observer has seen, and better on others than any one."""
 
 from __future__ import annotations
 

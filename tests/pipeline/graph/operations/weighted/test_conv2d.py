@@ -16,6 +16,7 @@ from prune_networks import assert_near, choose, graph_outputs, masked, network, 
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.patches import at_spots, patches, pick_spots
 from paredown.pipeline.compress.coupling.reconstruct import reconstruct
 from paredown.pipeline.compress.coupling.surgery import cut, mask, thin
 from paredown.pipeline.compress.grids.grid import GridConfig
@@ -24,7 +25,6 @@ from paredown.pipeline.compress.sensitivity.masked import Variant
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.gptq_init import round_weights
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork, quantizable
-from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize

@@ -13,10 +13,10 @@ from prune_networks import choose, conv, network
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.patches import at_spots, patches, pick_spots
 from paredown.pipeline.compress.coupling.reconstruct import reconstruct
 from paredown.pipeline.compress.coupling.surgery import cut
 from paredown.pipeline.compress.sensitivity.forward import Engine, last
-from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.targets.mcu import tflm

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paredown.pipeline.compress.coupling.patches import at_spots, patches, pick_spots
 from paredown.pipeline.graph.graph import Node, apply
-from paredown.pipeline.graph.patches import at_spots, patches, pick_spots
 
 pytestmark = pytest.mark.unit
 

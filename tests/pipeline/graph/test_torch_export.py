@@ -1,0 +1,119 @@
+"""What cannot be exported is refused in one line: what, the user's own line, and what to do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paredown.pipeline.graph.trace import trace
+from paredown.targets.errors import InputError
+
+SHAPE = (1, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """A convolution, and what a case does with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+
+class Branch(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        return y if y.sum() > 0 else -y
+
+
+class Loop(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        while y.abs().max() > 1:
+            y = y / 2
+        return y
+
+
+class Number(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x) * float(x.mean().item())
+
+
+class Cond(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda v: self.c(v), lambda v: self.c(-v), (x,))
+
+
+class Numpy(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.c(x).detach().numpy())
+
+
+class Half(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x.half())
+
+
+class Two(Net):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.c(x) + y
+
+
+class Own(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("no such mode\nand more")
+
+
+class InputChanged(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return self.c(x)
+
+
+class Counts(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.c(x) + self.seen
+
+
+CASES = {
+    "branch": (Branch, "depends on the values of a tensor", True),
+    "buffer": (Counts, "changes seen each time", True),
+    "cond": (Cond, "depends on the values of a tensor", True),
+    "half": (Half, "parameter c.weight is float16, and 2 more", False),
+    "input changed": (InputChanged, "changes the network's input in place", True),
+    "loop": (Loop, "depends on the values of a tensor", True),
+    "number": (Number, "depends on the values of a tensor", True),
+    "numpy": (Numpy, "becomes a numpy array", True),
+    "own error": (Own, "fails on an input of (1, 3, 8, 8): ValueError: no such mode", True),
+    "two inputs": (Two, "forward takes x, y", False),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_one_line_names_what_where_and_what_to_do(name):
+    network, message, line = CASES[name]
+    with pytest.raises(InputError) as error:
+        trace(network(), SHAPE)
+    text = str(error.value)
+    assert message in text
+    assert "\n" not in text
+    assert ";" in text  # what to do
+    where = r"test_torch_export\.py:\d+: " if line else rf"^{network.__name__}: "
+    assert re.search(where, text)
+
+
+def test_the_network_is_left_in_the_mode_that_it_was_in():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    net[1].eval()
+    trace(net, SHAPE)
+    assert (net.training, net[0].training, net[1].training) == (True, True, False)
+    with pytest.raises(InputError):
+        trace(Branch().train(), SHAPE)
