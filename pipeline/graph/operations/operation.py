@@ -91,7 +91,8 @@ class Operation(Traced):
         takes_relu: it clamps its output, and so can take in a ReLU that follows it.
         is_relu: it clamps to `limits`, and can be taken in.
         top: of a ReLU: the most that it makes; None where there is no limit.
-        homogeneous: a channel that is s > 0 times as large comes out s times as large, and no other changes.
+        homogeneous: where its output has as many channels as its input, one that is s > 0 times as large
+            comes out s times as large, and no other changes.
         keeps_sign: it makes no negative values where it reads none.
         onednn: oneDNN's name of it, where a convolution can apply it to its own output, and the numbers that
             this takes (a text is the name of an attribute); None where it cannot.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset
 from paredown.pipeline.recipe.task import Task
-from paredown.pipeline.run.image.read import graph_in, write_traced
+from paredown.pipeline.run.image.read import graph_in, integer_in, write_traced
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.store.files import read_json, write_graph, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
@@ -120,7 +120,14 @@ class QuantizeStages:
                 f"{facts['before']:.4g} with minmax, {facts['after']:.4g} as chosen, on {facts['images']} "
                 "held-out calibration images"
             )
-        return notes
+        return notes + self._starved()
+
+    def _starved(self) -> list[str]:
+        from paredown.calibration.run import Ranges
+        from paredown.pipeline.lower.ptq.starved import starved
+
+        ranges = Ranges.from_json((stored(self.store, self.calibrate) / RANGES).read_text())
+        return [part.line() for part in starved(integer_in(stored(self.store, self.integer)), ranges.ranges)]
 
     def _images(self, most: int) -> int:
         return min(len(self.calibration), SMOKE_IMAGES if self.smoke else most)
@@ -135,8 +142,9 @@ class QuantizeStages:
             graph = graph_in(inputs["trace"])
             wanted = {graph[second].inputs[0] for _, second in pairs(graph)}
             chosen = spread(len(self.calibration), images)
-            forward = _forward(graph, lambda name: name in wanted)
-            found = observe(forward, self.calibration, self.preprocess, Reach, chosen, self.tick)
+            forward, found = _forward(graph, lambda name: name in wanted), dict[str, Reach]()
+            if wanted:
+                found = observe(forward, self.calibration, self.preprocess, Reach, chosen, self.tick)
             balanced, changed = equalize(graph, {name: reach.largest for name, reach in found.items()})
             write_traced(out, balanced)
             write_json(out / EQUALIZED, changed)

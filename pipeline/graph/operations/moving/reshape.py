@@ -26,6 +26,7 @@ class Reshape(Operation):
     aten = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze")
     moves = True
     same_scale = True
+    homogeneous = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:

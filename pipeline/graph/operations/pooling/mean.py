@@ -38,6 +38,7 @@ class Mean(Operation):
     """No attributes; the two axes stay, of size one."""
 
     aten = ("mean", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "avg_pool1d")
+    homogeneous = True
     keeps_sign = True
     rules = {
         ETHOS: (

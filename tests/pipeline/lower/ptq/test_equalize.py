@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from operation_checks import assert_codes
 from prune_networks import conv, network
 from torch import nn
+from torch.nn import functional as F
 
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
@@ -91,6 +92,28 @@ def test_int8_loses_less_and_stays_exact():
 def test_where_it_would_not_be_exact_nothing_is_scaled(between):
     graph = trace(network(between, a=conv(3, 8, 3), b=conv(8, 8, 3)).eval(), SHAPE)
     assert pairs(graph) == []
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda m, x: m.b(F.leaky_relu(m.a(x), 0.1)),
+        lambda m, x: m.f(torch.relu(m.a(x)).mean((2, 3))),
+        lambda m, x: m.b(F.avg_pool2d(F.max_pool2d(m.a(x), 2), 2)),
+        lambda m, x: m.f(F.adaptive_max_pool2d(torch.relu(m.a(x)), 1).flatten(1)),
+    ],
+    ids=["leaky", "mean and flatten", "pools", "the largest"],
+)
+def test_what_lies_between_may_be(between):
+    net = network(between, a=conv(3, 8, 3), b=conv(8, 8, 3), f=nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        net.a.weight[1].mul_(8)
+    graph = trace(net, SHAPE)
+    assert len(pairs(graph)) == 1
+    images = torch.rand(2, *SHAPE[1:])
+    balanced, changed = equalize(graph, reach(graph, images))
+    assert changed
+    assert torch.equal(balanced.run(images)[graph.outputs[0]], graph.run(images)[graph.outputs[0]])
 
 
 def test_dead_channels_are_left_alone():
