@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from paredown.calibration.readers.arrays import read_arrays
 from paredown.calibration.readers.cifar import read_cifar
 from paredown.calibration.readers.coco import read_coco
 from paredown.calibration.readers.imagefolder import read_imagefolder
@@ -21,7 +22,9 @@ from paredown.calibration.readers.yolo import read_yolo
 from paredown.targets.errors import InputError, UsageError
 
 CLASS_FORMATS = ("imagefolder", "cifar")  # one class per image, no boxes
-FORMATS = ("yolo", "voc", "coco", "folder", *CLASS_FORMATS)
+BOX_FORMATS = ("yolo", "voc", "coco", "folder")
+ARRAYS = "arrays"  # instead of images
+FORMATS = (*BOX_FORMATS, *CLASS_FORMATS, ARRAYS)
 
 
 class Dataset(Protocol):
@@ -158,12 +161,13 @@ def open_dataset(
 
     Args:
         format: ``yolo``, ``voc``, ``coco``, ``folder`` (images only, of any use but scoring); with a
-            class per image instead of boxes: ``imagefolder`` (a sub-folder per class), ``cifar``.
+            class per image instead of boxes: ``imagefolder`` (a sub-folder per class), ``cifar``; without
+            images: ``arrays``.
         path: yolo: a folder of images or a ``.txt`` list of them. voc: a folder with ``JPEGImages`` and
             ``Annotations``, an ``ImageSets/Main/NAME.txt`` in one, or a folder of images and XML files. coco:
             the JSON file. folder, imagefolder: the folder. cifar: the unpacked archive's folder, or one file.
-            Folders are searched through, in the order of the paths.
-        names: the network's classes.
+            arrays: see ``readers.arrays``. Folders are searched through, in the order of the paths.
+        names: the network's classes; folder and arrays do without.
         label_names: the label files' classes where they differ: matched by name, the rest dropped.
         images: where the images are, if not where the format expects them.
         labels: where the label files are, if not where the format expects them (yolo, voc).
@@ -183,7 +187,7 @@ def open_dataset(
     for option, value in (("labels", labels), ("images", images)):
         if value is not None and option in unused:
             raise UsageError(f"data of format {format!r} has no {option!r}", where=f"data.{option}")
-    if not names:
+    if not names and format not in ("folder", ARRAYS):
         raise UsageError("no classes", where="data.names")
     path = Path(path)
     if not is_dir(path) and not is_file(path):
@@ -193,6 +197,14 @@ def open_dataset(
 
     if format == "cifar":
         return read_cifar(path, classes, split)
+    if format == ARRAYS:
+        arrays = read_arrays(path, classes)
+        if require_labels and not any(arrays.classes_of(index) is not None for index in range(len(arrays))):
+            raise InputError(
+                f"no labels for any of the {len(arrays)} arrays, and they are needed here",
+                where=path, hint="sort them into a folder per class, or give a .npz with `labels`",
+            )  # fmt: skip
+        return arrays
     if format == "yolo":
         records = read_yolo(path, classes, images, labels)
     elif format == "voc":

@@ -146,6 +146,11 @@ class Preprocess:
         return 1 if self.colour == "grey" else 3
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the network's input with its batch of one, (1, channels, height, width)."""
+        return (1, self.channels, self.height, self.width)
+
+    @property
     def hash(self) -> str:
         """Sha256, in hex, of the canonical JSON of ``to_dict``."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

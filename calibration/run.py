@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.observers import make_observer
 from paredown.calibration.preprocess import Preprocess
@@ -44,7 +45,7 @@ class Ranges:
     images: int
     ranges: dict[str, tuple[float, float]]
 
-    def check(self, preprocess: Preprocess) -> None:
+    def check(self, preprocess: AnyInput) -> None:
         """Makes sure that the ranges are of this preprocessing.
 
         Raises:
@@ -95,7 +96,7 @@ class Ranges:
 def calibrate(
     forward: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     dataset: Dataset,
-    preprocess: Preprocess,
+    preprocess: AnyInput,
     observer: str = "minmax",
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -139,7 +140,7 @@ def spread(images: int, limit: int | None) -> list[int]:
 def observe(
     forward: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     dataset: Dataset,
-    preprocess: Preprocess,
+    preprocess: AnyInput,
     observer: Callable[[], W],
     chosen: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
@@ -147,7 +148,7 @@ def observe(
     """Runs images through a network, one at a time, and observes its activations.
 
     Args:
-        forward: takes a batch of one, (1, C, height, width) float32 whatever ``preprocess.layout`` is, and
+        forward: takes a batch of one, float32 of ``preprocess.input_shape`` whatever its ``layout`` is, and
             gives the activations to observe by name, the input among them if its range is wanted.
         dataset: representative images; labels are not needed.
         preprocess: the network's.
@@ -164,16 +165,17 @@ def observe(
     """
     observers: dict[str, W] = {}
     flat = 0
-    lowest = np.full(preprocess.channels, np.inf)
-    highest = np.full(preprocess.channels, -np.inf)
+    images, channels = isinstance(preprocess, Preprocess), preprocess.input_shape[1]
+    lowest, highest = np.full(channels, np.inf), np.full(channels, -np.inf)
     for done, index in enumerate(chosen, start=1):
         sample = dataset[index]
-        flat += bool((sample.image == sample.image[:1, :1]).all())
+        flat += bool((sample.image == sample.image[:1, :1]).all()) if images else 0
         batch = preprocess(sample.image)[None]
         if preprocess.layout == "nhwc":
             batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        lowest = np.minimum(lowest, batch.min(axis=(0, 2, 3)))
-        highest = np.maximum(highest, batch.max(axis=(0, 2, 3)))
+        rest = (0, *range(2, batch.ndim))
+        lowest = np.minimum(lowest, batch.min(axis=rest))
+        highest = np.maximum(highest, batch.max(axis=rest))
         for name, values in forward(batch).items():
             if name not in observers:
                 observers[name] = observer()
@@ -186,7 +188,13 @@ def observe(
                 ) from error
         if progress is not None:
             progress(done, len(chosen))
-    _check_content(len(chosen), flat, lowest, highest)
+    if images:
+        _check_content(len(chosen), flat, lowest, highest)
+    elif lowest.min() == highest.max():  # a single band or sensor may well be silent
+        what = f"the {len(chosen)} calibration array(s) are {lowest[0]:g} everywhere"
+        raise InputError(
+            f"{what}, and say nothing about ranges", hint="give arrays like those the device will see"
+        )
     if not observers:
         raise InputError("the network gave no activations to observe")
     return observers

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from paredown.apps.api.model import Classification, Detection, Model
+    from paredown.apps.api.model import Classification, Detection, Keypoint, Model
     from paredown.pipeline.recipe.schema import Recipe
     from paredown.pipeline.report.checks import Validation
     from paredown.pipeline.run.run import Result
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Classification", "Detection", "DeviceError", "InputError", "Model", "ParedownError", "Recipe", "Result",
-    "UsageError", "Validation", "__version__", "load", "run", "validate",
+    "Classification", "Detection", "DeviceError", "InputError", "Keypoint", "Model", "ParedownError",
+    "Recipe", "Result", "UsageError", "Validation", "__version__", "load", "run", "validate",
 ]  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def __getattr__(name: str) -> object:
         from paredown.targets import errors
 
         return getattr(errors, name)
-    if name in ("Classification", "Detection", "Model"):
+    if name in ("Classification", "Detection", "Keypoint", "Model"):
         from paredown.apps.api import model
 
         return getattr(model, name)

@@ -287,6 +287,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "apps/chat/weights/packaged.py",
         ),
     ),
+    "apps/own/test_own_batches.py": (
+        "pictures and colours of samples of any kind",
+        ("apps/own/sheet.py",),
+    ),
+    "apps/own/test_tally.py": (
+        "what is scored may be filled in first",
+        ("apps/own/filled.py",),
+    ),
     "apps/classifier/test_classifier_device.py": (
         "the board's program and what it shows",
         (

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from paredown.apps.chat.device.generation.session import Session
     from paredown.apps.classifier.device.classify import Classifier
     from paredown.apps.detector.device.detect import Detector
+    from paredown.apps.outputs.device.predict import Network
+    from paredown.apps.pose.device.pose import Pose
+    from paredown.apps.segmenter.device.segment import Segmenter
+    from paredown.calibration.array_input import AnyInput
     from paredown.pipeline.bundle.archive import Bundle
 
+    Opened = Detector | Classifier | Segmenter | Pose | Network | Session
+
 #: What the model of an app's bundle does: the name of the method.
-METHODS = {"apps.detector": "detect", "apps.classifier": "classify", "apps.chat": "generate"}
+METHODS = {
+    "apps.detector": "detect", "apps.classifier": "classify", "apps.segmenter": "segment",
+    "apps.pose": "keypoints", "apps.outputs": "predict", "apps.chat": "generate",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,32 @@ class Classification:
     probability: float
 
 
+@dataclass(frozen=True)
+class Keypoint:
+    """One keypoint of a person, or a thing.
+
+    Attributes:
+        label: its name.
+        x: pixels of the image, from the left.
+        y: pixels of the image, from the top.
+        confidence: height of its peak, about 0 to 1; NaN where the network returned no numbers.
+    """
+
+    label: str
+    x: float
+    y: float
+    confidence: float
+
+
 class Model:
     """A bundle's model, opened by `paredown.load`; close it, or use it as a context manager.
 
-    A bundle has one of `detect`, `classify` and `generate`; the others raise UsageError.
+    A bundle has one of `detect`, `classify`, `segment`, `keypoints`, `predict` and `generate`; the others
+    raise UsageError.
 
     Attributes:
         app: the app that made the bundle, as "apps.detector".
-        labels: names of the classes; none of a language model.
+        labels: names of the classes or keypoints; none of a language model, or of outputs alone.
     """
 
     def __init__(self, path: str | Path, threads: int) -> None:
@@ -79,7 +106,7 @@ class Model:
             raise UsageError(f"threads = {threads}", hint="give 1 or more")
         bundle = unpack(path)
         self.app, self._path, self._threads = bundle.manifest.app, bundle.path, threads
-        self._opened: Detector | Classifier | Session | None = None
+        self._opened: Opened | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="paredown-", ignore_cleanup_errors=True)
         try:
             extract(bundle, Path(self._folder.name))
@@ -89,7 +116,7 @@ class Model:
             raise
         self.labels: tuple[str, ...] = tuple(getattr(self._opened, "names", ()))
 
-    def _open(self, bundle: Bundle, folder: Path) -> Detector | Classifier | Session:
+    def _open(self, bundle: Bundle, folder: Path) -> Opened:
         if self.app == "apps.chat":
             from paredown.apps.chat.device.chat import open_session, parser
 
@@ -104,6 +131,18 @@ class Model:
             from paredown.apps.detector.device.detect import Detector
 
             return Detector(folder, self._threads)
+        if self.app == "apps.segmenter":
+            from paredown.apps.segmenter.device.segment import Segmenter
+
+            return Segmenter(folder, self._threads)
+        if self.app == "apps.pose":
+            from paredown.apps.pose.device.pose import Pose
+
+            return Pose(folder, self._threads)
+        if self.app == "apps.outputs":
+            from paredown.apps.outputs.device.predict import Network
+
+            return Network(folder, self._threads)
         from paredown.apps.classifier.device.classify import Classifier
 
         return Classifier(folder, self._threads)
@@ -134,12 +173,12 @@ class Model:
         )
 
     def classify(
-        self, image: NDArray[np.uint8] | str | Path, top: int | None = None
+        self, image: NDArray[Any] | str | Path, top: int | None = None
     ) -> tuple[Classification, ...]:
         """Classifies an image.
 
         Args:
-            image: as for `detect`.
+            image: as for `detect`; an array, or a .npy file, where the network takes arrays.
             top: at most this many classes; None = the bundle's own number.
 
         Returns:
@@ -152,9 +191,65 @@ class Model:
         import numpy as np
 
         classifier: Classifier = self._for("classify")
-        shares = classifier(_image(image))
+        shares = classifier(_sample(image, classifier.source))
         best = np.argsort(-shares, kind="stable")[: classifier.show if top is None else top]
         return tuple(Classification(classifier.names[i], float(shares[i])) for i in best)
+
+    def segment(self, image: NDArray[np.uint8] | str | Path) -> NDArray[np.uint8]:
+        """Finds the class of every pixel.
+
+        Args:
+            image: as for `detect`.
+
+        Returns:
+            (H, W), indices into `labels`.
+
+        Raises:
+            UsageError: the bundle is no segmenter's, or the model is closed.
+            InputError: this is no such image.
+        """
+        segmenter: Segmenter = self._for("segment")
+        return segmenter(_image(image))
+
+    def keypoints(
+        self,
+        image: NDArray[np.uint8] | str | Path,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> tuple[Keypoint, ...]:
+        """Finds the keypoints of one person, or thing.
+
+        Args:
+            image: as for `detect`.
+            box: left, top, width and height of the person, in pixels; None = the whole image.
+
+        Returns:
+            A keypoint for each label, in their order.
+
+        Raises:
+            UsageError: the bundle is no pose network's, the model is closed, or the box has no area.
+            InputError: this is no such image.
+        """
+        pose: Pose = self._for("keypoints")
+        if box is not None and not (box[2] > 0 and box[3] > 0):
+            raise UsageError(f"a box without area: width {box[2]:g}, height {box[3]:g}")
+        found = pose(_image(image), box)
+        return tuple(Keypoint(name, *map(float, row)) for name, row in zip(pose.names, found, strict=True))
+
+    def predict(self, sample: NDArray[Any] | str | Path) -> tuple[NDArray[np.float32], ...]:
+        """Runs the network.
+
+        Args:
+            sample: as for `classify`.
+
+        Returns:
+            The outputs, without a batch.
+
+        Raises:
+            UsageError: the bundle is not that of `apps.outputs`, or the model is closed.
+            InputError: this is no such image or array.
+        """
+        network: Network = self._for("predict")
+        return network(_sample(sample, network.source))
 
     def generate(
         self,
@@ -213,6 +308,19 @@ class Model:
         if self._opened is None:
             raise UsageError("the model is closed", where=self._path)
         return self._opened
+
+
+def _sample(sample: NDArray[Any] | str | Path, source: AnyInput) -> NDArray[Any]:
+    """An image in OpenCV's order, or an array where the network takes arrays.
+
+    Raises:
+        InputError: the file cannot be read, or the array is of another shape or type.
+    """
+    from paredown.calibration.array_input import ArrayInput, read_sample
+
+    if not isinstance(source, ArrayInput):
+        return _image(sample)
+    return read_sample(str(sample), source) if isinstance(sample, (str, Path)) else sample
 
 
 def _image(image: NDArray[np.uint8] | str | Path) -> NDArray[np.uint8]:

@@ -12,9 +12,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from paredown.apps.classifier.labels import label_of
+from paredown.apps.own.batches import Order, level_values, valued
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.preprocess import Preprocess
-from paredown.targets.errors import UsageError
 
 SMALL = 64  # pixels: up to here images are shifted, above it a part of them is cut out and resized
 SHIFT = 1 / 8  # of the side: 4 pixels of 32 (He et al., arXiv 1512.03385, section 4.2)
@@ -45,40 +45,26 @@ class Batches:
         Raises:
             UsageError: fewer images than a batch.
         """
-        self.dataset, self.preprocess, self.batch, self.seed = dataset, preprocess, batch, seed
-        self.per_epoch = len(dataset) // batch
-        if self.per_epoch == 0:
-            raise UsageError(
-                f"{len(dataset)} images for batches of {batch}", where="train", hint="make the batch smaller"
-            )
+        self.dataset, self.preprocess = dataset, preprocess
+        self._order = Order(len(dataset), batch, seed)
+        self.per_epoch = self._order.per_epoch
         side, channels = (preprocess.height, preprocess.width), preprocess.channels
         self.small = max(side) <= SMALL
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         self._seen = np.zeros(len(dataset), bool)
         self._labels = np.zeros(len(dataset), np.int64)  # -1 = none
         self._pixels = np.empty((len(dataset) if self.small else 0, *side, channels), np.uint8)
         self._large: dict[int, np.ndarray] = {}
         self._room = cache_mib * 2**20
-        # What each level of each channel becomes: the network's own preprocessing of a picture of all levels.
-        ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        self._values = replace(preprocess, width=256, height=1, layout="nchw")(ramp)[:, 0]
+        self._values = level_values(preprocess)
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The images (N, C, H, W) float32, and their classes (N,) int64, None if one has none."""
-        epoch, position = divmod(step, self.per_epoch)
-        if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-            self._order = (epoch, order)
-        chosen = self._order[1][position * self.batch : (position + 1) * self.batch]
-        chance = np.random.default_rng([self.seed, epoch, position, 1])
+        chosen, chance = self._order(step)
         pixels = self._shifted(chosen, chance) if self.small else self._cropped(chosen, chance)
         flipped = chance.random(len(chosen)) < 0.5
         pixels[flipped] = pixels[flipped, :, :, ::-1]
-        images = np.empty(pixels.shape, np.float32)
-        for channel, values in enumerate(self._values):
-            images[:, channel] = values[pixels[:, channel]]
-        labels = self._labels[chosen]
-        return torch.from_numpy(images), None if (labels < 0).any() else torch.from_numpy(labels)
+        images, labels = valued(pixels, self._values), self._labels[chosen]
+        return images, None if (labels < 0).any() else torch.from_numpy(labels)
 
     def _shifted(self, chosen: NDArray[np.int64], chance: np.random.Generator) -> NDArray[np.uint8]:
         """Small images, (N, C, H, W), each shifted by up to an eighth of its side; black comes in."""

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from paredown.targets.errors import UsageError
 
-#: Mean and standard deviation of ImageNet's pixels / 255, with which all of these networks were trained.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class Architecture:

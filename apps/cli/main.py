@@ -170,9 +170,8 @@ def groups(
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
         images_only(resolved, "groups")
         task = load_task(resolved)
-        size = task.preprocess
         network = task.network()
-        graph = trace(network, (1, size.channels, size.height, size.width), opaque=True)
+        graph = trace(network, task.preprocess.input_shape, opaque=True)
         found = couple_on_trial(network, graph)
         if as_json:
             print_json([dataclasses.asdict(group) | {"units": group.units} for group in found])

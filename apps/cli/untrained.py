@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paredown.apps.classifier.catalogue import MEAN, NETWORKS, STD, architecture
+from paredown.apps.classifier.catalogue import NETWORKS, architecture
+from paredown.apps.own.task import MEAN, STD
 
 CFGS = Path(__file__).parents[1] / "detector" / "darknet" / "cfgs"
 

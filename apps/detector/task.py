@@ -20,7 +20,7 @@ from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
 from paredown.apps.detector.device.boxes.decode import Decoder, Detections, YoloHead, YoloHeads, detect
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
-from paredown.calibration.datasets import CLASS_FORMATS, Dataset, First, open_dataset, read_names
+from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
@@ -227,11 +227,14 @@ class DetectorTask:
         if data.format == EMBEDDED:
             names = tuple("0123456789")
         else:
-            if data.names is None or data.format in CLASS_FORMATS:
+            if data.format not in BOX_FORMATS:
                 hint = "detection needs boxes: use yolo, voc or coco"
                 raise InputError(
                     f'format = "{data.format}" has no boxes', where="recipe, data.format", hint=hint
                 )
+            if data.names is None:
+                raise InputError("no list of the network's classes", where="recipe, key data.names",
+                                 hint="set data.names")  # fmt: skip
             names = read_names(data.names)
         if len(names) != self.classes:
             raise InputError(

@@ -31,28 +31,19 @@ def read_coco(path: Path, classes: Classes, images: Path | None) -> list[Record]
     text, data = read_text(path, "COCO annotation file")
     entries, rows, labelled = parse_coco(text, classes, str(path))
     digest = hashlib.sha256(data).hexdigest() if labelled else ""
-    if images is not None and not is_dir(images):
-        raise InputError("no such folder of images", where=images)
-    folders = [images] if images is not None else [path.parent, path.parent / "images"]
     records = []
     for image_id, (name, size) in entries.items():
-        file = next((folder / name for folder in folders if is_file(folder / name)), None)
-        if file is None:
-            raise InputError(
-                f"no image {name!r} in {' or '.join(map(str, folders))}",
-                where=path,
-                hint="give data.images, the folder of the images",
-            )
+        file = find_file(name, path, images)
         boxes, indices = pack(rows.get(image_id, []))
         records.append(Record(name, file, labelled, boxes, indices, digest, size))
     return records
 
 
-_Images = dict[int | str, tuple[str, tuple[int, int]]]
+Images = dict[int | str, tuple[str, tuple[int, int]]]
 _Boxes = dict[int | str, list[Row]]
 
 
-def parse_coco(text: str, classes: Classes, where: str) -> tuple[_Images, _Boxes, bool]:
+def parse_coco(text: str, classes: Classes, where: str) -> tuple[Images, _Boxes, bool]:
     """Parses a COCO annotation file.
 
     Args:
@@ -67,28 +58,15 @@ def parse_coco(text: str, classes: Classes, where: str) -> tuple[_Images, _Boxes
     Raises:
         InputError: malformed JSON, a missing or wrong entry, an unknown class, or a box outside the image.
     """
-    document = _parse_json(text, where)
-    images: _Images = {}
-    for number, entry in enumerate(_list(document, "images", where)):
-        at = f"{where}: images[{number}]"
-        image_id, name = _id(entry, "id", at), entry.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise InputError("no file_name", where=at)
-        size = entry.get("width"), entry.get("height")
-        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-            raise InputError(f"width {size[0]!r} and height {size[1]!r} are not pixels", where=at)
-        if image_id in images:
-            raise InputError(f"image id {image_id!r} for the second time", where=at)
-        images[image_id] = name, (int(size[0]), int(size[1]))  # type: ignore[arg-type]
-    if not images:
-        raise InputError("no images in this file", where=where)
+    document = parse_json(text, where)
+    images = images_of(document, where)
     if "annotations" not in document:
         return images, {}, False
     categories = _categories(document, where)
     boxes: _Boxes = {}
-    for number, entry in enumerate(_list(document, "annotations", where)):
+    for number, entry in enumerate(entries_of(document, "annotations", where)):
         at = f"{where}: annotations[{number}]"
-        image_id, category = _id(entry, "image_id", at), _id(entry, "category_id", at)
+        image_id, category = id_of(entry, "image_id", at), id_of(entry, "category_id", at)
         if image_id not in images:
             raise InputError(f"image_id {image_id!r} is not among the images", where=at)
         if category not in categories:
@@ -100,9 +78,56 @@ def parse_coco(text: str, classes: Classes, where: str) -> tuple[_Images, _Boxes
     return images, boxes, True
 
 
+def images_of(document: dict[str, Any], where: str) -> Images:
+    """The images of a COCO document, id -> (file name, (width, height)), in the file's order.
+
+    Raises:
+        InputError: there is none, or an entry is wrong.
+    """
+    images: Images = {}
+    for number, entry in enumerate(entries_of(document, "images", where)):
+        at = f"{where}: images[{number}]"
+        image_id, name = id_of(entry, "id", at), entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise InputError("no file_name", where=at)
+        size = entry.get("width"), entry.get("height")
+        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+            raise InputError(f"width {size[0]!r} and height {size[1]!r} are not pixels", where=at)
+        if image_id in images:
+            raise InputError(f"image id {image_id!r} for the second time", where=at)
+        images[image_id] = name, (int(size[0]), int(size[1]))  # type: ignore[arg-type]
+    if not images:
+        raise InputError("no images in this file", where=where)
+    return images
+
+
+def find_file(name: str, path: Path, images: Path | None) -> Path:
+    """The file of an image that a COCO file names.
+
+    Args:
+        name: as it names it.
+        path: the COCO file.
+        images: folder of the images; without it they are beside the file, or in `images` beside it.
+
+    Raises:
+        InputError: there is no such folder or file.
+    """
+    if images is not None and not is_dir(images):
+        raise InputError("no such folder of images", where=images)
+    folders = [images] if images is not None else [path.parent, path.parent / "images"]
+    file = next((folder / name for folder in folders if is_file(folder / name)), None)
+    if file is None:
+        raise InputError(
+            f"no image {name!r} in {' or '.join(map(str, folders))}",
+            where=path,
+            hint="give data.images, the folder of the images",
+        )
+    return file
+
+
 def _box(entry: dict[str, Any], size: tuple[int, int], where: str) -> Box | None:
     values = entry.get("bbox")
-    if not isinstance(values, list) or len(values) != 4 or not all(_is_number(value) for value in values):
+    if not isinstance(values, list) or len(values) != 4 or not all(is_number(value) for value in values):
         raise InputError(f"bbox {str(values)[:80]} is not four finite numbers x, y, w, h", where=where)
     if entry.get("iscrowd") or ((values[2] == 0 or values[3] == 0) and min(values[2:]) >= 0):
         return None
@@ -113,9 +138,9 @@ def _box(entry: dict[str, Any], size: tuple[int, int], where: str) -> Box | None
 
 def _categories(document: dict[str, Any], where: str) -> dict[int | str, str]:
     found: dict[int | str, str] = {}
-    for number, entry in enumerate(_list(document, "categories", where)):
+    for number, entry in enumerate(entries_of(document, "categories", where)):
         at = f"{where}: categories[{number}]"
-        category, name = _id(entry, "id", at), entry.get("name")
+        category, name = id_of(entry, "id", at), entry.get("name")
         if not isinstance(name, str) or not name:
             raise InputError("no name", where=at)
         if category in found:
@@ -124,7 +149,12 @@ def _categories(document: dict[str, Any], where: str) -> dict[int | str, str]:
     return found
 
 
-def _parse_json(text: str, where: str) -> dict[str, Any]:
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """The document of a COCO file.
+
+    Raises:
+        InputError: malformed JSON, or no object.
+    """
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -136,23 +166,34 @@ def _parse_json(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-def _list(document: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+def entries_of(document: dict[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """A list of objects in a COCO document.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     entries = document.get(key)
     if not isinstance(entries, list):
-        raise InputError(f"no list {key!r}", where=where, hint="is it a COCO detection file?")
+        raise InputError(f"no list {key!r}", where=where, hint="is it a COCO annotation file?")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise InputError("not a JSON object", where=f"{where}: {key}[{number}]")
     return entries
 
 
-def _id(entry: dict[str, Any], key: str, where: str) -> int | str:
+def id_of(entry: dict[str, Any], key: str, where: str) -> int | str:
+    """An id in an entry of a COCO document.
+
+    Raises:
+        InputError: it is none.
+    """
     value = entry.get(key)
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise InputError(f"{key} {str(value)[:40]} is not an id", where=where)
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is a number that is finite and no bool."""
     # A NaN fails the comparison, and so does a whole number that no float can hold.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12

@@ -86,7 +86,7 @@ def read_image(path: Path) -> np.ndarray:
     data = read_bytes(path, "image")
     if not data:
         raise InputError("the image file is empty", where=path)
-    problem = _damage(data)
+    problem = damage(data)
     if problem:
         raise InputError(problem, where=path, hint=_HINT)
     with tempfile.TemporaryFile() as words:
@@ -136,7 +136,7 @@ def find_image(stem: Path) -> Path | None:
     return None
 
 
-def _damage(data: bytes) -> str | None:
+def damage(data: bytes) -> str | None:
     """What is wrong with the container of a JPEG or PNG; None when it is whole, or of another format."""
     if data.startswith(_JPEG_MAGIC):
         return None if _jpeg_is_whole(data) else "truncated JPEG (no end-of-image marker)"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset
-from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
@@ -210,7 +210,7 @@ class Predictor:
         source: Affine,
         outputs: tuple[Affine, ...],
         data: Dataset,
-        preprocess: Preprocess,
+        preprocess: AnyInput,
     ) -> None:
         self.executor, self.program, self.source, self.outputs = executor, program, source, outputs
         self.data, self.preprocess = data, preprocess

@@ -49,13 +49,14 @@ class PreprocessOverride(Schema):
 class Data(Schema):
     """The images: what they are trained, calibrated and scored with."""
 
-    format: Literal["digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar", "text", "pydoc"] = (
-        "digits"
-    )
+    format: Literal[
+        "digits", "yolo", "voc", "coco", "folder", "imagefolder", "cifar", "masks", "arrays", "text", "pydoc"
+    ] = "digits"
     """The layout of the files; `digits` is the app's own embedded set and needs no other key, nor does
     `pydoc`: for language models, the text of Python's own help."""
     names: PathText | None = None
-    """File with the network's classes, one a line; unset = the list that lies beside the data (cifar)."""
+    """File with the network's classes (of `apps.pose` its keypoints), one a line; unset = the list that lies
+    beside the data (cifar), or none (`apps.outputs`)."""
     label_names: PathText | None = None
     """File with the classes of the label files where they differ: matched by name, the rest dropped."""
     train: PathText | None = None
@@ -65,7 +66,7 @@ class Data(Schema):
     test: PathText | None = None
     """Images that are only ever scored."""
     images: PathText | None = None
-    """Folder of the images where the label file does not lie beside them (coco)."""
+    """Folder of the images where the label file, or the list, does not lie beside them (coco, masks)."""
     labels: PathText | None = None
     """Folder of the labels where they do not lie where the format has them."""
     limit: int | None = Field(default=None, ge=1)
@@ -88,7 +89,9 @@ class Data(Schema):
 
     @property
     def _needed(self) -> tuple[str, ...]:
-        return ("test",) if self.format in ("cifar", "text") else ("names", "test")
+        if self.format in ("cifar", "folder", "arrays", "text"):
+            return ("test",)
+        return ("names", "test", "labels") if self.format == "masks" else ("names", "test")
 
     @property
     def textual(self) -> bool:

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset
-from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.targets.errors import InputError
 
-#: One float32 input with its batch of one, (1, channels, height, width), to the network's float32 outputs.
+#: One float32 input with its batch of one, as `preprocess.input_shape` has it, to the network's outputs.
 Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 #: How often each image counts in each resample, (resamples, images), to a metric of each resample.
 Resampled = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
@@ -96,8 +96,8 @@ class Task(Protocol):
     network_id: Mapping[str, Any]
 
     @property
-    def preprocess(self) -> Preprocess:
-        """From an image to the network's input; one object for training, scoring and the device."""
+    def preprocess(self) -> AnyInput:
+        """From an image or an array to the network's input; one for training, scoring and the device."""
 
     def weights_hash(self) -> str:
         """sha256 of the weights file."""

@@ -28,11 +28,12 @@ VARIANTS = (
 )  # fmt: skip
 """The rows of a table, in order; other names follow, sorted."""
 ORIGINAL = "-original"  # a runtime with the network as it came, in int8, where another is shipped
-SCORES = ("map50", "map", "top1", "top5", "perplexity")
+SCORES = ("map50", "map", "top1", "top5", "miou", "pixel_accuracy", "pck", "r2", "perplexity")
 RATES = ("prefill_rate", "decode_rate", "first_token")  # of language models
 COSTS = ("parity_lsb", "file_bytes", "bundle_bytes", "instructions", *RATES, "latency_p50", "latency_p90")
 HEADS = {
     "map50": "mAP@50", "map": "mAP", "top1": "top-1", "top5": "top-5", "perplexity": "perplexity",
+    "miou": "mIoU", "pixel_accuracy": "pixel\nacc.", "pck": "PCK@0.2", "r2": "R2",
     "parity_lsb": "parity\nLSB", "file_bytes": "file\n{}", "bundle_bytes": "bundle\n{}",
     "latency_p50": "median\nms", "latency_p90": "p90\nms", "macs": "MACs\nM", "instructions": "instr.\nM",
     "prefill_rate": "prefill\ntok/s", "decode_rate": "decode\ntok/s", "first_token": "first\nms",

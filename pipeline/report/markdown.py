@@ -11,7 +11,9 @@ from paredown.targets.cards.card import Target
 _COLUMNS = (
     ("macs", "MACs", "{:,.0f}"),
     ("map50", "mAP@0.5", "{:.4f}"), ("map", "mAP", "{:.4f}"), ("top1", "top-1", "{:.4f}"),
-    ("top5", "top-5", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"),
+    ("top5", "top-5", "{:.4f}"),
+    ("miou", "mIoU", "{:.4f}"), ("pixel_accuracy", "pixel accuracy", "{:.4f}"), ("pck", "PCK@0.2", "{:.4f}"),
+    ("r2", "R²", "{:.4f}"), ("perplexity", "perplexity", "{:.2f}"),
     ("prefill_rate", "prefill, tokens/s", "{:.1f}"), ("decode_rate", "decode, tokens/s", "{:.1f}"),
     ("first_token", "first token, ms", "{:.0f}"),
     ("parity_lsb", "parity, LSB", "{:.0f}"), ("file_bytes", "file bytes", "{:,.0f}"),

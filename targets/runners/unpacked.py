@@ -52,19 +52,19 @@ class Unpacked:
                 raise InputError("damaged: not what the manifest says", where=folder / name)
         self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
 
-    def __call__(self, image: NDArray[np.uint8], preprocess: Any) -> list[NDArray[np.float32]]:
+    def __call__(self, image: NDArray[Any], preprocess: Any) -> list[NDArray[np.float32]]:
         """Runs one image: `infer(prepare(image, preprocess))`."""
         return self.infer(self.prepare(image, preprocess))
 
-    def prepare(self, image: NDArray[np.uint8], preprocess: Any) -> NDArray[Any]:
+    def prepare(self, image: NDArray[Any], preprocess: Any) -> NDArray[Any]:
         """Makes the model's input of an image.
 
         Args:
-            image: (H, W, 3) BGR.
-            preprocess: a `calibration.preprocess.Preprocess` of this bundle's fields.
+            image: (H, W, 3) BGR, or an array as the network takes it.
+            preprocess: of this bundle's fields, see `calibration.array_input.input_from_dict`.
 
         Returns:
-            (1, C, height, width) of the model's dtype.
+            With a batch of one, of the model's dtype.
         """
         if self._float:
             x = preprocess(image)

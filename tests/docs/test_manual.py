@@ -9,14 +9,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from manual import DOCS, LANGUAGES, MARKS, PAGES, ROOT, blocks, inline, links, prose
+from task_projects import make_keywords, make_pose, make_segmentation
 
 from paredown.pipeline.recipe.file import load_recipe
+from paredown.pipeline.recipe.task import load_task
 from paredown.targets.errors import ParedownError
 
 
@@ -149,12 +152,36 @@ def test_every_link_and_path_of_a_page_exists(page: Path) -> None:
 
 def test_recipes_load(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    first, second = blocks("toml")
-    for number, block in enumerate((first, second)):
+    for number, block in enumerate(blocks("toml")):
         (tmp_path / f"{number}.toml").write_text(block.text)
         load_recipe(tmp_path / f"{number}.toml")
     recipe = load_recipe(tmp_path / "0.toml")
     assert recipe.data.test == str(tmp_path / "images" / "val") and recipe.budget.accuracy_drop == 0.01
+
+
+@pytest.mark.parametrize(
+    ("app", "make"),
+    [
+        ("segmenter", make_segmentation),
+        ("pose", make_pose),
+        ("outputs", make_keywords),
+        ("classifier", functools.partial(make_keywords, app="classifier")),
+    ],
+)
+def test_recipes_of_tasks_are_those_of_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str, make: Callable[..., Path]
+) -> None:
+    """A page's recipe, in a folder that has what it names, makes its task: data, network and its outputs."""
+    texts = [block.text for block in blocks("toml") if f'app = "apps.{app}"' in block.text]
+    (text,) = (text for text in texts if "resnet18" not in text)
+    monkeypatch.chdir(tmp_path)
+    for module in ("unet", "pose_net", "spotter"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    recipe = make(tmp_path, steps=1)
+    recipe.write_text(text)
+    task = load_task(load_recipe(recipe))
+    assert all(len(task.data(split)) for split in ("train", "test"))
+    task.network()
 
 
 def test_python_imports_what_exists() -> None:

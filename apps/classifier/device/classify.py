@@ -1,5 +1,7 @@
 """Classifies one image with an unpacked bundle: `python -m paredown.apps.classifier.device.classify IMAGE`.
 
+A network of arrays takes a .npy file instead.
+
 Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
 one JSON document: the likeliest classes first.
 """
@@ -11,11 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from paredown.calibration.preprocess import Preprocess
-from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.calibration.array_input import input_from_dict, read_sample
+from paredown.targets.errors import ParedownError, UsageError
 from paredown.targets.runners.unpacked import Unpacked
 
 
@@ -34,11 +35,11 @@ class Classifier:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.show: int = json.loads(self._bundle.files["app.json"])["show"]
         self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
-        self._preprocess = Preprocess.from_dict(self._bundle.preprocess)
+        self.source = input_from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR uint8."""
-        (logits,) = self._bundle(image, self._preprocess)
+        """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR or an array."""
+        (logits,) = self._bundle(image, self.source)
         return softmax(logits)
 
 
@@ -54,9 +55,7 @@ def main(arguments: list[str]) -> int:
         if len(arguments) != 1:
             raise UsageError("usage: python -m paredown.apps.classifier.device.classify IMAGE")
         classifier = Classifier(Path.cwd())
-        image = cv2.imread(arguments[0])
-        if image is None:
-            raise InputError("cannot read this image", where=arguments[0])
+        image = read_sample(arguments[0], classifier.source)
         start = time.perf_counter()
         shares = classifier(image)
         seconds = time.perf_counter() - start

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
-from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.recipe.task import Outputs, Task
 from paredown.targets.errors import InputError
@@ -76,7 +76,7 @@ def run_network(network: nn.Module, inputs: Tensor, batch: int = 16) -> Outputs:
     return found
 
 
-def preprocessed(data: Dataset, preprocess: Preprocess) -> Tensor:
+def preprocessed(data: Dataset, preprocess: AnyInput) -> Tensor:
     """Every image of the data as the network's input, (N, C, H, W) float32."""
     return torch.from_numpy(np.stack([preprocess(data[index].image) for index in range(len(data))]))
 

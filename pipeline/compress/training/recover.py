@@ -209,7 +209,8 @@ class _Run:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, labels = self.batches(self.step)
         device = self.config.device
-        images = images.to(device, memory_format=torch.channels_last)
+        order = torch.channels_last if images.ndim == 4 else torch.preserve_format
+        images = images.to(device, memory_format=order)
         if isinstance(labels, Tensor):
             labels = labels.to(device)
         cards = range(torch.cuda.device_count() if device.startswith("cuda") else 0)

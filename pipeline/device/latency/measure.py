@@ -46,9 +46,8 @@ def measure_cost(
             hint="give --device, or --target host",
         )
     task = load_task(recipe)
-    size = task.preprocess
     network = task.network()
-    graph = trace(network, (1, size.channels, size.height, size.width))
+    graph = trace(network, task.preprocess.input_shape)
     groups = couple_on_trial(network, graph)
     kinds = target.channel_multiple.model_dump()
     multiple = ChannelMultiple(**{kind: recipe.prune.multiple or value for kind, value in kinds.items()})

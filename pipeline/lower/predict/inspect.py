@@ -93,10 +93,10 @@ def inspect(recipe: Recipe, target: Target) -> Inspection:
         DeviceError: Vela failed.
     """
     task = load_task(recipe)
-    size = task.preprocess
-    graph = trace(task.network(), (1, size.channels, size.height, size.width), opaque=True)
+    source = task.preprocess
+    graph = trace(task.network(), source.input_shape, opaque=True)
     runtimes = recipe.lower.on(target.runtimes).runtimes
-    return inspect_graph(graph, target, runtimes, size.value_range, recipe.network)
+    return inspect_graph(graph, target, runtimes, source.value_range or (-1.0, 1.0), recipe.network)
 
 
 def inspect_graph(

@@ -257,7 +257,7 @@ class ImageJob(Job):
     # -- the stages ------------------------------------------------------------------------------------------
 
     def _trace(self) -> Stage:
-        shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        shape = self.preprocess.input_shape
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.graph.trace import trace

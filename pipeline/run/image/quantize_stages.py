@@ -55,7 +55,7 @@ class EqualizeParams:
 
 @dataclass(frozen=True)
 class IntegerParams:
-    """How weight scales are chosen, and what the input can be at all.
+    """How weight scales are chosen, and what the input can be at all; of arrays calibration knows it.
 
     Attributes:
         rounding: how codes are chosen, where not the nearest.
@@ -65,7 +65,7 @@ class IntegerParams:
     """
 
     weights: Literal["minmax", "mse"]
-    input_range: tuple[float, float]
+    input_range: tuple[float, float] | None
     rounding: str | None = field(default=None, metadata=OPTIONAL)
     bias_correction: bool | None = field(default=None, metadata=OPTIONAL)
     images: int | None = field(default=None, metadata=OPTIONAL)
@@ -187,12 +187,15 @@ class QuantizeStages:
         each = {name: several.ranges() for name, several in found.items()}
         candidates = {name: {t: r[name] for t, r in each.items()} for name in next(iter(each.values()))}
         inputs = self._preprocessed(held[: images_for(graph, len(held))])
-        limits = self.preprocess.value_range
+        source, first = graph.nodes[0].name, next(iter(candidates.values()))
+        known = self.preprocess.value_range
+        limits = known or first[source]
         choice = choose(
             graph, candidates, inputs, input_range=limits, weights=self.recipe.weights,
             divergence=self._divergence,
         )  # fmt: skip
-        ranges = Ranges(self.preprocess.hash, "auto", len(chosen), choice.ranges)
+        kept = choice.ranges if known else {**choice.ranges, source: limits}
+        ranges = Ranges(self.preprocess.hash, "auto", len(chosen), kept)
         (out / RANGES).write_text(ranges.to_json())
         facts = {**asdict(choice), "counts": choice.counts}
         write_json(out / OBSERVERS, {name: facts[name] for name in facts if name != "ranges"})
@@ -219,7 +222,8 @@ class QuantizeStages:
             ranges = Ranges.from_json((inputs["ranges"] / RANGES).read_text())
             ranges.check(self.preprocess)
             graph = graph_in(inputs["trace"])
-            integer = quantize(graph, ranges.ranges, input_range=params.input_range, weights=params.weights)
+            reach = params.input_range or ranges.ranges[graph.nodes[0].name]
+            integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights)
             if params.images:
                 integer = self._improved(graph, integer, params)
             check_codes(graph, integer)

@@ -42,7 +42,7 @@ class TrainingSplit:
         data = task.data(name)
         self.data: Dataset = First(data, SMOKE_TRAIN) if smoke else data
         self.preprocess = task.preprocess
-        self.shape = (1, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        self.shape = self.preprocess.input_shape
 
     @property
     def held_out_images(self) -> int:

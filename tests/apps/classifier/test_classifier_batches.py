@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from paredown.apps.classifier.batches import Batches
-from paredown.apps.classifier.catalogue import MEAN, STD
+from paredown.apps.own.task import MEAN, STD
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.records import Sample
 from paredown.targets.errors import InputError, UsageError

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paredown.apps.classifier.catalogue import MEAN, NETWORKS, STD, architecture
+from paredown.apps.classifier.catalogue import NETWORKS, architecture
 from paredown.apps.classifier.network import build, fixed, zero_padding_shortcut
+from paredown.apps.own.task import MEAN, STD
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.recipe.weights import load_checkpoint

@@ -235,8 +235,12 @@ def test_weights_of_another_number_of_classes_are_named(recipe, tmp_path):
 
 
 def test_a_detector_refuses_data_without_boxes(recipe):
-    with pytest.raises(InputError, match='format = "cifar" has no boxes'):
-        load_task(load_recipe(recipe, ["app=apps.detector", "network=yolov2-nano"]))
+    detector = ["app=apps.detector", "network=yolov2-nano"]
+    for format in ("cifar", "arrays"):
+        with pytest.raises(InputError, match=f'format = "{format}" has no boxes'):
+            load_task(load_recipe(recipe, [*detector, f"data.format={format}"]))
+    with pytest.raises(InputError, match=r"data\.names: no list of the network's classes"):
+        load_task(load_recipe(recipe, [*detector, "data.format=folder"]))
 
 
 def test_a_reused_run_needs_no_torch(recipe, tmp_path):

@@ -1,0 +1,84 @@
+"""Segments one image with an unpacked bundle: `python -m paredown.apps.segmenter.device.segment IMAGE [MAP]`.
+
+Runs on the board from the bundle's own folder, with numpy, OpenCV and a LiteRT interpreter; no torch. Prints
+one JSON document: the share of the image that each class has, the largest first. MAP is a PNG to write, of
+one channel: the class of every pixel.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.apps.segmenter.device.class_map import class_map
+from paredown.calibration.preprocess import Preprocess
+from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.runners.unpacked import Unpacked
+
+
+class Segmenter:
+    """The segmenter of an unpacked bundle.
+
+    Args:
+        folder: of the bundle, with its manifest.json.
+        threads: of the runtime.
+
+    Raises:
+        InputError: the folder is no unpacked bundle with a LiteRT model, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
+        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self._preprocess = Preprocess.from_dict(self._bundle.preprocess)
+
+    def __call__(self, image: np.ndarray) -> NDArray[np.uint8]:
+        """The class of every pixel, (H, W), of an image (H, W, 3) BGR uint8."""
+        (logits,) = self._bundle(image, self._preprocess)
+        height, width = image.shape[:2]
+        return class_map(logits, (height, width), self._preprocess.geometry(height, width))
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        if len(arguments) not in (1, 2):
+            raise UsageError("usage: python -m paredown.apps.segmenter.device.segment IMAGE [MAP]")
+        segmenter = Segmenter(Path.cwd())
+        image = cv2.imread(arguments[0])
+        if image is None:
+            raise InputError("cannot read this image", where=arguments[0])
+        start = time.perf_counter()
+        found = segmenter(image)
+        seconds = time.perf_counter() - start
+        if len(arguments) == 2:
+            _write(arguments[1], found)
+    except ParedownError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    shares = np.bincount(found.ravel(), minlength=len(segmenter.names))[: len(segmenter.names)] / found.size
+    order = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
+    listed = [{"class": segmenter.names[i], "share": round(float(shares[i]), 4)} for i in order]
+    print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "classes": listed}))
+    return 0
+
+
+def _write(path: str, found: NDArray[np.uint8]) -> None:
+    try:
+        written = cv2.imwrite(path, found)
+    except cv2.error:
+        written = False
+    if not written:
+        raise InputError(
+            "cannot write this image", where=path, hint="name a .png file in a folder that is there"
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
