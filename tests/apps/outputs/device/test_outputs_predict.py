@@ -69,6 +69,16 @@ def test_what_goes_wrong_is_one_line(board, tmp_path):
         assert done.returncode == code and expected in line_of(done)
 
 
+def test_every_way_of_quantizing_takes_arrays(tmp_path):
+    """The input's range is what calibration found; here there may be no two layers to balance."""
+    sys.modules.pop("spotter", None)
+    recipe = make_keywords(tmp_path, tail=WHOLE, steps=40)
+    settings = ("observer=auto", "equalize=true", "rounding=gptq", "bias_correction=true")
+    words = [word for setting in settings for word in ("--set", f"quantize.{setting}")]
+    figures = figures_of(run_of(recipe, "--smoke", "--set", 'lower.runtimes=["litert"]', *words))
+    assert figures["litert", "parity_lsb"] == 0 and figures["litert", "r2"] == figures["integer", "r2"]
+
+
 @pytest.mark.slow
 def test_a_network_of_outputs_is_pruned_squantized_and_proven_on_both_runtimes(tmp_path):
     sys.modules.pop("spotter", None)
