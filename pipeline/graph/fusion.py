@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from paredown.pipeline.graph.alike import ALIKE
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
 
@@ -44,7 +45,10 @@ def same_scale(nodes: Sequence[Node], apart: Collection[tuple[str, int]] = ()) -
             name = leader[name]
         return name
 
+    alike: dict[str, str] = {}
     for node in nodes:
+        if ALIKE in node.attrs:
+            leader[find(node.name)] = find(alike.setdefault(node.attrs[ALIKE], node.name))
         if operation(node.kind).same_scale:
             for index, feed in enumerate(node.inputs):
                 if (node.name, index) not in apart:

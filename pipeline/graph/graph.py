@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paredown.pipeline.graph.alike import distinct, get, put
 from paredown.pipeline.graph.operations.kinds import operation, written
 
 
@@ -94,7 +95,8 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Weights and biases after folding."""
-        return sum(t.numel() for node in self.nodes for t in (node.weight, node.bias) if t is not None)
+        layers = distinct(self.nodes)
+        return sum(t.numel() for node in layers for t in (node.weight, node.bias) if t is not None)
 
     @property
     def written(self) -> Graph:
@@ -122,14 +124,15 @@ class Graph:
 
     def dump(self) -> tuple[bytes, dict[str, NDArray[Any]]]:
         """Structure as canonical JSON, arrays by name; `load` reads both back."""
-        nodes, arrays = [], {}
+        nodes: list[dict[str, Any]] = []
+        arrays: dict[str, NDArray[Any]] = {}
         for node in self.nodes:
             item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
             nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
             held = {"weight": node.weight, "bias": node.bias, "scale": node.scale, "value": node.value}
             for role, tensor in held.items():
                 if tensor is not None:
-                    arrays[f"{node.name}:{role}"] = tensor.numpy()
+                    put(arrays, node.name, node.attrs, role, tensor.numpy())
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
         return text.encode(), arrays
 
@@ -138,19 +141,20 @@ class Graph:
         """Inverse of `dump`, but for the source lines, which are not kept."""
         data = json.loads(structure)
 
-        def tensor(key: str) -> Tensor | None:
-            return torch.from_numpy(arrays[key]) if key in arrays else None
+        def tensor(item: Mapping[str, Any], role: str) -> Tensor | None:
+            array = get(arrays, item["name"], item["attrs"], role)
+            return None if array is None else torch.from_numpy(array)
 
         nodes = []
         for item in data["nodes"]:
             name, shape = item["name"], tuple(item["shape"])
-            weight, bias = tensor(f"{name}:weight"), tensor(f"{name}:bias")
+            weight, bias = tensor(item, "weight"), tensor(item, "bias")
             attrs = tuples(item["attrs"])
             named = item.get("parameters", {})
-            inputs, scale = tuple(item["inputs"]), tensor(f"{name}:scale")
+            inputs, scale = tuple(item["inputs"]), tensor(item, "scale")
             node = Node(
                 name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale,
-                value=tensor(f"{name}:value"),
+                value=tensor(item, "value"),
             )  # fmt: skip
             nodes.append(node)
         return Graph(tuple(nodes), tuple(data["outputs"]))

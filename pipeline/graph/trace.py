@@ -18,7 +18,7 @@ from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Opaque, written
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
-from paredown.pipeline.graph.tracer import Tracer
+from paredown.pipeline.graph.tracer import UNBATCHED, Tracer
 from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
@@ -72,7 +72,7 @@ class _Builder(Tracer):
         self.user_inputs = set(signature.user_inputs)
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
-        self.views, self.sources, self._made, self.pointwise = {}, {}, {}, False
+        self.views, self.sources, self._made, self.rows, self.pointwise = {}, {}, {}, {}, False
 
     def build(self) -> Graph:
         outputs: tuple[str, ...] = ()
@@ -138,12 +138,14 @@ class _Builder(Tracer):
             raise self.unknown(node)
         kind = next((each for each in found if each.takes(node)), found[-1])
         self.pointwise = kind.pointwise
+        if not (kind.pointwise or kind.any_order) and any(map(self.reordered, node.all_input_nodes)):
+            raise self.unknown(node, UNBATCHED)
         kind.trace(self, node)
         value = node.meta.get("val")
         if isinstance(value, (list, tuple)):
             return  # the parts of a split, each of which is looked at where it is taken
         shape = value.shape if hasattr(value, "shape") else ()
-        if not shape or shape[0] != 1:
+        if not shape or (shape[0] != 1 and not self.reordered(node)):
             raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 
     def _opaque(self, node: Any) -> None:

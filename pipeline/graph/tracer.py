@@ -22,6 +22,7 @@ from paredown.targets.errors import InputError
 
 Axes = tuple[int, ...]
 FORM = "(batch, channels, height, width)"
+UNBATCHED = "reads a tensor whose first dim is not the batch"
 
 
 class Tracer:
@@ -37,6 +38,8 @@ class Tracer:
         views: name in the program -> which axes of the node are the value's, in its order; the others have
             one element. Not there: the node is the value as torch has it.
         sources: name in the program -> a node and its axes, from which a permuted value was made.
+        rows: name of a node that holds steps along its last axis -> of each step, the tensors (1, channels)
+            that it is made of.
         pointwise: whether the operation that is being traced is: see `Traced`.
     """
 
@@ -48,6 +51,7 @@ class Tracer:
     alias: dict[str, str]
     views: dict[str, Axes]
     sources: dict[str, tuple[str, Axes]]
+    rows: dict[str, tuple[tuple[str, ...], ...]]
     pointwise: bool
     _made: dict[tuple[str, Axes], str]
 
@@ -145,8 +149,8 @@ class Tracer:
     def _check(self, node: Any, argument: Any) -> None:
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
-        if not batched(argument):
-            raise self.unknown(node, "reads a tensor whose first dim is not the batch")
+        if not batched(argument) and not self.reordered(argument):
+            raise self.unknown(node, UNBATCHED)
 
     # -- forms of a value ----------------------------------------------------------------------------------
 
@@ -168,8 +172,8 @@ class Tracer:
             raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
         name, axes = self.held(argument)
         if len(self.nodes[name].shape) != 4 or axes[channels] != 1:
-            places = iter(range(6 - rank, 4))
-            axes = (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
+            places, named = iter(range(6 - rank, 4)), {axes.index(0): 0, channels: 1}
+            axes = tuple(named[axis] if axis in named else next(places) for axis in range(rank))
             name = self._viewed_as(node, argument, axes)
         self.views.pop(node.name, None)
         if axes != (0, 1, 2, 3):
@@ -208,9 +212,34 @@ class Tracer:
         if axes != tuple(range(len(self.nodes[name].shape))):
             self.views[node.name] = axes
 
+    def step(self, node: Any, dim: int, index: int) -> bool:
+        """Takes one step of what a recurrent layer made, which needs not be joined to the others first.
+
+        Args:
+            node: of the exported program; it picks one place.
+            dim: along which.
+            index: the place.
+
+        Returns:
+            Whether that is what it picks.
+        """
+        name, axes = self.held(node.args[0])
+        if name not in self.rows or axes[dim] != 3 or [a for a in axes if a != 3] != [0, 1]:
+            return False
+        parts = self.rows[name][index]
+        if len(parts) == 1:
+            self.alias[node.name] = parts[0]
+        else:
+            self.add(node, "concat", parts, attrs={"dim": 1})
+        return True
+
     def plain(self, argument: Any) -> bool:
         """Whether there is a node that has a value as torch has it."""
         return getattr(argument, "name", "") not in self.views
+
+    def reordered(self, argument: Any) -> bool:
+        """Whether a value is held in a form whose batch is another of its axes than the first."""
+        return self.views.get(getattr(argument, "name", ""), (0,))[0] != 0
 
     def axis(self, node: Any, dim: int) -> int:
         """Which axis of its node an axis of what an ATen node makes is."""
@@ -237,6 +266,8 @@ class Tracer:
         if argument.name not in self.views and axes == tuple(range(len(self.nodes[alias].shape))):
             return alias
         name, have = self.held(argument)
+        if have.index(0) != axes.index(0):
+            raise self.unknown(node, UNBATCHED)
         shape = _unseen(shape_of(argument), axes)
         if have == axes and self.nodes[name].shape == shape:
             return name

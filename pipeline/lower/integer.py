@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.observers import activation_qparams, weight_scales
+from paredown.pipeline.graph.alike import distinct, get, put
 from paredown.pipeline.graph.fusion import fuse_relu, same_scale, scales_apart
 from paredown.pipeline.graph.graph import Graph, Node, tuples
 from paredown.pipeline.graph.operations.kinds import operation, written
@@ -125,8 +126,8 @@ class IntegerGraph:
 
     @property
     def weights(self) -> list[NDArray[np.int8]]:
-        """The codes of every layer, in running order."""
-        return [node.weight for node in self.nodes if node.weight is not None]
+        """The codes of every layer, in running order; those that steps share once."""
+        return [node.weight for node in distinct(self.nodes)]
 
     @property
     def layer_parameters(self) -> list[Parameters]:
@@ -134,8 +135,7 @@ class IntegerGraph:
         out = {node.name: node.out.scale for node in self.nodes}
         return [
             Parameters(node.weight_scale, out[node.inputs[0]], node.bias)
-            for node in self.nodes
-            if node.weight_scale is not None and node.bias is not None
+            for node in distinct(self.nodes)
         ]
 
     def upto(self, outputs: Iterable[str]) -> IntegerGraph:
@@ -161,9 +161,9 @@ class IntegerGraph:
             }  # fmt: skip
             nodes.append(fields)
             if node.weight is not None and node.weight_scale is not None and node.bias is not None:
-                arrays[f"{node.name}:weight"] = node.weight
-                arrays[f"{node.name}:weight_scale"] = node.weight_scale
-                arrays[f"{node.name}:bias"] = node.bias
+                held = {"weight": node.weight, "weight_scale": node.weight_scale, "bias": node.bias}
+                for role, array in held.items():
+                    put(arrays, node.name, node.attrs, role, array)
             if node.value is not None:
                 arrays[f"{node.name}:value"] = node.value
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
@@ -180,8 +180,8 @@ class IntegerGraph:
                 IntegerNode(
                     name, item["kind"], tuple(item["inputs"]), tuple(item["shape"]),
                     Affine(item["scale"], item["zero_point"]), item["low"], item["high"], attrs,
-                    arrays.get(f"{name}:weight"), arrays.get(f"{name}:weight_scale"),
-                    arrays.get(f"{name}:bias"), value=arrays.get(f"{name}:value"),
+                    *(get(arrays, name, attrs, role) for role in ("weight", "weight_scale", "bias")),
+                    value=arrays.get(f"{name}:value"),
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))

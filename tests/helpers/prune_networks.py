@@ -86,10 +86,15 @@ def removed(groups: Sequence[Group], kept: Kept, side: str) -> dict[str, list[in
 
 def masked(net: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) -> nn.Module:
     """A copy of a user's module that sets channels to zero itself, where its layers have made them."""
-    twin = copy.deepcopy(net)
+    twin, modules = copy.deepcopy(net), dict(net.named_modules())
     for name, channels in removed(groups, kept, "out").items():
         paths = graph[name].parameters
-        modules = dict(net.named_modules())
+        owner = paths.get("weight", "").rpartition(".")[0]
+        if isinstance(modules.get(owner), nn.RNNBase | nn.RNNCellBase):  # its gates at zero: so is the state
+            with torch.no_grad():
+                for path in paths.values():
+                    twin.get_parameter(path)[channels] = 0
+            continue
         own = name.partition("#")[0]
         last = paths.get("bn_mean") or (f"{own}.weight" if own in modules else paths["weight"])
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step
+from paredown.pipeline.graph.alike import ALIKE, BESIDE
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
 
@@ -115,6 +116,7 @@ class Flow:
         self._parent: list[int] = []
         self._reason: dict[int, str] = {}
         self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
+        self._beside: dict[str, Labels] = {}  # see `BESIDE`
         self.shares: dict[str, str] = {}
         self._never_zero: set[str] = set()
         for node in graph:
@@ -211,6 +213,8 @@ class Flow:
         if not own or any(role.startswith("computed") for role in node.parameters):
             self.lock(read, f"{NOT_OWN} {_place(node)}")
             self.lock(made, f"{NOT_OWN} {_place(node)}")
+        if BESIDE in node.attrs:
+            self.tie(self._beside.setdefault(node.attrs[BESIDE], made), made)
         for role, parameter in node.parameters.items():
             first = self._users.setdefault(parameter, node) if parameter else node
             if first is not node:
@@ -354,8 +358,11 @@ class Flow:
 
     def _chain(self, units: set[int], first: str, holds: Mapping[str, set[int]]) -> tuple[str, ...]:
         """What every operation does with these units, for people."""
-        lines = []
+        lines, seen = [], set[str]()
         for node in self.graph:
+            if node.attrs.get(ALIKE, "") in seen:  # the same in a later step
+                continue
+            seen |= {node.attrs[ALIKE]} if ALIKE in node.attrs else set()
             read = any(units & holds[name] for name in node.inputs)
             makes = bool(units & holds[node.name])
             lines.append(operation(node.kind).line(self, node, units, first, read, makes))

@@ -201,6 +201,19 @@ def _set_tensor(whole: nn.Module, smaller: nn.Module, old: Tensor, new: Tensor, 
                     value = nn.Parameter(new, tensor.requires_grad) if table is module._parameters else new
                     places[name] = made.setdefault(id(tensor), value)
                     _set_counts(twin, old.shape, new.shape, groups)
+        if isinstance(twin, (nn.RNNBase, nn.RNNCellBase)):
+            _set_sizes(twin)
+
+
+def _set_sizes(owner: nn.RNNBase | nn.RNNCellBase) -> None:
+    """Corrects what a recurrent layer says of itself, and the list of its parameters that it computes with."""
+    sequence = isinstance(owner, nn.RNNBase)
+    suffix = "_l0" if sequence else ""
+    owner.input_size = int(owner.get_parameter(f"weight_ih{suffix}").shape[1])
+    owner.hidden_size = int(owner.get_parameter(f"weight_hh{suffix}").shape[1])
+    if sequence:
+        names = (name for layer in owner._all_weights for name in layer)
+        owner._flat_weights = [owner.get_parameter(name) for name in names]
 
 
 def _memory(tensor: Tensor) -> object:

@@ -37,6 +37,7 @@ from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.pipeline.graph.operations.weighted.conv_transpose2d import ConvTranspose2d
 from paredown.pipeline.graph.operations.weighted.linear import Linear
 from paredown.pipeline.graph.operations.weighted.prelu import PRelu
+from paredown.pipeline.graph.operations.weighted.recurrent import Recurrent
 
 #: Kind -> operation, in the order in which the documentation lists them.
 OPERATIONS: Mapping[str, Operation] = {
@@ -79,7 +80,7 @@ KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
     BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
-    Silu(), Hardswish(), Split(), GetItem(),
+    Silu(), Hardswish(), Split(), GetItem(), Recurrent(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from paredown.pipeline.graph.alike import shared
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.graph import apply as apply_float
 from paredown.pipeline.graph.operations.kinds import operation
@@ -108,15 +109,21 @@ class QdqModule(nn.Module):
         self.graph = graph = graph.written
         self.index = {node.name: index for index, node in enumerate(graph)}
         self.axes: dict[str, int] = {}  # where the output channels of a weight are
+        scales = {node.name: node.out.scale for node in graph}
+        held: dict[object, tuple[int, int]] = {}
         for index, node in enumerate(graph):
             for word, array in operation(node.kind).constants(node).items():
                 self.register_buffer(f"{word}{index}", torch.from_numpy(array))
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
-            unit = np.float32(graph[node.inputs[0]].out.scale) * node.weight_scale
+            unit = np.float32(scales[node.inputs[0]]) * node.weight_scale
+            if (key := shared(node, unit)) in held:
+                self.index[node.name], self.axes[node.name] = held[key]
+                continue
             kind, weight = operation(node.kind), torch.from_numpy(node.weight)
             theirs = kind.theirs(weight, int(node.attrs.get("groups", 1)), weight.ndim)
             self.axes[node.name] = 1 if kind.transposed else 0
+            held[key] = index, self.axes[node.name]
             self.register_buffer(f"weight{index}", theirs.contiguous())
             self.register_buffer(f"scale{index}", torch.from_numpy(node.weight_scale))
             self.register_buffer(f"zero{index}", torch.zeros(len(unit), dtype=torch.int64))

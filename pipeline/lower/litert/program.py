@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.pipeline.graph.alike import shared
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.operations.padding import written_padding
@@ -73,6 +74,7 @@ class Writer:
         self.codes: dict[tuple[int, int], int] = {}
         self.tensors: dict[tuple[str, str], int] = {}  # (node name, layout) -> tensor index
         self.constants: dict[bytes, int] = {}
+        self.layers: dict[object, tuple[int, int]] = {}  # weights that layers share -> their tensors
 
     def write(self) -> bytes:
         """The finished file."""
@@ -258,11 +260,16 @@ class Writer:
     def weights(self, node: Any, feed: Any, weight: Any, axis: int) -> tuple[int, int]:
         """Weight and bias constants; int8 ones carry our own scales."""
         weight, bias = np.asarray(weight), np.asarray(node.bias)
-        if not isinstance(node, IntegerNode):
+        integer = isinstance(node, IntegerNode)
+        units = np.float32(feed.out.scale) * node.weight_scale if integer else None
+        if (key := shared(node, units)) not in self.layers:
+            self.layers[key] = self._weights(node, weight, bias, units, axis)
+        return self.layers[key]
+
+    def _weights(self, node: Any, weight: Any, bias: Any, units: Any, axis: int) -> tuple[int, int]:
+        if units is None:
             return self.constant(f"{node.name}/w", weight), self.constant(f"{node.name}/b", bias)
-        assert node.weight_scale is not None
         zeros = np.zeros(len(node.weight_scale), np.int64)
-        units = np.float32(feed.out.scale) * node.weight_scale
         weight_q = self._quantization(node.weight_scale, zeros, axis)
         weight_index = self.constant(f"{node.name}/w", weight, weight_q)
         if node.int4:

@@ -28,17 +28,23 @@ if TYPE_CHECKING:
 
 
 class Constant(Operation):
-    """No attributes, but a `value`. It reads the network's input, of which it takes the number of images."""
+    """No attributes, but a `value`, which may be one number for all channels.
+
+    It reads the network's input, of which it takes the number of images.
+    """
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.value is not None
-        return node.value.expand(len(inputs[0]), *node.value.shape[1:])
+        return node.value.expand(len(inputs[0]), *node.shape[1:])
 
     def from_zero(self, node: Node) -> bool:
-        return False
+        assert node.value is not None
+        return not bool(node.value.any())
 
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.new(node.shape[1])
+        if node.value is not None and node.value.numel() == 1:
+            return labels
         flow.lock(labels, f"meets {node.name}, a constant with a number for every value")
         return labels
 
@@ -47,17 +53,17 @@ class Constant(Operation):
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         assert node.value is not None
-        return np.broadcast_to(node.value, (len(inputs[0]), *node.value.shape[1:]))
+        return np.broadcast_to(node.value, (len(inputs[0]), *node.shape[1:]))
 
     def constants(self, node: IntegerNode) -> Mapping[str, NDArray[np.float32]]:
         assert node.value is not None
-        return {"value": node.out.dequantize(node.value)}
+        return {"value": node.out.dequantize(np.broadcast_to(node.value, node.shape))}
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         return program.constant(node, "value")
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
-        writer.given(node, np.asarray(node.value))
+        writer.given(node, np.broadcast_to(np.asarray(node.value), node.shape))
 
 
 def constant_of(tracer: Tracer, node: Any) -> tuple[int, Any, Tensor] | None:

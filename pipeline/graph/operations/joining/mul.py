@@ -67,6 +67,7 @@ class Mul(Operation):
         unit = scales[first] * scales[second]
         scales.widen(node.name, unit / LARGEST_FACTOR)
         scales.widen(first, scales[node.name] * SMALLEST_FACTOR / scales[second])
+        scales.widen(second, scales[node.name] * SMALLEST_FACTOR / scales[first])  # the first's is prescribed
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         a, b = (x.astype(np.int32) - feed.out.zero_point for x, feed in zip(inputs, feeds, strict=True))

@@ -15,6 +15,7 @@ class Identity(Traced):
     """Another name or another place in memory for the same values."""
 
     aten: ClassVar[tuple[str, ...]] = ("clone", "contiguous", "alias", "detach")
+    any_order = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         tracer.skip(node)

@@ -70,6 +70,7 @@ class Permute(Operation):
     """Attributes: dims; "direct", where a .tflite moves from one map to another in its own layout."""
 
     aten = ("permute", "transpose")
+    any_order = True
     moves = True
     same_scale = True
     keeps_sign = True
@@ -97,11 +98,14 @@ class Permute(Operation):
             dims = list(range(rank))
             a, b = (d % rank for d in node.args[1:3])
             dims[a], dims[b] = dims[b], dims[a]
-        if dims[0] != 0:
+        if dims[0] != 0 and len(dims) != 3:
             raise tracer.unknown(node, f"moves the batch ({dims})")
         feed = tracer.tensor(node, node.args[0]) if tracer.plain(node.args[0]) else ""
         name, axes = tracer.held(node.args[0])
         seen = tuple(axes[d] for d in dims)
+        if seen[0] != 0:  # steps first, for a recurrent layer
+            tracer.hold(node, name, seen)
+            return
         if not feed or seen == tuple(range(len(tracer.nodes[name].shape))):
             tracer.hold(node, name, seen)
             return

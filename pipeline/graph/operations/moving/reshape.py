@@ -24,6 +24,7 @@ class Reshape(Operation):
     """Attributes: shape, batch of one first."""
 
     aten = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze")
+    any_order = True
     moves = True
     same_scale = True
     homogeneous = True
@@ -70,7 +71,7 @@ class Reshape(Operation):
                 yield values.reshape(*old[:dim], size, *old[dim + 1 :])
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
-        return {"shape": shape}
+        return {**node.attrs, "shape": shape}
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         return inputs[0].reshape(inputs[0].shape[0], *node.attrs["shape"][1:])

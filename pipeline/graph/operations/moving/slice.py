@@ -86,17 +86,21 @@ class Slice(Operation):
     """Attributes: dims (rising), and for each of them starts, ends and steps, as in Python, none negative.
 
     Where the channels are one of some parts of one size, whatever that is, as `chunk` gives them, also parts:
-    how many.
+    how many; and run, where they are several of them in a row.
     """
 
     aten = ("slice", "narrow", "select")
+    any_order = True
     same_scale = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         before = shape_of(node.args[0])
-        dim, feed = int(arguments(node, None, 0)[1]) % len(before), tracer.feed(node)
+        dim = int(arguments(node, None, 0)[1]) % len(before)
         size = before[dim]
+        if target(node) == "select" and tracer.step(node, dim, int(node.args[2]) % size):
+            return
+        feed = tracer.feed(node)
         if target(node) == "slice":
             _, _, start, end, step = arguments(node, None, 0, None, None, 1)
             taken = range(size)[slice(start, end, step)]
@@ -150,17 +154,19 @@ class Slice(Operation):
         return f"{node.name} takes channels {taken[0]} to {taken[-1]}, a part of them: tied"
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
-        """One of as many parts, of the new size."""
+        """As many of as many parts, of the new size."""
         if "parts" not in node.attrs:
             return node.attrs
-        taken = ranges_of(node)
-        start = taken[1].start // len(taken[1]) * shape[1]
+        taken, run = ranges_of(node), node.attrs.get("run", 1)
+        start = taken[1].start // (len(taken[1]) // run) * (shape[1] // run)
         return {**node.attrs, **attrs_of({**taken, 1: range(start, start + shape[1])})}
 
     def channels_read(self, node: Node, rows: int, whole: int) -> int:
         if 1 not in node.attrs["dims"]:
             return rows
-        return rows * node.attrs["parts"] if "parts" in node.attrs else whole
+        if "parts" not in node.attrs:
+            return whole
+        return rows * node.attrs["parts"] // node.attrs.get("run", 1)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         return np.ascontiguousarray(inputs[0][self._index(node)])
@@ -220,8 +226,11 @@ class GetItem(Traced):
     """One part of what was split; of an operation that gives several results, the first."""
 
     aten = ("getitem",)
+    any_order = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
+        if node.name in tracer.alias:  # what gives several results has traced them
+            return
         split, index = node.args[0], int(node.args[1])
         made = tracer.nodes[tracer.alias[split.name]]
         if target(split) == "adaptive_max_pool2d" and made.kind != "opaque":

@@ -28,6 +28,7 @@ class Linear(WeightedOperation):
     """No attributes."""
 
     aten = ("linear", "matmul", "mm", "addmm")
+    any_order = True
 
     def takes(self, node: Any) -> bool:
         return target(node) == "linear" or len(shape_of(_arguments(node)[0])) == 2
