@@ -58,13 +58,14 @@ def ledger(graph: Graph, integer: IntegerGraph) -> tuple[LayerLedger, ...]:
         integer: made from it.
     """
     from paredown.pipeline.bundle.packing import pack_codes
+    from paredown.pipeline.graph.alike import distinct
     from paredown.pipeline.graph.fusion import fuse_relu
 
     rows = []
-    items = {item.name: item for item in integer}
+    items = {item.name: item for item in distinct(integer)}
     for node, _ in fuse_relu(graph):
-        item = items[node.name]
-        if item.weight is None or item.bias is None:
+        item = items.get(node.name)
+        if item is None or item.weight is None or item.bias is None:
             continue
         zeros, codes = int((item.weight == 0).sum()), len(np.unique(item.weight))
         bits, extra = entropy(item.weight), EXTRA * item.bias.size

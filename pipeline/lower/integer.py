@@ -134,8 +134,7 @@ class IntegerGraph:
         """What programs hold of every layer beside its codes, in running order."""
         out = {node.name: node.out.scale for node in self.nodes}
         return [
-            Parameters(node.weight_scale, out[node.inputs[0]], node.bias)
-            for node in distinct(self.nodes)
+            Parameters(node.weight_scale, out[node.inputs[0]], node.bias) for node in distinct(self.nodes)
         ]
 
     def upto(self, outputs: Iterable[str]) -> IntegerGraph:
@@ -180,8 +179,8 @@ class IntegerGraph:
                 IntegerNode(
                     name, item["kind"], tuple(item["inputs"]), tuple(item["shape"]),
                     Affine(item["scale"], item["zero_point"]), item["low"], item["high"], attrs,
-                    *(get(arrays, name, attrs, role) for role in ("weight", "weight_scale", "bias")),
-                    value=arrays.get(f"{name}:value"),
+                    get(arrays, name, attrs, "weight"), get(arrays, name, attrs, "weight_scale"),
+                    get(arrays, name, attrs, "bias"), value=arrays.get(f"{name}:value"),
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.pipeline.compress.coupling.flow import Group
+from paredown.pipeline.graph.alike import distinct
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.cards.card import ChannelMultiple
@@ -254,7 +255,7 @@ def counted(graph: Graph, groups: Sequence[Group], name: Literal["macs", "bytes"
     """
     channels = channel_counts(graph, groups)
     parts = []
-    for node in graph:
+    for node in distinct(graph) if name == "bytes" else graph:
         if node.weight is None:
             continue
         rows, columns = channels[node.name], layer_columns(node, channels[node.inputs[0]])

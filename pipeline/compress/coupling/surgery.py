@@ -206,14 +206,12 @@ def _set_tensor(whole: nn.Module, smaller: nn.Module, old: Tensor, new: Tensor, 
 
 
 def _set_sizes(owner: nn.RNNBase | nn.RNNCellBase) -> None:
-    """Corrects what a recurrent layer says of itself, and the list of its parameters that it computes with."""
-    sequence = isinstance(owner, nn.RNNBase)
-    suffix = "_l0" if sequence else ""
+    """Corrects what a recurrent layer says of itself, and the list of parameters that it computes with."""
+    suffix = "_l0" if isinstance(owner, nn.RNNBase) else ""
     owner.input_size = int(owner.get_parameter(f"weight_ih{suffix}").shape[1])
     owner.hidden_size = int(owner.get_parameter(f"weight_hh{suffix}").shape[1])
-    if sequence:
-        names = (name for layer in owner._all_weights for name in layer)
-        owner._flat_weights = [owner.get_parameter(name) for name in names]
+    if isinstance(owner, nn.RNNBase):
+        owner._flat_weights = [owner.get_parameter(name) for name in owner._flat_weights_names]
 
 
 def _memory(tensor: Tensor) -> object:

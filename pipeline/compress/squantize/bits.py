@@ -66,15 +66,19 @@ def measure_bits(
         biases and scales included.
     """
     folded = {bits: _at(network, graph, plans, bits, rounding) for bits in choices}
-    nodes = {n.parameters["weight"]: n.name for n in graph if n.parameters.get("weight") in plans}
-    behind = {name: _behind(graph, node) for name, node in nodes.items()}
+    users: dict[str, list[str]] = {name: [] for name in plans}
+    for node in graph:
+        if node.parameters.get("weight") in plans:
+            users[node.parameters["weight"]].append(node.name)
+    nodes = {name: found[0] for name, found in users.items()}
+    behind = {name: set[str]().union(*(_behind(graph, n) for n in users[name])) for name in plans}
     found: dict[tuple[str, int], list[Any]] = {(name, bits): [] for name in plans for bits in choices}
     base: list[Any] = []
     for start in range(0, len(inputs), CHUNK):
         values = graph.run(inputs[start : start + CHUNK])
         base += _split(graph, values)
         for name, bits in found:
-            changed = {nodes[name]: folded[bits][nodes[name]]}
+            changed = {node: folded[bits][node] for node in users[name]}
             found[name, bits] += _split(graph, _rerun(graph, values, behind[name], changed))
         tick(min(start + CHUNK, len(inputs)), len(inputs))
     curves, sizes = [], dict[str, dict[int, float]]()

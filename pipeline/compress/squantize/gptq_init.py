@@ -20,6 +20,7 @@ from paredown.pipeline.compress.coupling.patches import Spots, patches, pick_spo
 from paredown.pipeline.compress.grids.grid import encode, threshold_at
 from paredown.pipeline.compress.grids.rounding import recoded
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
+from paredown.pipeline.graph.alike import ALIKE
 from paredown.pipeline.graph.graph import Graph, Node
 
 MAX_FEATURES = 5000  # of a filter's input; above that its codes stay the nearest
@@ -48,7 +49,8 @@ def round_weights(live: QatNetwork, images: Tensor, seed: int = 0) -> None:
         name = node.parameters.get("weight", "")
         planned = name in live.plans
         weight = live.latent(name, state) if planned else torch.zeros(1)
-        if planned and node.attrs.get("groups", 1) == 1 and weight[0].numel() <= MAX_FEATURES:
+        fits = node.attrs.get("groups", 1) == 1 and weight[0].numel() <= MAX_FEATURES
+        if planned and fits and ALIKE not in node.attrs:  # what steps share has no one input to be fitted to
             shape = (len(images), *node.shape[1:])
             spots = pick_spots(shape, min(MOST_ROWS, ROWS_PER_FEATURE * weight[0].numel()), generator)
             moments = _moments(replace(node, weight=weight), inputs[0], spots)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from paredown.pipeline.compress.coupling.patches import patches, pick_spots
 from paredown.pipeline.compress.grids.rounding import recoded
+from paredown.pipeline.graph.alike import ALIKE
 from paredown.pipeline.graph.fusion import fuse_relu
 from paredown.pipeline.graph.graph import Graph, Node, apply
 from paredown.pipeline.lower import reference
@@ -69,7 +70,8 @@ def improve(
             continue
         feeds = [made[name] for name in node.inputs]
         layer = layers[node.name]
-        if node.weight is not None and node.kind in {"conv2d", "linear"}:
+        # What the steps of a recurrence share has no one input to be fitted to: it stays as it is.
+        if node.weight is not None and node.kind in {"conv2d", "linear"} and ALIKE not in node.attrs:
             x = torch.from_numpy(feeds[0].out.dequantize(values[node.inputs[0]]))
             if codes and layer.scale is None:
                 node = _rounded(layer, node, x, generator)

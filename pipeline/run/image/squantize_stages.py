@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paredown.pipeline.graph.alike import distinct
 from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.prune_stages import NETWORK, PruneStages
 from paredown.pipeline.run.image.read import graph_in, write_traced
@@ -197,7 +198,7 @@ class SquantizeStages:
         found, sizes = measure_bits(
             network, graph, plans, inputs, score, metric, self.tick, choices, rounding
         )
-        others = [n for n in graph if n.weight is not None and n.parameters.get("weight") not in plans]
+        others = [n for n in distinct(graph) if n.parameters.get("weight") not in plans]
         rest = sum(packed_bytes(node) for node in others)
         return choose_bits(
             found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop, resolution=resolution

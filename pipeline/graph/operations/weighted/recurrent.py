@@ -209,13 +209,12 @@ def _joined(tracer: Tracer, node: Any, made: Sequence[Sequence[str]], word: str)
     name, maps = module_path(node) or node.name, []
     for direction, names in enumerate(made):
         label = f"{name}.{word}" + "_reverse" * direction
-        pixels = []
+        pixels: list[str] = []
         for each in names:
             shape = (*tracer.nodes[each].shape, 1, 1)
             attrs = {"shape": shape, ALIKE: f"{label}.pixel"}
-            pixels.append(
-                tracer.add(node, "reshape", (each,), shape=shape, name=f"{label}.{len(pixels)}.pixel", attrs=attrs)
-            )
+            place = f"{label}.{len(pixels)}.pixel"
+            pixels.append(tracer.add(node, "reshape", (each,), shape=shape, name=place, attrs=attrs))
         maps.append(_concat(tracer, node, pixels, 3, f"{label}.all"))
     joined = _concat(tracer, node, maps, 1, f"{name}.{word}.both")
     tracer.rows[joined] = tuple(zip(*made, strict=True))
@@ -262,4 +261,3 @@ def _cell(tracer: Tracer, node: Any) -> None:
     if lstm:
         for user in node.users:
             tracer.alias[user.name] = made[int(user.args[1])]
-
