@@ -100,7 +100,8 @@ class Slice(Operation):
         size = before[dim]
         if target(node) == "select" and tracer.step(node, dim, int(node.args[2]) % size):
             return
-        feed = tracer.feed(node)
+        steps_first = tracer.reordered(node.args[0])
+        feed, axes = tracer.held(node.args[0]) if steps_first else (tracer.feed(node), ())
         if target(node) == "slice":
             _, _, start, end, step = arguments(node, None, 0, None, None, 1)
             taken = range(size)[slice(start, end, step)]
@@ -110,7 +111,7 @@ class Slice(Operation):
         else:
             index = int(node.args[2]) % size
             taken = range(index, index + 1)
-        if dim == 0 and (taken != range(size) or target(node) == "select"):
+        if (axes[dim] if steps_first else dim) == 0 and (taken != range(size) or target(node) == "select"):
             raise tracer.unknown(node, "picks among the images of a batch; keep the batch whole")
         if not taken:
             raise tracer.unknown(node, "takes nothing")
@@ -118,10 +119,26 @@ class Slice(Operation):
             raise tracer.unknown(
                 node, "takes every so many along an axis that is not height or width of a map"
             )
-        if target(node) == "select":
+        if steps_first:
+            self._of_steps(tracer, node, feed, axes, dim, taken)
+        elif target(node) == "select":
             picked(tracer, node, feed, dim, index)
         else:
             sliced(tracer, node, feed, {dim: taken})
+
+    def _of_steps(
+        self, tracer: Tracer, node: Any, feed: str, axes: Sequence[int], dim: int, taken: range
+    ) -> None:
+        """A part of a value whose batch is not its first axis, taken of the map that it is held in."""
+        axes = tuple(axes)
+        made = sliced(tracer, node, feed, {axes[dim]: taken})
+        if target(node) != "select":
+            tracer.hold(node, made, axes)
+            return
+        left = axes[:dim] + axes[dim + 1 :]
+        if list(left) != sorted(left):
+            raise tracer.unknown(node, "picks a step of a value whose batch is not first; permute it before")
+        tracer.add(node, "reshape", (made,), attrs={"shape": shape_of(node)})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0][self._index(node)]
