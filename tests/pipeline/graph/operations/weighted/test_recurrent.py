@@ -178,7 +178,7 @@ def test_all_steps_have_one_scale(name: str):
 
 def test_weights_are_held_once():
     """In the graphs' files, in both programs, in what they say of their size."""
-    size, sizes = 32, {}
+    size, sizes = 64, {}
     for steps in (1, 8):
         made = net(nn.GRU, last, width=size)
         graph = trace(made, (1, steps, 6))
