@@ -314,7 +314,7 @@ class Language(Schema):
 class Quantize(Schema):
     """Post-training quantization to int8: how ranges are found."""
 
-    observer: Literal["auto", "minmax", "percentile", "mse"] = "minmax"
+    observer: Literal["auto", "minmax", "percentile", "mse"] = "auto"
     """Ranges of the activations; "auto" gives each tensor the observer with which the outputs change least,
     on calibration images that no observer has seen."""
     equalize: bool = False

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset
 from paredown.pipeline.recipe.task import Task
-from paredown.pipeline.run.image.read import graph_in, integer_in, write_traced
+from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.store.files import read_json, write_graph, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SMOKE_IMAGES = 4
 ROUND_IMAGES = 64  # that codes and biases are chosen on
 RANGES, OBSERVERS, EQUALIZED = "ranges.json", "observers.json", "equalized.json"
+STARVED = "starved.json"  # lines on parts of outputs
 HELD_OUT = 8  # one image of so many is no observer's, where observers are chosen
 
 
@@ -120,14 +121,8 @@ class QuantizeStages:
                 f"{facts['before']:.4g} with minmax, {facts['after']:.4g} as chosen, on {facts['images']} "
                 "held-out calibration images"
             )
-        return notes + self._starved()
-
-    def _starved(self) -> list[str]:
-        from paredown.calibration.run import Ranges
-        from paredown.pipeline.lower.ptq.starved import starved
-
-        ranges = Ranges.from_json((stored(self.store, self.calibrate) / RANGES).read_text())
-        return [part.line() for part in starved(integer_in(stored(self.store, self.integer)), ranges.ranges)]
+        notes += read_json(stored(self.store, self.integer) / STARVED)
+        return notes
 
     def _images(self, most: int) -> int:
         return min(len(self.calibration), SMOKE_IMAGES if self.smoke else most)
@@ -218,6 +213,7 @@ class QuantizeStages:
             from paredown.calibration.run import Ranges
             from paredown.pipeline.bundle.ledger import check_codes
             from paredown.pipeline.lower.integer import quantize
+            from paredown.pipeline.lower.ptq.starved import starved
 
             ranges = Ranges.from_json((inputs["ranges"] / RANGES).read_text())
             ranges.check(self.preprocess)
@@ -228,6 +224,7 @@ class QuantizeStages:
                 integer = self._improved(graph, integer, params)
             check_codes(graph, integer)
             write_graph(out, *integer.dump())
+            write_json(out / STARVED, [part.line() for part in starved(integer, ranges.ranges)])
 
         return Stage(f"integer{self.suffix}", 3, params, inputs, build)
 

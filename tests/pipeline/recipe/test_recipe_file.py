@@ -70,7 +70,7 @@ def test_an_empty_recipe_is_the_embedded_digits(write):
     assert (recipe.app, recipe.network, recipe.weights) == ("apps.detector", "yolov2-nano", "digits")
     assert recipe.data.format == "digits" and recipe.lower.runtimes == ("executorch", "litert")
     assert (recipe.quantize.observer, recipe.quantize.weights, recipe.quantize.calibration_images) == (
-        "minmax",
+        "auto",
         "minmax",
         128,
     )
@@ -142,7 +142,7 @@ def test_unknown_keys_name_the_nearest_known_one(write, text, expected):
         ("[bench]\nruns = true", "`bench.runs = true` is not accepted"),
         ("[bench]\nruns = 0", "must be greater than or equal to 1"),
         ("quantize = 3", "`quantize = 3` is not accepted: it must be a table: [quantize]"),
-        ("quantize.observer = 'max'", "it must be 'minmax', 'percentile' or 'mse'"),
+        ("quantize.observer = 'max'", "it must be 'auto', 'minmax', 'percentile' or 'mse'"),
         (
             "lower.runtimes = 'litert'",
             '`lower.runtimes = "litert"` is not accepted: it must be a list, such as ["litert"]',

@@ -119,7 +119,7 @@ def test_explain_names_the_option_and_the_stages_behind_it(tiny, tmp_path):
     }  # fmt: skip
     why = dict(line.split(": ", 1) for line in call("explain", folder).out.splitlines())
     assert why["trace"] == "reused: nothing changed"
-    assert 'observer changed from "minmax" to "percentile"' in why["calibrate"]
+    assert 'observer changed from "auto" to "percentile"' in why["calibrate"]
     assert why["integer"] == "ran: input ranges changed because stage calibrate ran"
     assert why["lower-litert"] == "ran: input integer changed because stage integer ran"
     document = json.loads(call("explain", folder, "--json").out)
@@ -222,7 +222,7 @@ def test_a_board_gets_a_bundle_and_no_latency(tiny, tmp_path):
     assert "bundle" in made and not made & {"trace", "calibrate", "integer", "score-fp32", "score-integer"}
     document = json.loads(done.out)
     assert not any(f["metric"].startswith(("latency", "memory")) for f in document["figures"])
-    assert "not validated on a device" in document["notes"][0]
+    assert any("not validated on a device" in note for note in document["notes"])
     folder = runs / "tiny" / "raspberry-pi-5"
     assert "not validated on a device" in (folder / "report.md").read_text()
     done = call("validate", folder / "bundle.paredown", "--limit", 1)
