@@ -16,8 +16,9 @@ what runs there. The rules, all forced by kernels that exist:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,8 +26,9 @@ from numpy.typing import NDArray
 
 from paredown.calibration.observers import activation_qparams, weight_scales
 from paredown.pipeline.graph.fusion import fuse_relu, same_scale, scales_apart
-from paredown.pipeline.graph.graph import Graph, Node, tuples
+from paredown.pipeline.graph.graph import Graph, Node, numbered, tuples
 from paredown.pipeline.graph.operations.kinds import operation, written
+from paredown.pipeline.graph.operations.moving.slice import attrs_of
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import (
@@ -74,6 +76,7 @@ class IntegerNode:
         weight_scale: float32, (out,).
         bias: int32, (out,), in units of input scale x weight scale.
         value: of a "constant" node: its codes, the batch of one first.
+        constants: of an island, as in the traced graph.
         int4: whether the program is to hold the weight in four bits per code, all of them from -8 to 7.
     """
 
@@ -90,6 +93,7 @@ class IntegerNode:
     bias: NDArray[np.int32] | None = None
     int4: bool = False
     value: NDArray[np.int8] | None = None
+    constants: tuple[NDArray[Any], ...] = ()
 
     @property
     def never_negative(self) -> bool:
@@ -166,6 +170,7 @@ class IntegerGraph:
                 arrays[f"{node.name}:bias"] = node.bias
             if node.value is not None:
                 arrays[f"{node.name}:value"] = node.value
+            arrays |= {f"{node.name}:constant{index}": each for index, each in enumerate(node.constants)}
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
         return text.encode(), arrays
 
@@ -182,9 +187,31 @@ class IntegerGraph:
                     Affine(item["scale"], item["zero_point"]), item["low"], item["high"], attrs,
                     arrays.get(f"{name}:weight"), arrays.get(f"{name}:weight_scale"),
                     arrays.get(f"{name}:bias"), value=arrays.get(f"{name}:value"),
+                    constants=tuple(numbered(arrays, name)),
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))
+
+
+def alone(node: IntegerNode, feeds: Sequence[IntegerNode]) -> IntegerGraph:
+    """A graph of one island: its inputs are cut from one tensor."""
+    names = list(dict.fromkeys(node.inputs))
+    known = {feed.name: feed for feed in feeds}
+    if len(names) == 1:
+        start = IntegerNode("input", "input", (), known[names[0]].shape, known[names[0]].out)
+        inputs = tuple("input" for _ in node.inputs)
+        return IntegerGraph((start, replace(node, inputs=inputs)), (node.name,))
+    sizes = [prod(known[name].shape) for name in names]
+    start = IntegerNode("input", "input", (), (1, sum(sizes)), known[names[0]].out)
+    nodes, at = [start], 0
+    for name, size in zip(names, sizes, strict=True):
+        feed = known[name]
+        attrs = attrs_of({1: range(at, at + size)})
+        part = IntegerNode(f"{name}.part", "slice", ("input",), (1, size), start.out, attrs=attrs)
+        form = {"shape": feed.shape}
+        nodes += [part, IntegerNode(name, "reshape", (part.name,), feed.shape, start.out, attrs=form)]
+        at += size
+    return IntegerGraph((*nodes, node), (node.name,))
 
 
 def in_int4(graph: IntegerGraph, kinds: Collection[str]) -> IntegerGraph:
@@ -234,6 +261,8 @@ def quantize(
             item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
         if node.value is not None:
             item = replace(item, value=out.quantize(node.value.numpy()))
+        if node.constants:
+            item = replace(item, constants=tuple(each.numpy() for each in node.constants))
         result[node.name] = item
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
