@@ -18,6 +18,7 @@ class ParedownError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object | None = None, hint: str | None = None) -> None:
+        self.what = what
         line = what if where is None else f"{where}: {what}"
         if hint:
             line = f"{line.rstrip('.')}; {hint}"

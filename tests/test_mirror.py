@@ -31,6 +31,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "the page's network takes floats, and the site is served",
         ("pipeline/lower/litert/float_io.py", "apps/detector/web/serve.py"),
     ),
+    "pipeline/graph/operations/activation/test_island.py": (
+        "islands are shown on both runtimes, beside torch",
+        ("pipeline/lower/litert/floats.py", "pipeline/lower/executorch/islands.py"),
+    ),
     "targets/devices/transports/test_local.py": (
         "the contract of all devices, here on this machine",
         (

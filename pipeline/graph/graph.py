@@ -7,6 +7,7 @@ graph; `run` computes it in floating point. What is known of each kind of operat
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ class Node:
         scale: (out,), where the weights are whole numbers -127..127 times this: they were trained so, and the
             integer graph takes these numbers over.
         value: of a "constant" node, the batch of one first.
+        constants: of an island: tensors that it reads and the input does not decide, in their order.
         compute: of an "opaque" node, which only `trace(..., opaque=True)` makes: what it does.
     """
 
@@ -54,6 +56,7 @@ class Node:
     scale: Tensor | None = None
     compute: Callable[..., Any] | None = None
     value: Tensor | None = None
+    constants: tuple[Tensor, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -130,6 +133,7 @@ class Graph:
             item = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "shape": node.shape}
             nodes.append(item | {"attrs": dict(node.attrs), "parameters": dict(node.parameters)})
             held = {"weight": node.weight, "bias": node.bias, "scale": node.scale, "value": node.value}
+            held |= {f"constant{index}": tensor for index, tensor in enumerate(node.constants)}
             for role, tensor in held.items():
                 if tensor is not None:
                     put(arrays, node.name, node.attrs, role, tensor.numpy())
@@ -155,9 +159,16 @@ class Graph:
             node = Node(
                 name, item["kind"], inputs, shape, attrs, weight, bias, "", named, scale,
                 value=tensor(item, "value"),
+                constants=tuple(map(torch.from_numpy, numbered(arrays, name))),
             )  # fmt: skip
             nodes.append(node)
         return Graph(tuple(nodes), tuple(data["outputs"]))
+
+
+def numbered(arrays: Mapping[str, NDArray[Any]], name: str) -> list[NDArray[Any]]:
+    """The constants of a node among stored arrays."""
+    keys = itertools.takewhile(arrays.__contains__, (f"{name}:constant{i}" for i in itertools.count()))
+    return [arrays[key] for key in keys]
 
 
 def tuples(attrs: Mapping[str, Any]) -> dict[str, Any]:

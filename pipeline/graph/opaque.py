@@ -70,7 +70,7 @@ class Opaque:
 
     def text(self) -> str:
         """The constants, so that two operations of one kind can be told apart."""
-        return ", ".join("tensor" if i in self.places else _text(value) for i, value in enumerate(self.given))
+        return ", ".join("tensor" if i in self.places else text(value) for i, value in enumerate(self.given))
 
 
 def written(node: Any) -> list[int]:
@@ -80,7 +80,8 @@ def written(node: Any) -> list[int]:
     return [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """An argument, so that it can be told from others: of a tensor a digest."""
     if not isinstance(value, Tensor):
         return repr(value)
     digest = hashlib.sha256(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -1,8 +1,9 @@
 """Tracing: a torch module in, a `pipeline.graph.graph.Graph` out.
 
-`trace` runs `torch.export` once, folds batch normalization and explicit padding into the operations that use
-them, and keeps only the kinds of `pipeline.graph.operations.kinds.KINDS`. What it does not know it names,
-together with the line of the user's code that calls it, rather than guess.
+`trace` runs `torch.export` once, folds batch normalization and explicit padding into the operations that
+use them, and keeps only the kinds of `pipeline.graph.operations.kinds.KINDS`. What none of them computes in
+integers stays in float, by the name of its ATen operation. What cannot, it names, together with the line of
+the user's code that calls it, rather than guess.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import arguments, batched, source_line, target
+from paredown.pipeline.graph.aten import arguments, batched, shape_of, source_line, target
+from paredown.pipeline.graph.floats import NotFloat, described, single_values
 from paredown.pipeline.graph.graph import Graph, Node
-from paredown.pipeline.graph.opaque import Opaque, written
+from paredown.pipeline.graph.opaque import Opaque, text, written
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import UNBATCHED, Tracer
@@ -23,34 +25,38 @@ from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
+#: What makes no number of some numbers.
+NOT_ALWAYS = frozenset({"div", "true_divide", "pow", "remainder", "fmod", "xlogy", "addcdiv"})
 
 
-def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
+def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False, floats: bool = True) -> Graph:
     """Traces a network in evaluation mode.
 
     Args:
         network: takes one float tensor, (1, channels, height, width) or (1, channels, length); returns a
             tensor or a tuple of them.
         shape: of that tensor, the batch of one included.
-        opaque: keep an operation that is not in `KINDS` as a node of kind "opaque", which can be run and
-            pruned around, but not lowered. What does not depend on the input is then a constant.
+        opaque: keep an operation that is not in `KINDS`, and cannot stay in float, as a node of kind
+            "opaque". It can be run and pruned around, but not lowered. What does not depend on the input is
+            then a constant.
+        floats: keep what has no integer form in float, as an "island" or a "function".
 
     Returns:
         The graph, BN and padding folded in, weights detached (they share the network's memory where
         nothing was folded).
 
     Raises:
-        InputError: torch cannot export it, or it has an operation that is not in `KINDS`; the line of the
-            user's code is named.
+        InputError: torch cannot export it, or it has an operation that is not in `KINDS` and cannot stay in
+            float; the line of the user's code is named.
     """
-    return _Builder(export(network, shape), opaque).build()
+    return _Builder(export(network, shape), opaque, floats).build()
 
 
 class _Builder(Tracer):
     """Turns an exported program into a `Graph`, one ATen node at a time."""
 
-    def __init__(self, exported: torch.export.ExportedProgram, opaque: bool) -> None:
-        self.exported, self.opaque = exported, opaque
+    def __init__(self, exported: torch.export.ExportedProgram, opaque: bool, floats: bool) -> None:
+        self.exported, self.opaque, self.floats = exported, opaque, floats
         signature = exported.graph_signature
         self.constants: dict[str, Tensor] = {}
         for source in (signature.inputs_to_parameters, signature.inputs_to_buffers):
@@ -73,6 +79,7 @@ class _Builder(Tracer):
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
         self.views, self.sources, self._made, self.rows, self.pointwise = {}, {}, {}, {}, False
+        self.parts: dict[str, str] = {}  # results of an operation that stays in float -> why it does
 
     def build(self) -> Graph:
         outputs: tuple[str, ...] = ()
@@ -101,13 +108,16 @@ class _Builder(Tracer):
         before = len(self.nodes)
         try:
             self._known(node)
-        except InputError:
-            if not self.opaque:
-                raise
-            for name in list(self.nodes)[before:]:
-                del self.nodes[name]
-            self.views.pop(node.name, None)
-            self.sources.pop(node.name, None)
+        except InputError as error:
+            self._forget(node, before)
+            try:
+                if not self.floats:
+                    raise
+                return self._float(node, error.what)
+            except (InputError, NotFloat) as why:
+                self._forget(node, before)
+                if not self.opaque:
+                    raise self._refused(node, error, why) from error
             self._opaque(node)
 
     def _check_writes(self, node: Any) -> None:
@@ -125,6 +135,73 @@ class _Builder(Tracer):
                     where=source_line(node) or node.name,
                     hint="an image must not change the answer for the next one: keep no state in forward",
                 )
+
+    def _forget(self, node: Any, before: int) -> None:
+        """Undoes what was made of an ATen node."""
+        for name in list(self.nodes)[before:]:
+            del self.nodes[name]
+        for made in (self.alias, self.views, self.sources):
+            made.pop(node.name, None)
+
+    def _refused(self, node: Any, error: InputError, why: Exception) -> InputError:
+        """Why a node is neither a known kind nor an island."""
+        if traced(target(node)) or not isinstance(why, NotFloat):
+            return error
+        return self.unknown(node, str(why))
+
+    def _float(self, node: Any, why: str) -> None:
+        """Keeps an operation in float, by its name; of several results each is a node of its own."""
+        several = isinstance(node.meta.get("val"), (list, tuple))
+        parent, result = (node.args[0], node.args[1]) if node.name in self.parts else (node, -1)
+        if several:
+            for user in node.users:
+                if target(user) != "getitem":
+                    raise NotFloat("makes several results")
+                described(node, self._held, user.args[1])
+            self.alias[node.name] = next(
+                self.alias[n.name] for n in node.all_input_nodes if n.name in self.alias
+            )
+            self.parts |= dict.fromkeys((user.name for user in node.users), why)
+            return
+        attrs, read = described(parent, self._held, result)
+        self._island(node, parent, attrs, read, self.parts.get(node.name, why))
+
+    def _held(self, node: Any) -> bool:
+        return node.name not in self.alias
+
+    def _island(self, node: Any, parent: Any, attrs: dict[str, Any], read: list[Any], why: str) -> None:
+        if not batched(node) or len(shape_of(node)) < 2:
+            raise NotFloat(f"makes the shape {tuple(shape_of(node))}; the batch of one must stay first")
+        inputs = [each for each in read if not self._held(each)]
+        constants = tuple(self._fixed(each) for each in read if self._held(each))
+        shapes = [shape_of(each) for each in inputs]
+        single = single_values(attrs, constants, shapes)
+        if traced(target(parent)):
+            attrs["why"] = why
+        line = source_line(node) or source_line(parent)
+        attrs |= {"single": single, "nan": bool(NOT_ALWAYS & set(attrs["op"].replace(".", ":").split(":"))),
+                  "line": line.rpartition("/")[2]}  # fmt: skip
+        if constants:
+            attrs["constants"] = tuple(text(each) for each in constants)
+        plain = single and all(each.numel() == 1 for each in constants)
+        names = self.names(**{each.name: each for each in read if self._held(each)})
+        if plain and len(inputs) == 1 and shapes[0] == shape_of(node):
+            self.pointwise = True
+            name, attrs["nan"] = self.tensor(node, inputs[0]), False
+            self.add(node, "function", (name,), attrs=attrs, parameters=names, constants=constants)
+        else:
+            for each in inputs:
+                self._check(node, each)
+            self.views.pop(node.name, None)
+            feeds = tuple(self.native(node, each) for each in inputs)
+            self.add(node, "island", feeds, shape=shape_of(node), attrs=attrs, parameters=names,
+                     constants=constants)  # fmt: skip
+
+    def _fixed(self, node: Any) -> Tensor:
+        value = self.constants.get(node.name)
+        if not isinstance(value, Tensor):
+            raise NotFloat("reads what is no tensor")
+        return value.detach().contiguous()
 
     def _viewed(self, value: Any) -> bool:
         """Whether what is done to a value in place is done to another too."""

@@ -16,8 +16,9 @@ what runs there. The rules, all forced by kernels that exist:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,8 +27,9 @@ from numpy.typing import NDArray
 from paredown.calibration.observers import activation_qparams, weight_scales
 from paredown.pipeline.graph.alike import distinct, get, put
 from paredown.pipeline.graph.fusion import fuse_relu, same_scale, scales_apart
-from paredown.pipeline.graph.graph import Graph, Node, tuples
+from paredown.pipeline.graph.graph import Graph, Node, numbered, tuples
 from paredown.pipeline.graph.operations.kinds import operation, written
+from paredown.pipeline.graph.operations.moving.slice import attrs_of
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import (
@@ -75,6 +77,7 @@ class IntegerNode:
         weight_scale: float32, (out,).
         bias: int32, (out,), in units of input scale x weight scale.
         value: of a "constant" node: its codes, the batch of one first.
+        constants: of an island, as in the traced graph.
         int4: whether the program is to hold the weight in four bits per code, all of them from -8 to 7.
     """
 
@@ -91,6 +94,7 @@ class IntegerNode:
     bias: NDArray[np.int32] | None = None
     int4: bool = False
     value: NDArray[np.int8] | None = None
+    constants: tuple[NDArray[Any], ...] = ()
 
     @property
     def never_negative(self) -> bool:
@@ -165,6 +169,7 @@ class IntegerGraph:
                     put(arrays, node.name, node.attrs, role, array)
             if node.value is not None:
                 arrays[f"{node.name}:value"] = node.value
+            arrays |= {f"{node.name}:constant{index}": each for index, each in enumerate(node.constants)}
         text = json.dumps({"nodes": nodes, "outputs": self.outputs}, sort_keys=True, indent=1)
         return text.encode(), arrays
 
@@ -181,9 +186,31 @@ class IntegerGraph:
                     Affine(item["scale"], item["zero_point"]), item["low"], item["high"], attrs,
                     get(arrays, name, attrs, "weight"), get(arrays, name, attrs, "weight_scale"),
                     get(arrays, name, attrs, "bias"), value=arrays.get(f"{name}:value"),
+                    constants=tuple(numbered(arrays, name)),
                 )
             )  # fmt: skip
         return IntegerGraph(tuple(nodes), tuple(data["outputs"]))
+
+
+def alone(node: IntegerNode, feeds: Sequence[IntegerNode]) -> IntegerGraph:
+    """A graph of one island: its inputs are cut from one tensor."""
+    names = list(dict.fromkeys(node.inputs))
+    known = {feed.name: feed for feed in feeds}
+    if len(names) == 1:
+        start = IntegerNode("input", "input", (), known[names[0]].shape, known[names[0]].out)
+        inputs = tuple("input" for _ in node.inputs)
+        return IntegerGraph((start, replace(node, inputs=inputs)), (node.name,))
+    sizes = [prod(known[name].shape) for name in names]
+    start = IntegerNode("input", "input", (), (1, sum(sizes)), known[names[0]].out)
+    nodes, at = [start], 0
+    for name, size in zip(names, sizes, strict=True):
+        feed = known[name]
+        attrs = attrs_of({1: range(at, at + size)})
+        part = IntegerNode(f"{name}.part", "slice", ("input",), (1, size), start.out, attrs=attrs)
+        form = {"shape": feed.shape}
+        nodes += [part, IntegerNode(name, "reshape", (part.name,), feed.shape, start.out, attrs=form)]
+        at += size
+    return IntegerGraph((*nodes, node), (node.name,))
 
 
 def in_int4(graph: IntegerGraph, kinds: Collection[str]) -> IntegerGraph:
@@ -233,6 +260,8 @@ def quantize(
             item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
         if node.value is not None:
             item = replace(item, value=out.quantize(node.value.numpy()))
+        if node.constants:
+            item = replace(item, constants=tuple(each.numpy() for each in node.constants))
         result[node.name] = item
     return IntegerGraph(tuple(result.values()), graph.outputs)
 

@@ -8,7 +8,7 @@ operation's difference is not blamed on those behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower import reference
-from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
+from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode, alone
 from paredown.pipeline.lower.runtimes import Runner
 
 Codes = NDArray[np.int8]
+ISLAND_INPUTS = 4  # random inputs of an island that is judged alone
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,24 @@ class Parity:
         inputs: how many inputs were run.
         outputs: over the network's outputs.
         kinds: per kind of operation, each operation judged on the runtime's own inputs to it.
-        first: the first operation whose own output differs, and how; empty where none does.
+        first: the first operation whose own output differs by more than its kind may, and how; empty where
+            none does.
+        islands: per operation that stays in float, alone, on random codes.
+        allowed: of a network with such operations, how far its outputs move when one code in a hundred of
+            theirs moves by as much as they may.
     """
 
     inputs: int
     outputs: Difference
     kinds: Mapping[str, Difference] = field(default_factory=dict)
     first: str = ""
+    islands: Mapping[str, Difference] = field(default_factory=dict)
+    allowed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; what only networks with islands have is left out of others."""
+        found = asdict(self)
+        return found if self.islands else {k: v for k, v in found.items() if k not in {"islands", "allowed"}}
 
 
 def difference(ours: Codes, theirs: Codes) -> Difference:
@@ -123,7 +135,7 @@ def every_operation(
             own = reference.apply(node, [graph[i] for i in node.inputs], [found[i] for i in node.inputs])
             apart = difference(own.reshape(found[name].shape), found[name])
             kinds[node.kind] = kinds.get(node.kind, Difference()) + apart
-            if apart.differing:
+            if apart.max_lsb > operation(node.kind).tolerance:
                 first[name] = first.get(name, Difference()) + apart
     worst = next((name for name in names if name in first), "")
     return kinds, _named(graph, worst, first[worst]) if worst else ""
@@ -153,6 +165,55 @@ def every_table(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner]) -> 
             seen[key] = compare(alone, load(alone), x)
         found[node.name] = seen[key]
     return found
+
+
+def every_island(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner]) -> dict[str, Difference]:
+    """Runs every operation that stays in float and is no table, alone, on random codes.
+
+    Args:
+        graph: the integer graph.
+        load: lowers a graph to the runtime and loads it.
+
+    Returns:
+        Name of the operation -> the difference.
+    """
+    found = {}
+    for node in graph:
+        if operation(node.kind).island and not operation(node.kind).table:
+            single = alone(node, [graph[name] for name in node.inputs])
+            shape = (ISLAND_INPUTS, *single.input.shape[1:])
+            codes = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
+            found[node.name] = compare(single, load(single), codes)
+    return found
+
+
+def allowed(graph: IntegerGraph, inputs: Codes) -> int:
+    """How far the outputs move when one code in a hundred of an island's moves by as much as it may.
+
+    Args:
+        graph: the integer graph.
+        inputs: int8, (count, channels, height, width).
+    """
+    rng, most = np.random.default_rng(0), 0
+    names = [node.name for node in graph if operation(node.kind).island and operation(node.kind).tolerance]
+    if not names:
+        return 0
+    truth = reference.run(graph, inputs)
+    values: dict[str, Codes] = {}
+    for node in graph:
+        if node.kind == "input":
+            values[node.name] = inputs
+            continue
+        feeds = [graph[name] for name in node.inputs]
+        made = reference.apply(node, feeds, [values[name] for name in node.inputs])
+        if node.name in names:
+            steps = rng.choice([-1, 1], made.shape) * operation(node.kind).tolerance
+            moved = np.clip(made + steps, node.low, node.high).astype(np.int8)
+            made = np.where(rng.random(made.shape) < 0.01, moved, made)
+        values[node.name] = made
+    for name in graph.outputs:
+        most = max(most, difference(truth[name], values[name]).max_lsb)
+    return max(most, 1)
 
 
 def first_divergence(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner], x: Codes) -> str:
@@ -202,16 +263,21 @@ def check(
     """
     outputs = compare(graph, runner, inputs, tick)
     kinds, first = every_operation(graph, load, inputs[:probes])
-    for name, apart in every_table(graph, load).items():
+    islands = {}
+    for name, apart in {**every_table(graph, load), **every_island(graph, load)}.items():
+        kind = operation(graph[name].kind)
         kinds[graph[name].kind] += apart
-        if apart.differing and not first:
+        if kind.island:
+            islands[name] = apart
+        if apart.max_lsb > kind.tolerance and not first:
             first = _named(graph, name, apart)
-    if outputs.differing and not first:
+    granted = any(kinds[n.kind].differing for n in graph if operation(n.kind).tolerance)
+    if outputs.differing and not first and not granted:
         for index in range(len(inputs)):
             if compare(graph, runner, inputs[index : index + 1]).differing:
                 first = first_divergence(graph, load, inputs[index : index + 1])
                 break
-    return Parity(len(inputs), outputs, kinds, first)
+    return Parity(len(inputs), outputs, kinds, first, islands, allowed(graph, inputs[:probes]))
 
 
 def _named(graph: IntegerGraph, name: str, apart: Difference) -> str:

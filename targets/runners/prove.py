@@ -72,7 +72,8 @@ def _allowed(figures: Any, dtype: np.dtype[Any]) -> float:
     """What the bundle itself says of its runtime's rounding; a smoke run's figures say nothing."""
     if dtype == np.float32:
         return FLOAT_TOLERANCE
-    known = (f for f in figures if (f["variant"], f["metric"]) == ("litert", "parity_lsb"))
+    said = {"parity_lsb", "parity_allowed"}
+    known = (f for f in figures if f["variant"] == "litert" and f["metric"] in said)
     return max((float(f["value"]) for f in known if f["tag"] != "smoke"), default=0.0)
 
 

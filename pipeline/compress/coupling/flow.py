@@ -244,10 +244,10 @@ class Flow:
                 for row in labels[1:]:
                     self.tie(labels[0], row)
 
-    def unknown(self, node: Node) -> Labels:
+    def unknown(self, node: Node, why: str = "is not known") -> Labels:
         """Locks whatever a node touches."""
         what = node.attrs.get("op", node.kind)
-        reason = f"passes through {what}, which is not known" + (f" ({node.source})" if node.source else "")
+        reason = f"passes through {what}, which {why}" + (f" ({node.source})" if node.source else "")
         for name in node.inputs:
             self.lock(self.labels[name].ravel(), reason)
         for parameter in filter(None, node.parameters.values()):

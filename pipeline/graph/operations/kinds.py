@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paredown.pipeline.graph.operations.activation.affine import Affine, Clamp, Hardsigmoid
+from paredown.pipeline.graph.operations.activation.function import Function
 from paredown.pipeline.graph.operations.activation.gates import Hardswish, Silu
+from paredown.pipeline.graph.operations.activation.island import Island
 from paredown.pipeline.graph.operations.activation.leaky_relu import LeakyRelu
 from paredown.pipeline.graph.operations.activation.relu import Relu, Relu6
 from paredown.pipeline.graph.operations.activation.softmax import LogSoftmax, Softmax
@@ -75,6 +77,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "channel_pad": ChannelPad(),
     "resize": Resize(),
     "interpolate": Interpolate(),
+    "function": Function(),
+    "island": Island(),
 }
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.

@@ -8,7 +8,7 @@ imports nothing that stands above it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -90,6 +90,8 @@ class Operation(Traced):
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
         same_scale: its output has the very codes of its inputs.
+        island: it is computed in float, between a dequantize and a quantize, by its ATen operation's name.
+        tolerance: codes by which a program may differ from `codes`, on the same inputs.
         takes_norm: of a weighted kind: a batch norm that follows it is folded into its weights.
         takes_relu: it clamps its output, and so can take in a ReLU that follows it.
         is_relu: it clamps to `limits`, and can be taken in.
@@ -110,6 +112,8 @@ class Operation(Traced):
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
+    island: ClassVar[bool] = False
+    tolerance: ClassVar[int] = 0
     takes_norm: ClassVar[bool] = False
     takes_relu: ClassVar[bool] = False
     is_relu: ClassVar[bool] = False
@@ -279,7 +283,16 @@ class Operation(Traced):
         """
         return (node,)
 
-    def constants(self, node: IntegerNode) -> Mapping[str, NDArray[Any]]:
+    def recipe(self, node: Node | IntegerNode, constants: Sequence[Tensor]) -> Callable[..., Tensor]:
+        """Of an island: what programs compute in float, for a batch of one.
+
+        Args:
+            node: of this kind.
+            constants: the node's, as tensors.
+        """
+        raise NotImplementedError
+
+    def constants(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> Mapping[str, NDArray[Any]]:
         """Arrays that the torch operations of a .pte read: `QdqModule.constant` gives them by these names."""
         return {}
 

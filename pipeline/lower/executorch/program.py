@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from paredown.pipeline.graph.alike import shared
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.graph import apply as apply_float
 from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.lower.executorch.islands import island
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
@@ -109,14 +110,18 @@ class QdqModule(nn.Module):
         self.graph = graph = graph.written
         self.index = {node.name: index for index, node in enumerate(graph)}
         self.axes: dict[str, int] = {}  # where the output channels of a weight are
-        scales = {node.name: node.out.scale for node in graph}
+        nodes = {node.name: node for node in graph}
         held: dict[object, tuple[int, int]] = {}
+        self.islands: dict[str, Callable[..., Tensor]] = {}
         for index, node in enumerate(graph):
-            for word, array in operation(node.kind).constants(node).items():
+            feeds = [nodes[name] for name in node.inputs]
+            for word, array in operation(node.kind).constants(node, feeds).items():
                 self.register_buffer(f"{word}{index}", torch.from_numpy(array))
+            if operation(node.kind).island and not operation(node.kind).table:
+                self.islands[node.name] = island(node, [feed.shape for feed in feeds])
             if node.weight is None or node.weight_scale is None or node.bias is None:
                 continue
-            unit = np.float32(scales[node.inputs[0]]) * node.weight_scale
+            unit = np.float32(feeds[0].out.scale) * node.weight_scale
             if (key := shared(node, unit)) in held:
                 self.index[node.name], self.axes[node.name] = held[key]
                 continue
@@ -159,6 +164,10 @@ class QdqModule(nn.Module):
         """An array of `Operation.constants`."""
         return getattr(self, f"{word}{self.index[node.name]}")
 
+    def island(self, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
+        """What stays in float, of portable kernels."""
+        return self.islands[node.name](*reals)
+
     def requantized(self, x: Tensor, like: IntegerNode) -> Tensor:
         """Real values that went through codes of the scale of a node's output."""
         return dequantize(quantize(x, like.out), like.out)
@@ -198,7 +207,10 @@ class _FloatModule(nn.Module):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph = graph.written
+        self.islands: dict[str, Callable[..., Tensor]] = {}
         for index, node in enumerate(graph):
+            if operation(node.kind).island:
+                self.islands[node.name] = island(node, [graph[name].shape for name in node.inputs])
             if node.weight is not None:
                 groups = int(node.attrs.get("groups", 1))
                 theirs = operation(node.kind).theirs(node.weight, groups, node.weight.ndim)
@@ -212,6 +224,9 @@ class _FloatModule(nn.Module):
                 values[node.name] = x
                 continue
             inputs = [values[name] for name in node.inputs]
+            if node.name in self.islands:
+                values[node.name] = self.islands[node.name](*inputs)
+                continue
             if node.weight is None:
                 values[node.name] = apply_float(node, *inputs)
                 continue

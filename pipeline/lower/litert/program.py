@@ -9,7 +9,7 @@ against litert_torch's conversion of the same network.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,9 @@ class Writer:
         tensor = self.s.TensorT()
         tensor.name = name
         tensor.shape = np.asarray(shape, np.int32)
-        kinds = {"int8": self.s.TensorType.INT8, "int32": self.s.TensorType.INT32}
+        kinds = {
+            "int8": self.s.TensorType.INT8, "int32": self.s.TensorType.INT32, "bool": self.s.TensorType.BOOL,
+        }  # fmt: skip
         tensor.type = kinds.get(dtype.name, self.s.TensorType.FLOAT32)
         tensor.buffer = buffer
         tensor.quantization = quantization
@@ -160,6 +162,10 @@ class Writer:
         quantization = self.sub.tensors[source].quantization
         dtype = np.dtype(np.int8 if quantization else np.float32)
         return self._add_tensor(name, shape, dtype, quantization)
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """A tensor without a scale, of an island."""
+        return self._add_tensor(name, shape, dtype)
 
     def real(self, source: int, name: str) -> int:
         """A float32 tensor of what a tensor has."""
@@ -229,7 +235,30 @@ class Writer:
 
     # -- operations ----------------------------------------------------------------------------------------
 
-    def op(self, kind: str, version: int, inputs: list[int], output: int, options: Any = None) -> None:
+    def island(self, node: Any, feeds: Sequence[Any]) -> None:
+        """Writes an operation that stays in float, by its ATen operation's name."""
+        from paredown.pipeline.lower.litert.floats import write
+
+        write(self, node, feeds)
+
+    def looked_up(self, node: IntegerNode, feed: IntegerNode, table: NDArray[np.int8]) -> None:
+        """Writes a table of 256 codes, and that each code is looked up there."""
+        source = self.read(feed, self.native(node))
+        shape = tuple(self.sub.tensors[source].shape)
+        whole, place = (
+            self._add_tensor(f"{node.name}/{word}", shape, np.dtype(np.int32)) for word in ("code", "place")
+        )
+        first = self.constant("first", np.asarray(128, np.int32))
+        codes = self.constant(
+            f"{node.name}/table", table, self._quantization([node.out.scale], [node.out.zero_point])
+        )
+        self.op("CAST", 1, [source], whole, self.s.CastOptionsT())
+        self.op("ADD", 1, [whole, first], place, self.s.AddOptionsT())
+        self.op("GATHER", 1, [codes, place], self.result(node), self.s.GatherOptionsT())
+
+    def op(
+        self, kind: str, version: int, inputs: list[int], output: int | list[int], options: Any = None
+    ) -> None:
         """Writes an operator."""
         code = getattr(self.s.BuiltinOperator, kind)
         if (code, version) not in self.codes:
@@ -239,7 +268,7 @@ class Writer:
             self.model.operatorCodes.append(entry)
         op = self.s.OperatorT()
         op.opcodeIndex = self.codes[code, version]
-        op.inputs, op.outputs = np.asarray(inputs, np.int32), np.asarray([output], np.int32)
+        op.inputs, op.outputs = np.asarray(inputs, np.int32), np.atleast_1d(np.asarray(output, np.int32))
         if options is not None:
             op.builtinOptions = options
             op.builtinOptionsType = getattr(self.s.BuiltinOptions, type(options).__name__[:-1])

@@ -15,6 +15,7 @@ from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
+from paredown.pipeline.lower.predict.islands import told
 from paredown.pipeline.lower.predict.placement import Placement, place
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import load_task
@@ -114,6 +115,7 @@ def inspect_graph(
     integer = quantize(graph, signs(graph, input_range), input_range=input_range)
     placements = tuple(place(graph, integer, target, name) for name in runtimes)
     npu, notes = _vela(integer, target, placements, network)
+    notes = [*told(integer, placements), *notes]
     for each in placements:
         if each.dtype != "int8":
             notes.append(f"{each.runtime} has no int8 there: the float network is what it gets, {each.dtype}")

@@ -111,8 +111,9 @@ def place(graph: Graph, integer: IntegerGraph, target: Target, name: str) -> Pla
     operations, integer = [], integer.written
     steps: dict[str, _Step] = {}
     for node in integer.nodes[1:]:
-        feed = integer[node.inputs[0]]
-        rule = rule_for(node, feed, target, name, runtime)
+        feeds = [integer[each] for each in node.inputs]
+        feed = feeds[0]
+        rule = rule_for(node, feeds, target, name, runtime)
         macs = operation(node.kind).macs(node)
         told = (rule.place, macs, rule.reason, rule.instead) if rule else (home, macs, "", "")
         operations.append(

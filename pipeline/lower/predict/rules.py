@@ -7,7 +7,7 @@ alone are in its class in `pipeline.graph.operations`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from paredown.pipeline.graph.operations.kinds import KINDS, operation
 from paredown.pipeline.graph.operations.placement import (
@@ -20,6 +20,7 @@ from paredown.pipeline.graph.operations.placement import (
     many_axes,
 )
 from paredown.pipeline.lower.integer import IntegerNode
+from paredown.pipeline.lower.predict import islands
 from paredown.targets.cards.card import RuntimeCard, Target
 
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
@@ -35,7 +36,7 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
 
 
 def rule_for(
-    node: IntegerNode, feed: IntegerNode, target: Target, name: str, runtime: RuntimeCard
+    node: IntegerNode, feeds: Sequence[IntegerNode], target: Target, name: str, runtime: RuntimeCard
 ) -> Rule | None:
     """The rule by which an operation leaves the delegate of a runtime; None where it stays.
 
@@ -43,11 +44,14 @@ def rule_for(
 
     Args:
         node: the operation.
-        feed: the first node that it reads.
+        feeds: the nodes that it reads.
         target: the card.
         name: of the runtime.
         runtime: the card's part on it.
     """
+    feed = feeds[0]
+    if operation(node.kind).island and "int8" in runtime.dtypes:
+        return islands.rule(node, feeds, name, runtime.delegate, runtime.edition == "micro")
     rules, own = _on_card(node, feed, runtime), operation(node.kind).rules
     if "int8" in runtime.dtypes:
         place = (name, runtime.delegate)

@@ -12,7 +12,7 @@ everything is reused imports none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,8 +261,11 @@ class ImageJob(Job):
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.graph.trace import trace
+            from paredown.pipeline.lower.predict.islands import refused
 
-            write_traced(out, trace(self.task.network(), shape))
+            graph = trace(self.task.network(), shape)
+            refused(graph, {name: self.target.runtime(name) for name in self.runtimes})
+            write_traced(out, graph)
 
         params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
@@ -294,6 +297,7 @@ class ImageJob(Job):
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.lower.integer import in_int4
             from paredown.pipeline.lower.parity import check
+            from paredown.pipeline.lower.predict.islands import facts, islands, tried
 
             tools = runtime(name)
             integer = in_int4(integer_in(inputs["integer"]), self.target.runtime(name).int4)
@@ -312,7 +316,12 @@ class ImageJob(Job):
                 params.probes,
                 tick,
             )
-            write_json(out / "parity.json", asdict(result))
+            told = result.to_dict()
+            for node in islands(integer):
+                feeds = [integer[each] for each in node.inputs]
+                micro = self.target.runtime(name).edition == "micro"
+                told["islands"][node.name] |= facts(node, feeds, tried(name, node, feeds, micro))
+            write_json(out / "parity.json", told)
 
         inputs: dict[str, Stage | str] = {"integer": self.integers[name], "program": self.lower[name]}
         inputs["data"] = self.calibration.fingerprint()
@@ -353,9 +362,11 @@ class ImageJob(Job):
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.coupling.surgery import load_pruned
             from paredown.pipeline.device.timing import Eager, interleaved, peak_memory
+            from paredown.pipeline.lower.predict.islands import island_times, islands
 
             image = self.preprocess(self.calibration[0].image)[None]
-            codes = integer_in(inputs["integer"]).input.out.quantize(image)
+            integer = integer_in(inputs["integer"])
+            codes = integer.input.out.quantize(image)
             runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
             if "recovered" in inputs:
                 pruned = load_pruned(self.task.network(), inputs["recovered"] / NETWORK)
@@ -377,6 +388,10 @@ class ImageJob(Job):
                 for name, values in times.items()
             }
             write_json(out / "bench.json", figures)
+            from paredown.pipeline.run.image.summary.summary import ISLANDS
+
+            costs = {name: island_times(name, integer, runs) for name in self.runtimes if islands(integer)}
+            write_json(out / ISLANDS, costs)
 
         params = BenchParams(threads, self.machine.to_dict(), runs)
         reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})

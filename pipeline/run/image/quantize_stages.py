@@ -251,7 +251,10 @@ def _forward(
     def forward(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         import torch
 
+        from paredown.pipeline.lower.predict.islands import not_numbers
+
         values = graph.run(torch.from_numpy(batch))
+        not_numbers(graph, values)
         return {name: value.numpy() for name, value in values.items() if wanted(name)}
 
     return forward

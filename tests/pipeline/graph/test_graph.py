@@ -416,7 +416,7 @@ OPAQUE = {
 def test_unknown_operations_run_as_in_the_network_for_each_image(name):
     torch.manual_seed(0)
     network = OPAQUE[name].eval()
-    graph = trace(network, SHAPE, opaque=True)
+    graph = trace(network, SHAPE, opaque=True, floats=False)
     unknown = [node for node in graph if node.kind == "opaque"]
     assert all("test_graph.py:" in node.source and node.attrs["op"] for node in unknown)
     assert {node.kind for node in graph} <= {*KINDS, "opaque"}
@@ -463,7 +463,12 @@ def test_chance_is_refused_where_it_would_become_a_constant():
 
 def test_constants_of_unknown_operations_tell_them_apart():
     given = [
-        trace(Lambda(lambda m, x, n=n: torch.atan2(x * n, torch.full((1, 3, 12, 10), n))), SHAPE, opaque=True)
+        trace(
+            Lambda(lambda m, x, n=n: torch.atan2(x * n, torch.full((1, 3, 12, 10), n))),
+            SHAPE,
+            opaque=True,
+            floats=False,
+        )  # fmt: skip
         for n in (2.0, 2.0, 3.0)
     ]
     seen = [[node.attrs for node in graph] for graph in given]

@@ -55,7 +55,7 @@ class Constant(Operation):
         assert node.value is not None
         return np.broadcast_to(node.value, (len(inputs[0]), *node.shape[1:]))
 
-    def constants(self, node: IntegerNode) -> Mapping[str, NDArray[np.float32]]:
+    def constants(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> Mapping[str, NDArray[np.float32]]:
         assert node.value is not None
         return {"value": node.out.dequantize(np.broadcast_to(node.value, node.shape))}
 

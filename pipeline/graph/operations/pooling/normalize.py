@@ -164,7 +164,7 @@ class Normalize(Operation):
         codes = requantized(made, node).reshape(moved.shape)
         return codes if node.attrs["groups"] else np.ascontiguousarray(codes.transpose(0, 3, 1, 2))
 
-    def constants(self, node: IntegerNode) -> Mapping[str, NDArray[np.float32]]:
+    def constants(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> Mapping[str, NDArray[np.float32]]:
         size = _rows(node)[1]
         parts = parts_of(size)
         return {"ones": np.ones((1, size // parts), np.float32), "parts": np.ones((1, parts), np.float32)}

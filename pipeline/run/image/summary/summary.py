@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
+from paredown.pipeline.report.islands import island_note, island_report
 from paredown.pipeline.run.image.summary.prune_summary import prune_figures, prune_notes, prune_report
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.store.files import read_json
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.run.image.job import ImageJob
 
 LEDGER = "ledger.json"
+ISLANDS = "islands.json"  # of the bench: runtime -> name -> milliseconds
 
 
 class Summary:
@@ -67,6 +69,8 @@ class Summary:
             share = apart["differing"] / apart["values"]
             figures.append(self._figure("parity", name, f"parity_share_{kind}", share, "1"))
             figures.append(self._figure("parity", name, f"parity_lsb_{kind}", apart["max_lsb"], "LSB"))
+        if "allowed" in parity:
+            figures.append(self._figure("parity", name, "parity_allowed", parity["allowed"], "LSB"))
         return figures
 
     def figures(self) -> tuple[Figure, ...]:
@@ -105,9 +109,10 @@ class Summary:
                 parity = read_json(self.job.path(self.job.parity[name]) / "parity.json")
                 if parity["first"]:
                     notes.append(f"{name} differs from the integer graph, first at {parity['first']}")
-            facts = read_json(self.job.path(self.job.lower[name]) / "lowered.json")
-            if facts["undelegated"]:
-                notes.append(f"{name} runs outside the delegate: {', '.join(facts['undelegated'])}")
+            told = read_json(self.job.path(self.job.lower[name]) / "lowered.json")
+            if told["undelegated"]:
+                notes.append(f"{name} runs outside the delegate: {', '.join(told['undelegated'])}")
+        notes += [island_note(row) for row in self._islands()]
         if self.job.bench:
             notes += slower_than(self.times, "-fp32", "float32")
             notes += against_original(self.times)
@@ -123,6 +128,18 @@ class Summary:
         found = {"Pruning": prune_report(self.job.pruning) if self.job.pruning else []}
         if self.job.squantizing is not None:
             found["Sparse and low-bit weights"] = self.squantized.report(self.times)
+        found["Operations that stay in float"] = island_report(self._islands())
+        return found
+
+    def _islands(self) -> list[dict[str, Any]]:
+        """The operations without an integer form, with what they cost on each runtime."""
+        job, found = self.job, []
+        timed = read_json(job.path(job.bench) / ISLANDS) if job.bench else {}
+        for name, stage in job.parity.items():
+            told = read_json(job.path(stage) / "parity.json").get("islands", {})
+            for each, facts in told.items():
+                ms = timed.get(name, {}).get(each)
+                found.append({"name": each, "runtime": name, "ms": ms, **facts})
         return found
 
 

@@ -128,14 +128,16 @@ def test_channels_pass_through_where_zero_stays_zero(kind, free):
     assert not groups["b"].locked
 
 
-def test_a_gelu_by_tanh_is_refused():
-    with pytest.raises(InputError, match="gelu is approximated by tanh"):
-        trace(network(lambda m, x: F.gelu(x, approximate="tanh")), SHAPE)
-
-
-def test_other_alphas_are_refused():
-    with pytest.raises(InputError, match="elu has an alpha or a scale other than 1"):
-        trace(network(lambda m, x: F.elu(x, 0.5)), SHAPE)
+def test_a_gelu_by_tanh_and_other_alphas_are_no_tables_of_kernels():
+    """They are functions of their own, which `test_function.py` looks at."""
+    for function, why in (
+        (lambda x: F.gelu(x, approximate="tanh"), "gelu is approximated by tanh"),
+        (lambda x: F.elu(x, 0.5), "elu has an alpha or a scale other than 1"),
+    ):
+        net = network(lambda m, x, function=function: function(x))
+        assert [node.kind for node in trace(net, SHAPE)] == ["input", "function"]
+        with pytest.raises(InputError, match=why):
+            trace(net, SHAPE, floats=False)
 
 
 @pytest.mark.parametrize(("kind", "runtime"), [("gelu", "litert"), ("elu", "executorch")])

@@ -161,7 +161,8 @@ def test_over_lengths_it_is_one_over_maps_of_height_one(runtime, groups):
 
 def test_dilation_is_refused():
     with pytest.raises(InputError, match="write the zeros into the kernel") as error:
-        trace(network(lambda m, x: m.a(x), a=nn.ConvTranspose2d(3, 4, 3, dilation=2)), (1, 3, 8, 8))
+        net = network(lambda m, x: m.a(x), a=nn.ConvTranspose2d(3, 4, 3, dilation=2))
+        trace(net, (1, 3, 8, 8), floats=False)
     assert "test_conv_transpose2d.py" in str(error.value) or "prune_networks.py" in str(error.value)
 
 
