@@ -7,7 +7,9 @@ together with the line of the user's code that calls it, rather than guess.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,13 @@ from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
+#: What gives the values of a tensor at other places, some of them, or more than once.
+MOVES = frozenset({
+    "alias", "clone", "contiguous", "detach", "expand", "flatten", "index", "narrow", "permute", "reshape", "select",
+    "slice", "squeeze", "t", "to", "transpose", "unsqueeze", "view", "_unsafe_view",
+})  # fmt: skip
+#: What computes each value of its result from the values at the same place.
+ELEMENTWISE = frozenset({"add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub"})
 
 
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:
@@ -72,7 +81,8 @@ class _Builder(Tracer):
         self.user_inputs = set(signature.user_inputs)
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
-        self.views, self.sources, self._made, self.pointwise = {}, {}, {}, False
+        self.views, self.sources, self.moved, self._made, self.pointwise = {}, {}, {}, {}, False
+        self.rows = set()
 
     def build(self) -> Graph:
         outputs: tuple[str, ...] = ()
@@ -168,10 +178,25 @@ class _Builder(Tracer):
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
         self.origins[node.name] = (*dict.fromkeys(origins),)
+        read = [n for n in node.all_input_nodes if self.origins[n.name]]
+        if target(node) in MOVES | ELEMENTWISE:
+            sizes = {self.constants[n.name].numel() for n in read}
+            alike = sizes == {getattr(self.constants[node.name], "numel", int)()}
+            if alike and all(n.name in self.rows or self._row(n.name) for n in read):
+                self.rows.add(node.name)
+        if len(read) == 1 and target(node) in MOVES and (places := self.places(read[0].name)) is not None:
+            moved = self._computed(node, {}, {read[0].name: places})()
+            self.moved |= {node.name: moved} if isinstance(moved, Tensor) else {}
 
-    def _computed(self, node: Any, feeds: dict[str, bool]) -> Opaque:
+    def _row(self, name: str) -> bool:
+        """Whether a constant is a parameter of one axis."""
+        return name in self.paths and self.constants[name].dim() == 1
+
+    def _computed(
+        self, node: Any, feeds: dict[str, bool], others: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Opaque:
         try:
-            return Opaque(node, feeds, self.constants)
+            return Opaque(node, feeds, {**self.constants, **others})
         except LookupError as error:
             raise self.unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
 

@@ -9,6 +9,7 @@ operation needs the value as torch has it, a reshape or a permute is made.
 from __future__ import annotations
 
 from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from paredown.pipeline.graph.operations.operation import Operation
 from paredown.targets.errors import InputError
 
 Axes = tuple[int, ...]
+SPREAD = -2  # of an axis of a constant: along it one value is repeated
 FORM = "(batch, channels, height, width)"
 
 
@@ -37,6 +39,8 @@ class Tracer:
         views: name in the program -> which axes of the node are the value's, in its order; the others have
             one element. Not there: the node is the value as torch has it.
         sources: name in the program -> a node and its axes, from which a permuted value was made.
+        rows: constants that are computed place by place from parameters of one axis.
+        moved: name of a constant -> where its values are in the one parameter that they are moved from.
         pointwise: whether the operation that is being traced is: see `Traced`.
     """
 
@@ -48,6 +52,8 @@ class Tracer:
     alias: dict[str, str]
     views: dict[str, Axes]
     sources: dict[str, tuple[str, Axes]]
+    rows: set[str]
+    moved: dict[str, Tensor]
     pointwise: bool
     _made: dict[tuple[str, Axes], str]
 
@@ -300,20 +306,38 @@ class Tracer:
             feed = before.inputs[0]
         self.add(node, "affine", (feed,), attrs={"scale": scale, "shift": shift})
 
-    def fixed(self, node: Any, given: Any, value: Tensor) -> str:
+    def fixed(self, node: Any, given: Any, formed: Callable[[Tensor], Tensor]) -> str:
         """Adds a node that holds a constant.
 
         Args:
             node: of the exported program.
             given: its argument that the constant is, or is made of.
-            value: with the batch of one first.
+            formed: makes of the argument what the node holds, the batch of one first: only moves, or repeats.
         """
+        constant = self.constants[given.name]
+        value, spots = formed(constant), formed(torch.arange(constant.numel()).reshape(constant.shape))
         names = {f"computed value {i}": path for i, path in enumerate(self.origins[given.name] or ("",))}
+        axes = [SPREAD if size > 1 and bool((spots == spots.narrow(dim, 0, 1)).all()) else -1
+                for dim, size in enumerate(spots.shape)]  # fmt: skip
+        if (places := self.places(given.name)) is not None:
+            parameter = self.origins[given.name][0]
+            found = _axes_of(formed(places), self.exported.state_dict[parameter].shape)
+            axes = [max(pair) if pair[1] >= 0 else pair[0] for pair in zip(axes, found, strict=True)]
+            names = {"value": parameter} if max(axes) >= 0 else names
+        attrs = {"axes": tuple(axes)} if set(axes) != {-1} else {}
         return self.add(
             node, "constant", (next(iter(self.nodes)),), shape=tuple(value.shape),
             name=f"{module_path(node) or node.name}.constant", value=value.detach().float().contiguous(),
-            parameters=names,
+            parameters=names, attrs=attrs,
         )  # fmt: skip
+
+    def places(self, name: str) -> Tensor | None:
+        """Of a constant that only moves the values of one parameter: where in it each of them is."""
+        if name in self.paths:
+            parameter = self.exported.state_dict.get(self.paths[name])
+            same = parameter is not None and parameter.shape == self.constants[name].shape
+            return torch.arange(self.constants[name].numel()).reshape(parameter.shape) if same else None
+        return self.moved.get(name)
 
     def readers(self, name: str) -> int:
         """How many operations of the program read a node of ours."""
@@ -328,6 +352,17 @@ class Tracer:
         feed = self.alias[node.args[0].name]
         aliases = [n for n in self.exported.graph.nodes if self.alias.get(n.name) == feed]
         return sum(len(alias.users) for alias in aliases) == len(aliases)
+
+
+def _axes_of(places: Tensor, shape: tuple[int, ...]) -> Axes:
+    """For each axis of a view the axis of the parameter whose places it has, in order; -1 where there is none."""
+    found = [-1] * places.dim()
+    for axis, spots in enumerate(torch.unravel_index(places, shape)):
+        for dim, size in enumerate(places.shape):
+            row = torch.arange(size).reshape(*[1] * dim, -1, *[1] * (places.dim() - dim - 1))
+            if size == shape[axis] > 1 and bool((spots == row).all()):
+                found[dim] = axis
+    return tuple(found)
 
 
 def _unseen(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept
+from paredown.pipeline.compress.coupling.reshapes import unit_axes
 from paredown.pipeline.compress.coupling.thin_graph import LayerSlice, Thinner
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
@@ -39,17 +40,12 @@ def mask(graph: Graph, groups: Sequence[Group], kept: Kept) -> Graph:
     gone: dict[str, list[int]] = {}
     for group in groups:
         removed = sorted(set(range(group.units)) - set(kept.get(group.name, range(group.units))))
-        for member in group.makers:
+        for member in (*group.makers, *group.carriers):
             gone.setdefault(member.node, []).extend(c for unit in removed for c in member.channels[unit])
-    nodes = []
-    for node in graph:
-        if gone.get(node.name):
-            assert node.weight is not None and node.bias is not None
-            weight, bias = node.weight.clone(), node.bias.clone()
-            weight[gone[node.name]] = 0
-            bias[gone[node.name]] = 0
-            node = replace(node, weight=weight, bias=bias)
-        nodes.append(node)
+    axes = unit_axes(graph)
+    nodes = (
+        operation(n.kind).masked(n, gone[n.name], axes[n.name]) if gone.get(n.name) else n for n in graph
+    )
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -87,6 +83,8 @@ def cut(network: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) -
     for node in graph:
         if node.weight is not None:
             _slice_layer(network, smaller, node, thinner.part(node), done)
+        else:
+            _slice_other(network, smaller, node, thinner, done)
     opaque = any(node.kind == "opaque" for node in graph)
     try:
         found = trace(smaller, graph.nodes[0].shape, opaque=opaque)
@@ -174,7 +172,7 @@ def load_pruned(network: nn.Module, path: Path) -> nn.Module:
 
 def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: LayerSlice, done: set[str]) -> None:
     for role, name in node.parameters.items():
-        if name in done or role not in ROLES:
+        if name in done or not (role in ROLES or role.startswith("row ")):
             continue
         done.add(name)
         owner, _, attribute = name.rpartition(".")
@@ -187,6 +185,31 @@ def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: LayerSl
             new = old.detach()[part.rows]
         if new.shape != old.shape:
             _set_tensor(whole, smaller, old, new.contiguous(), part.groups)
+
+
+def _slice_other(whole: nn.Module, smaller: nn.Module, node: Node, thinner: Thinner, done: set[str]) -> None:
+    """A constant's parameter, or what a norm without parameters says about its channels."""
+    if (node.name, "in") not in thinner.flow.sides:
+        return
+    rows, axis = thinner.rows(node.name), thinner.flow.axes[node.name]
+    if node.value is None:
+        path = node.name.partition("#")[0]
+        norm = dict(smaller.named_modules()).get(path)
+        if norm is not None:
+            _set_sizes(norm, node.shape[1], len(rows))
+    elif len(rows) < node.shape[axis] and (name := node.parameters["value"]) not in done:
+        done.add(name)
+        owner, _, attribute = name.rpartition(".")
+        old: Tensor = getattr(whole.get_submodule(owner), attribute)
+        new = old.detach().index_select(node.attrs["axes"][axis], torch.tensor(rows))
+        _set_tensor(whole, smaller, old, new.contiguous(), 1)
+
+
+def _set_sizes(norm: nn.Module, was: int, becomes: int) -> None:
+    """Corrects the sizes of a layer norm."""
+    sizes = getattr(norm, "normalized_shape", None)
+    if isinstance(sizes, (tuple, list)) and sizes[:1] == type(sizes)([was]):
+        norm.normalized_shape = type(sizes)([becomes, *sizes[1:]])
 
 
 def _set_tensor(whole: nn.Module, smaller: nn.Module, old: Tensor, new: Tensor, groups: int) -> None:
@@ -211,15 +234,19 @@ def _set_counts(owner: nn.Module, old: torch.Size, new: torch.Size, groups: int)
     """Corrects what a module says, and computes with, about its own channels."""
     if old == new:
         return
-    alone = ("num_features", "num_parameters") if len(old) == 1 else ()
+    alone = ("num_features", "num_parameters", "num_channels") if len(old) == 1 else ()
     counts = {name: (old[0], new[0]) for name in alone}
+    if alone:
+        if getattr(owner, "num_groups", None) == old[0]:  # a group per channel
+            counts["num_groups"] = (old[0], new[0])
+        _set_sizes(owner, old[0], new[0])
     if len(old) > 1:
         before = int(getattr(owner, "groups", 1))
         first, second = (old[0], new[0]), (old[1] * before, new[1] * groups)
         outputs, inputs = (second, first) if getattr(owner, "transposed", False) else (first, second)
         counts = {
             "out_channels": outputs, "out_features": outputs,
-            "in_channels": inputs, "in_features": inputs, "groups": (before, groups),
+            "in_channels": inputs, "in_features": inputs, "groups": (before, groups), "embedding_dim": inputs,
         }  # fmt: skip
     for name, (was, becomes) in counts.items():
         if getattr(owner, name, None) == was != becomes:
@@ -229,6 +256,8 @@ def _set_counts(owner: nn.Module, old: torch.Size, new: torch.Size, groups: int)
 def _difference(expected: Graph, found: Graph) -> str:
     """Where two graphs differ, in words; empty where they are the same."""
     for want, have in zip(expected, found, strict=False):
+        if want.value is not None and (have.value is None or not torch.equal(want.value, have.value)):
+            return f"{want.name} is another constant ({have.source or have.name})"
         place = have.source or have.name
         if (want.name, want.kind, want.inputs) != (have.name, have.kind, have.inputs):
             return f"{have.name} runs where {want.name} did ({place})"

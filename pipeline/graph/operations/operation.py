@@ -86,6 +86,7 @@ class Operation(Traced):
         moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
+        multiplies: it makes zero where one of its inputs is zero.
         same_scale: its output has the very codes of its inputs.
         takes_norm: of a weighted kind: a batch norm that follows it is folded into its weights.
         takes_relu: it clamps its output, and so can take in a ReLU that follows it.
@@ -106,6 +107,7 @@ class Operation(Traced):
     table: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
     takes_norm: ClassVar[bool] = False
     takes_relu: ClassVar[bool] = False
@@ -179,6 +181,29 @@ class Operation(Traced):
         The default is right for what computes every channel for itself: the labels of its first input.
         """
         return flow.channels(node.inputs[0])
+
+    def along(self, node: Node) -> int | None:
+        """The axis of what it reads and makes along which the units of a group are.
+
+        Returns:
+            1 where they are its channels; 2 where they are the heads of an attention; None for the axis in
+            which they are in what it reads.
+        """
+        return None if self.pointwise or self.moves else 1
+
+    def masked(self, node: Node, gone: Sequence[int], axis: int) -> Node:
+        """The node as it is where some of its channels are gone, in the whole shape, with zeros there.
+
+        Args:
+            node: with weights, or of a kind that overrides this.
+            gone: channels of its output.
+            axis: of its output, in which they are.
+        """
+        assert node.weight is not None and node.bias is not None
+        weight, bias = node.weight.clone(), node.bias.clone()
+        weight[list(gone)] = 0
+        bias[list(gone)] = 0
+        return replace(node, weight=weight, bias=bias)
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         """What a node does with the units of a group, for people; empty where there is nothing to say.

@@ -51,12 +51,22 @@ class Softmax(Operation):
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].softmax(1)
 
+    def from_zero(self, node: Node) -> bool:
+        return False
+
+    def along(self, node: Node) -> int | None:
+        return None
+
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.channels(node.inputs[0])
+        if flow.axes[node.name] == 2:  # each head has a softmax of its own
+            return labels
         flow.lock(labels, f"passes through {node.name}, where every channel counts for every other")
         return labels
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if read and flow.axes[node.name] == 2:
+            return f"{node.name} carries them, each for itself"
         return f"{node.name} reads them together: locked" if read else ""
 
     def widen(self, node: Node, scales: Scales) -> None:

@@ -7,6 +7,7 @@ one pixel. Any other is a node of its own, with its own scale, that an addition 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 
 
 class Constant(Operation):
-    """No attributes, but a `value`. It reads the network's input, of which it takes the number of images."""
+    """A `value`. It reads the network's input, of which it takes the number of images.
+
+    Attributes: axes, for each axis of the value that of the parameter whose places it has, in order; -1 where
+    there is none, -2 where one value is repeated along it. Left out where there is none at all.
+    """
+
+    def along(self, node: Node) -> int | None:
+        return None
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.value is not None
@@ -38,9 +46,18 @@ class Constant(Operation):
         return False
 
     def follow(self, flow: Flow, node: Node) -> Labels:
-        labels = flow.new(node.shape[1])
-        flow.lock(labels, f"meets {node.name}, a constant with a number for every value")
+        axis = flow.axes[node.name]
+        labels = flow.new(node.shape[axis])
+        place = node.attrs["axes"][axis] if "axes" in node.attrs else -1
+        if place >= 0:
+            flow.carry(node, labels, node.parameters["value"])
+        elif place == -1:
+            flow.lock(labels, f"meets {node.name}, a constant that is no parameter with these channels")
         return labels
+
+    def masked(self, node: Node, gone: Sequence[int], axis: int) -> Node:
+        assert node.value is not None
+        return replace(node, value=node.value.index_fill(axis, torch.tensor(list(gone)), 0.0))
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         return ""
@@ -119,6 +136,8 @@ def scaled(
 def _names(tracer: Tracer, role: str, given: Any) -> dict[str, str]:
     """The parameter that a constant is, also where the network gave it more axes."""
     origins = tracer.origins[given.name]
+    if given.name in tracer.rows and len(origins) > 1:
+        return {f"row {i}": path for i, path in enumerate(origins)}
     if len(origins) == 1:
         parameter = tracer.exported.state_dict.get(origins[0])
         value = tracer.constants[given.name]
@@ -144,13 +163,18 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
     value = value.expand(shape or value.shape)
     if value.shape[0] != 1:
         raise tracer.unknown(node, f"reads a constant of {len(value)} images; its batch must be one")
-    if node.name in tracer.views:
+
+    def formed(value: Tensor) -> Tensor:
+        value = value.expand(shape or value.shape)
+        if node.name not in tracer.views:
+            return value
         axes = tracer.views[node.name]
         long = [1] * max(4, len(axes))
         for axis, size in zip(axes, value.shape, strict=True):
             long[axis] = size
-        value = value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
-    return tracer.fixed(node, given, value)
+        return value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
+
+    return tracer.fixed(node, given, formed)
 
 
 def _checked(tracer: Tracer, node: Any, value: Tensor) -> Tensor:

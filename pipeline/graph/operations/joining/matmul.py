@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, module_path, shape_of, target
+from paredown.pipeline.graph.operations.joining.add import tied
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.pooling.whole import Steps, offsets, requantized, whole
 
@@ -42,10 +43,12 @@ def _read(tracer: Tracer, node: Any, index: int, channels: int) -> str:
     argument = node.args[index]
     if argument.name not in tracer.constants:
         return tracer.formed(node, argument, _axes(len(shape_of(argument)), channels))
-    value = tracer.constants[argument.name]
-    axes = [axis for axis in range(1, value.dim()) if axis != channels]
-    value = value.permute(0, channels, *axes)
-    return tracer.fixed(node, argument, value if value.dim() == 4 else value.unsqueeze(2))
+
+    def formed(value: Tensor) -> Tensor:
+        value = value.permute(0, channels, *(axis for axis in range(1, value.dim()) if axis != channels))
+        return value if value.dim() == 4 else value.unsqueeze(2)
+
+    return tracer.fixed(node, argument, formed)
 
 
 class Matmul(Operation):
@@ -56,6 +59,7 @@ class Matmul(Operation):
     """
 
     aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "scaled_dot_product_attention")
+    multiplies = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if target(node) == "scaled_dot_product_attention":
@@ -85,26 +89,23 @@ class Matmul(Operation):
         queries = _read(tracer, node, 0, 3)
         name = module_path(node) or node.name
         made = tracer.add(node, "matmul", (queries, keys), shape=form, name=f"{name}.scores", attrs=attrs)
-        if (bias := self._mask(tracer, node, mask, form)) is not None:
-            fixed = tracer.fixed(node, mask, bias)
+        if self._adds(tracer, node, mask):
+            heads = (1, form[2], form[3], form[1])
+            fixed = tracer.fixed(node, mask, lambda value: value.expand(heads).permute(FIRST))
             made = tracer.add(node, "add", (made, fixed), shape=form, name=f"{name}.masked")
         made = tracer.add(node, "softmax", (made,), shape=form, name=f"{name}.softmax")
         form = (1, shapes[2][3], *shapes[0][1:3])
         made = tracer.add(node, "matmul", (made, value), shape=form, name=name, attrs={"scale": 1.0})
         tracer.hold(node, made, _axes(4, 3))
 
-    def _mask(self, tracer: Tracer, node: Any, mask: Any, form: tuple[int, ...]) -> Tensor | None:
-        """What is added to the scores, as a map; None where that is nothing."""
-        if mask is None:
-            return None
+    def _adds(self, tracer: Tracer, node: Any, mask: Any) -> bool:
+        """Whether a mask is something that is added to the scores."""
         value = tracer.constant(node, mask)
-        assert value is not None
-        if value.dtype == torch.bool and bool(value.all()):
-            return None
+        if value is None or (value.dtype == torch.bool and bool(value.all())):
+            return False
         if value.dtype == torch.bool or not bool(value.isfinite().all()):
             raise tracer.unknown(node, "has a mask that leaves places out; add a number to their scores")
-        _, length, heads, rows = form
-        return value.float().expand(1, heads, rows, length).permute(FIRST)
+        return True
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         first, second = (x.permute(LAST) for x in inputs)
@@ -113,7 +114,18 @@ class Matmul(Operation):
     def macs(self, node: Any) -> int:
         return 0
 
+    def along(self, node: Node) -> int:
+        return 2 if node.shape[2] > 1 else 1
+
     def follow(self, flow: Flow, node: Node) -> Labels:
+        """A head of both factors is a unit. Of one head, the columns of the second factor are channels."""
+        if flow.axes[node.name] == 2:
+            return tied(flow, node)
+        second = flow.full(node.inputs[1])
+        if node.shape[2] == 1 and bool((second == second[..., :1]).all()):
+            where = f"is multiplied in {node.name}, where it counts for every channel"
+            flow.lock(flow.channels(node.inputs[0]), where)
+            return flow.channels(node.inputs[1])
         for name in node.inputs:
             flow.lock(flow.channels(name), f"is multiplied in {node.name}, where it counts for every channel")
         labels = flow.new(node.shape[1])
@@ -121,6 +133,8 @@ class Matmul(Operation):
         return labels
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if read and makes:
+            return f"{node.name} multiplies them" + (" head by head" if flow.axes[node.name] == 2 else "")
         return f"{node.name} multiplies them: locked" if read else ""
 
     def _unit(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> float:

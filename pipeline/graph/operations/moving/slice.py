@@ -90,12 +90,13 @@ class Slice(Operation):
     """
 
     aten = ("slice", "narrow", "select")
+    pointwise = True
     same_scale = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         before = shape_of(node.args[0])
-        dim, feed = int(arguments(node, None, 0)[1]) % len(before), tracer.feed(node)
+        dim = int(arguments(node, None, 0)[1]) % len(before)
         size = before[dim]
         if target(node) == "slice":
             _, _, start, end, step = arguments(node, None, 0, None, None, 1)
@@ -115,9 +116,10 @@ class Slice(Operation):
                 node, "takes every so many along an axis that is not height or width of a map"
             )
         if target(node) == "select":
-            picked(tracer, node, feed, dim, index)
+            picked(tracer, node, node.args[0], dim, index)
         else:
-            sliced(tracer, node, feed, {dim: taken})
+            feed = tracer.feed(node)
+            sliced(tracer, node, feed, {tracer.axis(node, dim): taken})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0][self._index(node)]
@@ -131,10 +133,11 @@ class Slice(Operation):
 
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.channels(node.inputs[0])
-        taken = ranges_of(node).get(1)
+        axis = flow.axes[node.name]
+        taken = ranges_of(node).get(axis)
         if taken is None:
             return labels
-        if "parts" in node.attrs:
+        if "parts" in node.attrs and axis == 1:
             first, *others = labels.reshape(node.attrs["parts"], -1)
             for other in others:
                 flow.tie(first, other)
@@ -144,7 +147,7 @@ class Slice(Operation):
         return labels[taken.start : taken.stop : taken.step]
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
-        taken = ranges_of(node).get(1)
+        taken = ranges_of(node).get(flow.axes[node.name])
         if taken is None or not makes:
             return ""
         return f"{node.name} takes channels {taken[0]} to {taken[-1]}, a part of them: tied"
@@ -233,22 +236,29 @@ class GetItem(Traced):
             raise tracer.unknown(node, "picks one of several results")
         dim, parts_made = _dim(split), split.meta["val"]
         index %= len(parts_made)
-        feed = tracer.feed(split)
         if target(split) == "unbind":
-            picked(tracer, node, feed, dim, index)
+            picked(tracer, node, split, dim, index)
             return
+        feed = tracer.feed(split)
         start = sum(part.shape[dim] for part in parts_made[:index])
-        alike = len({part.shape[dim] for part in parts_made}) == 1 and dim == 1
+        length, dim = parts_made[index].shape[dim], tracer.axis(node, dim)
+        alike = len({tuple(part.shape) for part in parts_made}) == 1 and dim == 1
         parts = len(parts_made) if alike and target(split) == "chunk" else 0
         parts = parts if parts == split.args[1] else 0
-        sliced(tracer, node, feed, {dim: range(start, start + parts_made[index].shape[dim])}, parts=parts)
+        sliced(tracer, node, feed, {dim: range(start, start + length)}, parts=parts)
 
 
-def picked(tracer: Tracer, node: Any, feed: str, dim: int, index: int) -> None:
-    """One place of a dim, which is then gone."""
+def picked(tracer: Tracer, node: Any, argument: Any, dim: int, index: int) -> None:
+    """One place of a dim, which is then gone: what is left is held as before."""
     name = module_path(node) or node.name
-    made = sliced(tracer, node, feed, {dim: range(index, index + 1)}, name=f"{name}.part")
-    tracer.add(node, "reshape", (made,), name=name, attrs={"shape": shape_of(node)})
+    if tracer.plain(argument):
+        feed = tracer.native(node, argument)
+        made = sliced(tracer, node, feed, {dim: range(index, index + 1)}, name=f"{name}.part")
+        tracer.add(node, "reshape", (made,), name=name, attrs={"shape": shape_of(node)})
+        return
+    feed, axes = tracer.held(argument)
+    made = sliced(tracer, node, feed, {axes[dim]: range(index, index + 1)}, name=f"{name}.part")
+    tracer.hold(node, made, (*axes[:dim], *axes[dim + 1 :]))
 
 
 def moving_conv(node: Any, stride: tuple[int, int]) -> Any:
