@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Added before the logarithm, so that what is too small for float32 has one: nothing is below e to the -69.
 LEAST = 1e-30
+#: So many times their mean has a code, whatever the calibration saw.
+SPARE = 4
 
 
 class Softmax(Operation):
@@ -70,8 +72,8 @@ class Softmax(Operation):
         return f"{node.name} reads them together: locked" if read else ""
 
     def widen(self, node: Node, scales: Scales) -> None:
-        """It can reach one, whatever the calibration saw."""
-        scales.widen(node.name, 1 / 255)
+        """It can reach more than the calibration saw: of few values one, of many their mean some times over."""
+        scales.widen(node.name, min(1.0, SPARE / node.shape[1]) / 255)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         x = feeds[0].out.dequantize(inputs[0]).astype(np.float64)
