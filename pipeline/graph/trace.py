@@ -15,9 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import arguments, batched, source_line, target
+from paredown.pipeline.graph.aten import (
+    arguments,
+    batched,
+    module_path,
+    shape_of,
+    target,
+    user_line,
+)
 from paredown.pipeline.graph.graph import Graph, Node
-from paredown.pipeline.graph.opaque import Opaque, written
+from paredown.pipeline.graph.opaque import Folded, Opaque, written
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer
@@ -82,7 +89,7 @@ class _Builder(Tracer):
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
         self.views, self.sources, self.moved, self._made, self.pointwise = {}, {}, {}, {}, False
-        self.rows = set()
+        self.rows, self.folds = set(), False
 
     def build(self) -> Graph:
         outputs: tuple[str, ...] = ()
@@ -147,17 +154,21 @@ class _Builder(Tracer):
         if not found:
             raise self.unknown(node)
         kind = next((each for each in found if each.takes(node)), found[-1])
-        self.pointwise = kind.pointwise
+        self.pointwise, self.folds = kind.pointwise, kind.pointwise or kind.folds
         kind.trace(self, node)
         value = node.meta.get("val")
         if isinstance(value, (list, tuple)):
             return  # the parts of a split, each of which is looked at where it is taken
         shape = value.shape if hasattr(value, "shape") else ()
-        if not shape or shape[0] != 1:
+        if (not shape or shape[0] != 1) and not (self.folds and node.name in self.views):
             raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 
     def _opaque(self, node: Any) -> None:
         """Keeps an operation as it is."""
+        self.pointwise = self.folds = False
+        for argument in node.all_input_nodes:
+            if self.folded(argument) and not batched(argument):
+                self._unfold(node, argument)
         feeds = {n.name: batched(n) for n in node.all_input_nodes if n.name in self.alias}
         compute = self._computed(node, feeds)
         given = {n.name: n for n in node.all_input_nodes}
@@ -170,6 +181,17 @@ class _Builder(Tracer):
         attrs = {"op": what, "given": compute.text()}
         names = self.names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
         self.add(node, "opaque", tuple(inputs), shape=shape, attrs=attrs, parameters=names, compute=compute)
+
+    def _unfold(self, node: Any, argument: Any) -> None:
+        """Makes of a value whose first axis is not the batch what torch has, as an operation not known."""
+        axes, shape = self.ordered(argument), shape_of(argument)
+        name = self.formed(node, argument, axes)
+        attrs = {"op": "view", "given": str(shape)}
+        self.views.pop(argument.name)
+        self.add(
+            argument, "opaque", (name,), shape=shape, attrs=attrs, compute=Folded(shape),
+            name=f"{module_path(argument) or argument.name}.folded",
+        )  # fmt: skip
 
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""

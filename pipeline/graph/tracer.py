@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import batched, module_path, shape_of, source_line, target
+from paredown.pipeline.graph.aten import batched, module_path, shape_of, source_line, target, unseen
 from paredown.pipeline.graph.graph import Node
 from paredown.pipeline.graph.operations.kinds import KINDS, operation
 from paredown.pipeline.graph.operations.operation import Operation
@@ -37,11 +37,14 @@ class Tracer:
         nodes: by name, in running order.
         alias: name in the program -> name of the node.
         views: name in the program -> which axes of the node are the value's, in its order; the others have
-            one element. Not there: the node is the value as torch has it.
+            one element. Axes of the value that are one axis of the node have its number all: they follow each
+            other there. Where 0 is not first, the value's first axis is not the batch: the node has that too.
+            Not there: the node is the value as torch has it.
         sources: name in the program -> a node and its axes, from which a permuted value was made.
         rows: constants that are computed place by place from parameters of one axis.
         moved: name of a constant -> where its values are in the one parameter that they are moved from.
         pointwise: whether the operation that is being traced is: see `Traced`.
+        folds: the same.
     """
 
     exported: torch.export.ExportedProgram
@@ -55,6 +58,7 @@ class Tracer:
     rows: set[str]
     moved: dict[str, Tensor]
     pointwise: bool
+    folds: bool
     _made: dict[tuple[str, Axes], str]
 
     def add(
@@ -82,7 +86,7 @@ class Tracer:
         """
         if shape is None:
             shape = (
-                _unseen(shape_of(node), self.views[node.name]) if node.name in self.views else shape_of(node)
+                unseen(shape_of(node), self.views[node.name]) if node.name in self.views else shape_of(node)
             )
         made = self._put(node, kind, inputs, shape, name or module_path(node) or node.name, **fields)
         self.alias[node.name] = made
@@ -107,7 +111,7 @@ class Tracer:
     def skip(self, node: Any) -> None:
         """Leaves an ATen node out: it makes what it reads."""
         argument = node.args[0]
-        self._check(node, argument)
+        self.check(node, argument)
         self.alias[node.name] = self.alias[argument.name]
         if argument.name in self.views:
             self.views[node.name] = self.views[argument.name]
@@ -141,18 +145,24 @@ class Tracer:
 
         A pointwise operation gets it in whatever form it is held, the same for all that it reads.
         """
-        self._check(node, argument)
+        self.check(node, argument)
         axes = self._common(node) if self.pointwise else None
         if axes is None:
             return self.native(node, argument)
         self.views[node.name] = axes
         return self._viewed_as(node, argument, axes)
 
-    def _check(self, node: Any, argument: Any) -> None:
+    def check(self, node: Any, argument: Any) -> None:
+        """Raises the error that the operation being traced cannot read an argument, if so."""
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
-        if not batched(argument):
+        if not (self.folds or (self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument))):
             raise self.unknown(node, "reads a tensor whose first dim is not the batch")
+
+    def folded(self, argument: Any) -> bool:
+        """Whether a value is held by a node that has other axes: see `views`."""
+        axes = self.views.get(getattr(argument, "name", ""), (0,))
+        return axes[0] != 0 or len(set(axes)) < len(axes)
 
     # -- forms of a value ----------------------------------------------------------------------------------
 
@@ -168,19 +178,31 @@ class Tracer:
             The name of a node (1, channels, height, width), height one where there are three axes.
         """
         argument = node.args[index]
-        self._check(node, argument)
+        self.check(node, argument)
         rank = len(shape_of(argument))
-        if rank not in {3, 4}:
+        if rank not in {3, 4} and not (self.folds and rank > 1):
             raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
         name, axes = self.held(argument)
-        if len(self.nodes[name].shape) != 4 or axes[channels] != 1:
-            places = iter(range(6 - rank, 4))
-            axes = (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
+        if len(self.nodes[name].shape) != 4 or axes[channels] != 1 or axes.count(1) > 1:
+            axes = self.spread(argument, channels)
             name = self._viewed_as(node, argument, axes)
         self.views.pop(node.name, None)
         if axes != (0, 1, 2, 3):
             self.views[node.name] = axes
         return name
+
+    def spread(self, argument: Any, channels: int) -> Axes:
+        """The axes of a map in which a value has one of its own as channels, and all others in their order."""
+        shape = shape_of(argument)
+        others = [i for i in range(0 if shape[0] > 1 else 1, len(shape)) if i != channels]
+        places = dict(zip(others, [*[2] * (len(others) - 2), *([2, 3] if len(others) > 1 else [3])], strict=False))
+        return tuple(1 if i == channels else places.get(i, 0) for i in range(len(shape)))
+
+    def ordered(self, argument: Any) -> Axes:
+        """The axes of a node that has the batch first, and then a value's axes in their order."""
+        _, axes = self.held(argument)
+        places = iter(range(1, len(axes) + 1))
+        return tuple(0 if axis == 0 and shape_of(argument)[i] == 1 else next(places) for i, axis in enumerate(axes))
 
     def windowed(self, node: Any) -> str:
         """The map over which an ATen convolution or pool goes: `map`, and no other number of axes."""
@@ -191,7 +213,7 @@ class Tracer:
 
     def formed(self, node: Any, argument: Any, axes: Axes) -> str:
         """The node of which these axes are an argument's, in its order; made where there is none."""
-        self._check(node, argument)
+        self.check(node, argument)
         return self._viewed_as(node, argument, axes)
 
     def drop(self, node: Any, name: str, keep: bool) -> None:
@@ -226,12 +248,20 @@ class Tracer:
         """The node that has a value as torch has it."""
         if argument.name not in self.views:
             return self.alias[argument.name]
+        if self.views[argument.name][0] != 0:
+            raise self.unknown(node, "reads a tensor whose first dim is not the batch")
         return self._viewed_as(node, argument, tuple(range(len(shape_of(argument)))))
 
     def _common(self, node: Any) -> Axes | None:
         """The form in which a pointwise operation reads and makes its values; None for torch's."""
         read = [a for a in node.all_input_nodes if a.name in self.alias]
         rank = len(shape_of(node))
+        if any(self.folded(a) for a in read):
+            shapes = {shape_of(a) for a in read}
+            if len(shapes) > 1 or len(next(iter(shapes))) != rank:
+                raise self.unknown(node, f"joins {sorted(shapes)}; alike where the batch is not first")
+            found = [(axes, len(self.nodes[name].shape)) for name, axes in map(self.held, read)]
+            return min(found, key=lambda form: form[1] != 4)[0]
         if any(len(shape_of(a)) != rank for a in read) or not 3 <= rank <= 4:
             return None
         forms = (axes for a in read for name, axes in [self.held(a)] if len(self.nodes[name].shape) == 4)
@@ -243,15 +273,38 @@ class Tracer:
         if argument.name not in self.views and axes == tuple(range(len(self.nodes[alias].shape))):
             return alias
         name, have = self.held(argument)
-        shape = _unseen(shape_of(argument), axes)
+        shape = unseen(shape_of(argument), axes)
         if have == axes and self.nodes[name].shape == shape:
             return name
         key = (argument.name, axes)
         if self._made.get(key, "") not in self.nodes:
-            self._made[key] = self._moved(node, name, have, axes, shape)
+            merged = any(len(set(each)) < len(each) for each in (have, axes))
+            move = self._refolded if merged or have[0] or axes[0] else self._moved
+            sizes = shape_of(argument)
+            self._made[key] = move(node, name, have, axes, shape, sizes)
         return self._made[key]
 
-    def _moved(self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...]) -> str:
+    def _refolded(
+        self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...], sizes: tuple[int, ...]
+    ) -> str:
+        """A reshape, a permute and a reshape, as far as they are needed."""
+        where, before = module_path(node) or node.name, self.nodes[name].shape
+        long = [i for i, size in enumerate(sizes) if size > 1]
+        old, new = (sorted(long, key=lambda i: (form[i], i)) for form in (have, axes))  # noqa: B023
+        if old != new:
+            split = (1, *(sizes[i] for i in old))
+            if before != split:
+                name = self._put(node, "reshape", (name,), split, f"{where}.split", attrs={"shape": split})
+            dims = (0, *(1 + old.index(i) for i in new))
+            before = tuple(split[dim] for dim in dims)
+            name = self._put(node, "permute", (name,), before, f"{where}.move", attrs={"dims": dims})
+        if before == shape:
+            return name
+        return self._put(node, "reshape", (name,), shape, f"{where}.map", attrs={"shape": shape})
+
+    def _moved(
+        self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...], _: tuple[int, ...]
+    ) -> str:
         """A permute and a reshape, as far as they are needed."""
         where = module_path(node) or node.name
         before = self.nodes[name].shape
@@ -362,12 +415,4 @@ def _axes_of(places: Tensor, shape: tuple[int, ...]) -> Axes:
             row = torch.arange(size).reshape(*[1] * dim, -1, *[1] * (places.dim() - dim - 1))
             if size == shape[axis] > 1 and bool((spots == row).all()):
                 found[dim] = axis
-    return tuple(found)
-
-
-def _unseen(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-    """The shape of a node of which these axes have this shape."""
-    found = [1] * max(4 if len(axes) == 3 and axes != (0, 1, 2) else 0, max(axes) + 1)
-    for axis, size in zip(axes, shape, strict=True):
-        found[axis] = size
     return tuple(found)

@@ -46,10 +46,13 @@ class Traced:
             place: it may be given maps whose axes are in another order, and 4 of them for 3. A weight per
             channel is not alike in every place. It leaves shapes to `Tracer.add`, and asks `Tracer.axis`
             which axis a number of an axis is.
+        folds: it knows values whose first axis is not the batch, as windows have it that are batched:
+            `Tracer.views`.
     """
 
     aten: ClassVar[tuple[str, ...]] = ()
     pointwise: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
 
     def takes(self, node: Any) -> bool:
         """Whether an ATen node is for this class, where several classes have its name in `aten`.

@@ -40,14 +40,16 @@ class Softmax(Operation):
 
     aten: ClassVar[tuple[str, ...]] = ("softmax", "_softmax")
     kind: ClassVar[str] = "softmax"
+    folds = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         rank = len(shape_of(node))
         dim = int(arguments(node, None, None)[1]) % rank
-        if dim == 0 or rank not in {2, 3, 4}:
+        flat = rank == 2 and not tracer.folded(node.args[0])
+        if tracer.held(node.args[0])[1][dim] == 0 or rank < 2:
             raise tracer.unknown(node, f"over axis {dim} of {rank} is not known")
-        feed = tracer.feed(node) if rank == 2 else tracer.map(node, channels=dim)
+        feed = tracer.feed(node) if flat else tracer.map(node, channels=dim)
         tracer.add(node, self.kind, (feed,))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.aten import laid, shape_of
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.weighted.batch_norm import alone
 
@@ -101,7 +101,8 @@ def per_channel(tracer: Tracer, node: Any, index: int, given: Any, value: Tensor
     if shape_of(node.args[index]) != shape:
         raise tracer.unknown(node, "spreads a tensor over a constant; expand the tensor before")
     axes = [rank - value.dim() + axis for axis, size in enumerate(value.shape) if size > 1]
-    return axes[0] if len(axes) == 1 and rank in {2, 3, 4} else 0
+    alone = len(axes) == 1 and (rank in {2, 3, 4} or tracer.folded(node.args[index]))
+    return axes[0] if alone and tracer.held(node.args[index])[1][axes[0]] != 0 else 0
 
 
 def scaled(
@@ -127,7 +128,7 @@ def scaled(
     """
     count = shape_of(node)[axis]
     times, plus = (torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift))
-    two = len(shape_of(node)) == 2
+    two = len(shape_of(node)) == 2 and not tracer.folded(node.args[index])
     feed = tracer.feed(node, index) if two else tracer.map(node, index, channels=axis)
     role = "factor" if isinstance(factor, Tensor) else "shift"
     alone(tracer, node, feed, times, plus, _names(tracer, role, given))
@@ -161,18 +162,14 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
     """
     value = _checked(tracer, node, tracer.constants[given.name])
     value = value.expand(shape or value.shape)
-    if value.shape[0] != 1:
+    if value.shape[0] != 1 and tracer.views.get(node.name, (0,))[0] == 0:
         raise tracer.unknown(node, f"reads a constant of {len(value)} images; its batch must be one")
 
     def formed(value: Tensor) -> Tensor:
         value = value.expand(shape or value.shape)
         if node.name not in tracer.views:
             return value
-        axes = tracer.views[node.name]
-        long = [1] * max(4, len(axes))
-        for axis, size in zip(axes, value.shape, strict=True):
-            long[axis] = size
-        return value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
+        return laid(value, tracer.views[node.name])
 
     return tracer.fixed(node, given, formed)
 

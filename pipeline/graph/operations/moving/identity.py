@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class Identity(Traced):
     """Another name or another place in memory for the same values."""
 
+    folds = True
     aten: ClassVar[tuple[str, ...]] = ("clone", "contiguous", "alias", "detach")
 
     def trace(self, tracer: Tracer, node: Any) -> None:

@@ -107,19 +107,31 @@ class Slice(Operation):
         else:
             index = int(node.args[2]) % size
             taken = range(index, index + 1)
-        if dim == 0 and (taken != range(size) or target(node) == "select"):
+        batch = dim == 0 and tracer.held(node.args[0])[1][0] == 0
+        if batch and (taken != range(size) or target(node) == "select"):
             raise tracer.unknown(node, "picks among the images of a batch; keep the batch whole")
         if not taken:
             raise tracer.unknown(node, "takes nothing")
-        if len(taken) > 1 and taken.step > 1 and (len(before) != 4 or dim == 1):
-            raise tracer.unknown(
-                node, "takes every so many along an axis that is not height or width of a map"
-            )
+        if len(taken) > 1 and taken.step > 1:
+            self._stepped(tracer, node, dim, taken)
+            return
         if target(node) == "select":
             picked(tracer, node, node.args[0], dim, index)
         else:
             feed = tracer.feed(node)
             sliced(tracer, node, feed, {tracer.axis(node, dim): taken})
+
+    def _stepped(self, tracer: Tracer, node: Any, dim: int, taken: range) -> None:
+        """Along height or width of a map: of (batch, height, width, channels) too."""
+        _, axes = tracer.held(node.args[0])
+        channels = next((i for i, axis in enumerate(axes) if axis == 1), 1)
+        channels = channels if channels != dim else 3
+        if len(axes) != 4 or axes[0] != 0 or channels == dim:
+            raise tracer.unknown(
+                node, "takes every so many along an axis that is not height or width of a map"
+            )
+        feed = tracer.map(node, channels=channels)
+        sliced(tracer, node, feed, {tracer.axis(node, dim): taken})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0][self._index(node)]
@@ -208,11 +220,12 @@ class Slice(Operation):
 class Split(Traced):
     """What gives several parts along a dim: it makes nothing itself, each part is a slice."""
 
+    folds = True
     aten = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         made, before = node.meta["val"], shape_of(node.args[0])
-        if not 0 < _dim(node) < len(before):
+        if not (0 < _dim(node) or tracer.held(node.args[0])[1][0] != 0):
             raise tracer.unknown(node, "splits the batch; keep it whole")
         if any(0 in part.shape for part in made):
             raise tracer.unknown(node, "makes a part of nothing")
@@ -223,6 +236,7 @@ class GetItem(Traced):
     """One part of what was split; of an operation that gives several results, the first."""
 
     aten = ("getitem",)
+    folds = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         split, index = node.args[0], int(node.args[1])

@@ -58,6 +58,8 @@ class Normalize(Operation):
 
     aten: ClassVar[tuple[str, ...]] = ("layer_norm", "group_norm", "instance_norm")
 
+    folds = True
+
     # -- tracing -------------------------------------------------------------------------------------------
 
     def trace(self, tracer: Tracer, node: Any) -> None:
@@ -81,13 +83,16 @@ class Normalize(Operation):
                 raise tracer.unknown(
                     node, "has a weight for each value of a map; elementwise_affine=False, or over channels"
                 )
-        if len(shape) not in {2, 3, 4}:
+        if groups and tracer.folded(node.args[0]):
+            raise tracer.unknown(node, "reads a tensor whose first dim is not the batch")
+        if len(shape) not in {2, 3, 4} and groups:
             raise tracer.unknown(node, f"reads {len(shape)} axes; it is known over two to four")
         self._add(tracer, node, int(groups), float(eps), weight, bias)
 
     def _add(self, tracer: Tracer, node: Any, groups: int, eps: float, weight: Any, bias: Any) -> None:
         rank, name = len(shape_of(node)), module_path(node) or node.name
-        if rank == 2:
+        flat = rank == 2 and not tracer.folded(node.args[0])
+        if flat:
             flat = tracer.feed(node)
             shape: Shape = (1, shape_of(node)[1], 1, 1)
             feed = tracer.add(
@@ -108,7 +113,7 @@ class Normalize(Operation):
             shift = torch.zeros(channels) if shift is None else shift
             names = tracer.names(factor=weight, bias=bias)
             alone(tracer, node, made, factor, shift, names)
-        if rank == 2:
+        if flat:
             self._flat(tracer, node, name)
 
     def _flat(self, tracer: Tracer, node: Any, name: str) -> None:
