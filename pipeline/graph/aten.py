@@ -49,7 +49,8 @@ def shape_of(node: Any) -> tuple[int, ...]:
 
 def unseen(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a node of which these axes are a value's, which has this shape: `Tracer.views`."""
-    found = [1] * max(4 if len(axes) == 3 and axes != (0, 1, 2) else 0, max(axes) + 1)
+    four = len(set(axes)) < len(axes) or (len(axes) == 3 and axes != (0, 1, 2))
+    found = [1] * max(4 if four else 0, max(axes) + 1)
     for axis, size in zip(axes, shape, strict=True):
         found[axis] *= size
     return tuple(found)

@@ -183,7 +183,8 @@ class Tracer:
         if rank not in {3, 4} and not (self.folds and rank > 1):
             raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
         name, axes = self.held(argument)
-        if len(self.nodes[name].shape) != 4 or axes[channels] != 1 or axes.count(1) > 1:
+        apart = axes.count(1) == 1 if self.folds else len(set(axes)) == len(axes)
+        if len(self.nodes[name].shape) != 4 or axes[channels] != 1 or not apart:
             axes = self.spread(argument, channels)
             name = self._viewed_as(node, argument, axes)
         self.views.pop(node.name, None)
@@ -242,7 +243,10 @@ class Tracer:
 
     def axis(self, node: Any, dim: int) -> int:
         """Which axis of its node an axis of what an ATen node makes is."""
-        return self.views[node.name][dim] if node.name in self.views else dim
+        axes = self.views.get(node.name)
+        if axes and axes.count(axes[dim]) > 1:
+            raise self.unknown(node, "works along an axis that is one with another; reshape after it")
+        return axes[dim] if axes else dim
 
     def native(self, node: Any, argument: Any) -> str:
         """The node that has a value as torch has it."""

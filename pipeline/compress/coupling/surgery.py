@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
 ROLES = frozenset({"weight", "bias", "bn_weight", "bn_bias", "bn_mean", "bn_var", "slope", "factor", "shift"})
+#: What modules call the number of their attention's heads, and the features of all of them.
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+HEADS_WIDTH = ("all_head_size", "inner_dim")
 FIXED = "its forward() holds a channel count as a number: read it from the tensor's shape instead"
 
 
@@ -85,6 +88,7 @@ def cut(network: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) -
             _slice_layer(network, smaller, node, thinner.part(node), done)
         else:
             _slice_other(network, smaller, node, thinner, done)
+    _set_heads(smaller, {node.name: node for node in graph}, groups, kept)
     opaque = any(node.kind == "opaque" for node in graph)
     try:
         found = trace(smaller, graph.nodes[0].shape, opaque=opaque)
@@ -131,9 +135,15 @@ def save_pruned(network: nn.Module, path: Path) -> None:
 
     convs = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
     groups = {name: module.groups for name, module in convs if module.groups > 1}
+    heads = {
+        name: {word: value for word in (*HEADS, *HEADS_WIDTH) if isinstance(value := getattr(module, word, None), int)}
+        for name, module in network.named_modules()
+    }
+    heads = {name: words for name, words in heads.items() if words}
     # A tensor under two names is written twice: the format knows no sharing.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, path, {"conv_groups": json.dumps(groups, sort_keys=True)})
+    said = {"conv_groups": json.dumps(groups, sort_keys=True)}
+    save_file(state, path, said | ({"heads": json.dumps(heads, sort_keys=True)} if heads else {}))
 
 
 def load_pruned(network: nn.Module, path: Path) -> nn.Module:
@@ -153,7 +163,8 @@ def load_pruned(network: nn.Module, path: Path) -> nn.Module:
 
     try:
         with safe_open(path, "pt") as file:
-            groups = json.loads((file.metadata() or {}).get("conv_groups", "{}"))
+            said = file.metadata() or {}
+            groups, heads = (json.loads(said.get(word, "{}")) for word in ("conv_groups", "heads"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"cannot read the pruned network: {error}", where=path) from error
@@ -164,6 +175,10 @@ def load_pruned(network: nn.Module, path: Path) -> nn.Module:
         if own[name].ndim != tensor.ndim:
             raise InputError(f"is of another network: {name} has {tensor.ndim} dimensions", where=path)
         _set_tensor(network, network, own[name], tensor, groups.get(name.removesuffix(".weight"), 1))
+    modules = dict(network.named_modules())
+    for name, words in heads.items():
+        for word, value in words.items() if name in modules else ():
+            setattr(modules[name], word, value)
     return network.eval()
 
 
@@ -224,6 +239,20 @@ def _set_tensor(whole: nn.Module, smaller: nn.Module, old: Tensor, new: Tensor, 
                     value = nn.Parameter(new, tensor.requires_grad) if table is module._parameters else new
                     places[name] = made.setdefault(id(tensor), value)
                     _set_counts(twin, old.shape, new.shape, groups)
+
+
+def _set_heads(smaller: nn.Module, nodes: Mapping[str, Node], groups: Sequence[Group], kept: Kept) -> None:
+    """Corrects what a module says about the heads that the layers in it make: by usual names, proved behind."""
+    for group in groups:
+        each, left = group.channels // group.units, len(kept.get(group.name, range(group.units)))
+        for member in group.makers if each > 1 and left < group.units else ():
+            path = nodes[member.node].parameters.get("weight", "").rpartition(".")[0].rpartition(".")[0]
+            owner = smaller.get_submodule(path)
+            counts = [(name, group.units, left) for name in HEADS]
+            counts += [(name, group.units * each, left * each) for name in HEADS_WIDTH]
+            for name, was, becomes in counts:
+                if getattr(owner, name, None) == was and not isinstance(getattr(owner, name), nn.Module):
+                    setattr(owner, name, becomes)
 
 
 def _memory(tensor: Tensor) -> object:
