@@ -51,10 +51,12 @@ from paredown.pipeline.recipe.schema import Squantize
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data" / "imagenet"
 STAGES = (
-    "trace", "couple", "cut", "integer", "quality", "squantize", "executorch", "litert", "parity", "delegated",
+    "trace", "couple", "cut", "integer", "quality", "squantize", "executorch", "litert", "parity",
+    "delegated",
 )  # fmt: skip
 COLUMNS = (
-    "network", "task", "stages", "free channels", "free groups", "SNR, dB", "rounded float, dB", "codes apart",
+    "network", "task", "stages", "free channels", "free groups", "SNR, dB", "rounded float, dB",
+    "codes apart",
     "beside the delegate", ".pte, KiB", ".tflite, KiB", "trace + couple, s", "fails at",
 )  # fmt: skip
 NEAR = 1e-4  # of the largest output
@@ -99,12 +101,17 @@ class Samples:
         if self.data is not None:
             size = Preprocess(self.shape[3], self.shape[2])
             rows = [size(self.data[(start + i) * 7 % len(self.data)].image) for i in range(count)]
-            mean, deviation = (torch.tensor(n)[:, None, None] for n in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+            mean, deviation = (
+                torch.tensor(n)[:, None, None] for n in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+            )
             x = (torch.from_numpy(np.stack(rows)) - mean) / deviation
             return x if self.shape[1] == 3 else x.mean(1, keepdim=True)
         rng, t = np.random.default_rng(start), np.linspace(0, 1, int(np.prod(self.shape[1:])))
         waves = [
-            sum(rng.normal() * np.sin(2 * np.pi * rng.uniform(1, 60) * t + rng.uniform(0, 6)) for _ in range(5))
+            sum(
+                rng.normal() * np.sin(2 * np.pi * rng.uniform(1, 60) * t + rng.uniform(0, 6))
+                for _ in range(5)
+            )
             + rng.normal(0, 0.3, t.size)
             for _ in range(count)
         ]
@@ -164,7 +171,9 @@ def rounded(graph: Graph, ranges: dict[str, tuple[float, float]], x: Tensor) -> 
     values: dict[str, Tensor] = {}
     for node in graph:
         if node.weight is not None:
-            scale = torch.from_numpy(weight_scales(node.weight.numpy())).reshape(-1, *[1] * (node.weight.dim() - 1))
+            scale = torch.from_numpy(weight_scales(node.weight.numpy())).reshape(
+                -1, *[1] * (node.weight.dim() - 1)
+            )
             node = replace(node, weight=(node.weight / scale).round().clamp(-127, 127) * scale)
         made = x if node.kind == "input" else apply(node, *(values[i] for i in node.inputs))
         readers = graph.consumers(node.name)
@@ -174,7 +183,9 @@ def rounded(graph: Graph, ranges: dict[str, tuple[float, float]], x: Tensor) -> 
     return values
 
 
-def stages(net: Any, samples: Samples, found: Found, skip: frozenset[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+def stages(
+    net: Any, samples: Samples, found: Found, skip: frozenset[str]
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """The stages of a network, to be run one after the other."""
     network, have = ready(net, samples), dict[str, Any]()
 
@@ -292,7 +303,9 @@ def examine(name: str, folder: Path, images: Path, skip: frozenset[str]) -> Foun
             run()
             found.passed.append(stage)
         except Exception as error:  # noqa: BLE001  whatever a stage raises is a result
-            found.failure = found.failure or f"{stage}: {str(error).splitlines()[0] if str(error) else error!r}"[:160]
+            found.failure = (
+                found.failure or f"{stage}: {str(error).splitlines()[0] if str(error) else error!r}"[:160]
+            )
             if stage in NEEDED:
                 break
     return found
@@ -300,7 +313,9 @@ def examine(name: str, folder: Path, images: Path, skip: frozenset[str]) -> Foun
 
 def main() -> None:
     """Prints a row per network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--only", action="append", default=[], help="a name, * for any letters")
     parser.add_argument("--skip", action="append", default=[], choices=STAGES)
@@ -329,7 +344,9 @@ def main() -> None:
                 "stages": f"{len(found.passed)} of {len(every_stage)}", "fails at": found.failure,
             }  # fmt: skip
             table.row(*(cells.get(column, "") for column in COLUMNS))
-        table.note(f"{whole} of {len(names)} networks pass every stage. Random weights, batch norms from real inputs.")
+        table.note(
+            f"{whole} of {len(names)} networks pass every stage. Random weights, batch norms from inputs."
+        )
         table.note(f"Trace and couple take at most {slowest[0]:.1f} s ({slowest[1]}), on one thread.")
         print("\n" + "\n".join(table.notes))
 

@@ -34,11 +34,13 @@ from paredown.targets.errors import InputError
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
 #: What gives the values of a tensor at other places, some of them, or more than once.
 MOVES = frozenset({
-    "alias", "clone", "contiguous", "detach", "expand", "flatten", "index", "narrow", "permute", "reshape", "select",
-    "slice", "squeeze", "t", "to", "transpose", "unsqueeze", "view", "_unsafe_view",
+    "alias", "clone", "contiguous", "detach", "expand", "flatten", "index", "narrow", "permute", "reshape",
+    "select", "slice", "squeeze", "t", "to", "transpose", "unsqueeze", "view", "_unsafe_view",
 })  # fmt: skip
 #: What computes each value of its result from the values at the same place.
-ELEMENTWISE = frozenset({"add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub"})
+ELEMENTWISE = frozenset({
+    "add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub",
+})  # fmt: skip
 
 
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False) -> Graph:

@@ -8,8 +8,8 @@ operation needs the value as torch has it, a reshape or a permute is made.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from paredown.pipeline.graph.operations.operation import Operation
 from paredown.targets.errors import InputError
 
 Axes = tuple[int, ...]
-SPREAD = -2  # of an axis of a constant: along it one value is repeated
+SPREAD = -2  # of an axis of a constant: along it values are repeated
 FORM = "(batch, channels, height, width)"
 
 
@@ -156,7 +156,8 @@ class Tracer:
         """Raises the error that the operation being traced cannot read an argument, if so."""
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
-        if not (self.folds or (self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument))):
+        first = self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument)
+        if not (self.folds or first):
             raise self.unknown(node, "reads a tensor whose first dim is not the batch")
 
     def folded(self, argument: Any) -> bool:
@@ -193,17 +194,17 @@ class Tracer:
         return name
 
     def spread(self, argument: Any, channels: int) -> Axes:
-        """The axes of a map in which a value has one of its own as channels, and all others in their order."""
+        """The axes of a map in which a value has one of its own as channels, the others in their order."""
         shape = shape_of(argument)
         others = [i for i in range(0 if shape[0] > 1 else 1, len(shape)) if i != channels]
-        places = dict(zip(others, [*[2] * (len(others) - 2), *([2, 3] if len(others) > 1 else [3])], strict=False))
+        places = dict.fromkeys(others[:-1], 2) | dict.fromkeys(others[-1:], 3)
         return tuple(1 if i == channels else places.get(i, 0) for i in range(len(shape)))
 
     def ordered(self, argument: Any) -> Axes:
         """The axes of a node that has the batch first, and then a value's axes in their order."""
-        _, axes = self.held(argument)
+        (_, axes), shape = self.held(argument), shape_of(argument)
         places = iter(range(1, len(axes) + 1))
-        return tuple(0 if axis == 0 and shape_of(argument)[i] == 1 else next(places) for i, axis in enumerate(axes))
+        return tuple(0 if axis == 0 and shape[i] == 1 else next(places) for i, axis in enumerate(axes))
 
     def windowed(self, node: Any) -> str:
         """The map over which an ATen convolution or pool goes: `map`, and no other number of axes."""
@@ -293,7 +294,8 @@ class Tracer:
     ) -> str:
         """A reshape, a permute and a reshape, as far as they are needed."""
         where, before = module_path(node) or node.name, self.nodes[name].shape
-        long = [i for i, size in enumerate(sizes) if size > 1]
+        # Not by their sizes: a thinner network shall be traced alike.
+        long = [i for i, size in enumerate(sizes) if size > 1 or (have[i] and axes[i])]
         old, new = (sorted(long, key=lambda i: (form[i], i)) for form in (have, axes))  # noqa: B023
         if old != new:
             split = (1, *(sizes[i] for i in old))
@@ -374,8 +376,7 @@ class Tracer:
         constant = self.constants[given.name]
         value, spots = formed(constant), formed(torch.arange(constant.numel()).reshape(constant.shape))
         names = {f"computed value {i}": path for i, path in enumerate(self.origins[given.name] or ("",))}
-        axes = [SPREAD if size > 1 and bool((spots == spots.narrow(dim, 0, 1)).all()) else -1
-                for dim, size in enumerate(spots.shape)]  # fmt: skip
+        axes = [SPREAD if _repeats(spots, dim) else -1 for dim in range(spots.dim())]
         if (places := self.places(given.name)) is not None:
             parameter = self.origins[given.name][0]
             found = _axes_of(formed(places), self.exported.state_dict[parameter].shape)
@@ -411,8 +412,14 @@ class Tracer:
         return sum(len(alias.users) for alias in aliases) == len(aliases)
 
 
+def _repeats(places: Tensor, dim: int) -> bool:
+    """Whether a view has some values more than once along an axis."""
+    rows = places.movedim(dim, 0).flatten(1)
+    return len(torch.unique(rows, dim=0)) < len(rows)
+
+
 def _axes_of(places: Tensor, shape: tuple[int, ...]) -> Axes:
-    """For each axis of a view the axis of the parameter whose places it has, in order; -1 where there is none."""
+    """For each axis of a view that of the parameter whose places it has, in order; -1 where there is none."""
     found = [-1] * places.dim()
     for axis, spots in enumerate(torch.unravel_index(places, shape)):
         for dim, size in enumerate(places.shape):

@@ -113,6 +113,7 @@ class Flow:
         chains: the reshapes and permutes.
         sides: (layer, side) -> the labels of its channels there.
         shares: layer -> the layer before it whose parameters it reads.
+        carried: those of `sides` that have no weights.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -125,6 +126,7 @@ class Flow:
         self._reason: dict[int, str] = {}
         self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
         self.shares: dict[str, str] = {}
+        self.carried: set[tuple[str, Side]] = set()
         self._never_zero: set[str] = set()
         for node in graph:
             self.labels[node.name] = operation(node.kind).follow(self, node)
@@ -241,6 +243,7 @@ class Flow:
             parameter: that it is a view of, which has these channels too.
         """
         self.sides[node.name, "in"] = labels
+        self.carried.add((node.name, "in"))
         first = self._users.setdefault(parameter, node) if parameter else node
         if first is node:
             return
@@ -389,7 +392,7 @@ class Flow:
 
         units = sorted(units, key=lambda u: channels(u, first))
         members = tuple(
-            Member(name, side, tuple(channels(u, (name, side)) for u in units), self.graph[name].weight is None)
+            Member(name, side, tuple(channels(u, (name, side)) for u in units), (name, side) in self.carried)
             for name, side in sides
         )
         reasons = [self._reason[u] for u in units if u in self._reason]

@@ -83,8 +83,8 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Roll(), Reduce(),
-    Silu(), Hardswish(), Split(), GetItem(),
+    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Roll(),
+    Reduce(), Silu(), Hardswish(), Split(), GetItem(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -74,7 +74,7 @@ class Softmax(Operation):
         return f"{node.name} reads them together: locked" if read else ""
 
     def widen(self, node: Node, scales: Scales) -> None:
-        """It can reach more than the calibration saw: of few values one, of many their mean some times over."""
+        """It can reach more than was calibrated: of few values one, of many their mean some times over."""
         scales.widen(node.name, min(1.0, SPARE / node.shape[1]) / 255)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:

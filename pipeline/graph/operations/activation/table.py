@@ -154,6 +154,7 @@ class Gelu(Table):
 
     aten = ("gelu",)
     builtin = ("GELU", 2)
+
     def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
         if node.kwargs.get("approximate", "none") != "none":
             raise tracer.unknown(node, "is approximated by tanh; only the exact one is known: F.gelu(x)")

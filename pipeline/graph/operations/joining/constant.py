@@ -32,7 +32,7 @@ class Constant(Operation):
     """A `value`. It reads the network's input, of which it takes the number of images.
 
     Attributes: axes, for each axis of the value that of the parameter whose places it has, in order; -1 where
-    there is none, -2 where one value is repeated along it. Left out where there is none at all.
+    there is none, -2 where values are repeated along it. Left out where there is none at all.
     """
 
     def along(self, node: Node) -> int | None:

@@ -116,7 +116,7 @@ class Permute(Operation):
         argument = node.args[0]
         tracer.check(node, argument)
         name, axes = tracer.held(argument)
-        long = {d for d, size in enumerate(shape_of(argument)) if size > 1}
+        long = {d for d, size in enumerate(shape_of(argument)) if size > 1 or axes[d]}
         kept = [[d for d in order if d in long] for order in (dims, range(len(dims)))]
         for axis in set(axes):
             moved, whole = ([d for d in order if axes[d] == axis] for order in kept)  # noqa: B023

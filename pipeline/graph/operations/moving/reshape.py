@@ -128,5 +128,8 @@ def renamed(before: Shape, axes: Shape, after: Shape) -> Shape:
                 count += 1
         if len(places) > 1:
             return ()
-        found += list(places or {0}) * count
-    return tuple(found)
+        found += list(places or {-1}) * count
+    # An axis of one element goes with the one behind it, as one head does with its features.
+    for dim in range(len(found) - 2, 0, -1):
+        found[dim] = found[dim + 1] if found[dim] < 0 else found[dim]
+    return tuple(0 if axis < 0 else axis for axis in found)

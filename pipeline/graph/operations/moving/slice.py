@@ -224,7 +224,7 @@ class Split(Traced):
     aten = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        made, before = node.meta["val"], shape_of(node.args[0])
+        made = node.meta["val"]
         if not (0 < _dim(node) or tracer.held(node.args[0])[1][0] != 0):
             raise tracer.unknown(node, "splits the batch; keep it whole")
         if any(0 in part.shape for part in made):

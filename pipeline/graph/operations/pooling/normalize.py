@@ -91,8 +91,8 @@ class Normalize(Operation):
 
     def _add(self, tracer: Tracer, node: Any, groups: int, eps: float, weight: Any, bias: Any) -> None:
         rank, name = len(shape_of(node)), module_path(node) or node.name
-        flat = rank == 2 and not tracer.folded(node.args[0])
-        if flat:
+        row = rank == 2 and not tracer.folded(node.args[0])
+        if row:
             flat = tracer.feed(node)
             shape: Shape = (1, shape_of(node)[1], 1, 1)
             feed = tracer.add(
@@ -113,7 +113,7 @@ class Normalize(Operation):
             shift = torch.zeros(channels) if shift is None else shift
             names = tracer.names(factor=weight, bias=bias)
             alone(tracer, node, made, factor, shift, names)
-        if flat:
+        if row:
             self._flat(tracer, node, name)
 
     def _flat(self, tracer: Tracer, node: Any, name: str) -> None:
