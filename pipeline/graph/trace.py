@@ -20,8 +20,8 @@ from paredown.pipeline.graph.aten import (
     batched,
     module_path,
     shape_of,
+    source_line,
     target,
-    user_line,
 )
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Folded, Opaque, written
