@@ -36,7 +36,6 @@ class Rule:
         instead: what to write to keep it there.
         place: where it goes.
         parts: what the runtime makes of it, in order: True for each part that stays on the delegate.
-        between: elements of the tensor between two parts; unset, as many as the operation makes.
     """
 
     applies: Applies
@@ -44,7 +43,6 @@ class Rule:
     instead: str
     place: Place = "cpu"
     parts: tuple[bool, ...] = (False,)
-    between: Callable[[IntegerNode, IntegerNode], int] | None = None
 
 
 def many_axes(node: IntegerNode, feed: IntegerNode) -> bool:

@@ -142,10 +142,9 @@ class _Step:
 def _steps(node: IntegerNode, feed: IntegerNode, rule: Rule | None, delegated: bool) -> dict[str, _Step]:
     parts = rule.parts if rule else (delegated,)
     made = prod(node.shape)
-    between = rule.between(node, feed) if rule and rule.between else made
     steps, inputs = {}, node.inputs
     for index, part in enumerate(parts[:-1]):
-        steps[f"{node.name}/{index}"] = _Step(inputs, between, part)
+        steps[f"{node.name}/{index}"] = _Step(inputs, made, part)
         inputs = (f"{node.name}/{index}",)
     steps[node.name] = _Step(inputs, made, parts[-1])
     return steps
