@@ -104,6 +104,9 @@ class _Builder(Tracer):
             elif node.op == "output":
                 if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
                     raise InputError("the network returns something that is not computed from its input")
+                for argument in node.args[0] if self.opaque else ():
+                    if self.folded(argument) and not batched(argument):
+                        self._unfold(argument, argument)
                 outputs = tuple(self.native(a, a) for a in node.args[0])
         if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
             raise InputError("the network must take exactly one tensor")
@@ -187,7 +190,9 @@ class _Builder(Tracer):
     def _unfold(self, node: Any, argument: Any) -> None:
         """Makes of a value whose first axis is not the batch what torch has, as an operation not known."""
         axes, shape = self.ordered(argument), shape_of(argument)
+        self.folds = True
         name = self.formed(node, argument, axes)
+        self.folds = False
         attrs = {"op": "view", "given": str(shape)}
         self.views.pop(argument.name)
         self.add(

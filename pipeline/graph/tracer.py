@@ -156,8 +156,10 @@ class Tracer:
         """Raises the error that the operation being traced cannot read an argument, if so."""
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
-        first = self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument)
-        if not (self.folds or first):
+        known = (
+            self.folds or self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument)
+        )
+        if not known:
             raise self.unknown(node, "reads a tensor whose first dim is not the batch")
 
     def folded(self, argument: Any) -> bool:
@@ -413,9 +415,10 @@ class Tracer:
 
 
 def _repeats(places: Tensor, dim: int) -> bool:
-    """Whether a view has some values more than once along an axis."""
+    """Whether a view has the same values along an axis, or in each of its parts, as all heads of a window."""
     rows = places.movedim(dim, 0).flatten(1)
-    return len(torch.unique(rows, dim=0)) < len(rows)
+    run = int((rows == rows[:1]).all(1).long().cumprod(0).sum())
+    return run > 1 and len(rows) % run == 0 and torch.equal(rows, rows[::run].repeat_interleave(run, 0))
 
 
 def _axes_of(places: Tensor, shape: tuple[int, ...]) -> Axes:

@@ -89,6 +89,7 @@ class Operation(Traced):
         moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
+        ignores_low: what is far below the other values that it reads counts for nothing.
         multiplies: it makes zero where one of its inputs is zero.
         same_scale: its output has the very codes of its inputs.
         takes_norm: of a weighted kind: a batch norm that follows it is folded into its weights.
@@ -110,6 +111,7 @@ class Operation(Traced):
     table: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    ignores_low: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
     takes_norm: ClassVar[bool] = False

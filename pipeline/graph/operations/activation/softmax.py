@@ -41,6 +41,7 @@ class Softmax(Operation):
     aten: ClassVar[tuple[str, ...]] = ("softmax", "_softmax")
     kind: ClassVar[str] = "softmax"
     folds = True
+    ignores_low = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
@@ -114,6 +115,7 @@ class LogSoftmax(Softmax):
 
     aten = ("log_softmax", "_log_softmax")
     kind = "log_softmax"
+    ignores_low = False
     keeps_sign = False
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:

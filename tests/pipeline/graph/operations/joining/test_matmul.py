@@ -212,3 +212,15 @@ def test_what_is_refused_says_what_to_change(options, why):
 def test_matrices_that_are_spread_are_refused():
     with pytest.raises(InputError, match="need three axes or more"):
         trace(network(lambda m, x: x.unsqueeze(1).expand(-1, 1, -1, -1) @ x.transpose(1, 2)), SHAPE)
+
+
+def test_a_mask_of_large_numbers_leaves_the_scores_their_codes():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return attention(
+            m, x, attn_mask=torch.zeros(10, 10).masked_fill(torch.ones(10, 10).triu(1) > 0, -100.0)
+        )
+
+    integer = assert_network_exact(built(run), SHAPE)
+    added = next(node for node in integer if node.kind == "add")
+    scores = integer[added.inputs[0]]
+    assert added.out.scale * 255 < scores.out.scale * 255 + 13
