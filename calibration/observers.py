@@ -18,6 +18,8 @@ ObserverName = Literal["minmax", "percentile", "mse"]
 # The smallest scale. A bias is stored as int32 in units of input scale times weight scale, and a tiny scale
 # overflows it. torch.ao's observers have the same floor.
 SMALLEST_SCALE = 2.0**-23
+# Of an activation that is not always zero: a network may make values as small as that, and tell them apart.
+SMALLEST_STEP = 2.0**-40
 
 # Of these the larger side of zero fills 2,048 at least: eight and more per step of the int8 grid.
 _BINS = 8192
@@ -223,7 +225,7 @@ def activation_qparams(lo: float, hi: float) -> tuple[float, int]:
         hi: largest value to represent.
 
     Returns:
-        The scale, a float32 value and at least ``SMALLEST_SCALE``, and the zero point, -128..127.
+        The scale, a float32 value and at least ``SMALLEST_STEP``, and the zero point, -128..127.
 
     Raises:
         InputError: an end is not finite, or ``lo > hi``.
@@ -291,7 +293,8 @@ def _qparams(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Scales (float32 values, as float64) and zero points of many ranges at once."""
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     with np.errstate(over="ignore"):
-        scale = np.maximum((high / 255 - low / 255), SMALLEST_SCALE).astype(np.float32).astype(np.float64)
+        least = np.where(high > low, SMALLEST_STEP, SMALLEST_SCALE)
+        scale = np.maximum((high / 255 - low / 255), least).astype(np.float32).astype(np.float64)
     zero_point = np.clip(np.rint(-128 - low / scale), -128, 127)
     return scale, zero_point
 

@@ -47,6 +47,21 @@ def shape_of(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
+def unseen(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a node of which these axes are a value's, which has this shape: `Tracer.views`."""
+    four = len(set(axes)) < len(axes) or (len(axes) == 3 and axes != (0, 1, 2))
+    found = [1] * max(4 if four else 0, max(axes) + 1)
+    for axis, size in zip(axes, shape, strict=True):
+        found[axis] *= size
+    return tuple(found)
+
+
+def laid(value: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A value in the shape of a node of which these axes are its own."""
+    order = sorted(range(len(axes)), key=lambda i: axes[i])
+    return value.permute(order).reshape(unseen(tuple(value.shape), axes))
+
+
 def module_path(node: Any) -> str:
     """The path of the innermost module that made a node (`layers.3.conv`)."""
     stack = node.meta.get("nn_module_stack") or {}

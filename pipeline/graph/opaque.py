@@ -18,6 +18,18 @@ class Images(tuple[Any, ...]):
     """What an opaque node made for each image, where that is no tensor with the batch first."""
 
 
+class Folded:
+    """Gives each image another shape, of which the first axis is no batch."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __call__(self, x: Tensor) -> Any:
+        """A tensor of one image, or `Images`."""
+        found = [image.reshape(self.shape) for image in x]
+        return found[0] if len(found) == 1 else Images(found)
+
+
 class Opaque:
     """Computes an operation of an exported program.
 

@@ -8,25 +8,43 @@ the user's code that calls it, rather than guess.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import arguments, batched, shape_of, source_line, target
+from paredown.pipeline.graph.aten import (
+    arguments,
+    batched,
+    module_path,
+    shape_of,
+    source_line,
+    target,
+)
 from paredown.pipeline.graph.floats import NotFloat, described, single_values
 from paredown.pipeline.graph.graph import Graph, Node
-from paredown.pipeline.graph.opaque import Opaque, text, written
+from paredown.pipeline.graph.opaque import Folded, Opaque, text, written
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
-from paredown.pipeline.graph.tracer import UNBATCHED, Tracer
+from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
 #: What only checks what torch.export knows already.
 ASSERTIONS = frozenset({"_assert_tensor_metadata"})
 #: What makes no number of some numbers.
 NOT_ALWAYS = frozenset({"div", "true_divide", "pow", "remainder", "fmod", "xlogy", "addcdiv"})
+#: What gives the values of a tensor at other places, some of them, or more than once.
+MOVES = frozenset({
+    "alias", "clone", "contiguous", "detach", "expand", "flatten", "index", "narrow", "permute", "reshape",
+    "select", "slice", "squeeze", "t", "to", "transpose", "unsqueeze", "view", "_unsafe_view",
+})  # fmt: skip
+#: What computes each value of its result from the values at the same place.
+ELEMENTWISE = frozenset({
+    "add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub",
+})  # fmt: skip
 
 
 def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False, floats: bool = True) -> Graph:
@@ -78,7 +96,8 @@ class _Builder(Tracer):
         self.user_inputs = set(signature.user_inputs)
         self.nodes: dict[str, Node] = {}
         self.alias: dict[str, str] = {}  # ATen name -> our node's name
-        self.views, self.sources, self._made, self.rows, self.pointwise = {}, {}, {}, {}, False
+        self.views, self.sources, self.moved, self._made, self.pointwise = {}, {}, {}, {}, False
+        self.rows, self.stepped, self.folds = set(), {}, False
         self.parts: dict[str, str] = {}  # results of an operation that stays in float -> why it does
 
     def build(self) -> Graph:
@@ -92,6 +111,9 @@ class _Builder(Tracer):
             elif node.op == "output":
                 if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
                     raise InputError("the network returns something that is not computed from its input")
+                for argument in node.args[0] if self.opaque else ():
+                    if self.folded(argument) and not batched(argument):
+                        self._unfold(argument, argument)
                 outputs = tuple(self.native(a, a) for a in node.args[0])
         if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
             raise InputError("the network must take exactly one tensor")
@@ -191,7 +213,7 @@ class _Builder(Tracer):
             self.add(node, "function", (name,), attrs=attrs, parameters=names, constants=constants)
         else:
             for each in inputs:
-                self._check(node, each)
+                self.check(node, each)
             self.views.pop(node.name, None)
             feeds = tuple(self.native(node, each) for each in inputs)
             self.add(node, "island", feeds, shape=shape_of(node), attrs=attrs, parameters=names,
@@ -214,19 +236,21 @@ class _Builder(Tracer):
         if not found:
             raise self.unknown(node)
         kind = next((each for each in found if each.takes(node)), found[-1])
-        self.pointwise = kind.pointwise
-        if not (kind.pointwise or kind.any_order) and any(map(self.reordered, node.all_input_nodes)):
-            raise self.unknown(node, UNBATCHED)
+        self.pointwise, self.folds = kind.pointwise, kind.pointwise or kind.folds
         kind.trace(self, node)
         value = node.meta.get("val")
         if isinstance(value, (list, tuple)):
             return  # the parts of a split, each of which is looked at where it is taken
         shape = value.shape if hasattr(value, "shape") else ()
-        if not shape or (shape[0] != 1 and not self.reordered(node)):
+        if (not shape or shape[0] != 1) and not (self.folds and node.name in self.views):
             raise self.unknown(node, f"makes the shape {tuple(shape)}; the batch of one must stay first")
 
     def _opaque(self, node: Any) -> None:
         """Keeps an operation as it is."""
+        self.pointwise = self.folds = False
+        for argument in node.all_input_nodes:
+            if self.folded(argument) and not batched(argument):
+                self._unfold(node, argument)
         feeds = {n.name: batched(n) for n in node.all_input_nodes if n.name in self.alias}
         compute = self._computed(node, feeds)
         given = {n.name: n for n in node.all_input_nodes}
@@ -240,6 +264,19 @@ class _Builder(Tracer):
         names = self.names(**{n.name: n for n in node.all_input_nodes if n.name in self.constants})
         self.add(node, "opaque", tuple(inputs), shape=shape, attrs=attrs, parameters=names, compute=compute)
 
+    def _unfold(self, node: Any, argument: Any) -> None:
+        """Makes of a value whose first axis is not the batch what torch has, as an operation not known."""
+        axes, shape = self.ordered(argument), shape_of(argument)
+        self.folds = True
+        name = self.formed(node, argument, axes)
+        self.folds = False
+        attrs = {"op": "view", "given": str(shape)}
+        self.views.pop(argument.name)
+        self.add(
+            argument, "opaque", (name,), shape=shape, attrs=attrs, compute=Folded(shape),
+            name=f"{module_path(argument) or argument.name}.folded",
+        )  # fmt: skip
+
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
         if _drops(node) and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
@@ -247,10 +284,25 @@ class _Builder(Tracer):
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
         self.origins[node.name] = (*dict.fromkeys(origins),)
+        read = [n for n in node.all_input_nodes if self.origins[n.name]]
+        if target(node) in MOVES | ELEMENTWISE:
+            sizes = {self.constants[n.name].numel() for n in read}
+            alike = sizes == {getattr(self.constants[node.name], "numel", int)()}
+            if alike and all(n.name in self.rows or self._row(n.name) for n in read):
+                self.rows.add(node.name)
+        if len(read) == 1 and target(node) in MOVES and (places := self.places(read[0].name)) is not None:
+            moved = self._computed(node, {}, {read[0].name: places})()
+            self.moved |= {node.name: moved} if isinstance(moved, Tensor) else {}
 
-    def _computed(self, node: Any, feeds: dict[str, bool]) -> Opaque:
+    def _row(self, name: str) -> bool:
+        """Whether a constant is a parameter of one axis."""
+        return name in self.paths and self.constants[name].dim() == 1
+
+    def _computed(
+        self, node: Any, feeds: dict[str, bool], others: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Opaque:
         try:
-            return Opaque(node, feeds, self.constants)
+            return Opaque(node, feeds, {**self.constants, **others})
         except LookupError as error:
             raise self.unknown(node, f"reads {error.args[0]}, which is not a tensor") from error
 

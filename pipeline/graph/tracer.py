@@ -8,19 +8,21 @@ operation needs the value as torch has it, a reshape or a permute is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import batched, module_path, shape_of, source_line, target
+from paredown.pipeline.graph.aten import batched, module_path, shape_of, source_line, target, unseen
 from paredown.pipeline.graph.graph import Node
 from paredown.pipeline.graph.operations.kinds import KINDS, operation
 from paredown.pipeline.graph.operations.operation import Operation
 from paredown.targets.errors import InputError
 
 Axes = tuple[int, ...]
+SPREAD = -2  # of an axis of a constant: along it values are repeated
 FORM = "(batch, channels, height, width)"
 UNBATCHED = "reads a tensor whose first dim is not the batch"
 
@@ -36,11 +38,16 @@ class Tracer:
         nodes: by name, in running order.
         alias: name in the program -> name of the node.
         views: name in the program -> which axes of the node are the value's, in its order; the others have
-            one element. Not there: the node is the value as torch has it.
+            one element. Axes of the value that are one axis of the node have its number all: they follow each
+            other there. Where 0 is not first, the value's first axis is not the batch: the node has that too.
+            Not there: the node is the value as torch has it.
         sources: name in the program -> a node and its axes, from which a permuted value was made.
-        rows: name of a node that holds steps along its last axis -> of each step, the tensors (1, channels)
-            that it is made of.
+        stepped: name of a node that holds steps along its last axis -> of each step, the tensors
+            (1, channels) that it is made of.
+        rows: constants that are computed place by place from parameters of one axis.
+        moved: name of a constant -> where its values are in the one parameter that they are moved from.
         pointwise: whether the operation that is being traced is: see `Traced`.
+        folds: the same.
     """
 
     exported: torch.export.ExportedProgram
@@ -51,8 +58,11 @@ class Tracer:
     alias: dict[str, str]
     views: dict[str, Axes]
     sources: dict[str, tuple[str, Axes]]
-    rows: dict[str, tuple[tuple[str, ...], ...]]
+    stepped: dict[str, tuple[tuple[str, ...], ...]]
+    rows: set[str]
+    moved: dict[str, Tensor]
     pointwise: bool
+    folds: bool
     _made: dict[tuple[str, Axes], str]
 
     def add(
@@ -80,7 +90,7 @@ class Tracer:
         """
         if shape is None:
             shape = (
-                _unseen(shape_of(node), self.views[node.name]) if node.name in self.views else shape_of(node)
+                unseen(shape_of(node), self.views[node.name]) if node.name in self.views else shape_of(node)
             )
         made = self._put(node, kind, inputs, shape, name or module_path(node) or node.name, **fields)
         self.alias[node.name] = made
@@ -105,7 +115,7 @@ class Tracer:
     def skip(self, node: Any) -> None:
         """Leaves an ATen node out: it makes what it reads."""
         argument = node.args[0]
-        self._check(node, argument)
+        self.check(node, argument)
         self.alias[node.name] = self.alias[argument.name]
         if argument.name in self.views:
             self.views[node.name] = self.views[argument.name]
@@ -139,18 +149,27 @@ class Tracer:
 
         A pointwise operation gets it in whatever form it is held, the same for all that it reads.
         """
-        self._check(node, argument)
+        self.check(node, argument)
         axes = self._common(node) if self.pointwise else None
         if axes is None:
             return self.native(node, argument)
         self.views[node.name] = axes
         return self._viewed_as(node, argument, axes)
 
-    def _check(self, node: Any, argument: Any) -> None:
+    def check(self, node: Any, argument: Any) -> None:
+        """Raises the error that the operation being traced cannot read an argument, if so."""
         if getattr(argument, "name", "") not in self.alias:
             raise self.unknown(node, "reads a constant or a value that is not a tensor")
-        if not batched(argument) and not self.reordered(argument):
+        known = (
+            self.folds or self.views[argument.name][0] == 0 if self.folded(argument) else batched(argument)
+        )
+        if not known:
             raise self.unknown(node, UNBATCHED)
+
+    def folded(self, argument: Any) -> bool:
+        """Whether a value is held by a node that has other axes: see `views`."""
+        axes = self.views.get(getattr(argument, "name", ""), (0,))
+        return axes[0] != 0 or len(set(axes)) < len(axes)
 
     # -- forms of a value ----------------------------------------------------------------------------------
 
@@ -166,19 +185,32 @@ class Tracer:
             The name of a node (1, channels, height, width), height one where there are three axes.
         """
         argument = node.args[index]
-        self._check(node, argument)
+        self.check(node, argument)
         rank = len(shape_of(argument))
-        if rank not in {3, 4}:
+        if rank not in {3, 4} and not (self.folds and rank > 1):
             raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
         name, axes = self.held(argument)
-        if len(self.nodes[name].shape) != 4 or axes[channels] != 1:
-            places, named = iter(range(6 - rank, 4)), {axes.index(0): 0, channels: 1}
-            axes = tuple(named[axis] if axis in named else next(places) for axis in range(rank))
+        apart = axes.count(1) == 1 if self.folds else len(set(axes)) == len(axes)
+        if len(self.nodes[name].shape) != 4 or axes[channels] != 1 or not apart:
+            axes = self.spread(argument, channels)
             name = self._viewed_as(node, argument, axes)
         self.views.pop(node.name, None)
         if axes != (0, 1, 2, 3):
             self.views[node.name] = axes
         return name
+
+    def spread(self, argument: Any, channels: int) -> Axes:
+        """The axes of a map in which a value has one of its own as channels, the others in their order."""
+        shape = shape_of(argument)
+        others = [i for i in range(0 if shape[0] > 1 else 1, len(shape)) if i != channels]
+        places = dict.fromkeys(others[:-1], 2) | dict.fromkeys(others[-1:], 3)
+        return tuple(1 if i == channels else places.get(i, 0) for i in range(len(shape)))
+
+    def ordered(self, argument: Any) -> Axes:
+        """The axes of a node that has the batch first, and then a value's axes in their order."""
+        (_, axes), shape = self.held(argument), shape_of(argument)
+        places = iter(range(1, len(axes) + 1))
+        return tuple(0 if axis == 0 and shape[i] == 1 else next(places) for i, axis in enumerate(axes))
 
     def windowed(self, node: Any) -> str:
         """The map over which an ATen convolution or pool goes: `map`, and no other number of axes."""
@@ -189,7 +221,7 @@ class Tracer:
 
     def formed(self, node: Any, argument: Any, axes: Axes) -> str:
         """The node of which these axes are an argument's, in its order; made where there is none."""
-        self._check(node, argument)
+        self.check(node, argument)
         return self._viewed_as(node, argument, axes)
 
     def drop(self, node: Any, name: str, keep: bool) -> None:
@@ -224,9 +256,9 @@ class Tracer:
             Whether that is what it picks.
         """
         name, axes = self.held(node.args[0])
-        if name not in self.rows or axes[dim] != 3 or [a for a in axes if a != 3] != [0, 1]:
+        if name not in self.stepped or axes[dim] != 3 or [a for a in axes if a != 3] != [0, 1]:
             return False
-        parts = self.rows[name][index]
+        parts = self.stepped[name][index]
         if len(parts) == 1:
             self.alias[node.name] = parts[0]
         else:
@@ -237,24 +269,31 @@ class Tracer:
         """Whether there is a node that has a value as torch has it."""
         return getattr(argument, "name", "") not in self.views
 
-    def reordered(self, argument: Any) -> bool:
-        """Whether a value is held in a form whose batch is another of its axes than the first."""
-        return self.views.get(getattr(argument, "name", ""), (0,))[0] != 0
-
     def axis(self, node: Any, dim: int) -> int:
         """Which axis of its node an axis of what an ATen node makes is."""
-        return self.views[node.name][dim] if node.name in self.views else dim
+        axes = self.views.get(node.name)
+        if axes and axes.count(axes[dim]) > 1:
+            raise self.unknown(node, "works along an axis that is one with another; reshape after it")
+        return axes[dim] if axes else dim
 
     def native(self, node: Any, argument: Any) -> str:
         """The node that has a value as torch has it."""
         if argument.name not in self.views:
             return self.alias[argument.name]
+        if self.views[argument.name][0] != 0:
+            raise self.unknown(node, "reads a tensor whose first dim is not the batch")
         return self._viewed_as(node, argument, tuple(range(len(shape_of(argument)))))
 
     def _common(self, node: Any) -> Axes | None:
         """The form in which a pointwise operation reads and makes its values; None for torch's."""
         read = [a for a in node.all_input_nodes if a.name in self.alias]
         rank = len(shape_of(node))
+        if any(self.folded(a) for a in read):
+            shapes = {shape_of(a) for a in read}
+            if len(shapes) > 1 or len(next(iter(shapes))) != rank:
+                raise self.unknown(node, f"joins {sorted(shapes)}; alike where the batch is not first")
+            found = [(axes, len(self.nodes[name].shape)) for name, axes in map(self.held, read)]
+            return min(found, key=lambda form: form[1] != 4)[0]
         if any(len(shape_of(a)) != rank for a in read) or not 3 <= rank <= 4:
             return None
         forms = (axes for a in read for name, axes in [self.held(a)] if len(self.nodes[name].shape) == 4)
@@ -266,17 +305,39 @@ class Tracer:
         if argument.name not in self.views and axes == tuple(range(len(self.nodes[alias].shape))):
             return alias
         name, have = self.held(argument)
-        if have.index(0) != axes.index(0):
-            raise self.unknown(node, UNBATCHED)
-        shape = _unseen(shape_of(argument), axes)
+        shape = unseen(shape_of(argument), axes)
         if have == axes and self.nodes[name].shape == shape:
             return name
         key = (argument.name, axes)
         if self._made.get(key, "") not in self.nodes:
-            self._made[key] = self._moved(node, name, have, axes, shape)
+            merged = any(len(set(each)) < len(each) for each in (have, axes))
+            move = self._refolded if merged or have[0] or axes[0] else self._moved
+            sizes = shape_of(argument)
+            self._made[key] = move(node, name, have, axes, shape, sizes)
         return self._made[key]
 
-    def _moved(self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...]) -> str:
+    def _refolded(
+        self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...], sizes: tuple[int, ...]
+    ) -> str:
+        """A reshape, a permute and a reshape, as far as they are needed."""
+        where, before = module_path(node) or node.name, self.nodes[name].shape
+        # Not by their sizes: a thinner network shall be traced alike.
+        long = [i for i, size in enumerate(sizes) if size > 1 or (have[i] and axes[i])]
+        old, new = (sorted(long, key=lambda i: (form[i], i)) for form in (have, axes))  # noqa: B023
+        if old != new:
+            split = (1, *(sizes[i] for i in old))
+            if before != split:
+                name = self._put(node, "reshape", (name,), split, f"{where}.split", attrs={"shape": split})
+            dims = (0, *(1 + old.index(i) for i in new))
+            before = tuple(split[dim] for dim in dims)
+            name = self._put(node, "permute", (name,), before, f"{where}.move", attrs={"dims": dims})
+        if before == shape:
+            return name
+        return self._put(node, "reshape", (name,), shape, f"{where}.map", attrs={"shape": shape})
+
+    def _moved(
+        self, node: Any, name: str, have: Axes, axes: Axes, shape: tuple[int, ...], _: tuple[int, ...]
+    ) -> str:
         """A permute and a reshape, as far as they are needed."""
         where = module_path(node) or node.name
         before = self.nodes[name].shape
@@ -331,20 +392,37 @@ class Tracer:
             feed = before.inputs[0]
         self.add(node, "affine", (feed,), attrs={"scale": scale, "shift": shift})
 
-    def fixed(self, node: Any, given: Any, value: Tensor) -> str:
+    def fixed(self, node: Any, given: Any, formed: Callable[[Tensor], Tensor]) -> str:
         """Adds a node that holds a constant.
 
         Args:
             node: of the exported program.
             given: its argument that the constant is, or is made of.
-            value: with the batch of one first.
+            formed: makes of the argument what the node holds, the batch of one first: only moves, or repeats.
         """
+        constant = self.constants[given.name]
+        value, spots = formed(constant), formed(torch.arange(constant.numel()).reshape(constant.shape))
         names = {f"computed value {i}": path for i, path in enumerate(self.origins[given.name] or ("",))}
+        axes = [SPREAD if _repeats(spots, dim) else -1 for dim in range(spots.dim())]
+        if (places := self.places(given.name)) is not None:
+            parameter = self.origins[given.name][0]
+            found = _axes_of(formed(places), self.exported.state_dict[parameter].shape)
+            axes = [max(pair) if pair[1] >= 0 else pair[0] for pair in zip(axes, found, strict=True)]
+            names = {"value": parameter} if max(axes) >= 0 else names
+        attrs = {"axes": tuple(axes)} if set(axes) != {-1} else {}
         return self.add(
             node, "constant", (next(iter(self.nodes)),), shape=tuple(value.shape),
             name=f"{module_path(node) or node.name}.constant", value=value.detach().float().contiguous(),
-            parameters=names,
+            parameters=names, attrs=attrs,
         )  # fmt: skip
+
+    def places(self, name: str) -> Tensor | None:
+        """Of a constant that only moves the values of one parameter: where in it each of them is."""
+        if name in self.paths:
+            parameter = self.exported.state_dict.get(self.paths[name])
+            same = parameter is not None and parameter.shape == self.constants[name].shape
+            return torch.arange(self.constants[name].numel()).reshape(parameter.shape) if same else None
+        return self.moved.get(name)
 
     def readers(self, name: str) -> int:
         """How many operations of the program read a node of ours."""
@@ -361,9 +439,19 @@ class Tracer:
         return sum(len(alias.users) for alias in aliases) == len(aliases)
 
 
-def _unseen(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-    """The shape of a node of which these axes have this shape."""
-    found = [1] * max(4 if len(axes) == 3 and axes != (0, 1, 2) else 0, max(axes) + 1)
-    for axis, size in zip(axes, shape, strict=True):
-        found[axis] = size
+def _repeats(places: Tensor, dim: int) -> bool:
+    """Whether a view has the same values along an axis, or in each of its parts, as all heads of a window."""
+    rows = places.movedim(dim, 0).flatten(1)
+    run = int((rows == rows[:1]).all(1).long().cumprod(0).sum())
+    return run > 1 and len(rows) % run == 0 and torch.equal(rows, rows[::run].repeat_interleave(run, 0))
+
+
+def _axes_of(places: Tensor, shape: tuple[int, ...]) -> Axes:
+    """For each axis of a view that of the parameter whose places it has, in order; -1 where there is none."""
+    found = [-1] * places.dim()
+    for axis, spots in enumerate(torch.unravel_index(places, shape)):
+        for dim, size in enumerate(places.shape):
+            row = torch.arange(size).reshape(*[1] * dim, -1, *[1] * (places.dim() - dim - 1))
+            if size == shape[axis] > 1 and bool((spots == row).all()):
+                found[dim] = axis
     return tuple(found)

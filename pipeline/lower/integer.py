@@ -38,7 +38,9 @@ from paredown.targets.runners.expand import (
 
 WeightMethod = Literal["minmax", "mse"]
 #: Attributes that mean nothing once there are codes.
-FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels"})
+FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels", "axes"})
+#: So far below all others a value is nothing behind a softmax: e to the -12 of them.
+NOTHING = 12.0
 #: A bias beyond this would leave the accumulator no room.
 LARGEST_BIAS = 2**30
 
@@ -266,6 +268,28 @@ def quantize(
     return IntegerGraph(tuple(result.values()), graph.outputs)
 
 
+def _without_masked(
+    nodes: Sequence[Node], ranges: Mapping[str, tuple[float, float]]
+) -> Mapping[str, tuple[float, float]]:
+    """The ranges without the large negative numbers by which a mask leaves places out of a softmax.
+
+    With them the scores beside would have a few codes. Saturated, such a place is as good as left out.
+    """
+    found, named = dict(ranges), {node.name: node for node in nodes}
+    for total in nodes:
+        readers = [node for node in nodes if total.name in node.inputs]
+        if total.kind != "add" or not readers or not all(operation(n.kind).ignores_low for n in readers):
+            continue
+        for scores, mask in (total.inputs, total.inputs[::-1]):
+            value = named[mask].value
+            if value is None or value.min() > -NOTHING or not {scores, total.name} <= ranges.keys():
+                continue
+            added = value[value > -NOTHING].clamp(max=0).min() if bool((value > -NOTHING).any()) else 0
+            low, high = ranges[total.name]
+            found[total.name] = (max(low, ranges[scores][0] + float(added) - NOTHING), high)
+    return found
+
+
 def tensor_scales(
     nodes: list[tuple[Node, str]],
     ranges: Mapping[str, tuple[float, float]],
@@ -274,6 +298,7 @@ def tensor_scales(
 ) -> dict[str, Affine]:
     """One scale per set of tensors that must share it, from the union of their ranges."""
     plain = [node for node, _ in nodes]
+    ranges = _without_masked(plain, ranges)
     find = same_scale(plain, scales_apart(plain, {**ranges, plain[0].name: input_range}))
     low: dict[str, float] = {}
     high: dict[str, float] = {}

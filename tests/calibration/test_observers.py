@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from paredown.calibration.observers import (
     MSE,
     SMALLEST_SCALE,
+    SMALLEST_STEP,
     MinMax,
     Percentile,
     activation_qparams,
@@ -187,7 +188,7 @@ def test_qparams_represent_zero_exactly_and_the_ends_nearly(a, b):
     lo, hi = min(a, b), max(a, b)
     scale, zero_point = activation_qparams(lo, hi)
     assert -128 <= zero_point <= 127 and isinstance(zero_point, int)
-    assert scale >= SMALLEST_SCALE and scale == float(np.float32(scale))
+    assert scale >= SMALLEST_STEP and scale == float(np.float32(scale))
     ends = np.array([min(lo, 0), 0.0, max(hi, 0)])
     got = fake_quantize(ends, lo, hi)
     assert got[1] == 0
@@ -202,6 +203,7 @@ def test_qparams_represent_zero_exactly_and_the_ends_nearly(a, b):
         (-255, 0, (1.0, 127)),
         (51, 255, (1.0, -128)),  # widened to zero
         (0, 0, (SMALLEST_SCALE, -128)),
+        (0, 2.55e-9, (float(np.float32(1e-11)), -128)),
     ],
 )
 def test_qparams_by_hand(lo, hi, want):
@@ -215,12 +217,13 @@ def test_qparams_are_torchs(lo, hi):
     from torch.ao.quantization.observer import MinMaxObserver
 
     observer = MinMaxObserver(
-        dtype=torch.qint8, qscheme=torch.per_tensor_affine, quant_min=-128, quant_max=127
-    )
+        dtype=torch.qint8, qscheme=torch.per_tensor_affine, quant_min=-128, quant_max=127,
+        eps=SMALLEST_STEP if np.float32(lo) < np.float32(hi) else SMALLEST_SCALE,
+    )  # fmt: skip
     observer(torch.tensor([lo, hi], dtype=torch.float32))
     scale, zero_point = observer.calculate_qparams()
     got = activation_qparams(float(np.float32(lo)), float(np.float32(hi)))
-    assert got[0] == pytest.approx(float(scale), rel=1e-6)
+    assert got[0] == pytest.approx(float(scale), rel=1e-6, abs=0)
     assert abs(got[1] - int(zero_point)) <= 1  # torch computes in float32: ties may fall to the other side
 
 

@@ -109,6 +109,19 @@ def assert_cut(net: nn.Module, shape: tuple[int, ...], seeds: int = 3) -> dict[s
     return {group.name: group for group in groups}
 
 
+def assert_thinner(net: nn.Module, shape: tuple[int, ...], seeds: int = 3) -> dict[str, Group]:
+    """Mask, thin and cut agree, where what is left computes otherwise: norms count it. Gives the groups."""
+    graph = trace(net.eval(), shape)
+    groups, x = couple(graph), images(shape, 1, 5)
+    assert any(not group.locked for group in groups)
+    for seed in range(seeds):
+        kept = choose(groups, seed)
+        expected = graph_outputs(mask(graph, groups, kept), x)
+        assert_near(graph_outputs(thin(graph, groups, kept), x), expected)
+        assert_near(outputs(cut(net, graph, groups, kept), x), expected)
+    return {group.name: group for group in groups}
+
+
 def codes_of(graph: IntegerGraph, codes: NDArray[np.int8] = ALL) -> NDArray[np.int8]:
     """The reference's output."""
     return reference.predict(graph, codes)[0]

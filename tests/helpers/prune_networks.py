@@ -100,7 +100,10 @@ def masked(net: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) ->
 
         def hook(module: nn.Module, inputs: object, output: Tensor, channels: list[int] = channels) -> Tensor:
             output = output.clone()
-            output[:, channels] = 0
+            if isinstance(module, nn.Linear):  # its features are last
+                output[..., channels] = 0
+            else:
+                output[:, channels] = 0
             return output
 
         twin.get_submodule(last.rpartition(".")[0]).register_forward_hook(hook)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step
+from paredown.pipeline.compress.coupling.reshapes import Chain, Shape, chains, legal_step, unit_axes
 from paredown.pipeline.graph.alike import ALIKE, BESIDE
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
@@ -31,7 +31,7 @@ Labels = NDArray[np.int64]
 Side = Literal["out", "in"]
 MAX_WAYS = 64  # in which a chain's slices are tied on trial
 #: Roles of parameters that hold a number per channel of a layer, or serve all of its channels alike.
-OWN = frozenset({"weight", "bn_mean", "slope", "shared slope", "factor", "shift"})
+OWN = frozenset({"weight", "bn_mean", "slope", "shared slope", "factor", "shift", "row 0"})
 NOT_OWN = "has a weight or bias that is no parameter of its own at"
 Role = tuple[str, Side, int]  # a node, its side, and how many channels of a unit are there
 
@@ -44,11 +44,13 @@ class Member:
         node: a conv2d or linear node of the graph.
         side: channels of its output, or of the tensor that it reads.
         channels: unit -> the channels of that side that belong to it.
+        carried: the node has no weights: see `Group.carriers`.
     """
 
     node: str
     side: Side
     channels: tuple[tuple[int, ...], ...]
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Group:
         return tuple(member for member in self.members if member.side == "out")
 
     @property
+    def carriers(self) -> tuple[Member, ...]:
+        """What has no weights and yet must know which of its channels are gone: norms, constants."""
+        return tuple(member for member in self.members if member.carried)
+
+    @property
     def channels(self) -> int:
         """Channels of the first layer that makes them."""
         return sum(len(unit) for unit in self.makers[0].channels)
@@ -103,21 +110,25 @@ class Flow:
 
     Attributes:
         labels: node -> labels of its channels (C,), or of all its values where channels were taken apart.
+        axes: node -> the dim of its output along which its units are: see `unit_axes`.
         chains: the reshapes and permutes.
         sides: (layer, side) -> the labels of its channels there.
         shares: layer -> the layer before it whose parameters it reads.
+        carried: those of `sides` that have no weights.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.labels: dict[str, Labels] = {}
-        self.chains = chains(graph)
+        self.axes = unit_axes(graph)
+        self.chains = chains(graph, self.axes)
         self.sides: dict[tuple[str, Side], Labels] = {}
         self._parent: list[int] = []
         self._reason: dict[int, str] = {}
         self._users: dict[str, Node] = {}  # parameter -> the first node that reads it
         self._beside: dict[str, Labels] = {}  # see `BESIDE`
         self.shares: dict[str, str] = {}
+        self.carried: set[tuple[str, Side]] = set()
         self._never_zero: set[str] = set()
         for node in graph:
             self.labels[node.name] = operation(node.kind).follow(self, node)
@@ -138,7 +149,10 @@ class Flow:
             if any(never) and int(node.attrs.get("groups", 1)) < node.shape[1]:
                 reason = f"is read by {_place(node)} behind an operation that makes no zero of zero"
                 self.lock(self.sides[node.name, "in"], reason)
-        elif (all(never) if node.kind == "mul" else any(never)) and never:
+        elif node.kind == "constant":
+            if (node.name, "in") not in self.sides and not kind.from_zero(node):
+                self._never_zero.add(node.name)
+        elif (all(never) if kind.multiplies else any(never)) and never:
             self._never_zero.add(node.name)
         elif node.inputs and not kind.from_zero(node):
             self._never_zero.add(node.name)
@@ -182,11 +196,11 @@ class Flow:
             self._reason.setdefault(self.root(int(atom)), reason)
 
     def channels(self, name: str) -> Labels:
-        """The labels of a tensor's channels (C,); what shares a channel is tied."""
+        """The labels of a tensor's channels (C,), or of its heads; what shares one is tied."""
         labels = self.labels[name]
         if labels.ndim == 1:
             return labels
-        rows = labels.reshape(labels.shape[1], -1) if labels.ndim > 1 else labels[:, None]
+        rows = np.moveaxis(labels, self.axes[name], 0).reshape(labels.shape[self.axes[name]], -1)
         if not (rows == rows[:, :1]).all():
             for row in rows:
                 self._tie_all(row)
@@ -197,7 +211,10 @@ class Flow:
         labels, shape = self.labels[name], self.graph[name].shape
         if labels.ndim > 1:
             return labels
-        return np.broadcast_to(labels.reshape(1, -1, *[1] * (len(shape) - 2)), shape)
+        spread = [1] * len(shape)
+        if len(shape) > 1:
+            spread[self.axes[name]] = -1
+        return np.broadcast_to(labels.reshape(spread), shape)
 
     # -- operations ----------------------------------------------------------------------------------------
 
@@ -221,12 +238,42 @@ class Flow:
                 self._share(first, node, role)
         return made
 
+    def carry(self, node: Node, labels: Labels, parameter: str = "") -> None:
+        """Says that a node without weights has these channels, and loses them with the group.
+
+        Args:
+            node: a norm, or a constant.
+            labels: of its channels.
+            parameter: that it is a view of, which has these channels too.
+        """
+        self.sides[node.name, "in"] = labels
+        self.carried.add((node.name, "in"))
+        first = self._users.setdefault(parameter, node) if parameter else node
+        if first is node:
+            return
+        other = self.sides.get((first.name, "in"))
+        alike = first.kind == node.kind and other is not None and len(other) == len(labels)
+        if alike and first.attrs["axes"][self.axes[first.name]] == node.attrs["axes"][self.axes[node.name]]:
+            assert other is not None
+            self.tie(other, labels)
+            return
+        for each in (other, self.sides.get((first.name, "out")), labels):
+            if each is not None:
+                self.lock(each, f"shares a parameter with {_place(first)}")
+
+    def positions(self, labels: Labels, groups: int) -> None:
+        """Ties the channels at the same position of each of some groups of channels."""
+        first, *others = labels.reshape(groups, -1)
+        for other in others:
+            self.tie(first, other)
+
     def _share(self, first: Node, node: Node, role: str) -> None:
         """Ties two layers that read one parameter."""
         self.shares.setdefault(node.name, first.name)
         for side in ("out", "in") if role == "weight" else ("out",):
             one, other = self.sides.get((first.name, side)), self.sides[node.name, side]
-            if one is not None and len(one) == len(other) and role in first.parameters:
+            known = role in first.parameters or (role.startswith("row ") and "row 0" in first.parameters)
+            if one is not None and len(one) == len(other) and known:
                 self.tie(one, other)
                 continue
             for labels in (one, other):
@@ -349,7 +396,8 @@ class Flow:
 
         units = sorted(units, key=lambda u: channels(u, first))
         members = tuple(
-            Member(name, side, tuple(channels(u, (name, side)) for u in units)) for name, side in sides
+            Member(name, side, tuple(channels(u, (name, side)) for u in units), (name, side) in self.carried)
+            for name, side in sides
         )
         reasons = [self._reason[u] for u in units if u in self._reason]
         return Group(

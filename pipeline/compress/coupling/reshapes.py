@@ -1,6 +1,7 @@
 """Chains of reshapes and permutes: which thinner shapes put every value where it belongs (our design).
 
 A chain starts at a tensor whose dim 1 is channels and ends where an operation takes dim 1 as channels again.
+Between the products of an attention the units are its heads, in dim 2: `unit_axes` says where.
 When channels go, the reshapes between need other numbers. They are searched for, and proved value by value:
 the numbers of the values that are left must come out of the thinner chain as they come out of the whole one.
 Height and width are taken to stay: forward() reads them from a shape, and no channel changes them.
@@ -8,7 +9,7 @@ Height and width are taken to stay: forward() reads them from a shape, and no ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, prod
@@ -37,6 +38,7 @@ class Chain:
         ends: names of those whose dim 1 is read as channels.
         values: where every value of the source is, by name of the node: numbers in the node's shape.
         dims: of each reshape, those that may become smaller.
+        axes: the dim along which the units of the source and of each end are.
     """
 
     source: Node
@@ -44,6 +46,7 @@ class Chain:
     ends: tuple[str, ...]
     values: Mapping[str, Values]
     dims: Mapping[str, tuple[int, ...]]
+    axes: Mapping[str, int]
 
     def shapes(
         self, left: Sequence[int], ends: Mapping[str, Sequence[int]], given: Mapping[str, Shape]
@@ -58,7 +61,7 @@ class Chain:
         Returns:
             Name to shape, batch of one first; None where no shapes are right.
         """
-        wanted = {name: self.values[name][:, list(channels)] for name, channels in ends.items()}
+        wanted = {name: self._some(name, channels) for name, channels in ends.items()}
         tries = iter(range(MAX_TRIES))
 
         def solve(index: int, values: Mapping[str, Values]) -> dict[str, Shape] | None:
@@ -78,10 +81,77 @@ class Chain:
                     return {node.name: tuple(value.shape), **rest}
             return None
 
-        return solve(0, {self.source.name: self.values[self.source.name][:, list(left)]})
+        return solve(0, {self.source.name: self._some(self.source.name, left)})
+
+    def _some(self, name: str, units: Sequence[int]) -> Values:
+        return self.values[name].take(list(units), self.axes[name])
 
 
-def chains(graph: Graph) -> tuple[Chain, ...]:
+def unit_axes(graph: Graph) -> dict[str, int]:
+    """The dim of every tensor along which its units are.
+
+    It is 1 where they are channels of a map, 2 where they are the heads of an attention, and any other where
+    forward() moves them there and works on single values, as on (1, length, features). Where two that belong
+    together disagree it is 1, which ties all that share a place there.
+    """
+    plain: set[str] = set()
+    while True:
+        axes, wrong = _unit_axes(graph, plain)
+        if wrong <= plain:
+            return axes
+        plain |= wrong
+
+
+def _unit_axes(graph: Graph, plain: set[str]) -> tuple[dict[str, int], set[str]]:
+    """The dims where these have 1, and others that must have 1 too."""
+    nodes = {node.name: node for node in graph}
+    own = {name: 1 if name in plain else operation(n.kind).along(n) for name, n in nodes.items()}
+    wanted: dict[str, set[int]] = {name: set() for name in nodes}
+    for node in reversed(graph.nodes):
+        if not (operation(node.kind).moves or node.kind == "constant"):
+            for feed in node.inputs:
+                wanted[feed] |= {own[node.name] or 0} - {0} or wanted[node.name]
+    axes: dict[str, int] = {}
+    places: dict[str, Values] = {}  # of what is moved: the unit of each value
+    for node in graph:
+        if operation(node.kind).moves:
+            (feed,) = node.inputs
+            if feed not in places:
+                places[feed] = _along(nodes[feed].shape, axes[feed])
+            places[node.name] = operation(node.kind).moved(node, places[feed])
+            asked = wanted[node.name] or {_only(places[node.name])}
+            axes[node.name] = asked.pop() if len(asked) == 1 and node.name not in plain else 1
+        elif node.kind != "constant":
+            feeds = [name for name in node.inputs if nodes[name].kind != "constant"]
+            axes[node.name] = own[node.name] or next((axes[name] for name in feeds), 1)
+    for node in graph:
+        for feed in node.inputs if not operation(node.kind).moves and node.kind != "constant" else ():
+            if nodes[feed].kind == "constant":
+                axes.setdefault(feed, own[node.name] or axes[node.name])
+    wrong: set[str] = set()
+    for node in graph:
+        for feed in node.inputs if not operation(node.kind).moves and node.kind != "constant" else ():
+            if axes[feed] != (own[node.name] or axes[node.name]):
+                wrong |= {node.name, feed}
+                while own[feed] is None and nodes[feed].inputs and not operation(nodes[feed].kind).moves:
+                    feed = nodes[feed].inputs[0]
+                    wrong.add(feed)
+    return axes, wrong
+
+
+def _along(shape: Shape, axis: int) -> Values:
+    """For every value of a tensor its place along an axis."""
+    row = np.arange(shape[axis] if len(shape) > axis else 1, dtype=np.int64)
+    return np.broadcast_to(row.reshape([-1 if dim == axis else 1 for dim in range(len(shape))]), shape)
+
+
+def _only(units: Values) -> int:
+    """The dim along which alone the unit changes; 1 where there are several."""
+    found = [dim for dim in range(1, units.ndim) if not (units == units.take([0], dim)).all()]
+    return found[0] if len(found) == 1 else 1
+
+
+def chains(graph: Graph, axes: Mapping[str, int]) -> tuple[Chain, ...]:
     """The chains of a graph, in running order."""
     nodes = {node.name: node for node in graph}
     source: dict[str, str] = {}
@@ -92,25 +162,32 @@ def chains(graph: Graph) -> tuple[Chain, ...]:
             source[node.name] = source.get(feed, feed)
             members.setdefault(source[node.name], []).append(node)
     read = {i for node in graph if not operation(node.kind).moves for i in node.inputs} | set(graph.outputs)
-    return tuple(_chain(nodes[name], found, read) for name, found in members.items())
+    return tuple(_chain(nodes[name], found, read, axes) for name, found in members.items())
 
 
-def _chain(source: Node, nodes: Sequence[Node], read: set[str]) -> Chain:
+def _chain(source: Node, nodes: Sequence[Node], read: set[str], axes: Mapping[str, int]) -> Chain:
     values = {source.name: np.arange(prod(source.shape), dtype=np.int64).reshape(source.shape)}
-    pixels = {source.name: source.shape[2:]}  # how long the dims of each tensor are that hold no channels
     ends = tuple(node.name for node in nodes if node.name in read)
+    axis, shape = axes[source.name], source.shape
+    pixels = {source.name: (*shape[1:axis], *shape[axis + 1 :])}  # how long the dims are that hold no units
+    heads = any(axes[name] != 1 for name in (source.name, *ends))
     dims: dict[str, Shape] = {}
     for node in nodes:
         (feed,) = node.inputs
         values[node.name] = operation(node.kind).moved(node, values[feed])
         pixels[node.name] = pixels[feed]
         if node.kind == "reshape":
-            found = _dims(values[node.name] // prod(source.shape[2:]), pixels[feed])
+            units = np.unravel_index(values[node.name], shape)[axis]
+            found = _dims(units, pixels[feed])
             pixels[node.name] = tuple(n for d, n in enumerate(node.shape) if d and d not in found)
-            longest = max((node.shape[dim] for dim in found), default=0)
-            inner = tuple(sorted((dim for dim in found if node.shape[dim] == longest), reverse=True))
-            dims[node.name] = (1,) if node.name in ends else inner
-    return Chain(source, tuple(nodes), ends, values, dims)
+            inner = sorted(found, reverse=True) if heads else _longest(node, found)
+            dims[node.name] = (axes[node.name],) if node.name in ends else tuple(inner)
+    return Chain(source, tuple(nodes), ends, values, dims, {n: axes[n] for n in (source.name, *ends)})
+
+
+def _longest(node: Node, found: Iterable[int]) -> list[int]:
+    longest = max((node.shape[dim] for dim in found), default=0)
+    return sorted((dim for dim in found if node.shape[dim] == longest), reverse=True)
 
 
 def _dims(channels: Values, pixels: Shape) -> set[int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from paredown.pipeline.compress.coupling.flow import Flow, Group, Kept, Labels
 from paredown.pipeline.compress.coupling.reshapes import Shape
@@ -96,7 +97,11 @@ class Thinner:
             return replace(node, shape=shape, attrs=kind.thinned(node, shape, 1))
         shape = node.shape
         if len(shape) > 1 and node.kind != "opaque":
-            shape = (shape[0], len(self.rows(node.name)), *shape[2:])
+            rows, axis = self.rows(node.name), self.flow.axes[node.name]
+            shape = (*shape[:axis], len(rows), *shape[axis + 1 :])
+            if node.value is not None:
+                value = node.value.index_select(axis, torch.tensor(rows)).contiguous()
+                return replace(node, shape=shape, value=value)
         if node.weight is None or node.bias is None:
             return replace(node, shape=shape, attrs=kind.thinned(node, shape, 1))
         part = self.part(node)

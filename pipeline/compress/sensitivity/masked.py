@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.pipeline.compress.coupling.flow import Group
+from paredown.pipeline.compress.coupling.reshapes import unit_axes
 from paredown.pipeline.compress.sensitivity.forward import Conv, Engine, Op, Values, compute, last
 from paredown.pipeline.graph.graph import Node
 from paredown.pipeline.graph.operations.kinds import operation
@@ -75,7 +76,9 @@ class Variant:
         """
         self._engine = engine
         gone = set(range(group.units)) - set(units)
-        self._gone = {m.node: {c for u in gone for c in m.channels[u]} for m in group.makers}
+        changed = (*group.makers, *group.carriers)
+        self._gone = {m.node: {c for u in gone for c in m.channels[u]} for m in changed}
+        self._axes = unit_axes(engine.graph)
         self.bytes = 0
         removed: dict[str, Live] = {}
         self._sliced = removed
@@ -163,6 +166,8 @@ class Variant:
     def _plan_whole(self, op: Op) -> State:
         """With its zeros: what moves values between channels, or may add in another order with fewer."""
         node = op.node
+        if gone := sorted(self._gone.get(node.name, ())):
+            node = operation(node.kind).masked(node, gone, self._axes[node.name])
         reads = [self._use(name, whole=True) for name in op.reads]
         self._step(op.name, reads, lambda *x: compute(node, *x))
         return State(True, None)

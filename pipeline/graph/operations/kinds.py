@@ -25,7 +25,12 @@ from paredown.pipeline.graph.operations.moving.pad import Pad
 from paredown.pipeline.graph.operations.moving.permute import Permute
 from paredown.pipeline.graph.operations.moving.reshape import Reshape
 from paredown.pipeline.graph.operations.moving.resize import Resize
-from paredown.pipeline.graph.operations.moving.shuffle import ChannelShuffle, PixelShuffle, PixelUnshuffle
+from paredown.pipeline.graph.operations.moving.shuffle import (
+    ChannelShuffle,
+    PixelShuffle,
+    PixelUnshuffle,
+    Roll,
+)
 from paredown.pipeline.graph.operations.moving.slice import GetItem, Slice, Split
 from paredown.pipeline.graph.operations.operation import Input, Operation, Traced, Unknown
 from paredown.pipeline.graph.operations.pooling.avg_pool2d import AvgPool2d
@@ -83,8 +88,8 @@ OPERATIONS: Mapping[str, Operation] = {
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.
 FOLDED: tuple[Traced, ...] = (
-    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Reduce(),
-    Silu(), Hardswish(), Split(), GetItem(), Recurrent(),
+    BatchNorm(), Identity(), Same(), Dropout(), PixelShuffle(), PixelUnshuffle(), ChannelShuffle(), Roll(),
+    Reduce(), Silu(), Hardswish(), Split(), GetItem(), Recurrent(),
 )  # fmt: skip
 OPAQUE = Unknown()
 

@@ -46,13 +46,13 @@ class Traced:
             place: it may be given maps whose axes are in another order, and 4 of them for 3. A weight per
             channel is not alike in every place. It leaves shapes to `Tracer.add`, and asks `Tracer.axis`
             which axis a number of an axis is.
-        any_order: it may read values whose batch is another axis than the first, as recurrent layers have
-            them.
+        folds: it knows values whose first axis is not the batch, as windows have it that are batched:
+            `Tracer.views`.
     """
 
     aten: ClassVar[tuple[str, ...]] = ()
     pointwise: ClassVar[bool] = False
-    any_order: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
 
     def takes(self, node: Any) -> bool:
         """Whether an ATen node is for this class, where several classes have its name in `aten`.
@@ -89,6 +89,8 @@ class Operation(Traced):
         moves: it only moves values, whatever channel they are of: a reshape or a permute. Such a kind has
             `moved`, `forms` and `thinned`.
         joins: its output is its inputs side by side.
+        ignores_low: what is far below the other values that it reads counts for nothing.
+        multiplies: it makes zero where one of its inputs is zero.
         same_scale: its output has the very codes of its inputs.
         island: it is computed in float, between a dequantize and a quantize, by its ATen operation's name.
         tolerance: codes by which a program may differ from `codes`, on the same inputs.
@@ -111,6 +113,8 @@ class Operation(Traced):
     table: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    ignores_low: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     same_scale: ClassVar[bool] = False
     island: ClassVar[bool] = False
     tolerance: ClassVar[int] = 0
@@ -186,6 +190,29 @@ class Operation(Traced):
         The default is right for what computes every channel for itself: the labels of its first input.
         """
         return flow.channels(node.inputs[0])
+
+    def along(self, node: Node) -> int | None:
+        """The axis of what it reads and makes along which the units of a group are.
+
+        Returns:
+            1 where they are its channels; 2 where they are the heads of an attention; None for the axis in
+            which they are in what it reads.
+        """
+        return None if self.pointwise or self.moves else 1
+
+    def masked(self, node: Node, gone: Sequence[int], axis: int) -> Node:
+        """The node as it is where some of its channels are gone, in the whole shape, with zeros there.
+
+        Args:
+            node: with weights, or of a kind that overrides this.
+            gone: channels of its output.
+            axis: of its output, in which they are.
+        """
+        assert node.weight is not None and node.bias is not None
+        weight, bias = node.weight.clone(), node.bias.clone()
+        weight[list(gone)] = 0
+        bias[list(gone)] = 0
+        return replace(node, weight=weight, bias=bias)
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         """What a node does with the units of a group, for people; empty where there is nothing to say.

@@ -73,13 +73,6 @@ def written_padding(node: Any, feed: Any) -> Literal["VALID", "SAME", "PAD"]:
     return "SAME" if tuple(node.attrs["padding"]) == same else "PAD"
 
 
-def padded_elements(node: IntegerNode, feed: IntegerNode) -> int:
-    """Elements of the input with its padding."""
-    left, right, top, bottom = node.attrs["padding"]
-    _, channels, height, width = feed.shape
-    return channels * (height + top + bottom) * (width + left + right)
-
-
 def far(node: IntegerNode) -> bool:
     """Whether the stride is more than Ethos-U55 takes everywhere."""
     return max(node.attrs["stride"]) > MOST_STRIDE

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Added before the logarithm, so that what is too small for float32 has one: nothing is below e to the -69.
 LEAST = 1e-30
+#: So many times their mean has a code, whatever the calibration saw.
+SPARE = 4
 
 
 class Softmax(Operation):
@@ -38,30 +40,43 @@ class Softmax(Operation):
 
     aten: ClassVar[tuple[str, ...]] = ("softmax", "_softmax")
     kind: ClassVar[str] = "softmax"
+    folds = True
+    ignores_low = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         rank = len(shape_of(node))
         dim = int(arguments(node, None, None)[1]) % rank
-        if dim == 0 or rank not in {2, 3, 4}:
+        flat = rank == 2 and not tracer.folded(node.args[0])
+        if tracer.held(node.args[0])[1][dim] == 0 or rank < 2:
             raise tracer.unknown(node, f"over axis {dim} of {rank} is not known")
-        feed = tracer.feed(node) if rank == 2 else tracer.map(node, channels=dim)
+        feed = tracer.feed(node) if flat else tracer.map(node, channels=dim)
         tracer.add(node, self.kind, (feed,))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].softmax(1)
 
+    def from_zero(self, node: Node) -> bool:
+        return False
+
+    def along(self, node: Node) -> int | None:
+        return None
+
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.channels(node.inputs[0])
+        if flow.axes[node.name] == 2:  # each head has a softmax of its own
+            return labels
         flow.lock(labels, f"passes through {node.name}, where every channel counts for every other")
         return labels
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if read and flow.axes[node.name] == 2:
+            return f"{node.name} carries them, each for itself"
         return f"{node.name} reads them together: locked" if read else ""
 
     def widen(self, node: Node, scales: Scales) -> None:
-        """It can reach one, whatever the calibration saw."""
-        scales.widen(node.name, 1 / 255)
+        """It can reach more than was calibrated: of few values one, of many their mean some times over."""
+        scales.widen(node.name, min(1.0, SPARE / node.shape[1]) / 255)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         x = feeds[0].out.dequantize(inputs[0]).astype(np.float64)
@@ -100,6 +115,7 @@ class LogSoftmax(Softmax):
 
     aten = ("log_softmax", "_log_softmax")
     kind = "log_softmax"
+    ignores_low = False
     keeps_sign = False
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:

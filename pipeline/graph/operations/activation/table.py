@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN, Codes, Operation, clamped
-from paredown.pipeline.graph.operations.placement import EXECUTORCH, LITERT, Rule
+from paredown.pipeline.graph.operations.placement import EXECUTORCH, Rule
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -154,15 +154,6 @@ class Gelu(Table):
 
     aten = ("gelu",)
     builtin = ("GELU", 2)
-    rules = {
-        LITERT: (
-            Rule(
-                lambda *_: True,
-                "XNNPACK in LiteRT has no int8 GELU; TFLite's own kernel does it",
-                "hardswish",
-            ),
-        )
-    }
 
     def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
         if node.kwargs.get("approximate", "none") != "none":
@@ -173,6 +164,7 @@ class Gelu(Table):
         return F.gelu(x)
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
-        source = writer.read(feeds[0], writer.native(node))
-        version = 2 if writer.integer else 1
-        writer.op("GELU", version, [source], writer.result(node), writer.s.GeluOptionsT())
+        """In float32 between codes: XNNPACK's delegate in LiteRT takes no GELU of int8."""
+        source = writer.real(writer.read(feeds[0], writer.native(node)), f"{node.name}/input")
+        with writer.quantized(writer.result(node), f"{node.name}/output") as made:
+            writer.op("GELU", 1, [source], made, writer.s.GeluOptionsT())

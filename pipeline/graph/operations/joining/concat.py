@@ -61,7 +61,7 @@ class Concat(Operation):
         return torch.cat(inputs, node.attrs["dim"])
 
     def follow(self, flow: Flow, node: Node) -> Labels:
-        if node.attrs["dim"] == 1:
+        if node.attrs["dim"] == flow.axes[node.name]:
             return np.concatenate([flow.channels(name) for name in node.inputs])
         first, *others = (flow.channels(name) for name in node.inputs)
         for other in others:

@@ -7,6 +7,7 @@ one pixel. Any other is a node of its own, with its own scale, that an addition 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.aten import laid, shape_of
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.weighted.batch_norm import alone
 
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
 
 
 class Constant(Operation):
-    """No attributes, but a `value`, which may be one number for all channels.
+    """A `value`, which may be one number for all channels.
 
     It reads the network's input, of which it takes the number of images.
+
+    Attributes: axes, for each axis of the value that of the parameter whose places it has, in order; -1 where
+    there is none, -2 where values are repeated along it. Left out where there is none at all.
     """
+
+    def along(self, node: Node) -> int | None:
+        return None
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         assert node.value is not None
@@ -42,11 +49,19 @@ class Constant(Operation):
         return not bool(node.value.any())
 
     def follow(self, flow: Flow, node: Node) -> Labels:
-        labels = flow.new(node.shape[1])
-        if node.value is not None and node.value.numel() == 1:
-            return labels
-        flow.lock(labels, f"meets {node.name}, a constant with a number for every value")
+        axis = flow.axes[node.name]
+        labels = flow.new(node.shape[axis])
+        assert node.value is not None
+        place = node.attrs["axes"][axis] if "axes" in node.attrs else -1
+        if place >= 0:
+            flow.carry(node, labels, node.parameters["value"])
+        elif place == -1 and node.value.numel() > 1:
+            flow.lock(labels, f"meets {node.name}, a constant that is no parameter with these channels")
         return labels
+
+    def masked(self, node: Node, gone: Sequence[int], axis: int) -> Node:
+        assert node.value is not None
+        return replace(node, value=node.value.index_fill(axis, torch.tensor(list(gone)), 0.0))
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         return ""
@@ -90,7 +105,8 @@ def per_channel(tracer: Tracer, node: Any, index: int, given: Any, value: Tensor
     if shape_of(node.args[index]) != shape:
         raise tracer.unknown(node, "spreads a tensor over a constant; expand the tensor before")
     axes = [rank - value.dim() + axis for axis, size in enumerate(value.shape) if size > 1]
-    return axes[0] if len(axes) == 1 and rank in {2, 3, 4} else 0
+    alone = len(axes) == 1 and (rank in {2, 3, 4} or tracer.folded(node.args[index]))
+    return axes[0] if alone and tracer.held(node.args[index])[1][axes[0]] != 0 else 0
 
 
 def scaled(
@@ -116,7 +132,7 @@ def scaled(
     """
     count = shape_of(node)[axis]
     times, plus = (torch.as_tensor(n, dtype=torch.float32).reshape(-1).expand(count) for n in (factor, shift))
-    two = len(shape_of(node)) == 2
+    two = len(shape_of(node)) == 2 and not tracer.folded(node.args[index])
     feed = tracer.feed(node, index) if two else tracer.map(node, index, channels=axis)
     role = "factor" if isinstance(factor, Tensor) else "shift"
     alone(tracer, node, feed, times, plus, _names(tracer, role, given))
@@ -125,6 +141,8 @@ def scaled(
 def _names(tracer: Tracer, role: str, given: Any) -> dict[str, str]:
     """The parameter that a constant is, also where the network gave it more axes."""
     origins = tracer.origins[given.name]
+    if given.name in tracer.rows and len(origins) > 1:
+        return {f"row {i}": path for i, path in enumerate(origins)}
     if len(origins) == 1:
         parameter = tracer.exported.state_dict.get(origins[0])
         value = tracer.constants[given.name]
@@ -148,15 +166,16 @@ def held_constant(tracer: Tracer, node: Any, given: Any, shape: tuple[int, ...] 
     """
     value = _checked(tracer, node, tracer.constants[given.name])
     value = value.expand(shape or value.shape)
-    if value.shape[0] != 1:
+    if value.shape[0] != 1 and tracer.views.get(node.name, (0,))[0] == 0:
         raise tracer.unknown(node, f"reads a constant of {len(value)} images; its batch must be one")
-    if node.name in tracer.views:
-        axes = tracer.views[node.name]
-        long = [1] * max(4, len(axes))
-        for axis, size in zip(axes, value.shape, strict=True):
-            long[axis] = size
-        value = value.permute(sorted(range(len(axes)), key=lambda i: axes[i])).reshape(long)
-    return tracer.fixed(node, given, value)
+
+    def formed(value: Tensor) -> Tensor:
+        value = value.expand(shape or value.shape)
+        if node.name not in tracer.views:
+            return value
+        return laid(value, tracer.views[node.name])
+
+    return tracer.fixed(node, given, formed)
 
 
 def _checked(tracer: Tracer, node: Any, value: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ as large as can be.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import arguments, module_path, shape_of, target
+from paredown.pipeline.graph.aten import arguments, laid, module_path, shape_of, target
+from paredown.pipeline.graph.operations.joining.add import tied
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.pooling.whole import Steps, offsets, requantized, whole
 
@@ -31,21 +33,25 @@ LAST = (0, 2, 3, 1)
 FIRST = (0, 3, 1, 2)
 
 
-def _axes(rank: int, channels: int) -> tuple[int, ...]:
-    """Where the axes of a tensor are in its map: one of them as channels, the others in order."""
-    places = iter(range(6 - rank, 4))
-    return (0, *(1 if axis == channels else next(places) for axis in range(1, rank)))
-
-
 def _read(tracer: Tracer, node: Any, index: int, channels: int) -> str:
     """The map that an argument is, with one of its axes as channels; a constant's too."""
     argument = node.args[index]
     if argument.name not in tracer.constants:
-        return tracer.formed(node, argument, _axes(len(shape_of(argument)), channels))
-    value = tracer.constants[argument.name]
-    axes = [axis for axis in range(1, value.dim()) if axis != channels]
-    value = value.permute(0, channels, *axes)
-    return tracer.fixed(node, argument, value if value.dim() == 4 else value.unsqueeze(2))
+        return tracer.formed(node, argument, tracer.spread(argument, channels))
+    if shape_of(argument)[0] != 1:
+        raise tracer.unknown(node, "reads a constant whose first dim is not a batch of one")
+
+    def formed(value: Tensor) -> Tensor:
+        value = value.permute(0, channels, *(axis for axis in range(1, value.dim()) if axis != channels))
+        return value if value.dim() == 4 else value.unsqueeze(2)
+
+    return tracer.fixed(node, argument, formed)
+
+
+def _made(tracer: Tracer, node: Any) -> tuple[int, ...]:
+    """Where the axes of the product are in its map."""
+    given = next(a for a in node.args[:2] if a.name not in tracer.constants)
+    return (*tracer.spread(given, len(shape_of(given)) - 1)[:-2], 3, 1)
 
 
 class Matmul(Operation):
@@ -56,21 +62,24 @@ class Matmul(Operation):
     """
 
     aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "scaled_dot_product_attention")
+    multiplies = True
+    folds = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if target(node) == "scaled_dot_product_attention":
             self._attention(tracer, node)
             return
         one, other = (shape_of(argument) for argument in node.args[:2])
-        if len(one) != len(other) or len(one) not in {3, 4} or one[:-2] != other[:-2]:
+        if len(one) != len(other) or len(one) < 3 or one[:-2] != other[:-2]:
             raise tracer.unknown(
-                node, f"multiplies {one} by {other}; both need three or four axes, alike but the last two"
+                node, f"multiplies {one} by {other}; both need three axes or more, alike but the last two"
             )
         second = _read(tracer, node, 1, len(one) - 1)
         first = _read(tracer, node, 0, len(one) - 1)
-        form = (1, other[-1], *((1,) if len(one) == 3 else ()), *one[1:-1])
+        axes = _made(tracer, node)
+        form = (1, other[-1], prod(one[:-2]), one[-2])
         made = tracer.add(node, "matmul", (first, second), shape=form, attrs={"scale": 1.0})
-        tracer.hold(node, made, _axes(len(one), len(one) - 1))
+        tracer.hold(node, made, axes)
 
     def _attention(self, tracer: Tracer, node: Any) -> None:
         query, key, _, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
@@ -79,32 +88,31 @@ class Matmul(Operation):
         shapes = [shape_of(argument) for argument in node.args[:3]]
         if {len(shape) for shape in shapes} != {4} or len({shape[:2] for shape in shapes}) != 1:
             raise tracer.unknown(node, f"reads {shapes}; (batch, heads, length, features) are known")
-        size, given, form = shapes[0][-1], node.kwargs.get("scale"), (1, shapes[1][2], *shapes[0][1:3])
+        size, given, axes = shapes[0][-1], node.kwargs.get("scale"), _made(tracer, node)
+        heads, rows = prod(shapes[0][:2]), shapes[0][2]
+        form = (1, shapes[1][2], heads, rows)
         attrs = {"scale": float(size**-0.5 if given is None else given)}
         value, keys = _read(tracer, node, 2, 3), _read(tracer, node, 1, 2)
         queries = _read(tracer, node, 0, 3)
         name = module_path(node) or node.name
         made = tracer.add(node, "matmul", (queries, keys), shape=form, name=f"{name}.scores", attrs=attrs)
-        if (bias := self._mask(tracer, node, mask, form)) is not None:
-            fixed = tracer.fixed(node, mask, bias)
+        if self._adds(tracer, node, mask):
+            scores = (*shapes[0][:3], shapes[1][2])
+            fixed = tracer.fixed(node, mask, lambda value: laid(value.expand(scores), axes))
             made = tracer.add(node, "add", (made, fixed), shape=form, name=f"{name}.masked")
         made = tracer.add(node, "softmax", (made,), shape=form, name=f"{name}.softmax")
-        form = (1, shapes[2][3], *shapes[0][1:3])
+        form = (1, shapes[2][3], heads, rows)
         made = tracer.add(node, "matmul", (made, value), shape=form, name=name, attrs={"scale": 1.0})
-        tracer.hold(node, made, _axes(4, 3))
+        tracer.hold(node, made, axes)
 
-    def _mask(self, tracer: Tracer, node: Any, mask: Any, form: tuple[int, ...]) -> Tensor | None:
-        """What is added to the scores, as a map; None where that is nothing."""
-        if mask is None:
-            return None
+    def _adds(self, tracer: Tracer, node: Any, mask: Any) -> bool:
+        """Whether a mask is something that is added to the scores."""
         value = tracer.constant(node, mask)
-        assert value is not None
-        if value.dtype == torch.bool and bool(value.all()):
-            return None
+        if value is None or (value.dtype == torch.bool and bool(value.all())):
+            return False
         if value.dtype == torch.bool or not bool(value.isfinite().all()):
             raise tracer.unknown(node, "has a mask that leaves places out; add a number to their scores")
-        _, length, heads, rows = form
-        return value.float().expand(1, heads, rows, length).permute(FIRST)
+        return True
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         first, second = (x.permute(LAST) for x in inputs)
@@ -113,7 +121,18 @@ class Matmul(Operation):
     def macs(self, node: Any) -> int:
         return 0
 
+    def along(self, node: Node) -> int:
+        return 2 if node.shape[2] > 1 else 1
+
     def follow(self, flow: Flow, node: Node) -> Labels:
+        """A head of both factors is a unit. Of one head, the columns of the second factor are channels."""
+        if flow.axes[node.name] == 2:
+            return tied(flow, node)
+        second = flow.full(node.inputs[1])
+        if node.shape[2] == 1 and bool((second == second[..., :1]).all()):
+            where = f"is multiplied in {node.name}, where it counts for every channel"
+            flow.lock(flow.channels(node.inputs[0]), where)
+            return flow.channels(node.inputs[1])
         for name in node.inputs:
             flow.lock(flow.channels(name), f"is multiplied in {node.name}, where it counts for every channel")
         labels = flow.new(node.shape[1])
@@ -121,6 +140,8 @@ class Matmul(Operation):
         return labels
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
+        if read and makes:
+            return f"{node.name} multiplies them" + (" head by head" if flow.axes[node.name] == 2 else "")
         return f"{node.name} multiplies them: locked" if read else ""
 
     def _unit(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> float:

@@ -35,6 +35,7 @@ class Mul(Operation):
 
     aten = ("mul", "multiply")
     pointwise = True
+    multiplies = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if given := constant_of(tracer, node):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Identity(Traced):
     """Another name or another place in memory for the same values."""
 
+    folds = True
     aten: ClassVar[tuple[str, ...]] = ("clone", "contiguous", "alias", "detach")
-    any_order = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         tracer.skip(node)

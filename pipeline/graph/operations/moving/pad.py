@@ -38,6 +38,9 @@ class Pad(Operation):
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         _, padding, *rest = node.args
+        if not any(padding):
+            tracer.skip(node)
+            return
         value = rest[-1] if rest and not isinstance(rest[-1], str) else 0.0
         value = 0.0 if value is None else float(value)
         mode = rest[0] if rest and isinstance(rest[0], str) else MODES.get(target(node), "constant")

@@ -70,8 +70,8 @@ class Permute(Operation):
     """Attributes: dims; "direct", where a .tflite moves from one map to another in its own layout."""
 
     aten = ("permute", "transpose")
-    any_order = True
     moves = True
+    folds = True
     same_scale = True
     keeps_sign = True
     rules = {
@@ -98,8 +98,9 @@ class Permute(Operation):
             dims = list(range(rank))
             a, b = (d % rank for d in node.args[1:3])
             dims[a], dims[b] = dims[b], dims[a]
-        if dims[0] != 0 and len(dims) != 3:
-            raise tracer.unknown(node, f"moves the batch ({dims})")
+        if dims[0] != 0 or tracer.folded(node.args[0]):
+            self._folded(tracer, node, dims)
+            return
         feed = tracer.tensor(node, node.args[0]) if tracer.plain(node.args[0]) else ""
         name, axes = tracer.held(node.args[0])
         seen = tuple(axes[d] for d in dims)
@@ -112,6 +113,21 @@ class Permute(Operation):
         tracer.add(node, "permute", (feed,), attrs={"dims": tuple(dims)})
         if len(dims) <= MOST_HELD:
             tracer.sources[node.name] = (name, seen)
+
+    def _folded(self, tracer: Tracer, node: Any, dims: list[int]) -> None:
+        """Only other names for the axes; where several are one axis of the node, in their order there."""
+        argument = node.args[0]
+        tracer.check(node, argument)
+        name, axes = tracer.held(argument)
+        long = {d for d, size in enumerate(shape_of(argument)) if size > 1 or axes[d]}
+        kept = [[d for d in order if d in long] for order in (dims, range(len(dims)))]
+        for axis in set(axes):
+            moved, whole = ([d for d in order if axes[d] == axis] for order in kept)  # noqa: B023
+            if moved != whole:
+                axes = tracer.ordered(argument)
+                name = tracer.formed(node, argument, axes)
+                break
+        tracer.hold(node, name, tuple(axes[d] for d in dims))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(node.attrs["dims"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from paredown.pipeline.graph.aten import shape_of
+from paredown.pipeline.graph.aten import module_path, shape_of
 from paredown.pipeline.graph.operations.operation import Codes, Operation, Shape, Values
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ class Reshape(Operation):
     """Attributes: shape, batch of one first."""
 
     aten = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze")
-    any_order = True
     moves = True
+    folds = True
     same_scale = True
     homogeneous = True
     keeps_sign = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         shape = shape_of(node)
+        if tracer.folded(node.args[0]) or shape[:1] != (1,):
+            self._folded(tracer, node, shape)
+            return
         if tracer.plain(node.args[0]):
             feed = tracer.feed(node)
         else:  # of a map whose axes are in their order but for those of one element
@@ -43,6 +46,21 @@ class Reshape(Operation):
                 tracer.hold(node, feed, tuple(range(len(shape))))
                 return
         tracer.add(node, "reshape", (feed,), attrs={"shape": shape})
+
+    def _folded(self, tracer: Tracer, node: Any, shape: Shape) -> None:
+        """From or to a shape whose first axis is not the batch."""
+        argument = node.args[0]
+        tracer.check(node, argument)
+        name, axes = tracer.held(argument)
+        if (seen := renamed(shape_of(argument), axes, shape)) and tracer.folded(argument):
+            tracer.hold(node, name, seen)
+            return
+        feed = tracer.formed(node, argument, tracer.ordered(argument))
+        whole = shape if shape[:1] == (1,) else (1, *shape)
+        if tracer.nodes[feed].shape != whole:
+            name = module_path(node) or node.name
+            feed = tracer.add(node, "reshape", (feed,), shape=whole, attrs={"shape": whole}, name=name)
+        tracer.hold(node, feed, tuple(range(len(whole) - len(shape), len(whole))))
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(inputs[0].shape[0], *node.attrs["shape"][1:])
@@ -82,3 +100,36 @@ class Reshape(Operation):
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         source = writer.read(feeds[0], "plain")
         writer.reshape(source, writer.tensor(node, "plain"), node.attrs["shape"])
+
+
+def renamed(before: Shape, axes: Shape, after: Shape) -> Shape:
+    """Where the axes of another shape are in the node that holds a value, if nothing moves; else nothing.
+
+    Args:
+        before: the shape of the value.
+        axes: of the node that are its own: `Tracer.views`.
+        after: the other shape.
+    """
+    found: list[int] = []
+    old = [(size, axis) for size, axis in zip(before, axes, strict=True) if size > 1]
+    new = list(after)
+    while new:
+        made, taken, count, places = new.pop(0), 1, 1, set[int]()
+        while made != taken:
+            rest: list[Any] = old if taken < made else new
+            if not rest:
+                return ()
+            if taken < made:
+                size, axis = rest.pop(0)
+                taken *= size
+                places.add(axis)
+            else:
+                made *= rest.pop(0)
+                count += 1
+        if len(places) > 1:
+            return ()
+        found += list(places or {-1}) * count
+    # An axis of one element goes with the one behind it, as one head does with its features.
+    for dim in range(len(found) - 2, 0, -1):
+        found[dim] = found[dim + 1] if found[dim] < 0 else found[dim]
+    return tuple(0 if axis < 0 else axis for axis in found)

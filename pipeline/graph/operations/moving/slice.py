@@ -90,7 +90,7 @@ class Slice(Operation):
     """
 
     aten = ("slice", "narrow", "select")
-    any_order = True
+    pointwise = True
     same_scale = True
     keeps_sign = True
 
@@ -100,8 +100,6 @@ class Slice(Operation):
         size = before[dim]
         if target(node) == "select" and tracer.step(node, dim, int(node.args[2]) % size):
             return
-        steps_first = tracer.reordered(node.args[0])
-        feed, axes = tracer.held(node.args[0]) if steps_first else (tracer.feed(node), ())
         if target(node) == "slice":
             _, _, start, end, step = arguments(node, None, 0, None, None, 1)
             taken = range(size)[slice(start, end, step)]
@@ -111,34 +109,31 @@ class Slice(Operation):
         else:
             index = int(node.args[2]) % size
             taken = range(index, index + 1)
-        if (axes[dim] if steps_first else dim) == 0 and (taken != range(size) or target(node) == "select"):
+        batch = dim == 0 and tracer.held(node.args[0])[1][0] == 0
+        if batch and (taken != range(size) or target(node) == "select"):
             raise tracer.unknown(node, "picks among the images of a batch; keep the batch whole")
         if not taken:
             raise tracer.unknown(node, "takes nothing")
-        if len(taken) > 1 and taken.step > 1 and (len(before) != 4 or dim == 1):
+        if len(taken) > 1 and taken.step > 1:
+            self._stepped(tracer, node, dim, taken)
+            return
+        if target(node) == "select":
+            picked(tracer, node, node.args[0], dim, index)
+        else:
+            feed = tracer.feed(node)
+            sliced(tracer, node, feed, {tracer.axis(node, dim): taken})
+
+    def _stepped(self, tracer: Tracer, node: Any, dim: int, taken: range) -> None:
+        """Along height or width of a map: of (batch, height, width, channels) too."""
+        _, axes = tracer.held(node.args[0])
+        channels = next((i for i, axis in enumerate(axes) if axis == 1), 1)
+        channels = channels if channels != dim else 3
+        if len(axes) != 4 or axes[0] != 0 or channels == dim:
             raise tracer.unknown(
                 node, "takes every so many along an axis that is not height or width of a map"
             )
-        if steps_first:
-            self._of_steps(tracer, node, feed, axes, dim, taken)
-        elif target(node) == "select":
-            picked(tracer, node, feed, dim, index)
-        else:
-            sliced(tracer, node, feed, {dim: taken})
-
-    def _of_steps(
-        self, tracer: Tracer, node: Any, feed: str, axes: Sequence[int], dim: int, taken: range
-    ) -> None:
-        """A part of a value whose batch is not its first axis, taken of the map that it is held in."""
-        axes = tuple(axes)
-        made = sliced(tracer, node, feed, {axes[dim]: taken})
-        if target(node) != "select":
-            tracer.hold(node, made, axes)
-            return
-        left = axes[:dim] + axes[dim + 1 :]
-        if list(left) != sorted(left):
-            raise tracer.unknown(node, "picks a step of a value whose batch is not first; permute it before")
-        tracer.add(node, "reshape", (made,), attrs={"shape": shape_of(node)})
+        feed = tracer.map(node, channels=channels)
+        sliced(tracer, node, feed, {tracer.axis(node, dim): taken})
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0][self._index(node)]
@@ -152,10 +147,11 @@ class Slice(Operation):
 
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.channels(node.inputs[0])
-        taken = ranges_of(node).get(1)
+        axis = flow.axes[node.name]
+        taken = ranges_of(node).get(axis)
         if taken is None:
             return labels
-        if "parts" in node.attrs:
+        if "parts" in node.attrs and axis == 1:
             first, *others = labels.reshape(node.attrs["parts"], -1)
             for other in others:
                 flow.tie(first, other)
@@ -165,7 +161,7 @@ class Slice(Operation):
         return labels[taken.start : taken.stop : taken.step]
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
-        taken = ranges_of(node).get(1)
+        taken = ranges_of(node).get(flow.axes[node.name])
         if taken is None or not makes:
             return ""
         return f"{node.name} takes channels {taken[0]} to {taken[-1]}, a part of them: tied"
@@ -228,11 +224,12 @@ class Slice(Operation):
 class Split(Traced):
     """What gives several parts along a dim: it makes nothing itself, each part is a slice."""
 
+    folds = True
     aten = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
 
     def trace(self, tracer: Tracer, node: Any) -> None:
-        made, before = node.meta["val"], shape_of(node.args[0])
-        if not 0 < _dim(node) < len(before):
+        made = node.meta["val"]
+        if not (0 < _dim(node) or tracer.held(node.args[0])[1][0] != 0):
             raise tracer.unknown(node, "splits the batch; keep it whole")
         if any(0 in part.shape for part in made):
             raise tracer.unknown(node, "makes a part of nothing")
@@ -243,7 +240,7 @@ class GetItem(Traced):
     """One part of what was split; of an operation that gives several results, the first."""
 
     aten = ("getitem",)
-    any_order = True
+    folds = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if node.name in tracer.alias:  # what gives several results has traced them
@@ -259,22 +256,29 @@ class GetItem(Traced):
             raise tracer.unknown(node, "picks one of several results")
         dim, parts_made = _dim(split), split.meta["val"]
         index %= len(parts_made)
-        feed = tracer.feed(split)
         if target(split) == "unbind":
-            picked(tracer, node, feed, dim, index)
+            picked(tracer, node, split, dim, index)
             return
+        feed = tracer.feed(split)
         start = sum(part.shape[dim] for part in parts_made[:index])
-        alike = len({part.shape[dim] for part in parts_made}) == 1 and dim == 1
+        length, dim = parts_made[index].shape[dim], tracer.axis(node, dim)
+        alike = len({tuple(part.shape) for part in parts_made}) == 1 and dim == 1
         parts = len(parts_made) if alike and target(split) == "chunk" else 0
         parts = parts if parts == split.args[1] else 0
-        sliced(tracer, node, feed, {dim: range(start, start + parts_made[index].shape[dim])}, parts=parts)
+        sliced(tracer, node, feed, {dim: range(start, start + length)}, parts=parts)
 
 
-def picked(tracer: Tracer, node: Any, feed: str, dim: int, index: int) -> None:
-    """One place of a dim, which is then gone."""
+def picked(tracer: Tracer, node: Any, argument: Any, dim: int, index: int) -> None:
+    """One place of a dim, which is then gone: what is left is held as before."""
     name = module_path(node) or node.name
-    made = sliced(tracer, node, feed, {dim: range(index, index + 1)}, name=f"{name}.part")
-    tracer.add(node, "reshape", (made,), name=name, attrs={"shape": shape_of(node)})
+    if tracer.plain(argument):
+        feed = tracer.native(node, argument)
+        made = sliced(tracer, node, feed, {dim: range(index, index + 1)}, name=f"{name}.part")
+        tracer.add(node, "reshape", (made,), name=name, attrs={"shape": shape_of(node)})
+        return
+    feed, axes = tracer.held(argument)
+    made = sliced(tracer, node, feed, {axes[dim]: range(index, index + 1)}, name=f"{name}.part")
+    tracer.hold(node, made, (*axes[:dim], *axes[dim + 1 :]))
 
 
 def moving_conv(node: Any, stride: tuple[int, int]) -> Any:

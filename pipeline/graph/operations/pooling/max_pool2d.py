@@ -16,11 +16,17 @@ from paredown.pipeline.graph.operations.moving.resize import resized
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.padding import (
     FAR_SAME,
-    padded_elements,
     symmetric,
     written_padding,
 )
-from paredown.pipeline.graph.operations.placement import ETHOS, EXECUTORCH, LITERT, U55, Rule
+from paredown.pipeline.graph.operations.placement import (
+    ETHOS,
+    EXECUTORCH,
+    LITERT,
+    MOST_INPUTS,
+    U55,
+    Rule,
+)
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -35,10 +41,6 @@ MOST_ROWS, MOST_WINDOW = 256, 1 << 16
 
 def _skips(node: IntegerNode, feed: IntegerNode) -> bool:
     return any(stride > size for stride, size in zip(node.attrs["stride"], node.attrs["kernel"], strict=True))
-
-
-def _padded_by_minimum(node: IntegerNode, feed: IntegerNode) -> bool:
-    return not feed.never_negative and written_padding(node, feed) == "PAD"
 
 
 def _large(node: IntegerNode, feed: IntegerNode) -> bool:
@@ -63,14 +65,6 @@ class MaxPool2d(Operation):
         EXECUTORCH: (SKIPS,),
         LITERT: (
             SKIPS,
-            Rule(
-                _padded_by_minimum,
-                "its padding is not TensorFlow's SAME and what it reads can be negative, so it is padded "
-                "with the smallest code: PADV2, which XNNPACK has not",
-                "put a ReLU before the pool, or pad as SAME does: F.pad with -inf, more at the end than at "
-                "the beginning, and a pool without padding",
-                parts=(False, True), between=padded_elements,
-            ),
         ),
         ETHOS: (
             Rule(
@@ -193,16 +187,49 @@ class MaxPool2d(Operation):
         return x
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        """Zeros are as good as minus infinity behind a ReLU; else the border is repeated: both delegated."""
         (feed,) = feeds
         kernel, (stride_h, stride_w) = node.attrs["kernel"], node.attrs["stride"]
-        lowest: float | None = -128 if writer.integer else float(np.finfo(np.float32).min)
-        if feed.never_negative:  # after a ReLU zero is as good as minus infinity, and PAD is delegated
-            lowest = None
-        source, padding = writer.padded(node, feed, writer.read(feed, "nhwc"), lowest)
+        source, padding = writer.read(feed, "nhwc"), writer.s.Padding.VALID
+        if written_padding(node, feed) == "PAD" and not feed.never_negative:
+            source = self._edged(writer, node, source)
+        else:
+            source, padding = writer.padded(node, feed, source)
         options = writer.s.Pool2DOptionsT()
         options.padding, options.strideH, options.strideW = padding, stride_h, stride_w
         options.filterHeight, options.filterWidth = kernel
         writer.op("MAX_POOL_2D", 2, [source], writer.tensor(node, "nhwc"), options)
+
+    def _edged(self, writer: Writer, node: Any, source: int) -> int:
+        """A map with its border repeated on each side."""
+        left, right, top, bottom = node.attrs["padding"]
+        for axis, before, after in ((1, top, bottom), (2, left, right)):
+            shape = [int(n) for n in writer.sub.tensors[source].shape]
+            size, one = shape[axis], [*shape[:axis], 1, *shape[axis + 1 :]]
+            edges = []
+            for word, place, count in (("first", 0, before), ("last", size - 1, after)):
+                edge = source
+                if count and size > 1:
+                    edge = writer.like(source, f"{node.name}/{word}{axis}", tuple(one))
+                    ends = ([place if d == axis else 0 for d in range(4)], one)
+                    given = [writer.constant("slice", np.asarray(each, np.int32)) for each in ends]
+                    writer.op("SLICE", 2, [source, *given], edge, writer.s.SliceOptionsT())
+                edges.append([edge] * count)
+            parts = [*edges[0], source, *edges[1]]
+            while len(parts) > 1:  # as many at a time as XNNPACK takes
+                some, parts = parts[:MOST_INPUTS], parts[MOST_INPUTS:]
+                length = sum(int(writer.sub.tensors[part].shape[axis]) for part in some)
+                made = writer.like(
+                    source,
+                    f"{node.name}/padded{axis}_{len(parts)}",
+                    (*shape[:axis], length, *shape[axis + 1 :]),
+                )
+                options = writer.s.ConcatenationOptionsT()
+                options.axis = axis
+                writer.op("CONCATENATION", 2, some, made, options)
+                parts = [made, *parts]
+            source = parts[0]
+        return source
 
 
 def _places(size: int, windows: Sequence[range], inside: Sequence[range] | None = None) -> list[list[int]]:

@@ -8,6 +8,7 @@ so that all kernels give the same codes. Weight and bias follow as a depthwise c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,9 +51,14 @@ def _rows(node: Any) -> tuple[int, int]:
 
 
 class Normalize(Operation):
-    """Attributes: groups of channels that are normalized each, over the map; 0: each pixel is; eps."""
+    """Attributes: groups of channels that are normalized each, over the map; 0: each pixel is; eps.
+
+    A channel that is gone counts for no mean: where a graph is masked, `left` are the channels that stay.
+    """
 
     aten: ClassVar[tuple[str, ...]] = ("layer_norm", "group_norm", "instance_norm")
+
+    folds = True
 
     # -- tracing -------------------------------------------------------------------------------------------
 
@@ -77,13 +83,16 @@ class Normalize(Operation):
                 raise tracer.unknown(
                     node, "has a weight for each value of a map; elementwise_affine=False, or over channels"
                 )
-        if len(shape) not in {2, 3, 4}:
+        if groups and tracer.folded(node.args[0]):
+            raise tracer.unknown(node, "reads a tensor whose first dim is not the batch")
+        if len(shape) not in {2, 3, 4} and groups:
             raise tracer.unknown(node, f"reads {len(shape)} axes; it is known over two to four")
         self._add(tracer, node, int(groups), float(eps), weight, bias)
 
     def _add(self, tracer: Tracer, node: Any, groups: int, eps: float, weight: Any, bias: Any) -> None:
         rank, name = len(shape_of(node)), module_path(node) or node.name
-        if rank == 2:
+        row = rank == 2 and not tracer.folded(node.args[0])
+        if row:
             flat = tracer.feed(node)
             shape: Shape = (1, shape_of(node)[1], 1, 1)
             feed = tracer.add(
@@ -104,7 +113,7 @@ class Normalize(Operation):
             shift = torch.zeros(channels) if shift is None else shift
             names = tracer.names(factor=weight, bias=bias)
             alone(tracer, node, made, factor, shift, names)
-        if rank == 2:
+        if row:
             self._flat(tracer, node, name)
 
     def _flat(self, tracer: Tracer, node: Any, name: str) -> None:
@@ -116,6 +125,10 @@ class Normalize(Operation):
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         (x,), groups = inputs, node.attrs["groups"]
+        if left := list(node.attrs.get("left", ())):
+            attrs = {name: value for name, value in node.attrs.items() if name != "left"}
+            part = replace(node, shape=(1, len(left), *node.shape[2:]), attrs=attrs)
+            return torch.zeros_like(x).index_copy(1, torch.tensor(left), self.compute(part, x[:, left]))
         rows = x if groups else x.permute(0, 2, 3, 1)
         moved = rows.shape
         count, size = _rows(node)
@@ -128,13 +141,18 @@ class Normalize(Operation):
     def follow(self, flow: Flow, node: Node) -> Labels:
         labels = flow.channels(node.inputs[0])
         if not self._each(node):
-            flow.lock(labels, f"passes through {node.name}, where every channel counts for every other")
+            flow.positions(labels, max(1, node.attrs["groups"]))
+            flow.carry(node, labels)
         return labels
+
+    def masked(self, node: Node, gone: Sequence[int], axis: int) -> Node:
+        left = tuple(sorted(set(range(node.shape[1])) - set(gone)))
+        return replace(node, attrs={**node.attrs, "left": left})
 
     def line(self, flow: Flow, node: Node, units: set[int], first: str, read: bool, makes: bool) -> str:
         if not read:
             return ""
-        return f"{node.name} carries them" if self._each(node) else f"{node.name} reads them together: locked"
+        return f"{node.name} carries them" + ("" if self._each(node) else ", and counts those that are there")
 
     def thinned(self, node: Node, shape: Shape, groups: int) -> Mapping[str, Any]:
         return {**node.attrs, "groups": shape[1]} if self._each(node) else node.attrs

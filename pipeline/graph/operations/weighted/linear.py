@@ -27,8 +27,8 @@ _COMPUTED = "computed weight 0"  # see `Node.parameters`
 class Linear(WeightedOperation):
     """No attributes."""
 
+    folds = True
     aten = ("linear", "matmul", "mm", "addmm")
-    any_order = True
 
     def takes(self, node: Any) -> bool:
         return target(node) == "linear" or len(shape_of(_arguments(node)[0])) == 2
@@ -44,7 +44,7 @@ class Linear(WeightedOperation):
             fields = {"weight": matrix, "bias": offset, "parameters": names}
         feed = node.args[1] if target(node) == "addmm" else node.args[0]
         rank = len(shape_of(feed))
-        if rank == 2:
+        if rank == 2 and not tracer.folded(feed):
             tracer.add(node, "linear", (tracer.tensor(node, feed),), **fields)
             return
         # Over more axes it is a convolution of one pixel on the map whose channels are the last of them.

@@ -31,7 +31,7 @@ class Recurrent(Traced):
     """No kind of its own. Names of nodes are the module's, and a word."""
 
     aten = (*_GATES, *(f"{name}_cell" for name in _GATES))
-    any_order = True
+    folds = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if target(node).endswith("_cell"):
@@ -156,8 +156,8 @@ def _sequence(tracer: Tracer, node: Any) -> None:
         raise tracer.unknown(node, "drops values at random; network.eval()")
     if len(shape_of(node.args[0])) != 3:
         raise tracer.unknown(node, "must read (batch, steps, features)")
-    feed = tracer.map(node, channels=2)
-    axes = tracer.views.pop(node.name)
+    axes = (0, 3, 1) if batch_first else (3, 0, 1)
+    feed = tracer.formed(node, node.args[0], axes)
     steps = tracer.nodes[feed].shape[3]
     if steps * layers * directions > MOST_STEPS:
         raise tracer.unknown(
@@ -217,7 +217,7 @@ def _joined(tracer: Tracer, node: Any, made: Sequence[Sequence[str]], word: str)
             pixels.append(tracer.add(node, "reshape", (each,), shape=shape, name=place, attrs=attrs))
         maps.append(_concat(tracer, node, pixels, 3, f"{label}.all"))
     joined = _concat(tracer, node, maps, 1, f"{name}.{word}.both")
-    tracer.rows[joined] = tuple(zip(*made, strict=True))
+    tracer.stepped[joined] = tuple(zip(*made, strict=True))
     return joined
 
 

@@ -117,19 +117,26 @@ def test_an_output_returned_twice_and_the_input_itself():
 def test_what_leaves_the_delegate_is_named():
     b = Builder(1, (1, 3, 9, 8))
     x = b.conv("input", 4, zero=10)
-    y = b.conv(b.pool(x, 3, 2, (1, 1, 1, 1)), 5)  # neither SAME nor, with values below zero, a pad of zeros
+    y = b.conv(b.pool(x, 2, 3), 5)
     lowered = litert.lower_integer(b.graph(y))
-    assert lowered.undelegated == ("PADV2",)
+    assert lowered.undelegated == ("MAX_POOL_2D",)
     assert lowered.subgraphs == 2  # before it and after it
+
+
+def test_a_pool_of_values_below_zero_repeats_their_border():
+    b = Builder(1, (1, 3, 9, 8))
+    x = b.conv("input", 4, zero=10)
+    y = b.conv(b.pool(x, 3, 2, (1, 1, 1, 1)), 5)  # neither SAME nor a pad of zeros
+    lowered = litert.lower_integer(b.graph(y))
+    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
+    assert "PADV2" not in operators(lowered.data)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_everything_else_stays_on_the_delegate(seed):
     graph = random_graph(seed)
     lowered = litert.lower_integer(graph)
-    assert set(lowered.undelegated) <= {"PADV2"}
-    if "PADV2" not in operators(lowered.data):
-        assert (lowered.subgraphs, lowered.undelegated) == (1, ())
+    assert (lowered.subgraphs, lowered.undelegated) == (1, ())
 
 
 def test_a_pool_behind_a_relu_pads_with_zeros_and_a_relu_of_its_own_is_a_clamp():

@@ -100,9 +100,24 @@ def test_both_graphs_are_kept_with_their_constants():
             np.testing.assert_array_equal(node.value, kept[node.name].value)
 
 
-def test_its_channels_are_locked_and_say_why():
+def test_a_parameter_loses_the_channels_that_meet_it():
     groups = {group.name: group for group in couple(trace(everywhere(), SHAPE))}
-    assert "a constant with a number for every value" in groups["a"].locked
+    assert not groups["a"].locked and len(groups["a"].carriers) == 4
+    assert_cut(everywhere(), SHAPE)
+
+
+def test_a_constant_that_is_no_parameter_locks_what_meets_it_and_says_why():
+    net = network(lambda m, x: m.b(m.a(x) + m.p.weight.sin()), a=conv(3, 8), b=conv(8, 5), p=Given(8, 5, 4))
+    group = couple(trace(net, SHAPE))[0]
+    assert "a constant that is no parameter with these channels" in group.locked
+
+
+def test_one_number_for_all_channels_leaves_them_free_but_for_a_layer_behind():
+    net = network(lambda m, x: m.b(m.a(x) * m.p.weight), a=conv(3, 8), b=conv(8, 5), p=Given(1, 5, 4))
+    assert_cut(net, SHAPE)
+    assert not couple(trace(net, SHAPE))[0].locked
+    added = network(lambda m, x: m.b(m.a(x) + m.p.weight), a=conv(3, 8), b=conv(8, 5), p=Given(1, 5, 4))
+    assert "makes no zero of zero" in couple(trace(added, SHAPE))[0].locked
 
 
 @pytest.mark.parametrize(

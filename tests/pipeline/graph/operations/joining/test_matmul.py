@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import Builder, f32
-from operation_checks import assert_codes, assert_float, assert_network_exact, images
+from operation_checks import assert_codes, assert_cut, assert_float, assert_network_exact, images
 from prune_networks import conv, network
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.surgery import cut, load_pruned, save_pruned
+from paredown.pipeline.compress.coupling.trial import couple_on_trial
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.litert import program as litert
@@ -106,9 +108,78 @@ def test_a_map_whose_axes_are_in_another_order_is_brought_to_this_one():
     assert_float(network(run, a=conv(3, 8, 3)), (1, 3, 5, 4))
 
 
-def test_its_channels_are_locked_and_say_why():
-    groups = {group.name: group for group in couple(trace(built(attention), SHAPE))}
+def by_size(m: nn.Module, x: Tensor, head: int = 4) -> Tensor:
+    """However many heads there are, each has four features."""
+    q, k, v = (
+        y.view(len(x), -1, y.shape[-1] // head, head).transpose(1, 2) for y in (m.q(x), m.k(x), m.v(x))
+    )
+    made = (q @ k.transpose(-1, -2) * 0.5 + m.bias.weight).softmax(-1) @ v
+    return m.o(made.transpose(1, 2).reshape(len(x), x.shape[1], -1))
+
+
+class Given(nn.Module):
+    """A number for every score of every head."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, count * 100).reshape(count, 10, 10))
+
+
+class Attention(nn.Module):
+    """It holds how many heads it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.all_head_size = 3, 12
+        self.q, self.k, self.v, self.o = (nn.Linear(a, b) for a, b in ((6, 12), (6, 12), (6, 12), (12, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y(x).view(len(x), -1, self.num_heads, 4).transpose(1, 2) for y in (self.q, self.k, self.v))
+        made = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.o(made.reshape(len(x), -1, self.all_head_size))
+
+
+def of_heads() -> nn.Module:
+    layers = {name: nn.Linear(6, 12) for name in "qkv"}
+    return network(by_size, **layers, o=nn.Linear(12, 5), bias=Given(3))
+
+
+@pytest.mark.parametrize("net", [of_heads(), network(lambda m, x: m.a(x), a=Attention())])
+def test_heads_are_units_of_all_that_makes_and_reads_them(net):
+    groups = assert_cut(net, SHAPE)
+    group = next(iter(groups.values()))
+    assert (group.units, len(group.makers), group.locked) == (3, 3, "")
+    assert {len(unit) for member in group.members if not member.carried for unit in member.channels} == {4}
+    assert "head by head" in group.describe()
+
+
+def test_what_is_added_to_the_scores_of_a_head_goes_with_it():
+    net = of_heads()
+    graph = trace(net, SHAPE)
+    smaller = cut(net, graph, couple(graph), {"q": (0, 2)})
+    assert torch.equal(smaller.bias.weight, net.bias.weight[[0, 2]]) and smaller.q.weight.shape == (8, 6)
+
+
+def test_heads_that_a_module_counts_are_saved_with_it(tmp_path):
+    net, x = network(lambda m, x: m.a(x), a=Attention()), images(SHAPE)
+    graph = trace(net, SHAPE)
+    smaller = cut(net, graph, couple(graph), {"a.q": (1,)})
+    save_pruned(smaller, tmp_path / "heads.safetensors")
+    again = load_pruned(network(lambda m, x: m.a(x), a=Attention()), tmp_path / "heads.safetensors")
+    assert (again.a.num_heads, again.a.all_head_size) == (1, 4)
+    assert torch.equal(again(x), smaller(x))
+
+
+def test_a_forward_that_holds_its_heads_as_a_number_is_locked_on_trial():
+    net = built(attention)
+    groups = {group.name: group for group in couple_on_trial(net, trace(net, SHAPE))}
+    assert "cannot be cut" in groups["q"].locked
+
+
+def test_of_one_head_the_factors_are_locked_and_the_values_are_free():
+    groups = assert_cut(built(one_head), SHAPE)
     assert all("is multiplied in" in groups[name].locked for name in "qk")
+    assert groups["v"].units == 8 and not groups["v"].locked
 
 
 def test_litert_micro_computes_it_too():
@@ -139,6 +210,18 @@ def test_what_is_refused_says_what_to_change(options, why):
 
 
 def test_matrices_that_are_spread_are_refused():
-    with pytest.raises(InputError, match="need three or four axes"):
+    with pytest.raises(InputError, match="need three axes or more"):
         net = network(lambda m, x: x.unsqueeze(1).expand(-1, 1, -1, -1) @ x.transpose(1, 2))
         trace(net, SHAPE, floats=False)
+
+
+def test_a_mask_of_large_numbers_leaves_the_scores_their_codes():
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return attention(
+            m, x, attn_mask=torch.zeros(10, 10).masked_fill(torch.ones(10, 10).triu(1) > 0, -100.0)
+        )
+
+    integer = assert_network_exact(built(run), SHAPE)
+    added = next(node for node in integer if node.kind == "add")
+    scores = integer[added.inputs[0]]
+    assert added.out.scale * 255 < scores.out.scale * 255 + 13

@@ -15,6 +15,7 @@ from operation_checks import (  # fmt: skip
     assert_cut,
     assert_float,
     assert_network_exact,
+    assert_thinner,
     codes_of,
     images,
     unary,
@@ -23,6 +24,7 @@ from prune_networks import conv, graph_outputs, network, outputs
 from torch import nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.surgery import cut
 from paredown.pipeline.graph.operations.pooling.whole import MOST_SQUARES, parts_of
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
@@ -54,6 +56,16 @@ def as_convnext(norm: nn.Module) -> nn.Module:
         return m.b(m.n(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     return network(run, a=conv(3, 8, 3), n=affine(norm), b=conv(8, 4))
+
+
+def as_plain(norm: nn.Module, last: bool = True) -> nn.Module:
+    """Between linear layers over (batch, places, features), or over (batch, features)."""
+
+    def run(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = m.a(x)
+        return m.b(m.n(x.flatten(2).transpose(1, 2) if last else x.mean((2, 3))))
+
+    return network(run, a=conv(3, 8, 3), n=norm, b=nn.Linear(8, 4))
 
 
 NETWORKS = {
@@ -125,10 +137,26 @@ def test_instance_norm_is_cut_with_its_channels():
     assert not groups["a"].locked and "n.normal carries them" in groups["a"].describe()
 
 
-@pytest.mark.parametrize("name", ["groups", "one group", "a pixel's channels"])
-def test_where_all_channels_count_they_are_locked(name):
-    groups = {group.name: group for group in couple(trace(NETWORKS[name](), (1, 3, 9, 7)))}
-    assert "every channel counts for every other" in groups["a"].locked
+@pytest.mark.parametrize(("name", "units"), [("groups", 4), ("one group", 8), ("a pixel's channels", 8)])
+def test_a_norm_is_cut_with_its_channels_and_counts_those_that_stay(name, units):
+    groups = assert_thinner(NETWORKS[name](), (1, 3, 9, 7))
+    assert groups["a"].units == units and not groups["a"].locked
+    assert "n.normal carries them, and counts those that are there" in groups["a"].describe()
+
+
+def test_what_a_cut_norm_computes_is_torchs_norm_of_the_channels_that_stay():
+    net, x, kept = as_convnext(nn.LayerNorm(8)), images((1, 3, 9, 7)), [1, 2, 6]
+    graph = trace(net, (1, 3, 9, 7))
+    smaller = cut(net, graph, couple(graph), {"a": tuple(kept)})
+    inner = F.layer_norm(net.a(x)[:, kept].permute(0, 2, 3, 1), (3,), net.n.weight[kept], net.n.bias[kept])
+    wanted = F.conv2d(inner.permute(0, 3, 1, 2), net.b.weight[:, kept], net.b.bias)
+    torch.testing.assert_close(smaller(x), wanted, rtol=1e-4, atol=1e-5)
+    assert smaller.n.normalized_shape == (3,)
+
+
+def test_a_norm_without_parameters_is_cut_too():
+    assert not assert_thinner(as_plain(nn.LayerNorm(8, elementwise_affine=False)), (1, 3, 9, 7))["a"].locked
+    assert not assert_thinner(as_plain(nn.LayerNorm(8), last=False), (1, 3, 9, 7))["a"].locked
 
 
 def test_running_statistics_are_batch_norm():
