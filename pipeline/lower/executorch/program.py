@@ -48,7 +48,7 @@ def lower_float(graph: Graph, delegate: str = "xnnpack") -> Lowered:
 
 def _xnnpack() -> Any:
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import LeakyReLUConfig
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import EluConfig, LeakyReLUConfig
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -59,7 +59,8 @@ def _xnnpack() -> Any:
             return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
 
     configs = [Int8LeakyRelu if c is LeakyReLUConfig else c for c in ALL_PARTITIONER_CONFIGS]
-    return XnnpackPartitioner(configs=configs)
+    # The stock partitioner leaves ELU out, which XNNPACK has in int8 too.
+    return XnnpackPartitioner(configs=[*configs, *({EluConfig} - {*configs})])
 
 
 def _coreml() -> Any:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN, Codes, Operation, clamped
-from paredown.pipeline.graph.operations.placement import EXECUTORCH, Rule
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -134,11 +133,6 @@ class Elu(Table):
 
     aten = ("elu",)
     builtin = ("ELU", 1)
-    rules = {
-        EXECUTORCH: (
-            Rule(lambda *_: True, "ExecuTorch hands no ELU to XNNPACK", "ReLU, leaky ReLU or hardswish"),
-        )
-    }
 
     def attributes(self, tracer: Tracer, node: Any) -> dict[str, Any]:
         if tuple(arguments(node, None, 1.0, 1.0, 1.0)[1:]) != (1, 1, 1):
