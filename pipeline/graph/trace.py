@@ -16,17 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.aten import (
-    arguments,
-    batched,
-    module_path,
-    shape_of,
-    source_line,
-    target,
-)
-from paredown.pipeline.graph.floats import NotFloat, described, single_values
+from paredown.pipeline.graph.aten import arguments, batched, module_path, shape_of, source_line, target
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Folded, Opaque, text, written
+from paredown.pipeline.graph.operations.activation.floats import NotFloat, described, single_values
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer

@@ -208,7 +208,7 @@ def _slice_other(whole: nn.Module, smaller: nn.Module, node: Node, thinner: Thin
         norm = dict(smaller.named_modules()).get(path)
         if norm is not None:
             _set_norm_sizes(norm, node.shape[1], len(rows))
-    elif len(rows) < node.shape[axis] and (name := node.parameters["value"]) not in done:
+    elif len(rows) < node.shape[axis] and (name := node.parameters.get("value", "")) not in (*done, ""):
         done.add(name)
         owner, _, attribute = name.rpartition(".")
         old: Tensor = getattr(whole.get_submodule(owner), attribute)

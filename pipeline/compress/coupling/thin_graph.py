@@ -100,7 +100,9 @@ class Thinner:
             rows, axis = self.rows(node.name), self.flow.axes[node.name]
             shape = (*shape[:axis], len(rows), *shape[axis + 1 :])
             if node.value is not None:
-                value = node.value.index_select(axis, torch.tensor(rows)).contiguous()
+                value = node.value  # that is one number for all channels, or has one for each
+                if value.shape[axis] > 1:
+                    value = value.index_select(axis, torch.tensor(rows)).contiguous()
                 return replace(node, shape=shape, value=value)
         if node.weight is None or node.bias is None:
             return replace(node, shape=shape, attrs=kind.thinned(node, shape, 1))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paredown.pipeline.graph import floats
+from paredown.pipeline.graph.operations.activation import floats
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.errors import InputError
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from paredown.pipeline.graph import floats
 from paredown.pipeline.graph.aten import pair, target
+from paredown.pipeline.graph.operations.activation import floats
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.targets.errors import InputError
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph import floats
+from paredown.pipeline.graph.operations.activation import floats
 from paredown.pipeline.graph.operations.activation.island import Island, coded
 from paredown.pipeline.graph.operations.activation.table import NUDGE
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN, Codes

@@ -1,6 +1,6 @@
 """What no integer kernel computes stays in float: an island between a dequantize and a quantize (our design).
 
-The node keeps the ATen operation's name and arguments (`pipeline.graph.floats`), and both runtimes compute
+The node keeps the ATen operation's name and arguments (`floats.py`), and both runtimes compute
 it with their float kernels. An operation on single values is a `function` where it reads one tensor
 (`function.py`); any other is an `island`. Floats are added in an order that is the runtime's own: where a
 value is as good as halfway between two codes, a program gives the neighbour: `tolerance` is what parity
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph import floats
+from paredown.pipeline.graph.operations.activation import floats
 from paredown.pipeline.graph.operations.operation import Codes, Operation, clamped
 from paredown.targets.errors import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paredown.pipeline.graph import floats
+from paredown.pipeline.graph.operations.activation import floats
 
 
 def described(function, *shapes, result=-1):
