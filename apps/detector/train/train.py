@@ -203,7 +203,7 @@ def train(
         InputError: an unlabelled image, or a checkpoint of another run.
     """
     config = config or TrainConfig()
-    preprocess = preprocess or _plain(network)
+    preprocess = preprocess or plain_input(network)
     heads = _heads_to_train(network, dataset, preprocess)
     if isinstance(network, Yolo) and len(dataset.names) != network.classes:
         raise InputError(
@@ -234,7 +234,12 @@ def train(
     return TrainResult(network, tuple(run.history), run.seen)
 
 
-def _plain(network: nn.Module) -> Preprocess:
+def plain_input(network: nn.Module) -> Preprocess:
+    """Stretched RGB in 0..1 of the size that a network says it takes.
+
+    Raises:
+        UsageError: it says none.
+    """
     if isinstance(network, Yolo):
         return Preprocess(width=network.width, height=network.height)
     size = input_size(network)

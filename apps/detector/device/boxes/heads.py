@@ -299,9 +299,10 @@ def _priors(said: Mapping[str, Any], size: tuple[int, int]) -> tuple[Sizes, ...]
         )
     made = []
     for pair, level in zip(sizes, ratios, strict=True):
-        least, *most = (_real("sizes", value) for value in _list("sizes", pair)) or (0.0,)
-        if len(most) > 1:
-            raise InputError(f"sizes of {1 + len(most)} values", where=WHERE, hint="give least and most")
+        found = [_real("sizes", value) for value in _list("sizes", pair)]
+        if len(found) not in (1, 2):
+            raise InputError(f"sizes of {len(found)} values", where=WHERE, hint="give least and most")
+        least, *most = found
         boxes = [(least, least), *((math.sqrt(least * each),) * 2 for each in most)]
         for ratio in (math.sqrt(_real("ratios", value)) for value in _list("ratios", level)):
             boxes += [(least * ratio, least / ratio), (least / ratio, least * ratio)]
