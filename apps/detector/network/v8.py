@@ -156,11 +156,8 @@ class V8Like(nn.Module):
         return tuple(outputs)
 
 
-#: Name in a recipe -> what it makes of a number of classes.
-BUILTIN: dict[str, Callable[[int], V8Like]] = {
-    "yolov8-nano-like": V8Like,
-    "yolov8-nano-like-silu": functools.partial(V8Like, activation="silu"),
-}
+#: Name in a recipe -> activation.
+BUILTIN = {"yolov8-nano-like": "relu", "yolov8-nano-like-silu": "silu"}
 
 
 def builtin(name: str, classes: int) -> V8Like:
@@ -171,4 +168,4 @@ def builtin(name: str, classes: int) -> V8Like:
     """
     if name not in BUILTIN:
         raise UsageError(f"no built-in network {name!r}", hint=f"use one of: {', '.join(BUILTIN)}")
-    return BUILTIN[name](classes)
+    return V8Like(classes, activation=BUILTIN[name])

@@ -230,10 +230,13 @@ def check_version(facts: Mapping[str, Any], what: str) -> None:
 
 # -- what a network says -------------------------------------------------------------------------------------
 
-_KEYS = {
-    "v5": ({"strides", "anchors"}, set()), "v8": ({"strides"}, {"bins"}), "yolox": ({"strides"}, set()),
-    "ssd": ({"sizes", "ratios"}, {"strides", "variances", "clip"}),
-}  # fmt: skip
+#: Keys that each kind needs, and those that it may have.
+_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "v5": (("strides", "anchors"), ()),
+    "v8": (("strides",), ("bins",)),
+    "yolox": (("strides",), ()),
+    "ssd": (("sizes", "ratios"), ("strides", "variances", "clip")),
+}
 
 
 def heads_of(said: object, size: tuple[int, int]) -> Heads:
@@ -253,7 +256,7 @@ def heads_of(said: object, size: tuple[int, int]) -> Heads:
         kind = f"kind {said.get('kind')!r}" if isinstance(said, Mapping) else f"a {type(said).__name__}"
         raise InputError(f"{kind} is not known", where=WHERE, hint=f"known kinds: {', '.join(sorted(_KEYS))}")
     kind = said["kind"]
-    needed, others = _KEYS[kind]
+    needed, others = map(set, _KEYS[kind])
     keys = set(said) - {"kind"}
     if lacking := sorted(needed - keys):
         raise InputError(f"kind {kind!r} needs {', '.join(map(repr, lacking))}", where=WHERE)
