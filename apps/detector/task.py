@@ -208,7 +208,7 @@ class DetectorTask:
             identity |= {
                 "network": self.recipe.network,
                 "classes": self.classes,
-                "heads": self.heads.to_dict(),
+                "heads": json.loads(json.dumps(self.heads.to_dict())),  # as a bundle's manifest has it
             }
         else:
             assert self.cfg is not None

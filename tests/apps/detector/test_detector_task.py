@@ -207,7 +207,7 @@ def test_a_factory_says_how_its_outputs_are_decoded(recipe, name, names):
     facts = json.loads(task.bundle_members()["app.json"])
     assert decoder_of(facts) == task.decoder and facts["outputs"] == list(names)
     assert ("yolo" in facts) == (name == "v5") and ("heads" in facts) == (name != "v5")
-    json.dumps(task.network_id)
+    assert json.loads(json.dumps(task.network_id)) == task.network_id  # `validate` compares it
     assert "factory" in task.network_id and task.features() == ()
     images, labels = task.batches(task.data("train"), 2, 0)(0)
     assert (labels is None) == (name != "v8")
