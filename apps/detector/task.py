@@ -113,7 +113,7 @@ class DetectorTask:
         """Reads the .cfg; a network that is no darknet's is returned."""
         network = self.recipe.network
         if ":" not in network and network not in BUILTIN:
-            self.cfg = read_cfg(network) if network.endswith(".cfg") else builtin_cfg(network)
+            self.cfg = read_cfg(network) if network.endswith(".cfg") else builtin_cfg(network, BUILTIN)
             return None
         if self.recipe.weights == EMBEDDED and network in BUILTIN:
             what = f"the detector brings no weights of {network} along"

@@ -11,6 +11,7 @@ import cv2
 import torch
 from torch import nn
 
+from paredown.apps.detector.darknet.darknet import builtin_cfg
 from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.network.v8 import BUILTIN, builtin
 from paredown.apps.detector.train.augment import Augment
@@ -50,7 +51,8 @@ class _Meter:
 
     def close(self) -> None:
         """Takes the bar away."""
-        self.progress.stop()
+        if self.progress.live.is_started:  # else it would print an empty line, of an error too
+            self.progress.stop()
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -129,7 +131,7 @@ def _network(arguments: argparse.Namespace, classes: int) -> nn.Module:
     elif name in BUILTIN:
         made = builtin(name, classes)
     else:
-        made = Yolo.from_cfg(name) if name.endswith(".cfg") else Yolo.builtin(name)
+        made = Yolo.from_cfg(name) if name.endswith(".cfg") else Yolo(builtin_cfg(name, tuple(BUILTIN)))
     if arguments.out.suffix == ".weights" and not isinstance(made, Yolo):
         raise UsageError(f"--out {arguments.out}: {name} is no network of darknet", hint="use .safetensors")
     if arguments.weights and isinstance(made, Yolo):
