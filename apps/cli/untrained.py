@@ -8,6 +8,7 @@ from typing import Any
 from paredown.apps.classifier.catalogue import NETWORKS, architecture
 from paredown.apps.own.task import MEAN, STD
 
+CLASSES = 80  # of a detector that has no number of its own: COCO's
 CFGS = Path(__file__).parents[1] / "detector" / "darknet" / "cfgs"
 
 
@@ -36,4 +37,11 @@ def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | 
 
         cfg = read_cfg(model) if model.endswith(".cfg") else builtin_cfg(model)
         return YoloV2(cfg).eval(), (1, cfg.net.channels, cfg.net.height, cfg.net.width), (0.0, 1.0)
+    from paredown.apps.detector.task import BUILTIN
+
+    if model in BUILTIN:
+        from paredown.apps.detector.network.v8 import builtin
+
+        made = builtin(model, CLASSES)
+        return made.eval(), (1, 3, made.input_size, made.input_size), (0.0, 1.0)
     return None

@@ -17,9 +17,11 @@ import numpy as np
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
 from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
-from paredown.apps.detector.device.boxes.decode import Decoder, Detections, YoloHead, YoloHeads, detect
+from paredown.apps.detector.device.boxes.decode import Decoder, Detections, detect
+from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
+from paredown.apps.own.task import input_size
 from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
@@ -32,6 +34,8 @@ from paredown.targets.own_code import own_code
 SCORE_THRESHOLD = 0.005  # darknet's, to score mAP
 SHOW_THRESHOLD = 0.5  # darknet's, to show a box
 PSEUDO_THRESHOLD = 0.5  # for a box to count as a label; YOLO-LITE VOC's F1 on COCO peaks at .4 to .5
+#: The networks of `network.v8`, which is not imported for their names alone.
+BUILTIN = ("yolov8-nano-like", "yolov8-nano-like-silu")
 PREVIEW_SIDE = 480  # pixels of one picture in the preview
 
 
@@ -41,6 +45,11 @@ def _identity(cfg: Cfg) -> dict[str, Any]:
         if isinstance(layer, Route) and layer.groups == 1:
             del fields["groups"], fields["group_id"]  # they came later: runs of before are found again
     return facts if cfg.region else facts | {"kinds": [type(layer).__name__ for layer in cfg.layers]}
+
+
+def _several(outputs: Any) -> Any:
+    """The outputs of a network that may return one alone."""
+    return outputs if isinstance(outputs, tuple | list) else [outputs]
 
 
 class _Unlabelled:
@@ -58,7 +67,9 @@ class _Unlabelled:
 
 
 class DetectorTask:
-    """A YOLO network with its data; satisfies `pipeline.recipe.task.Task`.
+    """A detector with its data; satisfies `pipeline.recipe.task.Task`.
+
+    Its network is darknet's (`cfg`), or of another origin and says how it is decoded (`heads`).
 
     Args:
         recipe: resolved.
@@ -76,46 +87,85 @@ class DetectorTask:
         self._factory_file: Path | None = None
         self._known: dict[str, Truths] = {}
         self._last: tuple[str, list[Detections]] | None = None
-        self.cfg = self._read_cfg()
-        self.anchors = self.cfg.region.anchors if self.cfg.region else ()
-        self.classes = self.cfg.classes
-        changes = recipe.preprocess.changes()
-        size: dict[str, Any] = {"width": self.cfg.net.width, "height": self.cfg.net.height}
-        if self.cfg.letter_box:
-            size["resize"] = "letterbox"
-        self._preprocess = Preprocess(**{**size, **changes})
+        self.cfg: Cfg | None = None
+        self.heads: Heads | None = None
+        own = self._read_network()
+        self._preprocess = self._made_preprocess(own)
+        self.names = self._names()
+        self.classes = self.cfg.classes if self.cfg else len(self.names)
+        if own is not None:
+            from paredown.apps.detector.network.own import checked_heads
+
+            shape = self._preprocess.input_shape
+            self.heads, self.output_names = checked_heads(own, shape, self.classes, recipe.network)
+        self.anchors = self.cfg.region.anchors if self.cfg and self.cfg.region else ()
         self.decoder = self._decoder()
-        if self.cfg.region is None:
-            self._check_untrained()
-            count = len(self.cfg.yolos)
+        if isinstance(self.decoder, YoloHeads) and self.heads is None:
+            count = len(self.decoder.heads)
             self.output_names = tuple(
                 f"{name}{head}" for head in range(1, count + 1) for name in DetectorTask.output_names
             )
-        self.names = self._names()
+        self._check_untrained()
 
     # -- network -------------------------------------------------------------------------------------------
 
-    def _read_cfg(self) -> Cfg:
+    def _read_network(self) -> Any:
+        """Reads the .cfg; a network that is no darknet's is returned."""
         network = self.recipe.network
-        if network.endswith(".cfg"):
-            return read_cfg(network)
-        if ":" in network:
-            return self._from_factory().cfg
-        return builtin_cfg(network)
+        if ":" not in network and network not in BUILTIN:
+            self.cfg = read_cfg(network) if network.endswith(".cfg") else builtin_cfg(network, BUILTIN)
+            return None
+        if self.recipe.weights == EMBEDDED and network in BUILTIN:
+            what = f"the detector brings no weights of {network} along"
+            raise InputError(what, where="recipe, key weights", hint="train some with `paredown train`")
+        made = self._build()
+        self.cfg = getattr(made, "cfg", None) if self._is_yolo(made) else None
+        return made if self.cfg is None else None
 
-    def _from_factory(self) -> Any:
-        """A network of the user's own code, `package.module:factory`; it must be a Yolo at the end."""
-        from paredown.apps.detector.network import Yolo
+    def _build(self) -> Any:
+        """A network that is no .cfg's, with random weights."""
+        from paredown.apps.detector.network.own import is_own
 
+        if self.recipe.network in BUILTIN:
+            from paredown.apps.detector.network.v8 import builtin
+
+            return builtin(self.recipe.network, len(self._read_names()))
         network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
-        if not isinstance(network, Yolo):
+        if not self._is_yolo(network) and not is_own(network):
             raise InputError(
-                f"{self.recipe.network} made a {type(network).__name__}, not a Yolo",
-                where="recipe, key network",
-            )
+                f"{self.recipe.network} made a {type(network).__name__}, not a Yolo or a torch.nn.Module "
+                "that says how its outputs are decoded",
+                where="recipe, key network", hint="give it a mapping `decoding`",
+            )  # fmt: skip
         return network
 
+    @staticmethod
+    def _is_yolo(network: object) -> bool:
+        from paredown.apps.detector.network import Yolo
+
+        return isinstance(network, Yolo)
+
+    def _made_preprocess(self, own: Any) -> Preprocess:
+        """RGB / 255 of the network's size, unless the recipe says otherwise."""
+        changes = self.recipe.preprocess.changes()
+        if self.cfg is None:
+            size: dict[str, Any] = dict(input_size(own))
+            if missing := [name for name in ("width", "height") if name not in {**size, **changes}]:
+                raise InputError(
+                    f"{self.recipe.network} does not say its input's {' and '.join(missing)}",
+                    where="recipe, section [preprocess]",
+                    hint=f"set {' and '.join(missing)}, or give the network an attribute input_size",
+                )
+        else:
+            size = {"width": self.cfg.net.width, "height": self.cfg.net.height}
+            if self.cfg.letter_box:
+                size["resize"] = "letterbox"
+        return Preprocess(**{**size, **changes})
+
     def _decoder(self) -> Decoder:
+        if self.heads:
+            return self.heads.decoder
+        assert self.cfg is not None
         if self.cfg.region:
             return self.cfg.region.anchors
         yolos = tuple(self.cfg.yolos.values())
@@ -126,26 +176,44 @@ class DetectorTask:
         # darknet takes the suppression from the last head
         return YoloHeads(heads, (self._preprocess.width, self._preprocess.height), yolos[-1].nms_beta)
 
+    @property
+    def _untrained(self) -> str:
+        """The kind of the heads, if they have no training loss here."""
+        if self.heads:
+            return "" if self.heads.kind == "v8" else self.heads.kind
+        return "" if self.cfg and self.cfg.region else "[yolo]"
+
     def _check_untrained(self) -> None:
-        """Refuses what needs a training loss, which [yolo] heads have none of here."""
-        recipe = self.recipe
+        """Refuses what needs a training loss, where the heads have none here."""
+        recipe, kind = self.recipe, self._untrained
+        if not kind:
+            return
         for name, section in (("recover", recipe.recover), ("squantize", recipe.squantize)):
             if section.method in ("labels", "both"):
                 raise InputError(
-                    f"method = \"{section.method}\" needs a training loss, and [yolo] heads have none here",
+                    f"method = \"{section.method}\" needs a training loss, and {kind} heads have none here",
                     where=f"recipe, key {name}.method", hint='use "distil" or "auto"',
                 )  # fmt: skip
         if recipe.prune.criterion == "taylor":
             raise InputError(
-                'criterion = "taylor" needs a training loss, and [yolo] heads have none here',
+                f'criterion = "taylor" needs a training loss, and {kind} heads have none here',
                 where="recipe, key prune.criterion", hint='use "activation" or "norm"',
             )  # fmt: skip
 
     @property
     def network_id(self) -> Mapping[str, Any]:
-        """The .cfg's own text decides the network; a factory's source file counts too."""
-        parsed = json.dumps(_identity(self.cfg), sort_keys=True, default=str)
-        identity = {"app": self.name, "cfg": hashlib.sha256(parsed.encode()).hexdigest()}
+        """The .cfg's own text decides the network, or its name; a factory's source file counts too."""
+        identity: dict[str, Any] = {"app": self.name}
+        if self.heads:
+            identity |= {
+                "network": self.recipe.network,
+                "classes": self.classes,
+                "heads": json.loads(json.dumps(self.heads.to_dict())),  # as a bundle's manifest has it
+            }
+        else:
+            assert self.cfg is not None
+            parsed = json.dumps(_identity(self.cfg), sort_keys=True, default=str)
+            identity["cfg"] = hashlib.sha256(parsed.encode()).hexdigest()
         if self._factory_file is not None:
             identity["factory"] = file_hash(self._factory_file)
         return identity
@@ -166,37 +234,57 @@ class DetectorTask:
         from paredown.apps.detector.network import Yolo
         from paredown.apps.detector.weights import load_checkpoint
 
-        network = self._from_factory() if ":" in self.recipe.network else Yolo.from_cfg(self.cfg)
+        if self.cfg is None:
+            from paredown.pipeline.recipe import weights
+
+            network = self._build()
+            weights.load_checkpoint(
+                self.weights_path, network, f"{self.recipe.network} with {self.classes} classes"
+            )
+            return network.eval()
+        network = self._build() if ":" in self.recipe.network else Yolo.from_cfg(self.cfg)
         load_checkpoint(self.weights_path, network)
         return network.eval()
 
     # -- training ------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Any, labels: Any) -> Any:
-        """The region loss; see `apps.detector.train.loss`.
+        """The loss of a [region] or of v8 heads; see `apps.detector.train`.
 
         Raises:
-            InputError: the network has [yolo] heads.
+            InputError: the network has heads of another kind.
         """
-        if self.cfg.region is None:
+        if kind := self._untrained:
             raise InputError(
-                "training a network with [yolo] heads on labels is not supported", where=self.cfg.where,
-                hint="distil it from the original",
+                f"training a network with {kind} heads on labels is not supported",
+                where=self.cfg.where if self.cfg else self.recipe.network, hint="distil it from the original",
             )  # fmt: skip
+        if self.heads:
+            from paredown.apps.detector.train.v8_loss import v8_loss
+
+            return v8_loss(_several(outputs), labels, self.heads)
         from paredown.apps.detector.train.loss import region_loss
 
         return region_loss(outputs, labels, self.anchors)
 
     def distillation(self, student: Any, teacher: Any) -> Any:
         """The distance of two networks' logits; see `apps.detector.train.distil`."""
-        from paredown.apps.detector.train.distil import region_distillation, yolo_distillation
+        from paredown.apps.detector.train.distil import (
+            heads_distillation,
+            region_distillation,
+            yolo_distillation,
+        )
 
+        if self.heads:
+            return heads_distillation(_several(student), _several(teacher), self.heads)
         if isinstance(self.decoder, YoloHeads):
             return yolo_distillation(student, teacher, [head.new_coords for head in self.decoder.heads])
         return region_distillation(student, teacher)
 
     def features(self) -> tuple[str, ...]:
-        """The layers that the heads read."""
+        """The layers that the heads read; of a network that is no darknet's the outputs are enough."""
+        if self.cfg is None:
+            return ()
         if self.cfg.region:
             return (f"layers.{len(self.cfg.layers) - 2}",)
         return tuple(f"layers.{index - 2}" for index in self.cfg.yolos if index >= 2)
@@ -204,7 +292,7 @@ class DetectorTask:
     def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
         """Zoomed, shifted, recoloured and (but for digits) mirrored images.
 
-        For [yolo] heads they are without labels, so that recovery distils.
+        For heads without a training loss they are without labels, so that recovery distils.
         """
         from paredown.apps.detector.train.augment import Augment
         from paredown.apps.detector.train.batches import Batches
@@ -212,34 +300,37 @@ class DetectorTask:
 
         augment = Augment(flips=self.recipe.data.format != EMBEDDED)
         config = TrainConfig(batch=batch, seed=seed, augment=augment)
-        made = Batches(data, self._preprocess, config, coarsest_stride(self.cfg), require_labels=False)
-        return made if self.cfg.region else _Unlabelled(made)
+        stride = (
+            coarsest_stride(self.cfg) if self.cfg else 1
+        )  # it matters where sizes change, and they do not
+        made = Batches(data, self._preprocess, config, stride, require_labels=False)
+        return _Unlabelled(made) if self._untrained else made
 
     # -- data ----------------------------------------------------------------------------------------------
 
     @property
     def preprocess(self) -> Preprocess:
-        """Plain resize to the .cfg's size, RGB / 255, unless the recipe says otherwise."""
+        """Plain resize to the network's size, RGB / 255, unless the recipe says otherwise."""
         return self._preprocess
 
-    def _names(self) -> tuple[str, ...]:
+    def _read_names(self) -> tuple[str, ...]:
         data = self.recipe.data
         if data.format == EMBEDDED:
-            names = tuple("0123456789")
-        else:
-            if data.format not in BOX_FORMATS:
-                hint = "detection needs boxes: use yolo, voc or coco"
-                raise InputError(
-                    f'format = "{data.format}" has no boxes', where="recipe, data.format", hint=hint
-                )
-            if data.names is None:
-                raise InputError("no list of the network's classes", where="recipe, key data.names",
-                                 hint="set data.names")  # fmt: skip
-            names = read_names(data.names)
-        if len(names) != self.classes:
+            return tuple("0123456789")
+        if data.format not in BOX_FORMATS:
+            hint = "detection needs boxes: use yolo, voc or coco"
+            raise InputError(f'format = "{data.format}" has no boxes', where="recipe, data.format", hint=hint)
+        if data.names is None:
+            raise InputError("no list of the network's classes", where="recipe, key data.names",
+                             hint="set data.names")  # fmt: skip
+        return read_names(data.names)
+
+    def _names(self) -> tuple[str, ...]:
+        names = self._read_names()
+        if self.cfg and len(names) != self.cfg.classes:
             raise InputError(
-                f"{len(names)} class names for a network of {self.classes} classes",
-                where=data.names or "the embedded digits",
+                f"{len(names)} class names for a network of {self.cfg.classes} classes",
+                where=self.recipe.data.names or "the embedded digits",
                 hint="data.names must list the network's classes; label_names those of the label files",
             )
         return names
@@ -353,8 +444,11 @@ class DetectorTask:
 
     def bundle_members(self) -> dict[str, bytes]:
         """Class names, and what decoding needs."""
+        boxes: dict[str, Any]
         if isinstance(self.decoder, YoloHeads):
-            boxes: dict[str, Any] = {"yolo": self.decoder.to_dict()}
+            boxes = {"yolo": self.decoder.to_dict()}
+        elif isinstance(self.decoder, Heads):
+            boxes = {"heads": self.decoder.to_dict()}
         else:
             boxes = {"anchors": [list(pair) for pair in self.decoder]}
         facts = {

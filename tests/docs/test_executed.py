@@ -109,6 +109,23 @@ def test_the_unpacked_bundle_detects_on_a_photo(folder: Path) -> None:
     assert json.loads(result.stdout)["detections"] and (board / "found.png").is_file()
 
 
+def test_the_detector_of_the_manual_says_how_it_is_decoded(tmp_path: Path) -> None:
+    """The Python of own-network.md is a factory that a recipe may name."""
+    from paredown.apps.detector.task import DetectorTask
+    from paredown.pipeline.recipe.file import load_recipe
+
+    (block,) = (b for b in blocks("python", mark="") if b.page == "own-network.md")
+    assert python(block, tmp_path).split() == "[(1, 32, 12, 12), (1, 10, 12, 12)]".split()
+    (tmp_path / "heads_of_the_manual.py").write_text(block.text)
+    (tmp_path / "net.pth").touch()
+    recipe = tmp_path / "heads.toml"
+    recipe.write_text(
+        'network = "heads_of_the_manual:make"\nweights = "net.pth"\n[data]\nformat = "digits"\n'
+    )
+    task = DetectorTask(load_recipe(recipe))
+    assert task.output_names == ("box1", "cls1") and task.preprocess.width == 96
+
+
 def slow(page: str) -> list[list[str]]:
     """The commands of a page that slow tests run, without their program."""
     found = [c for b in blocks("sh", mark="runs: slow") if b.page == page for c in b.commands()]

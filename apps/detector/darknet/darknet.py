@@ -7,7 +7,7 @@ kept in `options`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -309,8 +309,12 @@ def builtin_names() -> tuple[str, ...]:
     )
 
 
-def builtin_cfg(name: str) -> Cfg:
+def builtin_cfg(name: str, others: Sequence[str] = ()) -> Cfg:
     """Parses a .cfg of the detector's own: see `builtin_names`.
+
+    Args:
+        name: of the file, without suffix.
+        others: networks that are no .cfg but could be meant, for the error.
 
     Raises:
         UsageError: if there is none of that name.
@@ -318,7 +322,7 @@ def builtin_cfg(name: str) -> Cfg:
     names = builtin_names()
     if name not in names:
         raise UsageError(
-            f"no built-in network {name!r}", hint=f"use a .cfg file or one of: {', '.join(names)}"
+            f"no built-in network {name!r}", hint=f"use a .cfg file or one of: {', '.join((*names, *others))}"
         )
     text = (resources.files(__package__) / "cfgs" / f"{name}.cfg").read_text(encoding="utf-8")
     return parse_cfg(text, f"{name}.cfg")

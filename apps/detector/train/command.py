@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import torch
+from torch import nn
 
+from paredown.apps.detector.darknet.darknet import builtin_cfg
 from paredown.apps.detector.network import Yolo
+from paredown.apps.detector.network.v8 import BUILTIN, builtin
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.config import TrainConfig
-from paredown.apps.detector.train.train import train
+from paredown.apps.detector.train.train import plain_input, train
 from paredown.apps.detector.weights import load_checkpoint, write_weights
 from paredown.calibration.datasets import Dataset, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.recipe import weights
+from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.store.checkpoint import save_weights
 from paredown.targets.errors import UsageError
 
@@ -45,7 +51,8 @@ class _Meter:
 
     def close(self) -> None:
         """Takes the bar away."""
-        self.progress.stop()
+        if self.progress.live.is_started:  # else it would print an empty line, of an error too
+            self.progress.stop()
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -55,7 +62,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         prog: the name of the command, for its help.
     """
     default = TrainConfig()
-    made = argparse.ArgumentParser(prog, description="Trains a YOLO-v2 detector.")
+    made = argparse.ArgumentParser(prog, description="Trains a detector: a YOLO v2, or one with v8 heads.")
     add = made.add_argument
     add("data", metavar="DATA", help="`digits` (the embedded set), or the folder or file of training images")
     add(
@@ -65,7 +72,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="the weights: .safetensors or .weights (darknet)",
     )
-    add("--network", default="yolov2-nano", help="a built-in network or a .cfg file (default: %(default)s)")
+    add(
+        "--network",
+        default="yolov2-nano",
+        help="a built-in network, a .cfg file or my_package.nets:factory (default: %(default)s)",
+    )
+    add("--size", type=int, metavar="PIXELS", help="width and height of the input (default: the network's)")
     add("--weights", type=Path, metavar="FILE", help="weights to start from")
     add("--format", default="yolo", help="format of the data: yolo, voc or coco (default: %(default)s)")
     add(
@@ -108,16 +120,32 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return made
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Yolo, Dataset, Dataset | None]:
+def _network(arguments: argparse.Namespace, classes: int) -> nn.Module:
     torch.manual_seed(arguments.seed)
-    is_file = arguments.network.endswith(".cfg")
-    network = Yolo.from_cfg(arguments.network) if is_file else Yolo.builtin(arguments.network)
-    if arguments.weights:
-        load_checkpoint(arguments.weights, network)
+    name: str = arguments.network
+    made: nn.Module
+    if ":" in name:
+        made, _ = from_factory(name)
+        if not isinstance(made, nn.Module):
+            raise UsageError(f"{name} made a {type(made).__name__}", hint="it must be a torch.nn.Module")
+    elif name in BUILTIN:
+        made = builtin(name, classes)
+    else:
+        made = Yolo.from_cfg(name) if name.endswith(".cfg") else Yolo(builtin_cfg(name, tuple(BUILTIN)))
+    if arguments.out.suffix == ".weights" and not isinstance(made, Yolo):
+        raise UsageError(f"--out {arguments.out}: {name} is no network of darknet", hint="use .safetensors")
+    if arguments.weights and isinstance(made, Yolo):
+        load_checkpoint(arguments.weights, made)
+    elif arguments.weights:
+        weights.load_checkpoint(arguments.weights, made, name)
+    return made
+
+
+def _load(arguments: argparse.Namespace) -> tuple[nn.Module, Dataset, Dataset | None]:
     if arguments.data == "digits":
         from paredown.apps.detector.digits import Digits
 
-        return network, Digits("train"), Digits("validation")
+        return _network(arguments, len(Digits.names)), Digits("train"), Digits("validation")
     if not arguments.names:
         raise UsageError("--names is missing", hint="give the file with the classes' names, one a line")
     names = read_names(arguments.names)
@@ -126,7 +154,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Yolo, Dataset, Dataset | None]
         for path in (Path(arguments.data), arguments.validation)
     ]
     assert opened[0] is not None
-    return network, opened[0], opened[1]
+    return _network(arguments, len(names)), opened[0], opened[1]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -151,7 +179,9 @@ def run(arguments: argparse.Namespace) -> None:
         warmup=arguments.warmup, ema=arguments.ema, multi_scale=arguments.multi_scale, seed=arguments.seed,
         augment=Augment(flips=flips), device=arguments.device,
     )  # fmt: skip
-    preprocess = Preprocess(width=network.width, height=network.height, resize=arguments.resize)
+    size = arguments.size
+    preprocess = Preprocess(width=size, height=size) if size else plain_input(network)
+    preprocess = replace(preprocess, resize=arguments.resize)
     checkpoint = arguments.checkpoint or arguments.out.with_name(arguments.out.name + ".checkpoint")
     meter = _Meter()
     try:
@@ -161,7 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     finally:
         meter.close()
-    if arguments.out.suffix == ".weights":
+    if arguments.out.suffix == ".weights" and isinstance(network, Yolo):
         write_weights(arguments.out, network)
     else:
         save_weights(arguments.out, network)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from paredown.apps.detector.device.boxes.heads import Heads, separated
 from paredown.targets.errors import InputError
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -51,9 +52,7 @@ def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeigh
         InputError: the shapes differ.
     """
     weights = weights or DistilWeights()
-    shapes = [[tuple(part.shape) for part in outputs] for outputs in (student, teacher)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"the student's outputs are {shapes[0]}, the teacher's {shapes[1]}", where="distil")
+    _check_shapes(student, teacher)
     xy, wh, obj, cls = student
     xy_t, wh_t, obj_t, cls_t = (part.detach() for part in teacher)
     images, boxes, height, width = obj.shape
@@ -69,6 +68,12 @@ def region_distillation(student: Outputs, teacher: Outputs, weights: DistilWeigh
     classes = ((theirs.exp() * (theirs - mine)).sum(2) * certain).sum() * warm**2
     total = weights.objectness * objectness + weights.coordinates * coordinates + weights.classes * classes
     return total / images
+
+
+def _check_shapes(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    shapes = [[tuple(part.shape) for part in outputs] for outputs in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"the student's outputs are {shapes[0]}, the teacher's {shapes[1]}", where="distil")
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,9 +103,7 @@ def yolo_distillation(
         InputError: the shapes differ.
     """
     weights = weights or DistilWeights()
-    shapes = [[tuple(part.shape) for part in outputs] for outputs in (student, teacher)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"the student's outputs are {shapes[0]}, the teacher's {shapes[1]}", where="distil")
+    _check_shapes(student, teacher)
     total = student[0].new_zeros(())
     for head, squared in enumerate(new_coords):
         xy, wh, obj, cls = student[4 * head : 4 * head + 4]
@@ -115,3 +118,77 @@ def yolo_distillation(
         total = total + weights.objectness * _divergence(obj, obj_t).sum()
         total = total + weights.coordinates * coordinates + weights.classes * classes
     return total / student[0].shape[0]
+
+
+def heads_distillation(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    heads: Heads,
+    weights: DistilWeights | None = None,
+) -> Tensor:
+    """Computes the distance for heads of a network that is no darknet's, the sum over levels.
+
+    As in `region_distillation`, what a teacher takes for background says nothing of its place: coordinates
+    count as much as the teacher is sure of an object: its objectness, or its likeliest class where there is
+    none. Distances that are bins are compared as distributions, other coordinates as squares of what the
+    network returns.
+
+    Args:
+        student: the outputs, by level, each in parts or in one.
+        teacher: of the same shapes; no gradient reaches it.
+        heads: whose they are.
+        weights: of the terms; the defaults where None. There is no temperature.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    weights = weights or DistilWeights()
+    _check_shapes(student, teacher)
+    mine = separated(student, heads)
+    theirs = separated([part.detach() for part in teacher], heads)
+    if heads.kind == "v5":
+        return yolo_distillation(mine, theirs, [True] * heads.levels, weights)
+    total, count = mine[0].new_zeros(()), len(heads.parts)
+    for level in range(heads.levels):
+        ours, others = (parts[count * level : count * level + count] for parts in (mine, theirs))
+        total = total + _LEVELS[heads.kind](ours, others, heads, level, weights)
+    return total / student[0].shape[0]
+
+
+def _v8_level(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], heads: Heads, level: int, weights: DistilWeights
+) -> Tensor:
+    (box, cls), (box_t, cls_t) = ours, theirs
+    sure = cls_t.sigmoid().amax(1, keepdim=True)
+    total = weights.classes * _divergence(cls, cls_t).sum()
+    if heads.bins == 1:
+        return total + weights.coordinates * ((box - box_t).square() * sure).sum() / 2
+    grid = (len(box), 4, heads.bins, *box.shape[2:])
+    likely, likely_t = (part.view(grid).log_softmax(2) for part in (box, box_t))
+    miss = (likely_t.exp() * (likely_t - likely)).sum(2)
+    return total + weights.coordinates * (miss * sure).sum()
+
+
+def _yolox_level(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], heads: Heads, level: int, weights: DistilWeights
+) -> Tensor:
+    (box, obj, cls), (box_t, obj_t, cls_t) = ours, theirs
+    sure = obj_t.sigmoid()
+    total = weights.objectness * _divergence(obj, obj_t).sum()
+    total = total + weights.coordinates * ((box - box_t).square() * sure).sum() / 2
+    return total + weights.classes * (_divergence(cls, cls_t) * sure).sum()
+
+
+def _ssd_level(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], heads: Heads, level: int, weights: DistilWeights
+) -> Tensor:
+    (box, cls), (box_t, cls_t) = ours, theirs
+    grid = (len(box), len(heads.priors[level]), -1, *box.shape[2:])
+    likely, likely_t = (part.view(grid).log_softmax(2) for part in (cls, cls_t))
+    sure = 1 - likely_t[:, :, 0].exp()
+    miss = (box - box_t).view(grid).square().sum(2)
+    total = weights.classes * (likely_t.exp() * (likely_t - likely)).sum()
+    return total + weights.coordinates * (miss * sure).sum() / 2
+
+
+_LEVELS = {"v8": _v8_level, "yolox": _yolox_level, "ssd": _ssd_level}

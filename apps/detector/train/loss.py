@@ -107,9 +107,14 @@ def _match(
     return _Matches(box[keep].to(device), classes[keep].to(device), truth[keep].to(device))
 
 
-def _checked(targets: Sequence[Target], images: int, classes: int) -> list[Target]:
+def checked_targets(targets: Sequence[Target], images: int, classes: int) -> list[Target]:
+    """The targets without empty boxes.
+
+    Raises:
+        InputError: they do not fit the images or the classes, or are not finite.
+    """
     if len(targets) != images:
-        raise InputError(f"{len(targets)} targets for {images} images", where="region_loss")
+        raise InputError(f"{len(targets)} targets for {images} images", where="detector loss")
     kept = []
     for number, (labels, boxes) in enumerate(targets):
         if len(labels) != len(boxes) or (boxes.numel() and boxes.shape[-1] != 4):
@@ -153,7 +158,7 @@ def region_terms(
     xy, wh, obj, cls = outputs
     images, boxes, height, width = obj.shape
     classes = cls.shape[1] // boxes
-    targets = _checked(targets, images, classes)
+    targets = checked_targets(targets, images, classes)
     prior = torch.tensor(anchors, dtype=torch.float32)
 
     # (N, A, h, w, 2) offsets and log-scales; everything below is in cells.

@@ -22,13 +22,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from paredown.apps.detector.device.boxes.heads import Heads, heads_of
 from paredown.apps.detector.network import Yolo
+from paredown.apps.detector.network.own import checked_heads, is_own
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
-from paredown.apps.detector.train.loss import region_terms
+from paredown.apps.detector.train.loss import RegionTerms, Target, region_terms
+from paredown.apps.detector.train.v8_loss import V8Terms, v8_terms
+from paredown.apps.own.task import input_size
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.compress.training.loop import (
@@ -54,7 +60,7 @@ class TrainResult:
         seen: images trained on.
     """
 
-    network: Yolo
+    network: nn.Module
     history: tuple[Mapping[str, float], ...]
     seen: int
 
@@ -64,16 +70,18 @@ class _Run:
 
     def __init__(
         self,
-        network: Yolo,
+        network: nn.Module,
         dataset: Dataset,
         config: TrainConfig,
         preprocess: Preprocess,
         checkpoint: Path | None,
+        heads: Heads | None,
     ) -> None:
-        self.config = config
-        self.batches = Batches(dataset, preprocess, config, network.stride)
+        self.config, self.heads = config, heads
+        stride = network.stride if isinstance(network, Yolo) else max(heads.strides if heads else (1,))
+        self.batches = Batches(dataset, preprocess, config, stride)
         self.steps, self.step = config.epochs * self.batches.per_epoch, 0
-        self.started_at = network.header.seen
+        self.started_at = network.header.seen if isinstance(network, Yolo) else 0
         facts = [asdict(config), preprocess.hash, dataset.fingerprint(), self.started_at]
         self.identity = run_identity(facts, network)
         self.network = network.to(config.device).train()
@@ -96,12 +104,8 @@ class _Run:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, targets = self.batches(self.step)
         assert targets is not None  # the batches require labels
-        terms = region_terms(
-            self.network(images.to(self.config.device, memory_format=torch.channels_last)),
-            targets,
-            self.network.anchors,
-            self.seen,
-        )
+        outputs = self.network(images.to(self.config.device, memory_format=torch.channels_last))
+        terms = self._terms(outputs, targets)
         rate = learning_rate(self.config, self.step, self.steps)
         parameters = self.network.parameters()
         loss = descend(terms.total, self.optimizer, parameters, clip=self.config.clip, rate=rate)
@@ -112,6 +116,12 @@ class _Run:
         self.sums[0] += loss
         self.sums[1] += float(terms.iou)
         return loss
+
+    def _terms(self, outputs: Any, targets: list[Target]) -> RegionTerms | V8Terms:
+        if isinstance(self.network, Yolo):
+            return region_terms(outputs, targets, self.network.anchors, self.seen)
+        assert self.heads is not None  # `train` has refused any other
+        return v8_terms([outputs] if isinstance(outputs, Tensor) else outputs, targets, self.heads)
 
     def close_epoch(self, epoch: int) -> dict[str, float]:
         """Starts the next epoch's sums and gives the row of this one, which the history keeps."""
@@ -145,8 +155,26 @@ class _Run:
             raise damaged(path, error) from error
 
 
+def _heads_to_train(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Heads | None:
+    """The heads of a network that is no darknet's, None of a [region]; it must be one that can be trained."""
+    kind, hint = "[yolo]", "train it with darknet, and give its .weights"
+    heads, where = None, "train"
+    if isinstance(network, Yolo):
+        trainable, where = network.cfg.region is not None, network.cfg.where
+    elif is_own(network):
+        heads, _ = checked_heads(network, preprocess.input_shape, len(dataset.names), "train")
+        kind, hint = heads.kind, "train it with your own code, and give its weights"
+        trainable = heads.kind == "v8"
+    else:
+        what = f"a {type(network).__name__} does not say how its outputs are decoded"
+        raise UsageError(what, where=where, hint="give it an attribute `decoding`")
+    if not trainable:
+        raise UsageError(f"training a network with {kind} heads is not supported", where=where, hint=hint)
+    return heads
+
+
 def train(
-    network: Yolo,
+    network: nn.Module,
     dataset: Dataset,
     config: TrainConfig | None = None,
     *,
@@ -159,7 +187,8 @@ def train(
     """Trains a network in place.
 
     Args:
-        network: from its present weights; `network.header.seen` decides whether boxes are pulled to anchors.
+        network: from its present weights: a Yolo, whose `header.seen` decides whether boxes are pulled to
+            anchors, or a module whose attribute `decoding` is of kind "v8".
         dataset: labelled images; its classes must be the network's.
         config: how; the defaults where None.
         preprocess: how an image becomes the input; stretched RGB in 0..1 where None.
@@ -169,25 +198,20 @@ def train(
         tick: takes (steps done, steps in all) after every step.
 
     Raises:
-        UsageError: a network with [yolo] heads, a configuration that cannot work, or a loss that is no longer
-            a number (the last good checkpoint stays).
+        UsageError: a network with heads of another kind, a configuration that cannot work, or a loss that is
+            no longer a number (the last good checkpoint stays).
         InputError: an unlabelled image, or a checkpoint of another run.
     """
-    if network.cfg.region is None:
-        raise UsageError(
-            "training a network with [yolo] heads is not supported",
-            where=network.cfg.where,
-            hint="train it with darknet, and give its .weights",
-        )
     config = config or TrainConfig()
-    preprocess = preprocess or Preprocess(width=network.width, height=network.height)
-    if len(dataset.names) != network.classes:
+    preprocess = preprocess or plain_input(network)
+    heads = _heads_to_train(network, dataset, preprocess)
+    if isinstance(network, Yolo) and len(dataset.names) != network.classes:
         raise InputError(
             f"{len(dataset.names)} classes in the data, {network.classes} in the network",
             where="train",
             hint="set classes= in the .cfg's [region] and filters= before it",
         )
-    run = _Run(network, dataset, config, preprocess, checkpoint)
+    run = _Run(network, dataset, config, preprocess, checkpoint, heads)
     started, before = time.monotonic(), run.step
 
     def look() -> None:
@@ -204,13 +228,35 @@ def train(
         checkpoint_every=config.checkpoint_every, tick=tick,
     )  # fmt: skip
     network.load_state_dict(run.average.state_dict())
-    network.header = replace(network.header, seen=run.seen)
+    if isinstance(network, Yolo):
+        network.header = replace(network.header, seen=run.seen)
     reorder(network.cpu().eval(), torch.contiguous_format)
     return TrainResult(network, tuple(run.history), run.seen)
 
 
+def plain_input(network: nn.Module) -> Preprocess:
+    """Stretched RGB in 0..1 of the size that a network says it takes.
+
+    Raises:
+        UsageError: it says none.
+    """
+    if isinstance(network, Yolo):
+        return Preprocess(width=network.width, height=network.height)
+    size = input_size(network)
+    if not size:
+        raise UsageError("the network does not say its input's size", where="train",
+                         hint="give it an attribute input_size, or use --size")  # fmt: skip
+    return Preprocess(width=size["width"], height=size["height"])
+
+
+def _decoder(network: nn.Module, preprocess: Preprocess) -> Any:
+    if isinstance(network, Yolo):
+        return network.anchors
+    return heads_of(network.decoding, (preprocess.width, preprocess.height)).decoder
+
+
 def evaluate(
-    network: Yolo, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
+    network: nn.Module, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
 ) -> dict[str, float]:
     """Scores a network on labelled images, as `apps.detector.scoring.score` does it for every runtime.
 
@@ -220,14 +266,16 @@ def evaluate(
     from paredown.apps.detector.device.boxes.decode import Detections, detect
     from paredown.apps.detector.scoring.score import score_detections
 
+    decoder = _decoder(network, preprocess)
     mode = network.training
     network.eval()
     found: list[Detections] = []
     with torch.no_grad():
         for index in range(len(dataset)):
             image = dataset[index].image
-            outputs = network(torch.from_numpy(preprocess(image))[None].to(device))
-            one = detect([part[0].cpu().numpy() for part in outputs], network.anchors)
+            made = network(torch.from_numpy(preprocess(image))[None].to(device))
+            outputs = [made] if isinstance(made, Tensor) else made
+            one = detect([part[0].cpu().numpy() for part in outputs], decoder)
             boxes = preprocess.geometry(*image.shape[:2]).to_image(one.boxes)
             found.append(replace(one, boxes=boxes))
     network.train(mode)

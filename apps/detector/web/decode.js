@@ -8,6 +8,14 @@
  * @property {number[]} input width and height in pixels
  * @property {number | null} nms_beta
  *
+ * @typedef {object} Heads of a network that is no darknet's, as app.json has them
+ * @property {"v8" | "yolox" | "ssd"} kind
+ * @property {number[]} input width and height in pixels
+ * @property {number[]} strides pixels per cell by level; of "ssd" there may be none
+ * @property {number} bins of a distance ("v8")
+ * @property {number[][][]} priors width and height in pixels of prior boxes by level ("ssd")
+ * @property {number[]} variances
+ *
  * @typedef {object} Output of the network, for one image
  * @property {Float32Array} data
  * @property {number[]} shape rows, columns, channels
@@ -91,24 +99,152 @@ function decodeHead(outputs, { anchors, unit, offset, growth, score }, threshold
   return found;
 }
 
+/** The outputs of a level of [yolo], v8, yolox or ssd, and each one's channels for a box of a cell. */
+const PARTS = {
+  yolo: ["xy", "wh", "obj", "cls"],
+  v8: ["box", "cls"],
+  yolox: ["box", "obj", "cls"],
+  ssd: ["box", "cls"],
+};
+
+/** How many boxes a cell has, and their channels in all parts but the last. */
+function layoutOf({ kind, heads, priors, bins }, level) {
+  if (heads) return { boxes: heads[level].anchors.length, sizes: [2, 2, 1] };
+  const sizes = { v8: [4 * bins], yolox: [4, 1], ssd: [4] }[kind];
+  return { boxes: priors.length ? priors[level].length : 1, sizes };
+}
+
+/** Channels `low` to `high` of every box of an output that holds all parts. */
+function slice({ data, shape }, boxes, low, high) {
+  const [rows, columns, channels] = shape;
+  const [each, width] = [channels / boxes, high - low];
+  const found = new Float32Array(rows * columns * boxes * width);
+  for (let box = 0; box < rows * columns * boxes; box++) {
+    found.set(data.subarray(box * each + low, box * each + high), box * width);
+  }
+  return { data: found, shape: [rows, columns, boxes * width] };
+}
+
+/** The parts of all levels, where a network may return one output per level. */
+function separated(outputs, decoder) {
+  const kind = decoder.kind ?? "yolo";
+  const count = PARTS[kind].length;
+  const levels = (decoder.heads ?? (decoder.priors.length ? decoder.priors : decoder.strides)).length;
+  if (outputs.length === levels * count) return { parts: outputs, levels, count };
+  if (outputs.length !== levels || kind === "ssd") {
+    throw new Error(`${outputs.length} outputs do not fit ${levels} heads, each of ${count}`);
+  }
+  const parts = outputs.flatMap((output, level) => {
+    const { boxes, sizes } = layoutOf(decoder, level);
+    const each = output.shape[2] / boxes;
+    const most = sizes.reduce((a, b) => a + b);
+    if (!Number.isInteger(each) || each <= most) {
+      throw new Error(`${output.shape[2]} channels do not fit ${boxes} boxes of ${most} and the classes`);
+    }
+    let end = 0;
+    return [...sizes, each - most].map((size) => slice(output, boxes, end, (end += size)));
+  });
+  return { parts, levels, count };
+}
+
+/** The mean of a softmax over bins; a single bin is the distance. */
+function distance(bins) {
+  if (bins.length === 1) return bins[0];
+  const most = bins.reduce((a, b) => Math.max(a, b), -Infinity);
+  const exponents = Array.from(bins, (logit) => Math.exp(logit - most));
+  const sum = exponents.reduce((a, b) => a + b);
+  return exponents.reduce((total, exponent, place) => total + exponent * place, 0) / sum;
+}
+
+const around = ([x, y], [halfWidth, halfHeight]) => [
+  x - halfWidth,
+  y - halfHeight,
+  x + halfWidth,
+  y + halfHeight,
+];
+
+/** How each kind of head without a [yolo]'s formulas places a box and scores it. */
+const KINDS = {
+  v8({ bins, strides }, level, [box, cls], [column, row]) {
+    const side = (i) => distance(box.subarray(i * bins, i * bins + bins));
+    const [x, y, stride] = [column + 0.5, row + 0.5, strides[level]];
+    return {
+      scores: Array.from(cls, sigmoid),
+      place: () => [x - side(0), y - side(1), x + side(2), y + side(3)].map((v) => v * stride),
+    };
+  },
+  yolox({ strides }, level, [box, obj, cls], [column, row]) {
+    const stride = strides[level];
+    const half = (logit) => (Math.exp(Math.min(logit, FARTHEST)) / 2) * stride;
+    return {
+      scores: independent(cls, sigmoid(obj[0])),
+      place: () => around([(column + box[0]) * stride, (row + box[1]) * stride], [half(box[2]), half(box[3])]),
+    };
+  },
+  ssd({ strides, input, priors, variances }, level, [box, cls], cell, [columns, rows], prior) {
+    const step = strides.length ? [strides[level], strides[level]] : [input[0] / columns, input[1] / rows];
+    const sides = priors[level][prior];
+    const [near, scale] = variances;
+    const centre = [0, 1].map((i) => (cell[i] + 0.5) * step[i] + near * box[i] * sides[i]);
+    const half = [0, 1].map((i) => (sides[i] * Math.exp(Math.min(scale * box[i + 2], FARTHEST))) / 2);
+    return { scores: shared(cls, 1).slice(1), place: () => around(centre, half) };
+  },
+};
+
+/** Every (box, cell, class) of a level over the threshold. */
+function decodeLevel(parts, decoder, level, threshold) {
+  const { boxes, sizes } = layoutOf(decoder, level);
+  const last = parts.at(-1);
+  const [rows, columns] = last.shape;
+  const classes = last.shape[2] / boxes;
+  const channels = [...sizes, classes];
+  const fits = ({ shape }, i) =>
+    shape[0] === rows && shape[1] === columns && shape[2] === boxes * channels[i];
+  if (!Number.isInteger(classes) || classes <= (decoder.kind === "ssd" ? 1 : 0) || !parts.every(fits)) {
+    const shapes = parts.map(({ shape }) => `(${shape.join(", ")})`).join(", ");
+    throw new Error(`${PARTS[decoder.kind].join(", ")} of shapes ${shapes} do not fit level ${level + 1}`);
+  }
+  const [width, height] = decoder.input;
+  const found = [];
+  for (let prior = 0; prior < boxes; prior++) {
+    for (let at = 0; at < rows * columns; at++) {
+      const own = parts.map(({ data }, i) => {
+        const start = (at * boxes + prior) * channels[i];
+        return data.subarray(start, start + channels[i]);
+      });
+      const cell = [at % columns, Math.floor(at / columns)];
+      const { scores, place } = KINDS[decoder.kind](decoder, level, own, cell, [columns, rows], prior);
+      if (!scores.some((score) => score > threshold)) continue;
+      const [left, top, right, bottom] = place();
+      const box = [left / width, top / height, right / width, bottom / height].map(Math.fround);
+      scores.forEach((score, category) => {
+        if (score > threshold) found.push({ box, score, category });
+      });
+    }
+  }
+  return found;
+}
+
 /**
  * Every (cell, anchor, class) over the threshold.
  *
- * @param {Output[]} outputs xy (2 per anchor), wh (2), obj (1), cls (classes), anchor-major, by head
- * @param {Anchors | YoloHeads} decoder
+ * @param {Output[]} outputs xy (2 per anchor), wh (2), obj (1), cls (classes), anchor-major, by head; of other
+ *   heads their parts, or one output per level
+ * @param {Anchors | YoloHeads | Heads} decoder
  * @param {number} threshold NaN is never over it
  * @returns {Detection[]} by head, anchor, row, column, class
  * @throws {Error} if the shapes do not fit the anchors
  */
 export function decode(outputs, decoder, threshold) {
   if (Array.isArray(decoder)) return decodeHead(outputs, regionHead(decoder), threshold);
+  const { parts, levels, count } = separated(outputs, decoder);
   const { heads, input } = decoder;
-  if (outputs.length !== 4 * heads.length) {
-    throw new Error(`${outputs.length} outputs do not fit ${heads.length} heads, each of 4`);
-  }
-  return heads.flatMap((head, i) =>
-    decodeHead(outputs.slice(4 * i, 4 * i + 4), yoloHead(head, input), threshold),
-  );
+  return Array.from({ length: levels }, (_, i) => {
+    const own = parts.slice(count * i, count * i + count);
+    return heads
+      ? decodeHead(own, yoloHead(heads[i], input), threshold)
+      : decodeLevel(own, decoder, i, threshold);
+  }).flat();
 }
 
 /** Intersection over union of two boxes; 0 for empty ones. */
@@ -149,7 +285,7 @@ export function suppress(detections, most, overlap = iou) {
  * What is in one image, as `detect` of apps/detector/device/boxes/decode.py.
  *
  * @param {Output[]} outputs
- * @param {Anchors | YoloHeads} decoder
+ * @param {Anchors | YoloHeads | Heads} decoder
  * @param {number} threshold
  * @param {number} most overlap
  * @returns {Detection[]} boxes normalised to the network's input

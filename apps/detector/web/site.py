@@ -102,10 +102,11 @@ def _page(bundle: Bundle) -> dict[str, bytes]:
         )  # fmt: skip
     app = bundle.json("app.json")
     decoder_of(app)  # of a version that the page knows too
+    decoding = next(key for key in ("heads", "yolo", "anchors") if key in app)
     facts = {
         "name": manifest.name, "file": PROGRAM,
         "labels": bundle.read("labels.txt").decode().rstrip("\n").split("\n"),
-        **{key: app[key] for key in ("yolo" if "yolo" in app else "anchors", "nms_iou", "show_threshold")},
+        **{key: app[key] for key in (decoding, "nms_iou", "show_threshold")},
         "preprocess": dict(manifest.preprocess), "input": _input(entry),
     }  # fmt: skip
     return {MODEL: (json.dumps(facts, indent=1) + "\n").encode(), PROGRAM: _program(bundle, entry)}

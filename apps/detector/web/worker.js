@@ -78,7 +78,7 @@ async function run({ bitmap, turns }) {
   lap();
   const outputs = await infer(input);
   lap();
-  const found = detector.detect(outputs, model.yolo ?? model.anchors, LEAST_SCORE, model.nms_iou);
+  const found = detector.detect(outputs, model.heads ?? model.yolo ?? model.anchors, LEAST_SCORE, model.nms_iou);
   const place = detector.geometry(model.preprocess, picture.width, picture.height);
   const detections = found.map((each) => ({ ...each, box: detector.toImage(each.box, place) }));
   lap();

@@ -123,6 +123,150 @@ def test_a_factory_of_the_users_own_is_the_network(recipe, tmp_path, monkeypatch
     assert task.network_id["cfg"] == task_of(recipe).network_id["cfg"] and "factory" in task.network_id
 
 
+NETS = """
+from torch import nn
+from paredown.apps.detector.network.v8 import V8Like
+
+
+class Free(nn.Module):
+    input_size = 64
+
+    def __init__(self, decoding, channels):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 5, 8, 2), nn.ReLU())
+        self.last = nn.ModuleList(nn.Conv2d(8, n, 1) for n in channels)
+        self.decoding = decoding
+
+    def forward(self, x):
+        x = self.stem(x)
+        return tuple(last(x) for last in self.last)
+
+
+def v8():
+    return V8Like(2, widths=(4, 8, 8, 8), depths=(1, 1, 1), levels=2, bins=6, input_size=64)
+
+
+def v5():
+    return Free({"kind": "v5", "strides": [8], "anchors": [[[18, 18], [12, 12]]]}, [14])
+
+
+def yolox():
+    return Free({"kind": "yolox", "strides": [8]}, [4, 1, 2])
+
+
+def ssd():
+    return Free({"kind": "ssd", "sizes": [[12, 20]], "ratios": [[2]]}, [16, 12])
+
+
+def other():
+    return Free({"kind": "yolox", "strides": [8]}, [4, 1, 3])
+
+
+def silent():
+    return nn.Conv2d(3, 4, 3)
+
+
+def sizeless():
+    made = v5()
+    made.input_size = None
+    return made
+"""
+
+
+def heads_task(recipe, name, *overrides):
+    """A task whose network is a factory's, with the weights that it was saved with."""
+    import sys
+
+    import torch
+
+    folder = recipe.parent
+    sys.modules.pop("free_nets", None)
+    (folder / "free_nets.py").write_text(NETS)
+    recipe.with_name("free.pth").touch()
+    settings = (f"network=free_nets:{name}", f"weights={folder / 'free.pth'}", *overrides)
+    task = task_of(recipe, *settings)
+    torch.manual_seed(0)
+    torch.save(task._build().state_dict(), folder / "free.pth")
+    return task
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("v8", ("box1", "cls1", "box2", "cls2")), ("v5", ("level1",)), ("yolox", ("box1", "obj1", "cls1")),
+        ("ssd", ("box1", "cls1")),
+    ],
+)  # fmt: skip
+def test_a_factory_says_how_its_outputs_are_decoded(recipe, name, names):
+    import torch
+
+    from paredown.apps.detector.device.boxes.decode import decoder_of
+
+    task = heads_task(recipe, name)
+    assert task.output_names == names and task.classes == 2 and task.preprocess.width == 64
+    facts = json.loads(task.bundle_members()["app.json"])
+    assert decoder_of(facts) == task.decoder and facts["outputs"] == list(names)
+    assert ("yolo" in facts) == (name == "v5") and ("heads" in facts) == (name != "v5")
+    assert json.loads(json.dumps(task.network_id)) == task.network_id  # `validate` compares it
+    assert "factory" in task.network_id and task.features() == ()
+    images, labels = task.batches(task.data("train"), 2, 0)(0)
+    assert (labels is None) == (name != "v8")
+    outputs = task.network()(images)
+    assert float(task.distillation(outputs, outputs)) == pytest.approx(0, abs=1e-4)
+    with torch.no_grad():
+        scored = task.score(
+            lambda x: [o.numpy() for o in task.network()(torch.from_numpy(x))], task.data("test")
+        )
+    assert 0 <= scored["map50"] <= 1
+    if name == "v8":
+        assert float(task.loss(outputs, labels)) > 0
+
+
+@pytest.mark.parametrize("name", ["v5", "yolox", "ssd"])
+def test_heads_without_a_training_loss_only_distil(recipe, name):
+    task = heads_task(recipe, name)
+    with pytest.raises(
+        InputError, match=f"training a network with {name} heads on labels is not supported; dist"
+    ):
+        task.loss((), [])
+    for override, expected in (
+        ("recover.method=labels", f"recover.method: .*needs a training loss, and {name} heads.*distil"),
+        ("prune.criterion=taylor", f"prune.criterion: .*training loss, and {name} heads.*activation"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            heads_task(recipe, name, override)
+    heads_task(recipe, "v8", "recover.method=labels", "prune.criterion=taylor")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("silent", (), "made a Conv2d, not a Yolo or a torch.nn.Module that says how .*; give it a mapping"),
+        ("sizeless", (), "does not say its input's width and height; set width and height"),
+        (
+            "other",
+            (),
+            r"output 3 \(cls of level 1\) is \(1, 3, 8, 8\), yolox heads .* expect \(1, 2, 8, 8\)",
+        ),
+        ("v8", ("preprocess.width=72",), "an input of 72x64 is no multiple of the stride 16"),
+    ],
+)
+def test_what_a_factory_says_must_fit(recipe, name, overrides, expected):
+    with pytest.raises(InputError, match=expected) as raised:
+        heads_task(recipe, name, *overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_built_in_network_has_as_many_classes_as_there_are_names(recipe):
+    recipe.with_name("v8.pth").touch()
+    overrides = "network=yolov8-nano-like", f"weights={recipe.with_name('v8.pth')}", "preprocess.width=64"
+    task = task_of(recipe, *overrides, "preprocess.height=32")
+    assert task.classes == 2 and task.output_names[-1] == "cls3" and task.heads.input == (64, 32)
+    assert task.network_id["network"] == "yolov8-nano-like"
+    with pytest.raises(InputError, match="brings no weights of yolov8-nano-like along; train some"):
+        task_of(recipe, *overrides, "weights=digits")
+
+
 def test_splits_are_opened_by_name_and_limited(recipe):
     task = task_of(recipe)
     assert [len(task.data(split)) for split in ("train", "calibration", "test")] == [4, 4, 2]

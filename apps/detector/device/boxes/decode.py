@@ -1,83 +1,53 @@
 """From the heads' logits to boxes, in numpy only: this file is copied into the bundle, to the board.
 
-Decoding and suppression are darknet's: score = objectness * class probability, a box may
-be reported once per class, and suppression happens within a class.
+Decoding and suppression of [region] and [yolo] are darknet's: score = objectness * class probability, a box
+may be reported once per class, and suppression happens within a class. Other heads are those of `heads.py`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from paredown.targets.errors import InputError
+from paredown.apps.detector.device.boxes.heads import (
+    Heads,
+    YoloHead,
+    YoloHeads,
+    check_version,
+    from_dict,
+    separated,
+)
 
 Array = np.ndarray
 #: Of a [region]: width and height in cells.
 Anchors = Sequence[tuple[float, float]]
 
 MOST_AT_ONCE = 8000  # boxes whose pairs are compared at once: they take 64 million floats, several times
-VERSION = 1  # of how a bundle describes [yolo] heads
 
 
-@dataclass(frozen=True)
-class YoloHead:
-    """One [yolo] of a network.
-
-    Attributes:
-        anchors: width and height of each box, in pixels of the network's input.
-        scale_x_y: how far a centre can leave its cell: s * sigmoid - (s - 1) / 2.
-        new_coords: sides are the anchor's times (2 * sigmoid)^2, not times exp.
-    """
-
-    anchors: tuple[tuple[float, float], ...]
-    scale_x_y: float = 1.0
-    new_coords: bool = False
-
-
-@dataclass(frozen=True)
-class YoloHeads:
-    """All [yolo] of a network; the outputs are xy, wh, obj, cls of one after the other.
-
-    Attributes:
-        heads: in the outputs' order.
-        input: width and height of the network's input, pixels.
-        nms_beta: a box is suppressed by IoU - (distance / diagonal of both)^(2 * nms_beta); None: by IoU.
-    """
-
-    heads: tuple[YoloHead, ...]
-    input: tuple[int, int]
-    nms_beta: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a bundle's app.json."""
-        return {"version": VERSION, **asdict(self)}
-
-
-Decoder = Anchors | YoloHeads
+Decoder = Anchors | YoloHeads | Heads
 
 
 def decoder_of(app: Mapping[str, Any]) -> Decoder:
     """How the outputs of a bundle's network are decoded.
 
     Args:
-        app: the bundle's app.json, with "anchors" (of a [region]) or "yolo".
+        app: the bundle's app.json, with "anchors" (of a [region]), "yolo" or "heads".
 
     Raises:
         InputError: a later version of paredown wrote it.
     """
+    if "heads" in app:
+        return from_dict(app["heads"])
     if "yolo" not in app:
         anchors: Anchors = app["anchors"]
         return anchors
     facts = app["yolo"]
-    if facts["version"] != VERSION:
-        raise InputError(
-            f"describes [yolo] heads in version {facts['version']}, known is {VERSION}", where="app.json",
-            hint="update paredown",
-        )  # fmt: skip
+    check_version(facts, "[yolo] heads")
     heads = tuple(
         YoloHead(tuple((w, h) for w, h in head["anchors"]), head["scale_x_y"], head["new_coords"])
         for head in facts["heads"]
@@ -176,16 +146,81 @@ def _yolo(
     return np.concatenate([centre - half, centre + half], axis=1), scores
 
 
+def _free(outputs: Sequence[Array], heads: Heads, level: int, threshold: float) -> tuple[Array, Array]:
+    """Returns boxes (N, 4) and scores (N, classes) of a level of "v8" or "yolox"."""
+    box, *obj, cls = outputs
+    scores = _sigmoid(cls)
+    likely = _sigmoid(obj[0][0]) if obj else scores.max(axis=0)  # a class probability is at most 1
+    row, column = np.nonzero(likely > threshold)
+    box, scores = box[:, row, column], scores[:, row, column].T
+    corner = np.stack([column, row]).astype(np.float32)
+    if heads.kind == "v8":
+        low, high = np.split(_distances(box.reshape(4, heads.bins, -1)), 2)
+        corner += 0.5
+        low, high = corner - low, corner + high
+    else:
+        centre, half = corner + box[:2], np.exp(np.minimum(box[2:], 40.0)) / 2
+        low, high = centre - half, centre + half
+        scores = scores * likely[row, column][:, None]
+    size = np.asarray(heads.input, dtype=np.float32)[:, None]
+    stride = np.float32(heads.strides[level])
+    return np.concatenate([low * stride / size, high * stride / size]).T, scores
+
+
+def _distances(bins: Array) -> Array:
+    """Returns the mean (4, N) of a softmax over (4, bins, N); a single bin is the distance."""
+    if bins.shape[1] == 1:
+        return bins[:, 0]
+    exponent = np.exp(bins - bins.max(axis=1, keepdims=True))
+    places = np.arange(bins.shape[1], dtype=np.float32)[:, None]
+    return np.asarray((exponent * places).sum(axis=1) / exponent.sum(axis=1))
+
+
+def _prior(outputs: Sequence[Array], heads: Heads, level: int, threshold: float) -> tuple[Array, Array]:
+    """Returns boxes (N, 4) and scores (N, classes) of a level of "ssd"."""
+    box, cls = outputs
+    rows, columns = cls.shape[-2:]
+    sizes = np.asarray(heads.priors[level], dtype=np.float32)
+    count = len(sizes)
+    cls = cls.reshape(count, -1, rows, columns)
+    exponent = np.exp(cls - cls.max(axis=1, keepdims=True))
+    scores = exponent[:, 1:] / exponent.sum(axis=1, keepdims=True)
+    which, row, column = np.nonzero(scores.max(axis=1) > threshold)
+    box, scores = box.reshape(count, 4, rows, columns)[which, :, row, column], scores[which, :, row, column]
+    size = np.asarray(heads.input, dtype=np.float32)
+    # Cells of a stride may reach beyond the input; those without share it.
+    step = heads.strides[level] / size if heads.strides else 1 / np.array([columns, rows], dtype=np.float32)
+    near, scale = (np.float32(variance) for variance in heads.variances)
+    sides = sizes[which] / size
+    centre = (np.stack([column, row], axis=1).astype(np.float32) + 0.5) * step + near * box[:, :2] * sides
+    half = sides * np.exp(np.minimum(scale * box[:, 2:], 40.0)) / 2
+    return np.concatenate([centre - half, centre + half], axis=1), scores
+
+
+def _level(outputs: Sequence[Array], heads: Heads, level: int, threshold: float) -> tuple[Array, Array]:
+    outputs = [np.asarray(output, dtype=np.float32) for output in outputs]
+    boxes, sizes = heads.layout(level)
+    cells = outputs[-1].shape[1:]
+    background = heads.kind == "ssd"
+    fits = all(part.shape == (boxes * n, *cells) for part, n in zip(outputs, sizes, strict=False))
+    classes, rest = divmod(len(outputs[-1]), boxes)
+    if not fits or len(cells) != 2 or rest or classes <= background:
+        shapes = ", ".join(str(part.shape) for part in outputs)
+        raise ValueError(f"{', '.join(heads.parts)} of shapes {shapes} do not fit level {level + 1}")
+    return (_prior if background else _free)(outputs, heads, level, threshold)
+
+
 def _candidates(outputs: Sequence[Array], decoder: Decoder, threshold: float) -> tuple[Array, Array]:
     """Returns boxes (N, 4) and scores (N, classes) of the cells' anchors that can reach the threshold."""
-    if not isinstance(decoder, YoloHeads):
+    if not isinstance(decoder, YoloHeads | Heads):
         boxes, scores = _region(outputs, decoder, threshold)
     else:
-        if len(outputs) != 4 * len(decoder.heads):
-            raise ValueError(f"{len(outputs)} outputs do not fit {len(decoder.heads)} heads, each of 4")
+        apart, n = separated(outputs, decoder), len(decoder.parts)
         parts = [
-            _yolo(outputs[4 * i : 4 * i + 4], head, decoder.input, threshold)
-            for i, head in enumerate(decoder.heads)
+            _yolo(apart[n * i : n * i + n], decoder.heads[i], decoder.input, threshold)
+            if isinstance(decoder, YoloHeads)
+            else _level(apart[n * i : n * i + n], decoder, i, threshold)
+            for i in range(decoder.levels)
         ]
         boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
     return boxes.astype(np.float32), scores.astype(np.float32)
@@ -196,8 +231,8 @@ def decode(outputs: Sequence[Array], decoder: Decoder, threshold: float) -> tupl
 
     Args:
         outputs: logits xy (2A, h, w), wh (2A, h, w), obj (A, h, w), cls (A * classes, h, w), anchor-major; of
-            one head after the other.
-        decoder: the A pairs (width, height) in cells of a [region], or the heads of a network with [yolo].
+            one head after the other; of other heads their parts, or one output per level.
+        decoder: the A pairs (width, height) in cells of a [region], or the heads of another network.
         threshold: a (box, class) pair is kept if its score is over it; NaN never is.
 
     Returns:
@@ -297,7 +332,7 @@ def detect(
     """
     boxes, scores = _candidates(outputs, decoder, threshold)
     over = scores > threshold
-    if isinstance(decoder, YoloHeads):  # many heads make many boxes, and most of them reach no class
+    if isinstance(decoder, YoloHeads | Heads):  # many heads make many boxes, and most of them reach no class
         boxes, scores, over = (part[over.any(axis=1)] for part in (boxes, scores, over))
     overlaps = _overlaps(boxes, boxes, decoder) > iou if len(boxes) <= MOST_AT_ONCE else None
     survivors = []

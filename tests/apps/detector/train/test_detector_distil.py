@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg
+from paredown.apps.detector.device.boxes.heads import heads_of
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.train.distil import DistilWeights, region_distillation
+from paredown.apps.detector.train.distil import (
+    DistilWeights,
+    heads_distillation,
+    region_distillation,
+    yolo_distillation,
+)
 from paredown.targets.errors import InputError
 
 
@@ -172,3 +179,78 @@ class Unlabelled:
 
     def fingerprint(self) -> str:
         return f"{self.data.fingerprint()} {self.count}"
+
+
+def kullback(p, q) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def softmax(values) -> list[float]:
+    exponents = [math.exp(v) for v in values]
+    return [e / sum(exponents) for e in exponents]
+
+
+def level_loop(said: dict, ours, theirs) -> float:
+    """The distance of one level's outputs of one image, box by box."""
+    sig = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    coin = lambda x: (sig(x), 1 - sig(x))  # noqa: E731
+    total = 0.0
+    for j, i in np.ndindex(ours[-1].shape[1:]):
+        one, other = ([part[:, j, i].tolist() for part in parts] for parts in (ours, theirs))
+        if said["kind"] == "v8":
+            (box, cls), (box_t, cls_t) = one, other
+            sure, bins = max(map(sig, cls_t)), said["bins"]
+            if bins == 1:
+                total += sure * sum((a - b) ** 2 for a, b in zip(box, box_t, strict=True)) / 2
+            else:
+                for side in range(0, 4 * bins, bins):
+                    own = slice(side, side + bins)
+                    total += sure * kullback(softmax(box_t[own]), softmax(box[own]))
+            total += sum(kullback(coin(b), coin(a)) for a, b in zip(cls, cls_t, strict=True))
+        elif said["kind"] == "yolox":
+            (box, obj, cls), (box_t, obj_t, cls_t) = one, other
+            total += kullback(coin(obj_t[0]), coin(obj[0]))
+            inner = sum((a - b) ** 2 for a, b in zip(box, box_t, strict=True)) / 2
+            inner += sum(kullback(coin(b), coin(a)) for a, b in zip(cls, cls_t, strict=True))
+            total += sig(obj_t[0]) * inner
+        else:
+            (box, cls), (box_t, cls_t) = one, other
+            for prior in range(2):
+                p, q = (softmax(c[4 * prior : 4 * prior + 4]) for c in (cls_t, cls))
+                place = slice(4 * prior, 4 * prior + 4)
+                miss = sum((a - b) ** 2 for a, b in zip(box[place], box_t[place], strict=True)) / 2
+                total += kullback(p, q) + (1 - p[0]) * miss
+    return total
+
+
+HEADS = (
+    {"kind": "v8", "strides": [8], "bins": 4},
+    {"kind": "v8", "strides": [8], "bins": 1},
+    {"kind": "yolox", "strides": [8]},
+    {"kind": "ssd", "sizes": [[9, 12]], "ratios": [[]]},
+)
+
+
+@pytest.mark.parametrize("said", HEADS, ids=lambda said: f"{said['kind']}-{said.get('bins')}")
+def test_distillation_of_other_heads_is_its_definition(said: dict) -> None:
+    heads, random = heads_of(said, (24, 16)), np.random.default_rng(3)
+    boxes, sizes = heads.layout(0)
+    channels = [boxes * n for n in (*sizes, 3 + (heads.kind == "ssd"))]
+    one, other = ([random.standard_normal((2, n, 2, 3)) for n in channels] for _ in range(2))
+    expected = sum(level_loop(said, [p[i] for p in one], [p[i] for p in other]) for i in (0, 1)) / 2
+    student, teacher = ([torch.from_numpy(part) for part in parts] for parts in (one, other))
+    assert float(heads_distillation(student, teacher, heads)) == pytest.approx(expected)
+    assert float(heads_distillation(student, student, heads)) == pytest.approx(0, abs=1e-9)
+    if heads.kind != "ssd":
+        whole = [[torch.cat(parts, 1)] for parts in (student, teacher)]
+        assert float(heads_distillation(*whole, heads)) == pytest.approx(expected)
+    with pytest.raises(InputError, match="the student's outputs are"):
+        heads_distillation([part[:, :1] for part in student], teacher, heads)
+
+
+def test_distillation_of_v5_heads_is_that_of_yolo() -> None:
+    heads = heads_of({"kind": "v5", "strides": [8], "anchors": [[[9, 9], [12, 7]]]}, (24, 16))
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(2, n, 2, 3) for n in (4, 4, 2, 6)] for _ in range(2))
+    found = heads_distillation(student, teacher, heads)
+    assert float(found) == float(yolo_distillation(student, teacher, [True]))

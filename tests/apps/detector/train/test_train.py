@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from tiny_project import call
 from paredown.apps.detector import digits as digits_module
 from paredown.apps.detector.digits import Digits
 from paredown.apps.detector.network import YoloV2
+from paredown.apps.detector.network.v8 import V8Like
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
@@ -44,6 +46,44 @@ def nano(seed=0):
 def same(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def free(decoding=None):
+    torch.manual_seed(0)
+    network = V8Like(10, widths=(4, 8, 8, 16), depths=(1, 1, 1), levels=2, bins=6, input_size=64)
+    network.decoding = decoding or network.decoding
+    return network
+
+
+def test_a_network_without_anchors_is_trained_and_resumed(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(done, total):
+        if done == 3:
+            raise Killed
+
+    longer = replace(QUICK, epochs=15)
+    history = train(free(), Digits("train", 8), longer, validation=Digits("validation", 4)).history
+    assert history[-1]["iou"] > history[0]["iou"] and "map50" in history[-1]
+    whole = train(free(), Digits("train", 8), QUICK)
+    assert not whole.network.training and whole.seen == 24
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(Killed):
+        train(free(), Digits("train", 8), QUICK, checkpoint=path, tick=kill)
+    assert same(train(free(), Digits("train", 8), QUICK, checkpoint=path).network, whole.network)
+
+
+def test_heads_that_cannot_be_trained_are_refused():
+    data = Digits("train", 8)
+    with pytest.raises(UsageError, match="with yolox heads is not supported; train it with your own code"):
+        network = torch.nn.Conv2d(3, 15, 8, 8)
+        network.decoding, network.input_size = {"kind": "yolox", "strides": [8]}, 64
+        train(network, data, QUICK)
+    with pytest.raises(UsageError, match="a Conv2d does not say how its outputs are decoded"):
+        train(torch.nn.Conv2d(3, 15, 8, 8), data, QUICK, preprocess=SMALL)
+    with pytest.raises(UsageError, match="does not say its input's size; give it an attribute input_size"):
+        train(torch.nn.Conv2d(3, 15, 8, 8), data, QUICK)
 
 
 def test_training_lowers_the_loss_and_counts_what_it_saw():
@@ -288,6 +328,19 @@ def test_the_command_trains_on_a_folder(folder):
         (["somewhere", "--out", "x.safetensors"], 2, "--names is missing"),
         (["somewhere", "--out", "x.safetensors", "--names", "none.names"], 4, "none.names"),
         (["digits", "--out", "x.safetensors", "--network", "yolov9"], 2, "yolov9"),
+        (["digits", "--out", "x.safetensors", "--network", "v9"], 2, "yolov8-nano-like-silu"),
+        (["digits", "--out", "x.weights", "--network", "yolov8-nano-like"], 2, "no network of darknet"),
+        (
+            ["digits", "--out", "x.safetensors", "--network", "absent_nets:make"],
+            4,
+            "cannot make absent_nets:",
+        ),
+        (["digits", "--out", "x.safetensors", "--network", "builtins:dict"], 2, "builtins:dict made a dict"),
+        (
+            ["digits", "--out", "x.safetensors", "--network", "yolov8-nano-like", "--size", "100"],
+            4,
+            "an input of 100x100 is no multiple of the stride 8",
+        ),
         (["digits", "--out", "x.safetensors", "--weights", "none.pt"], 4, "none.pt"),
         (["digits", "--out", "x.safetensors", "--epochs", "0"], 2, "epochs = 0"),
         (["digits", "--out", "x.safetensors", "--device", "nowhere"], 2, "nowhere"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from web_node import Node, picture
 
 from paredown.apps.detector.device.boxes.decode import YoloHead, YoloHeads, detect
+from paredown.apps.detector.device.boxes.heads import Heads, heads_of
 from paredown.calibration.preprocess import Preprocess
 
 ANCHORS = [[1.0, 1.5], [3.0, 2.0]]
@@ -177,3 +178,54 @@ def test_boxes_of_several_heads_are_pythons(
     np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="4 outputs do not fit 2 heads, each of 4"):
         node("decode.js", "detect", as_nhwc(outputs[:4]), decoder.to_dict(), threshold, 0.45)
+
+
+FREE = (
+    {"kind": "v5", "strides": [8, 16], "anchors": [[[10, 13], [16, 30]], [[33, 23]]]},
+    {"kind": "v8", "strides": [8, 16], "bins": 5},
+    {"kind": "v8", "strides": [8, 16], "bins": 1},
+    {"kind": "yolox", "strides": [8, 16]},
+    {"kind": "ssd", "sizes": [[12, 20], [30]], "ratios": [[2], [2, 3]]},
+    {"kind": "ssd", "sizes": [[12, 20], [30]], "ratios": [[2], []], "strides": [9, 18]},
+)
+
+
+def outputs_of_heads(heads: Heads, seed: int, classes: int, spread: float, whole: bool) -> list[np.ndarray]:
+    generator, found = np.random.default_rng(seed), []
+    for level in range(heads.levels):
+        stride = (heads.strides or (8, 16))[level]
+        boxes, sizes = heads.layout(level)
+        channels = [boxes * n for n in (*sizes, classes + (heads.kind == "ssd"))]
+        for count in [sum(channels)] if whole else channels:
+            shape = (count, -(-48 // stride), -(-64 // stride))
+            found.append((spread * generator.standard_normal(shape)).astype(np.float32))
+    return found
+
+
+@pytest.mark.parametrize("said", FREE, ids=lambda said: f"{said['kind']}-{len(said)}-{said.get('bins')}")
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 4), spread=st.sampled_from([0.5, 2.0]),
+    threshold=st.sampled_from([0.05, 0.3, 0.5]), whole=st.booleans(),
+)  # fmt: skip
+def test_boxes_of_other_heads_are_pythons(
+    node: Node, said: dict, seed: int, classes: int, spread: float, threshold: float, whole: bool
+) -> None:
+    heads = heads_of(said, (64, 48))
+    outputs = outputs_of_heads(heads, seed, classes, spread, whole and heads.kind != "ssd")
+    expected = detect(outputs, heads.decoder, threshold, 0.45)
+    found = node("decode.js", "detect", as_nhwc(outputs), heads.decoder.to_dict(), threshold, 0.45)
+    assert [each["category"] for each in found] == expected.classes.tolist()
+    np.testing.assert_allclose([each["score"] for each in found], expected.scores, rtol=1e-5)
+    boxes = np.array([each["box"] for each in found]).reshape(-1, 4)
+    np.testing.assert_allclose(boxes, expected.boxes, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", FREE[1:5], ids=lambda said: f"{said['kind']}-{said.get('bins')}")
+def test_outputs_of_other_heads_that_do_not_fit_are_named(node: Node, said: dict) -> None:
+    heads = heads_of(said, (64, 48))
+    outputs = outputs_of_heads(heads, 0, 2, 1.0, whole=False)
+    with pytest.raises(ValueError, match="outputs do not fit 2 heads"):
+        node("decode.js", "detect", as_nhwc(outputs * 2), heads.to_dict(), 0.5, 0.45)
+    with pytest.raises(ValueError, match=r"of shapes .* do not fit level 1"):
+        node("decode.js", "detect", as_nhwc([outputs[0][:-1], *outputs[1:]]), heads.to_dict(), 0.5, 0.45)
