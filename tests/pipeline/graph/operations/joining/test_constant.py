@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from operation_checks import RUNTIMES, assert_cut, assert_float, assert_network_exact, images
+import torch.nn.functional as F
+from operation_checks import (
+    RUNTIMES,
+    assert_cut,
+    assert_float,
+    assert_network_exact,
+    assert_thinner,
+    images,
+)
 from prune_networks import conv, graph_outputs, network
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.coupling.surgery import cut
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import parity
@@ -102,8 +111,8 @@ def test_both_graphs_are_kept_with_their_constants():
 
 def test_a_parameter_loses_the_channels_that_meet_it():
     groups = {group.name: group for group in couple(trace(everywhere(), SHAPE))}
-    assert not groups["a"].locked and len(groups["a"].carriers) == 4
-    assert_cut(everywhere(), SHAPE)
+    assert not groups["a"].locked and len(groups["a"].carriers) == 2
+    assert_thinner(everywhere(), SHAPE)
 
 
 def test_a_constant_that_is_no_parameter_locks_what_meets_it_and_says_why():
@@ -138,3 +147,24 @@ def test_what_changes_nothing_is_left_out():
     with pytest.raises(InputError, match="only what stays as it is"):
         net = network(lambda m, x: m.a(x.mean(1, keepdim=True).expand(1, 3, 5, 4)), a=conv(3, 4))
         trace(net, SHAPE, floats=False)
+
+
+class Frozen(nn.Module):
+    """Batch norm by hand, of buffers alone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        for index, name in enumerate(("weight", "bias", "mean", "var")):
+            self.register_buffer(name, torch.linspace(0.5, 1 + index, count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
+
+
+def test_what_is_computed_of_parameters_place_by_place_is_cut_with_them():
+    net = network(lambda m, x: m.b(F.relu(m.f(m.a(x)))), a=conv(3, 8, 3), f=Frozen(8), b=conv(8, 4))
+    assert not assert_thinner(net, SHAPE)["a"].locked
+    graph = trace(net, SHAPE)
+    smaller = cut(net, graph, couple(graph), {"a": (1, 4, 6)})
+    assert all(torch.equal(t, net.f.get_buffer(n)[[1, 4, 6]]) for n, t in smaller.f.named_buffers())
