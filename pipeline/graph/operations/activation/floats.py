@@ -64,7 +64,7 @@ def described(
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.name.startswith("aten::"):
         raise NotFloat("is no operation of torch's own")
-    if torch.Tag.nondeterministic_seeded in node.target.tags and target(node) not in {"dropout"}:  # type: ignore[union-attr]
+    if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
         raise NotFloat("is random")
     read: list[fx.Node] = []
     given = json.dumps([_plain(node.args, read), _plain(node.kwargs, read)])
