@@ -132,4 +132,4 @@ def test_targets_are_told_of_it():
 
 def test_the_batch_is_no_axis_for_it():
     with pytest.raises(InputError, match="over axis 0 of 4 is not known"):
-        trace(network(lambda m, x: F.softmax(x, 0)), (1, 3, 4, 4))
+        trace(network(lambda m, x: F.softmax(x, 0)), (1, 3, 4, 4), floats=False)

@@ -113,7 +113,7 @@ def test_a_flat_map_stays_flat(before, after, mode):
 
 def test_smoothing_before_it_is_named():
     with pytest.raises(InputError, match="_upsample_bilinear2d_aa"):
-        trace(resized(size=(3, 3), antialias=True), (1, 3, 8, 8))
+        trace(resized(size=(3, 3), antialias=True), (1, 3, 8, 8), floats=False)
 
 
 # -- pruning, placement --------------------------------------------------------------------------------------
