@@ -348,16 +348,16 @@ class Sine(nn.Module):
 
 
 def test_an_operation_that_is_not_known_is_named_with_its_line():
-    network = nn.Sequential(conv(3), Sine(), conv())
+    graph = trace(nn.Sequential(conv(3), Sine(), conv()).eval(), SHAPE, opaque=True, floats=False)
     for runtime in ("executorch", "litert"):
-        placement = predicted(traced(network), "host", runtime)
+        placement = predicted(graph, "host", runtime)
         (found,) = placement.leaving
         assert found.place == "not lowered" and found.reason.startswith("not lowered: sin")
         file, _, line = found.source.rpartition(":")
         assert Path(file) == Path(__file__)
         assert "x.sin()" in Path(file).read_text().splitlines()[int(line) - 1]
         assert "leaky_relu" in found.instead and placement.segments == 2
-    result = inspect_graph(traced(network), load_card(U55), ["litert"], (0.0, 1.0), "net")
+    result = inspect_graph(graph, load_card(U55), ["litert"], (0.0, 1.0), "net")
     assert result.npu is None and "Vela was not asked" in result.notes[0]
 
 
