@@ -168,7 +168,9 @@ def test_it_is_trained_in_few_bits(per):
 
 
 def test_over_five_axes_it_is_carried():
-    assert_float(network(lambda m, x: m.a(x.reshape(-1, 1, 2, 3, 6)).flatten(1), a=nn.Linear(6, 4)), (1, 6, 6))
+    assert_float(
+        network(lambda m, x: m.a(x.reshape(-1, 1, 2, 3, 6)).flatten(1), a=nn.Linear(6, 4)), (1, 6, 6)
+    )
 
 
 def test_weights_that_the_network_computes_are_refused():
