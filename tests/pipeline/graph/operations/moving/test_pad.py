@@ -24,7 +24,7 @@ def padded(padding: tuple[int, ...], mode: str = "constant") -> nn.Module:
     return network(lambda m, x: F.pad(x, padding, mode=mode))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(padding=st.tuples(*[SIDES] * 6), count=st.sampled_from([2, 4, 6]))
 def test_zeros_on_any_side_are_torchs(padding, count):
     padding = (*padding[:4], max(padding[4], -1), max(padding[5], -1))[:count]
@@ -32,7 +32,7 @@ def test_zeros_on_any_side_are_torchs(padding, count):
     assert set(kinds(graph)) <= {"pad", "channel_pad", "slice"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(padding=st.tuples(*[SIDES] * 4), mode=st.sampled_from(["reflect", "replicate", "circular"]))
 def test_borders_are_torchs(padding, mode):
     if mode == "circular":

@@ -28,13 +28,13 @@ def nearest(**options: object) -> nn.Module:
 SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(before=SIZES, after=SIZES, mode=st.sampled_from(["nearest", "nearest-exact"]))
 def test_it_computes_what_torch_computes(before, after, mode):
     assert_float(nearest(size=after, mode=mode), (1, 3, *before))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(before=SIZES, scale=st.tuples(st.floats(0.3, 3.4), st.floats(0.3, 3.4)))
 def test_factors_are_those_that_were_given(before, scale):
     if all(int(size * factor) for size, factor in zip(before, scale, strict=True)):

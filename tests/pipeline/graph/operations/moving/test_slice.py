@@ -66,7 +66,7 @@ def ranges(draw: st.DrawFn) -> tuple[slice, ...]:
     return tuple(found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(first=ranges(), second=ranges())
 def test_slices_of_slices_are_one(first, second):
     sizes = [len(range(size)[taken]) for size, taken in zip(SHAPE, first, strict=True)]

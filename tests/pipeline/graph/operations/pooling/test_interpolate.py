@@ -28,13 +28,13 @@ def resized(**options: object) -> nn.Module:
     return network(lambda m, x: F.interpolate(x, **{"mode": "bilinear", **options}))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(before=SIZES, after=SIZES, mode=MODES)
 def test_it_computes_what_torch_computes(before, after, mode):
     assert_float(resized(size=after, mode=mode[0], align_corners=mode[1]), (1, 3, *before))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(before=SIZES, scale=st.tuples(st.floats(0.3, 3.4), st.floats(0.3, 3.4)))
 def test_factors_are_those_that_were_given(before, scale):
     if all(int(size * factor) for size, factor in zip(before, scale, strict=True)):

@@ -39,14 +39,14 @@ def pooled(options: dict[str, object]) -> nn.Module:
     return network(lambda m, x: F.max_pool2d(x, **options))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(pools())
 def test_it_computes_what_torch_computes(drawn):
     options, shape = drawn
     assert set(kinds(assert_float(pooled(options), shape))) <= {"max_pool2d", "resize", "slice"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(after=st.tuples(st.integers(1, 12), st.integers(1, 12)))
 def test_adaptive_windows_are_torchs(after):
     assert_float(network(lambda m, x: F.adaptive_max_pool2d(x, after)), (1, 3, 9, 8))

@@ -39,7 +39,7 @@ def convs(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     return network(lambda m, x: F.relu(m.c(F.pad(x, before) if any(before) else x)), c=layer), shape
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(convs())
 def test_it_computes_what_torch_computes(drawn):
     graph = assert_float(*drawn)
@@ -48,7 +48,7 @@ def test_it_computes_what_torch_computes(drawn):
 
 
 @both
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(drawn=convs())
 def test_it_is_exact_and_in_one_delegate(runtime: object, drawn):
     assert_exact(integer_of(*drawn), runtime, 1)
