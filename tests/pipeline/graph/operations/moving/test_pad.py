@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_networks import Builder, inputs_for
-from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
+from operation_checks import PROGRAMS, assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -24,20 +24,24 @@ def padded(padding: tuple[int, ...], mode: str = "constant") -> nn.Module:
     return network(lambda m, x: F.pad(x, padding, mode=mode))
 
 
-@settings(max_examples=8, deadline=None)
-@given(padding=st.tuples(*[SIDES] * 6), count=st.sampled_from([2, 4, 6]))
-def test_zeros_on_any_side_are_torchs(padding, count):
+@settings(max_examples=60, deadline=None)
+@given(programs=PROGRAMS, padding=st.tuples(*[SIDES] * 6), count=st.sampled_from([2, 4, 6]))
+def test_zeros_on_any_side_are_torchs(programs, padding, count):
     padding = (*padding[:4], max(padding[4], -1), max(padding[5], -1))[:count]
-    graph = assert_float(padded(padding), SHAPE)
+    graph = assert_float(padded(padding), SHAPE, programs=programs)
     assert set(kinds(graph)) <= {"pad", "channel_pad", "slice"}
 
 
-@settings(max_examples=8, deadline=None)
-@given(padding=st.tuples(*[SIDES] * 4), mode=st.sampled_from(["reflect", "replicate", "circular"]))
-def test_borders_are_torchs(padding, mode):
+@settings(max_examples=40, deadline=None)
+@given(
+    programs=PROGRAMS,
+    padding=st.tuples(*[SIDES] * 4),
+    mode=st.sampled_from(["reflect", "replicate", "circular"]),
+)
+def test_borders_are_torchs(programs, padding, mode):
     if mode == "circular":
         padding = tuple(max(side, 0) for side in padding)
-    assert set(kinds(assert_float(padded(padding, mode), SHAPE))) <= {"resize", "slice"}
+    assert set(kinds(assert_float(padded(padding, mode), SHAPE, programs=programs))) <= {"resize", "slice"}
 
 
 @both

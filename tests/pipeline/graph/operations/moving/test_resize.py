@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_networks import Builder, inputs_for
-from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
+from operation_checks import PROGRAMS, assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -28,17 +28,17 @@ def nearest(**options: object) -> nn.Module:
 SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
 
-@settings(max_examples=8, deadline=None)
-@given(before=SIZES, after=SIZES, mode=st.sampled_from(["nearest", "nearest-exact"]))
-def test_it_computes_what_torch_computes(before, after, mode):
-    assert_float(nearest(size=after, mode=mode), (1, 3, *before))
+@settings(max_examples=60, deadline=None)
+@given(programs=PROGRAMS, before=SIZES, after=SIZES, mode=st.sampled_from(["nearest", "nearest-exact"]))
+def test_it_computes_what_torch_computes(programs, before, after, mode):
+    assert_float(nearest(size=after, mode=mode), (1, 3, *before), programs=programs)
 
 
-@settings(max_examples=8, deadline=None)
-@given(before=SIZES, scale=st.tuples(st.floats(0.3, 3.4), st.floats(0.3, 3.4)))
-def test_factors_are_those_that_were_given(before, scale):
+@settings(max_examples=30, deadline=None)
+@given(programs=PROGRAMS, before=SIZES, scale=st.tuples(st.floats(0.3, 3.4), st.floats(0.3, 3.4)))
+def test_factors_are_those_that_were_given(programs, before, scale):
     if all(int(size * factor) for size, factor in zip(before, scale, strict=True)):
-        assert_float(nearest(scale_factor=scale), (1, 2, *before))
+        assert_float(nearest(scale_factor=scale), (1, 2, *before), programs=programs)
 
 
 def test_a_smaller_map_is_a_slice_and_the_same_is_nothing():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lowering_networks import inputs_for
-from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
+from operation_checks import PROGRAMS, assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -39,17 +39,18 @@ def pooled(options: dict[str, object]) -> nn.Module:
     return network(lambda m, x: F.max_pool2d(x, **options))
 
 
-@settings(max_examples=8, deadline=None)
-@given(pools())
-def test_it_computes_what_torch_computes(drawn):
+@settings(max_examples=80, deadline=None)
+@given(PROGRAMS, pools())
+def test_it_computes_what_torch_computes(programs, drawn):
     options, shape = drawn
-    assert set(kinds(assert_float(pooled(options), shape))) <= {"max_pool2d", "resize", "slice"}
+    graph = assert_float(pooled(options), shape, programs=programs)
+    assert set(kinds(graph)) <= {"max_pool2d", "resize", "slice"}
 
 
-@settings(max_examples=8, deadline=None)
-@given(after=st.tuples(st.integers(1, 12), st.integers(1, 12)))
-def test_adaptive_windows_are_torchs(after):
-    assert_float(network(lambda m, x: F.adaptive_max_pool2d(x, after)), (1, 3, 9, 8))
+@settings(max_examples=40, deadline=None)
+@given(programs=PROGRAMS, after=st.tuples(st.integers(1, 12), st.integers(1, 12)))
+def test_adaptive_windows_are_torchs(programs, after):
+    assert_float(network(lambda m, x: F.adaptive_max_pool2d(x, after)), (1, 3, 9, 8), programs=programs)
 
 
 @both

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lowering_networks import inputs_for
-from operation_checks import assert_cut, assert_exact, assert_float, both, integer_of, kinds
+from operation_checks import PROGRAMS, assert_cut, assert_exact, assert_float, both, integer_of, kinds
 from prune_networks import choose, conv, network
 from torch import Tensor, nn
 
@@ -39,16 +39,16 @@ def convs(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     return network(lambda m, x: F.relu(m.c(F.pad(x, before) if any(before) else x)), c=layer), shape
 
 
-@settings(max_examples=8, deadline=None)
-@given(convs())
-def test_it_computes_what_torch_computes(drawn):
-    graph = assert_float(*drawn)
+@settings(max_examples=60, deadline=None)
+@given(PROGRAMS, convs())
+def test_it_computes_what_torch_computes(programs, drawn):
+    graph = assert_float(*drawn, programs=programs)
     dilation = drawn[0].c.dilation
     assert graph.nodes[1].attrs.get("dilation") == (None if dilation == (1, 1) else dilation)
 
 
 @both
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(drawn=convs())
 def test_it_is_exact_and_in_one_delegate(runtime: object, drawn):
     assert_exact(integer_of(*drawn), runtime, 1)
