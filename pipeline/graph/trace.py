@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from paredown.pipeline.graph.aten import arguments, batched, module_path, shape_of, source_line, target
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Folded, Opaque, text, written
-from paredown.pipeline.graph.operations.activation.floats import NotFloat, described, single_values
+from paredown.pipeline.graph.operations.activation.floats import RANDOM, NotFloat, described, single_values
 from paredown.pipeline.graph.operations.kinds import traced
 from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer
@@ -116,6 +116,7 @@ class _Builder(Tracer):
         if target(node) in ASSERTIONS:
             return None
         self._check_writes(node)
+        self._check_made(node)
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
             raise self.unknown(node, "changes a view in place; what else that changes is not followed")
         if not any(n.name in self.alias for n in node.all_input_nodes):
@@ -151,6 +152,18 @@ class _Builder(Tracer):
                     hint="an image must not change the answer for the next one: keep no state in forward",
                 )
 
+    def _check_made(self, node: Any) -> None:
+        """Refuses what no program with fixed memory can hold."""
+        value = node.meta.get("val")
+        for made in value if isinstance(value, (list, tuple)) else [value]:
+            if not isinstance(made, Tensor):
+                continue
+            if not all(isinstance(size, int) for size in made.shape):
+                hint = "a program on a device has fixed shapes: use torch.where, or topk of a fixed number"
+                raise self.unknown(node, "makes a shape that depends on the values of a tensor", hint)
+            if made.layout != torch.strided:
+                raise self.unknown(node, "makes a sparse tensor", "keep tensors dense")
+
     def _forget(self, node: Any, before: int) -> None:
         """Undoes what was made of an ATen node."""
         for name in list(self.nodes)[before:]:
@@ -162,10 +175,11 @@ class _Builder(Tracer):
         """Why a node is neither a known kind nor an island."""
         if traced(target(node)) or not isinstance(why, NotFloat):
             return error
-        return self.unknown(node, str(why))
+        return self.unknown(node, why.what, why.hint)
 
     def _float(self, node: Any, why: str) -> None:
         """Keeps an operation in float, by its name; of several results each is a node of its own."""
+        self.pointwise = self.folds = False
         several = isinstance(node.meta.get("val"), (list, tuple))
         parent, result = (node.args[0], node.args[1]) if node.name in self.parts else (node, -1)
         if several:
@@ -201,7 +215,7 @@ class _Builder(Tracer):
         plain = single and all(each.numel() == 1 for each in constants)
         names = self.names(**{each.name: each for each in read if self._held(each)})
         if plain and len(inputs) == 1 and shapes[0] == shape_of(node):
-            self.pointwise = True
+            self.pointwise = self.folds = True
             name, attrs["nan"] = self.tensor(node, inputs[0]), False
             self.add(node, "function", (name,), attrs=attrs, parameters=names, constants=constants)
         else:
@@ -273,7 +287,7 @@ class _Builder(Tracer):
     def _constant(self, node: Any) -> None:
         """Computes what does not depend on the input."""
         if _drops(node) and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise self.unknown(node, "is random")
+            raise self.unknown(node, *RANDOM)
         self.constants[node.name] = self._computed(node, {})()
         origins = [path for n in node.all_input_nodes for path in self.origins[n.name]]
         self.origins[node.name] = (*dict.fromkeys(origins),)

@@ -354,12 +354,14 @@ class Tracer:
             return name
         return self._put(node, "reshape", (name,), shape, f"{where}.map", attrs={"shape": shape})
 
-    def unknown(self, node: Any, why: str = "is not one that paredown can carry") -> InputError:
-        """The error that an ATen node cannot be carried, to be raised."""
+    def unknown(
+        self, node: Any, why: str = "is not one that paredown can carry", hint: str = ""
+    ) -> InputError:
+        """The error that an ATen node cannot be carried, to be raised; unset, the hint names the kinds."""
         return InputError(
             f"operation {target(node)} {why}",
             where=source_line(node) or node.name,
-            hint=f"use one of: {', '.join(KINDS[1:])}",
+            hint=hint or f"use one of: {', '.join(KINDS[1:])}",
         )
 
     def number(self, node: Any, argument: Any) -> float | None:

@@ -83,7 +83,54 @@ class Counts(Net):
         return self.c(x) + self.seen
 
 
+class Chosen(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(x)
+        return y[y > 0]
+
+
+class Places(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nonzero(self.c(x))
+
+
+class Sparse(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x).to_sparse()
+
+
+class Noise(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x) + torch.randn(1)
+
+
+class Spectrum(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(self.c(x)).abs()
+
+
+@torch.library.custom_op("paredown_tests::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@twice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return twice(self.c(x))
+
+
 CASES = {
+    "chosen by a mask": (Chosen, "makes a shape that depends on the values", True),
+    "custom": (Custom, "(paredown_tests::twice) is a custom operator", True),
+    "noise": (Noise, "is random; a network must give the same answer", True),
+    "places": (Places, "makes a shape that depends on the values", True),
+    "sparse": (Sparse, "makes a sparse tensor", True),
+    "spectrum": (Spectrum, "computes in complex numbers", True),
     "branch": (Branch, "depends on the values of a tensor", True),
     "buffer": (Counts, "changes seen each time", True),
     "cond": (Cond, "depends on the values of a tensor", True),

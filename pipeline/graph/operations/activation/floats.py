@@ -44,8 +44,21 @@ SHAPELESS = frozenset(
 )
 
 
+#: Why a random operation is refused, and what to do.
+RANDOM = ("is random", "a network must give the same answer each time: leave it out in evaluation")
+
+
 class NotFloat(Exception):
-    """Why an operation cannot stay in float."""
+    """Why an operation cannot stay in float.
+
+    Attributes:
+        what: the reason.
+        hint: what to do; empty where other operations are all that helps.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.hint = what, hint
 
 
 def described(
@@ -63,9 +76,12 @@ def described(
     """
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.name.startswith("aten::"):
-        raise NotFloat("is no operation of torch's own")
+        name = schema.name if schema else str(node.target)
+        raise NotFloat(
+            f"({name}) is a custom operator, which no runtime has", "write it with torch's own operations"
+        )
     if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
-        raise NotFloat("is random")
+        raise NotFloat(*RANDOM)
     read: list[fx.Node] = []
     given = json.dumps([_plain(node.args, read), _plain(node.kwargs, read)])
     made = node.meta["val"][result] if result >= 0 else node.meta["val"]
@@ -109,7 +125,9 @@ def _dtype(value: Tensor) -> str:
     if value.dtype.is_floating_point:
         return "float32"
     if value.dtype.is_complex:
-        raise NotFloat("computes in complex numbers")
+        raise NotFloat(
+            "computes in complex numbers", "compute spectra outside of the network, or by convolutions"
+        )
     return "int64"
 
 
