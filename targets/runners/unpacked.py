@@ -52,6 +52,11 @@ class Unpacked:
                 raise InputError("damaged: not what the manifest says", where=folder / name)
         self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
 
+    @property
+    def names(self) -> list[str]:
+        """The classes or keypoints that the bundle names, in order."""
+        return self.files["labels.txt"].decode().rstrip("\n").split("\n")
+
     def __call__(self, image: NDArray[Any], preprocess: Any) -> list[NDArray[np.float32]]:
         """Runs one image: `infer(prepare(image, preprocess))`."""
         return self.infer(self.prepare(image, preprocess))

@@ -34,7 +34,7 @@ class Classifier:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.show: int = json.loads(self._bundle.files["app.json"])["show"]
-        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self.names = self._bundle.names
         self.source = input_from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

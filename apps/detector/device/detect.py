@@ -36,7 +36,7 @@ class Detector:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.app = json.loads(self._bundle.files["app.json"])
-        self.names: list[str] = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
+        self.names: list[str] = self._bundle.names
         self._decoder = decoder_of(self.app)
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 

@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.pose.device.decode import decode
 from paredown.apps.pose.device.region import cut, region
+from paredown.calibration.array_input import read_sample
 from paredown.calibration.preprocess import Preprocess
-from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.errors import ParedownError, UsageError
 from paredown.targets.runners.unpacked import Unpacked
 
 Box = tuple[float, float, float, float]
@@ -38,8 +38,8 @@ class Pose:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
-        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
-        self._preprocess = Preprocess.from_dict(self._bundle.preprocess)
+        self.names = self._bundle.names
+        self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, box: Box | None = None) -> NDArray[np.float32]:
         """The keypoints of the person in a box, or in the whole image.
@@ -53,11 +53,11 @@ class Pose:
         """
         left = top = 0
         if box is not None:
-            where = region(box, self._preprocess.width / self._preprocess.height)
+            where = region(box, self.preprocess.width / self.preprocess.height)
             image, left, top = cut(image, where), where.left, where.top
-        (heatmaps,) = self._bundle(image, self._preprocess)
+        (heatmaps,) = self._bundle(image, self.preprocess)
         height, width = image.shape[:2]
-        found = decode(heatmaps, (height, width), self._preprocess.geometry(height, width))
+        found = decode(heatmaps, (height, width), self.preprocess.geometry(height, width))
         return found + np.array([left, top, 0], np.float32)
 
 
@@ -66,9 +66,7 @@ def main(arguments: list[str]) -> int:
     try:
         box = _box(arguments)
         pose = Pose(Path.cwd())
-        image = cv2.imread(arguments[0])
-        if image is None:
-            raise InputError("cannot read this image", where=arguments[0])
+        image = read_sample(arguments[0], pose.preprocess)
         start = time.perf_counter()
         found = pose(image, box)
         seconds = time.perf_counter() - start

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.segmenter.device.class_map import class_map
+from paredown.calibration.array_input import read_sample
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError, ParedownError, UsageError
 from paredown.targets.runners.unpacked import Unpacked
@@ -35,14 +36,14 @@ class Segmenter:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
-        self.names = self._bundle.files["labels.txt"].decode().rstrip("\n").split("\n")
-        self._preprocess = Preprocess.from_dict(self._bundle.preprocess)
+        self.names = self._bundle.names
+        self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> NDArray[np.uint8]:
         """The class of every pixel, (H, W), of an image (H, W, 3) BGR uint8."""
-        (logits,) = self._bundle(image, self._preprocess)
+        (logits,) = self._bundle(image, self.preprocess)
         height, width = image.shape[:2]
-        return class_map(logits, (height, width), self._preprocess.geometry(height, width))
+        return class_map(logits, (height, width), self.preprocess.geometry(height, width))
 
 
 def main(arguments: list[str]) -> int:
@@ -51,9 +52,7 @@ def main(arguments: list[str]) -> int:
         if len(arguments) not in (1, 2):
             raise UsageError("usage: python -m paredown.apps.segmenter.device.segment IMAGE [MAP]")
         segmenter = Segmenter(Path.cwd())
-        image = cv2.imread(arguments[0])
-        if image is None:
-            raise InputError("cannot read this image", where=arguments[0])
+        image = read_sample(arguments[0], segmenter.preprocess)
         start = time.perf_counter()
         found = segmenter(image)
         seconds = time.perf_counter() - start
