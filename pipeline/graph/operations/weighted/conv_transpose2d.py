@@ -279,8 +279,10 @@ def _form(node: Any, feed: Any) -> _Form:
     step, pad, more = attrs["stride"], attrs["padding"], attrs["output_padding"]
     if not any(pad) and not any(more):
         return _Form(False, (0, 0), None)
-    # With the zeros behind it the kernel is cut alike on both sides, as SAME does it.
-    if all(-(-made[axis] // step[axis]) == size[axis] for axis in (0, 1)):
+    # With the zeros behind it the kernel is cut alike on both sides, as SAME does it. XNNPACK has that for
+    # kernels that leave no gap.
+    covers = all(kernel[axis] + more[axis] >= step[axis] for axis in (0, 1))
+    if covers and all(-(-made[axis] // step[axis]) == size[axis] for axis in (0, 1)):
         return _Form(True, (more[0], more[1]), None)
     full = [(size[axis] - 1) * step[axis] + kernel[axis] + more[axis] for axis in (0, 1)]
     return _Form(False, (more[0], more[1]), (full[0], full[1]) if any(pad) else None)

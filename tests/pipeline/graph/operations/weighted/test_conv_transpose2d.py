@@ -85,6 +85,7 @@ def test_it_is_exact_and_in_one_delegate(runtime: object, drawn):
 
 
 COMMON: dict[str, dict[str, object]] = {
+    "a gap": {"kernel": 1, "stride": 3, "output_padding": 1},
     "2x2": {"kernel": 2, "stride": 2},
     "4x4": {"kernel": 4, "stride": 2, "padding": 1},
     "3x3": {"kernel": 3, "stride": 2, "padding": 1, "output_padding": 1},
