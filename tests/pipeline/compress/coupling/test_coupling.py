@@ -309,21 +309,34 @@ def parts() -> dict[str, nn.Module]:
 
 
 UNKNOWN = {
-    "sine": (lambda: network(wrap(lambda m, y: torch.sin(y)), **parts()), "sin"),
-    "cumsum": (lambda: network(wrap(lambda m, y: torch.cumsum(y, 1)), **parts()), "cumsum"),
-    "flip": (lambda: network(wrap(lambda m, y: y.flip(1)), **parts()), "flip"),
-}  # fmt: skip
+    "bernoulli": lambda m, y: torch.bernoulli(torch.sigmoid(y)),
+    "dropout": lambda m, y: F.dropout(y, 0.5, training=True),
+    "fft_fft2": lambda m, y: torch.fft.fft2(y).real,
+}
+WHOLE = {"cumsum": lambda m, y: torch.cumsum(y, 1), "flip": lambda m, y: y.flip(1)}
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_what_is_not_known_is_named_and_left_whole_the_rest_can_be_cut(name: str):
-    make, operation = UNKNOWN[name]
-    groups = coupled(make(), opaque=True)
+@pytest.mark.parametrize("operation", UNKNOWN)
+def test_what_is_not_known_is_named_and_left_whole_the_rest_can_be_cut(operation: str):
+    groups = coupled(network(wrap(UNKNOWN[operation]), **parts()), opaque=True)
     assert groups["a"].locked.startswith(f"passes through {operation}, which is not known (")
     assert re.search(r"\.py:\d+\)$", groups["a"].locked)
     assert any(f"({operation}) is not known: locked" in line for line in groups["a"].chain)
     assert free(groups) == ["b"]
     assert groups["b"].members == (Member("b", "out", singles(6)), Member("c", "in", singles(6)))
+
+
+@pytest.mark.parametrize("operation", WHOLE)
+def test_a_float_island_over_channels_keeps_what_it_reads_whole(operation: str):
+    groups = coupled(network(wrap(WHOLE[operation]), **parts()))
+    why = f"passes through aten::{operation}.default, which is computed in float as a whole ("
+    assert groups["a"].locked.startswith(why)
+    assert free(groups) == ["b"]
+
+
+def test_a_function_of_single_values_leaves_every_channel_free():
+    groups = coupled(network(wrap(lambda m, y: torch.sin(y)), **parts()))
+    assert free(groups) == ["a", "b"]
 
 
 def test_numbers_per_channel_that_are_computed_lock_what_they_multiply():
