@@ -1,6 +1,7 @@
 """A folder of architectures through every stage, with random weights: what passes, how exact, how fast.
 
-    python bench/zoo.py --zoo FOLDER [--only resnet18] [--only 'hf_*']
+    python bench/zoo.py --zoo FOLDER [--only resnet18] [--only 'hf_*'] [--keep FOLDER]
+    python bench/zoo.py --zoo FOLDER --board raspberry-pi-5 --board raspberry-pi-3
 
 FOLDER has a module `nets` with `NETS`: name -> an object with `factory` (makes the torch network), `shape`
 (of one input) and `task`; one whose `reinit` is true is given larger random weights. A folder `extras` in
@@ -8,7 +9,9 @@ it is searched for modules too. Each network has a process of its own. The stage
 before it: trace (the graph computes what the network does, but for rounding), couple (half of the channels
 can go), cut (equal to the masked graph), integer, quality (at least 15 dB, or not 6 dB below a float graph
 whose tensors are rounded to int8 one by one), squantize (a training step at 4 bits, folded), executorch and
-litert (they run), parity (no other codes), delegated (nothing beside the delegate).
+litert (they run), parity (no other codes), delegated (nothing beside the delegate). With --board also boards:
+both programs give the same codes on emulated boards, for one input. With --keep a bench that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from paredown.pipeline.compress.coupling.surgery import cut, mask
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.layer_plans import layer_plans
 from paredown.pipeline.compress.squantize.qat_network import QatNetwork
+from paredown.pipeline.device.executor import open_executor
 from paredown.pipeline.graph.graph import Graph, apply
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
@@ -48,6 +52,10 @@ from paredown.pipeline.lower.integer import quantize
 from paredown.pipeline.lower.parity import compare
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.schema import Squantize
+from paredown.pipeline.store.files import read_json, write_json
+from paredown.targets.cards.card import load_card
+from paredown.targets.devices.programs import Program
+from paredown.targets.runners.litert import TensorInfo
 
 IMAGES = Path(__file__).parents[2] / "shared" / "data" / "imagenet"
 STAGES = (
@@ -188,7 +196,7 @@ def rounded(graph: Graph, ranges: dict[str, tuple[float, float]], x: Tensor) -> 
 
 
 def stages(
-    net: Any, samples: Samples, found: Found, skip: frozenset[str]
+    net: Any, samples: Samples, found: Found, skip: frozenset[str], boards: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """The stages of a network, to be run one after the other."""
     network, have = ready(net, samples), dict[str, Any]()
@@ -285,24 +293,40 @@ def stages(
         if any(beside.values()) or any(program.subgraphs != 1 for program, _ in have["programs"].values()):
             raise Failed(", ".join(sorted({f"{name}: {op}" for name, each in beside.items() for op in each})))
 
+    def board(card: str) -> None:
+        made, codes = have["integer"], have["codes"][:1]
+        outputs = tuple(TensorInfo(tuple(made[output].shape), "int8") for output in made.outputs)
+        wanted, away = reference.predict(made, codes), []
+        with open_executor(f"emulated:{card}", load_card(card)) as executor:
+            for name, (lowered, _) in have["programs"].items():
+                program = Program(name, lowered.data, TensorInfo(tuple(made.input.shape), "int8"), outputs)
+                (got,) = executor.run(program, codes, lambda done, total: None)
+                pairs = zip(wanted, got, strict=True)
+                away.append(sum(int((a.reshape(-1) != b.reshape(-1)).sum()) for a, b in pairs))
+        found.cells[card] = " and ".join(f"{count:,}" for count in away)
+        if any(away):
+            raise Failed(f"{found.cells[card]} codes differ on {card}")
+
     yield from (("trace", traced), ("couple", coupled), ("cut", halved), ("integer", integer))
     yield from (("quality", quality), ("squantize", squantized))
     for name, column in (("executorch", ".pte, KiB"), ("litert", ".tflite, KiB")):
         if name not in skip:
             yield name, lambda name=name, column=column: lowered(name, column)
     yield from (("parity", exact), ("delegated", delegated))
+    for card in boards:
+        yield card, lambda card=card: board(card)
 
 
 #: A stage that others need: what fails beside it does not keep them from being tried.
 NEEDED = frozenset({"trace", "integer", "executorch", "litert"})
 
 
-def examine(name: str, folder: Path, images: Path, skip: frozenset[str]) -> Found:
+def examine(name: str, folder: Path, images: Path, skip: frozenset[str], boards: tuple[str, ...]) -> Found:
     """One network, in a process of its own."""
     torch.set_num_threads(1)
     net = importlib.import_module("nets").NETS[name]
     found = Found(cells={"network": name, "task": net.task})
-    for stage, run in stages(net, Samples(net.shape, net.task, images), found, skip):
+    for stage, run in stages(net, Samples(net.shape, net.task, images), found, skip, boards):
         if stage in skip:
             continue
         try:
@@ -317,6 +341,24 @@ def examine(name: str, folder: Path, images: Path, skip: frozenset[str]) -> Foun
     return found
 
 
+def kept(folder: Path | None, name: str, every_stage: list[str]) -> Found | None:
+    """What an earlier bench found of a network in the same stages."""
+    path = folder / f"{name}.json" if folder else None
+    if path is None or not path.exists():
+        return None
+    known = read_json(path)
+    return Found(**known) if known.pop("stages") == every_stage else None
+
+
+def alone(how: tuple[Any, ...], timeout: float) -> Found:
+    """`examine` in a process of its own, for so many seconds at most."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        try:
+            return pool.apply_async(examine, how).get(timeout)
+        except multiprocessing.TimeoutError:
+            return Found(cells={"network": how[0]}, failure=f"more than {timeout:.0f} s")
+
+
 def main() -> None:
     """Prints a row per network."""
     parser = argparse.ArgumentParser(
@@ -327,29 +369,33 @@ def main() -> None:
     parser.add_argument("--skip", action="append", default=[], choices=STAGES)
     parser.add_argument("--images", type=Path, default=IMAGES)
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one network")
+    parser.add_argument("--board", action="append", default=[], help="a card with an emulated board")
+    parser.add_argument("--keep", type=Path, help="folder of what was found, to go on with")
     add_option(parser)
     arguments = parser.parse_args()
     sys.path[:0] = [str(arguments.zoo.resolve()), str((arguments.zoo / "extras").resolve())]
     every = importlib.import_module("nets").NETS
     names = [n for n in every if not arguments.only or any(fnmatch(n, each) for each in arguments.only)]
     trace(nn.Conv2d(1, 1, 1), (1, 1, 1, 1))  # imports what every process would
-    skip, whole, slowest = frozenset(arguments.skip), 0, (0.0, "")
-    with Table("zoo", COLUMNS, arguments.record) as table:
+    skip, boards, whole, slowest = frozenset(arguments.skip), tuple(arguments.board), 0, (0.0, "")
+    every_stage = [stage for stage in (*STAGES, *boards) if stage not in skip]
+    columns = (*COLUMNS[:-1], *boards, COLUMNS[-1])
+    with Table("zoo", columns, arguments.record) as table:
         for name in names:
-            with multiprocessing.get_context("fork").Pool(1) as pool:
-                try:
-                    job = pool.apply_async(examine, (name, arguments.zoo, arguments.images, skip))
-                    found = job.get(arguments.timeout)
-                except multiprocessing.TimeoutError:
-                    found = Found(cells={"network": name}, failure=f"more than {arguments.timeout:.0f} s")
-            every_stage = [stage for stage in STAGES if stage not in skip]
+            found = kept(arguments.keep, name, every_stage)
+            if found is None:
+                how = (name, arguments.zoo, arguments.images, skip, boards)
+                found = alone(how, arguments.timeout)
+                if arguments.keep:
+                    arguments.keep.mkdir(parents=True, exist_ok=True)
+                    write_json(arguments.keep / f"{name}.json", {"stages": every_stage, **asdict(found)})
             whole += found.passed == every_stage
             seconds = float(found.cells.get("trace + couple, s", 0))
             slowest = max(slowest, (seconds, name))
             cells = found.cells | {
                 "stages": f"{len(found.passed)} of {len(every_stage)}", "fails at": found.failure,
             }  # fmt: skip
-            table.row(*(cells.get(column, "") for column in COLUMNS))
+            table.row(*(cells.get(column, "") for column in columns))
         table.note(
             f"{whole} of {len(names)} networks pass every stage. Random weights, batch norms from inputs."
         )
