@@ -237,7 +237,7 @@ class Writer:
 
     def island(self, node: Any, feeds: Sequence[Any]) -> None:
         """Writes an operation that stays in float, by its ATen operation's name."""
-        from paredown.pipeline.lower.litert.floats import write
+        from paredown.pipeline.lower.litert.floats.island import write
 
         write(self, node, feeds)
 
