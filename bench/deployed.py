@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cases import SHARED
+from cifar import NAMES
 from deployed_data import make_masks, make_words
 from deployed_networks import efficientnet_lite0, keyword_spotter, mobilenet_v3, public_state, unet
 from record import Table, add_option
@@ -129,7 +130,7 @@ def mobilenet_case(work: Path, options: argparse.Namespace) -> tuple[str, list[s
     cifar, path = options.cifar.absolute(), work / "weights.pt"
     if not path.exists():
         network = mobilenet_v3()
-        inputs, labels = images_of(open_dataset("cifar", cifar / "jpeg"), 0.5, 0.25)
+        inputs, labels = images_of(open_dataset("cifar", cifar / "jpeg", names=NAMES), 0.5, 0.25)
         fit(network, inputs, labels, path, epochs=options.epochs or 14, lr=0.1, batch=128, augment=shifted)
     return "CIFAR-10, 500 images", [
         "app=apps.classifier", "network=deployed_networks:mobilenet_v3", f"weights={path}",
@@ -190,7 +191,7 @@ def unet_case(work: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
     return "digits on photographs, 300 images", [
         "app=apps.segmenter", "network=deployed_networks:unet", f"weights={path}", "data.format=masks",
         f"data.names={data / 'names.txt'}", f"data.train={data / 'images' / 'train'}",
-        f"data.test={data / 'images' / 'test'}", f"data.labels={data / 'labels'}", "prune.macs=0.5",
+        f"data.test={data / 'images' / 'test'}", f"data.labels={data / 'labels'}", "prune.macs=0.65",
         "prune.images=64", "recover.epochs=3", "recover.batch=16", "recover.lr=0.01",
         "squantize.weight_bits=4", "squantize.sparsity=0.6", "squantize.epochs=3", "squantize.batch=16",
         "squantize.lr=0.01",
