@@ -1,11 +1,13 @@
-"""What int8 without training costs three real YOLO-v2 networks, for each way of choosing scales and codes.
+"""What int8 without training costs real networks, for each way of choosing scales and codes.
 
     python bench/post_training.py                 # all settings; several minutes on 2 cores
     python bench/post_training.py quantize.observer=auto "quantize.observer=auto quantize.equalize=true"
+    python bench/post_training.py --cifar CIFAR --mobilenet FOLDER   # as bench/squantizer.py takes them
 
 Calibrated on an ImageNet sample; scored on COCO images that nothing was chosen on: 64 of val and twice 64 of
-train, and all of them. The integer graph is scored, whose codes both runtimes give. Each drop is in points of
-mAP@0.5, with its paired 95 % bootstrap interval. Prints Markdown.
+train, and all of them; classifiers on their test images. The integer graph is scored, whose codes both
+runtimes give. Each drop is in points of mAP@0.5 or top-1, with its paired 95 % bootstrap interval. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from accuracy import NETS, recipe
+from cases import ROOT, data
 from numpy.typing import NDArray
 from record import Table, add_option
 
-from paredown.pipeline.recipe.file import change_recipe
+from paredown.pipeline.recipe.file import change_recipe, load_recipe
+from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Scores
 from paredown.pipeline.report.drop import draws, interval
 from paredown.pipeline.run.run import Run
@@ -35,7 +39,6 @@ SETTINGS = (
     "quantize.observer=auto quantize.bias_correction=true",
     "quantize.observer=auto quantize.equalize=true quantize.rounding=gptq quantize.bias_correction=true",
 )
-METRIC = Metric("map50")
 
 
 def main() -> None:
@@ -44,25 +47,38 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", default=SETTINGS, metavar='"KEY=VALUE ..."')
+    parser.add_argument("--cifar", type=Path, help="what bench/cifar.py made: instead of the detectors")
+    parser.add_argument("--mobilenet", type=Path, help="what bench/mobilenet.py prepared")
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
     add_option(parser)
     arguments = parser.parse_args()
     root = arguments.runs or Path(tempfile.mkdtemp())
     heads = ("network", "settings", "images", "fp32", "int8", "drop, points", "95 % interval")
     with Table("post_training", heads, arguments.record) as table:
-        for title, (stem, names) in NETS.items():
+        for title, base in networks(arguments.cifar, arguments.mobilenet).items():
             before: Scores | None = None
             for settings in arguments.settings:
-                found = change_recipe(recipe(stem, names, "images", "minmax", 20), settings.split())
-                run = Run(stem, found, load_card("host"), root)
+                run = Run(title, change_recipe(base, settings.split()), load_card("host"), root)
                 job = run.job
                 run.reach([job.integer])
-                data = job.task.data("test")
-                before = before or job.task.score(job.predictor("fp32"), data)
-                after = job.task.score(job.predictor("integer"), data)
-                paths = [data[index].name for index in range(len(data))]
-                for name, images in subsets(paths).items():
-                    table.row(title, settings.replace("quantize.", ""), name, *cells(before, after, images))
+                test = job.task.data("test")
+                before = before or job.task.score(job.predictor("fp32"), test)
+                after = job.task.score(job.predictor("integer"), test)
+                paths = [test[index].name for index in range(len(test))]
+                parts = subsets(paths) if job.metric.name == "map50" else {"all": np.arange(len(paths))}
+                for name, images in parts.items():
+                    shown = cells(job.metric, before, after, images)
+                    table.row(title, settings.replace("quantize.", ""), name, *shown)
+
+
+def networks(cifar: Path | None, mobilenet: Path | None) -> dict[str, Recipe]:
+    """Name -> recipe of the detectors, or of the classifiers whose folders are given."""
+    found = {"resnet20": cifar, "resnet56": cifar, "mobilenet": mobilenet}
+    chosen = {case: folder.absolute() for case, folder in found.items() if folder}
+    if chosen:
+        digits = ROOT / "apps" / "detector" / "recipes" / "digits.toml"
+        return {case: load_recipe(digits, data(case, folder)) for case, folder in chosen.items()}
+    return {title: recipe(stem, names, "images", "minmax", 20) for title, (stem, names) in NETS.items()}
 
 
 def subsets(names: list[str]) -> dict[str, NDArray[np.int64]]:
@@ -74,14 +90,14 @@ def subsets(names: list[str]) -> dict[str, NDArray[np.int64]]:
             "all": np.arange(len(names))}  # fmt: skip
 
 
-def cells(before: Scores, after: Scores, images: NDArray[np.int64]) -> list[str]:
+def cells(metric: Metric, before: Scores, after: Scores, images: NDArray[np.int64]) -> list[str]:
     """Both scores, the drop, and its interval, on some of the images."""
     only = np.zeros((1, before.samples), np.uint8)
     only[:, images] = 1
     resampled = np.zeros((len(draws(len(images))), before.samples), np.uint8)
     resampled[:, images] = draws(len(images))
     one, other = (float(scores.resampled(only)[0]) for scores in (before, after))
-    ends = interval(METRIC, before.resampled(resampled), after.resampled(resampled))
+    ends = interval(metric, before.resampled(resampled), after.resampled(resampled))
     between = "" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"
     return [f"{one:.4f}", f"{other:.4f}", f"{100 * (one - other):.2f}", between]
 
