@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 from tiny_project import Tiny, call, make_project
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +38,34 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_once() -> None:
+    """torch lists all of its operators in every export, a sixth of what ExecuTorch's lowering takes."""
+    import torch._export.utils as utils
+
+    listed = utils._collect_all_valid_cia_ops_for_namespace
+    utils._collect_all_valid_cia_ops_for_namespace = functools.cache(listed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Property tests that lower to ExecuTorch, two seconds each time, take a third of their examples.
+
+    With PAREDOWN_EXAMPLES=all they take all of them.
+    """
+    function, key = getattr(item, "function", None), "_hypothesis_internal_use_settings"
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    runtime = str(getattr(params.get("runtime"), "__name__", params.get("runtime")))
+    whole = getattr(function, key, None)
+    if whole is None or "executorch" not in runtime or os.environ.get("PAREDOWN_EXAMPLES") == "all":
+        return (yield)
+    setattr(function, key, settings(whole, max_examples=-(-whole.max_examples // 3)))
+    try:
+        return (yield)
+    finally:
+        setattr(function, key, whole)
 
 
 @pytest.fixture(autouse=True)
