@@ -11,7 +11,8 @@ can go), cut (equal to the masked graph), integer, quality (at least 15 dB, or n
 whose tensors are rounded to int8 one by one), squantize (a training step at 4 bits, folded), executorch and
 litert (they run), parity (no other codes), delegated (nothing beside the delegate). With --board also boards:
 both programs give the same codes on emulated boards, for one input. With --keep a bench that was stopped goes
-on where it was.
+on where it was. "torch-pruning" is what that package makes of half the channels: the share of MACs that stays
+where the outputs keep their shape and more than a twentieth goes, else why not.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ STAGES = (
 COLUMNS = (
     "network", "task", "stages", "free channels", "free groups", "SNR, dB", "rounded float, dB",
     "codes apart",
-    "beside the delegate", ".pte, KiB", ".tflite, KiB", "trace + couple, s", "fails at",
+    "beside the delegate", ".pte, KiB", ".tflite, KiB", "trace + couple, s", "torch-pruning", "fails at",
 )  # fmt: skip
 NEAR = 1e-4  # of the largest output
 ENDS = (-2.1179, 2.64)  # of a normalized photograph
@@ -317,6 +318,42 @@ def stages(
         yield card, lambda card=card: board(card)
 
 
+def torch_pruning(name: str) -> str:
+    """What torch-pruning makes of a network, in a process of its own."""
+    import torch_pruning as peer
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(1)
+    net = importlib.import_module("nets").NETS[name]
+    torch.manual_seed(0)
+    network, x = net.factory().eval(), torch.randn(net.shape)
+
+    def flops() -> tuple[int, list[tuple[int, ...]]]:
+        with FlopCounterMode(display=False) as counter:
+            shapes = [tuple(each.shape) for each in outputs(network, x)]
+        return counter.get_total_flops(), shapes
+
+    before, shapes = flops()
+    layers = [
+        (n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    heads = [m for n, m in layers if any(head in n for head in getattr(net, "heads", ()))]
+    sizes = {shape[1] for shape in shapes if len(shape) > 1} | {shape[-1] for shape in shapes}
+    heads = heads or [m for _, m in layers if m.weight.shape[0] in sizes]
+    try:
+        importance = peer.importance.MagnitudeImportance(p=2)
+        pruner = peer.pruner.MagnitudePruner(
+            network, x, importance=importance, pruning_ratio=0.5, ignored_layers=heads
+        )
+        pruner.step()
+        after, changed = flops()
+    except Exception as error:  # noqa: BLE001  whatever it raises is a result
+        return f"fails: {type(error).__name__}"
+    if changed != shapes:
+        return "fails: outputs of another shape"
+    return f"{after / before:.2f}" if after <= 0.95 * before else f"fails: {after / before:.2f} of the MACs"
+
+
 #: A stage that others need: what fails beside it does not keep them from being tried.
 NEEDED = frozenset({"trace", "integer", "executorch", "litert"})
 
@@ -350,6 +387,15 @@ def kept(folder: Path | None, name: str, every_stage: list[str]) -> Found | None
     return Found(**known) if known.pop("stages") == every_stage else None
 
 
+def peer(name: str, timeout: float) -> str:
+    """`torch_pruning` in a process of its own, for so many seconds at most."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        try:
+            return pool.apply_async(torch_pruning, (name,)).get(timeout)
+        except multiprocessing.TimeoutError:
+            return f"more than {timeout:.0f} s"
+
+
 def alone(how: tuple[Any, ...], timeout: float) -> Found:
     """`examine` in a process of its own, for so many seconds at most."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -378,6 +424,7 @@ def main() -> None:
     names = [n for n in every if not arguments.only or any(fnmatch(n, each) for each in arguments.only)]
     trace(nn.Conv2d(1, 1, 1), (1, 1, 1, 1))  # imports what every process would
     skip, boards, whole, slowest = frozenset(arguments.skip), tuple(arguments.board), 0, (0.0, "")
+    coupled = theirs = 0
     every_stage = [stage for stage in (*STAGES, *boards) if stage not in skip]
     columns = (*COLUMNS[:-1], *boards, COLUMNS[-1])
     with Table("zoo", columns, arguments.record) as table:
@@ -389,7 +436,11 @@ def main() -> None:
                 if arguments.keep:
                     arguments.keep.mkdir(parents=True, exist_ok=True)
                     write_json(arguments.keep / f"{name}.json", {"stages": every_stage, **asdict(found)})
+            if "torch-pruning" not in found.cells:
+                found.cells["torch-pruning"] = peer(name, arguments.timeout)
             whole += found.passed == every_stage
+            coupled += "couple" in found.passed
+            theirs += not found.cells["torch-pruning"].startswith(("fails", "more"))
             seconds = float(found.cells.get("trace + couple, s", 0))
             slowest = max(slowest, (seconds, name))
             cells = found.cells | {
@@ -398,6 +449,9 @@ def main() -> None:
             table.row(*(cells.get(column, "") for column in columns))
         table.note(
             f"{whole} of {len(names)} networks pass every stage. Random weights, batch norms from inputs."
+        )
+        table.note(
+            f"Half of the channels can go in {coupled} of {len(names)}; torch-pruning cuts {theirs} of them."
         )
         table.note(f"Trace and couple take at most {slowest[0]:.1f} s ({slowest[1]}), on one thread.")
         print("\n" + "\n".join(table.notes))
