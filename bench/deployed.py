@@ -3,7 +3,7 @@
     python bench/cifar.py ../shared/data/cifar10 CIFAR
     python bench/deployed.py mobilenet_v3 WORK --cifar CIFAR      # top-1 of ten classes of CIFAR-10
     python bench/deployed.py efficientnet_lite0 WORK --weights efficientnet-lite0-57934424.pth
-    python bench/deployed.py unet WORK                            # digits on photographs, pixel by pixel
+    python bench/deployed.py unet WORK                            # handwriting on photographs
     python bench/deployed.py keywords WORK                        # ten words, spoken by espeak-ng
     python bench/deployed.py aerial WORK                          # v8 heads; after bench/aerial.py prepare
     python bench/deployed.py table WORK --record
@@ -177,7 +177,7 @@ def efficientnet_case(work: Path, options: argparse.Namespace) -> tuple[str, lis
 
 
 def unet_case(work: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
-    """A U-Net that finds digits on photographs."""
+    """A U-Net that finds handwriting on photographs."""
     data, path = work / "data", work / "weights.pt"
     if not (data / "names.txt").exists():
         make_masks(data, {"train": 2400, "test": 300})
@@ -187,8 +187,8 @@ def unet_case(work: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
         pixels = np.stack([cv2.imread(str(file))[..., ::-1] for file in files]).transpose(0, 3, 1, 2)
         labels = np.stack([cv2.imread(str(data / "labels" / "train" / file.name), 0) for file in files])
         inputs = torch.from_numpy(pixels.astype(np.float32)) / 255
-        fit(network, inputs, torch.from_numpy(labels).long(), path, epochs=options.epochs or 12, batch=16)
-    return "digits on photographs, 300 images", [
+        fit(network, inputs, torch.from_numpy(labels).long(), path, epochs=options.epochs or 5, batch=16)
+    return "handwriting on photographs, 300 images", [
         "app=apps.segmenter", "network=deployed_networks:unet", f"weights={path}", "data.format=masks",
         f"data.names={data / 'names.txt'}", f"data.train={data / 'images' / 'train'}",
         f"data.test={data / 'images' / 'test'}", f"data.labels={data / 'labels'}", "prune.macs=0.65",

@@ -1,4 +1,4 @@
-"""Data sets that `bench/deployed.py` makes: digits on photographs, pixel by pixel, and ten spoken words."""
+"""Data sets that `bench/deployed.py` makes: handwriting on photographs, pixel by pixel, and ten spoken words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4")
 
 
 def make_masks(folder: Path, counts: dict[str, int], side: int = 80, seed: int = 0) -> None:
-    """Handwritten digits in colour on COCO photographs: images/SPLIT, labels/SPLIT, names.txt.
+    """Handwriting (digits in any colour) on COCO photographs: images/SPLIT, labels/SPLIT, names.txt.
 
     A scan and a photograph belong to one split only.
     """
@@ -48,10 +48,10 @@ def make_masks(folder: Path, counts: dict[str, int], side: int = 80, seed: int =
                 window = (slice(top, top + size), slice(left, left + size))
                 alpha = ink.clip(0, 1)[..., None]
                 image[window] = (1 - alpha) * image[window] + alpha * rng.uniform(0, 255, 3)
-                label[window][alpha[..., 0] > 0.5] = 1 + digits.target[scan]
+                label[window][alpha[..., 0] > 0.5] = 1
             cv2.imwrite(str(folder / "images" / split / f"{index:05}.png"), image.round().astype(np.uint8))
             cv2.imwrite(str(folder / "labels" / split / f"{index:05}.png"), label)
-    (folder / "names.txt").write_text("background\n" + "".join(f"{digit}\n" for digit in range(10)))
+    (folder / "names.txt").write_text("background\nink\n")
 
 
 def coefficients(sound: NDArray[np.float32]) -> NDArray[np.float32]:

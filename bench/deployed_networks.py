@@ -170,7 +170,7 @@ class UNet(nn.Module):
 
     input_size = 80
 
-    def __init__(self, classes: int = 11, widths: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(self, classes: int = 2, widths: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
         first, second, third = widths
 
@@ -196,7 +196,7 @@ class UNet(nn.Module):
 
 
 def unet() -> nn.Module:
-    """Of the ten digits and the background."""
+    """Of ink and background."""
     return UNet()
 
 
