@@ -1,4 +1,4 @@
-"""Data sets that `bench/deployed.py` makes: handwriting on photographs, pixel by pixel, and ten spoken words."""
+"""Data sets that `bench/deployed.py` makes: handwriting on photographs, and ten spoken words."""
 
 from __future__ import annotations
 
