@@ -73,6 +73,7 @@ def fit(
     steps = len(inputs) // batch
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.15)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     kept, start = path.with_suffix(".checkpoint"), 0
     if kept.exists():
         state = torch.load(kept, weights_only=True)
@@ -88,6 +89,7 @@ def fit(
         for step in range(steps):
             part = order[step * batch : (step + 1) * batch]
             images = augment(inputs[part]) if augment else inputs[part]
+            images = images.contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(network(images), labels[part])
             optimizer.zero_grad()
             loss.backward()
@@ -131,7 +133,7 @@ def mobilenet_case(work: Path, options: argparse.Namespace) -> tuple[str, list[s
     if not path.exists():
         network = mobilenet_v3()
         inputs, labels = images_of(open_dataset("cifar", cifar / "jpeg", names=NAMES), 0.5, 0.25)
-        fit(network, inputs, labels, path, epochs=options.epochs or 14, lr=0.1, batch=128, augment=shifted)
+        fit(network, inputs, labels, path, epochs=options.epochs or 10, lr=0.1, batch=128, augment=shifted)
     return "CIFAR-10, 500 images", [
         "app=apps.classifier", "network=deployed_networks:mobilenet_v3", f"weights={path}",
         "data.format=cifar", f"data.train={cifar / 'mixed'}", f"data.test={cifar / 'test'}",

@@ -56,7 +56,7 @@ class Inverted(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3-Small (Howard et al., arXiv 1905.02244, table 2) for 32x32 images: three strides less."""
+    """MobileNetV3-Small (Howard et al., arXiv 1905.02244, table 2) for 32x32 images: two strides less."""
 
     input_size = 32
     #: kernel, expanded channels, filters, squeeze and excitation, hard swish, stride
@@ -74,7 +74,7 @@ class MobileNetV3(nn.Module):
             blocks.append(Inverted(channels, expanded, filters, size, stride, gate, hard))
             channels = filters
         self.features = nn.Sequential(
-            conv(3, 16, activation=nn.Hardswish()), *blocks, conv(96, 576, 1, activation=nn.Hardswish())
+            conv(3, 16, 3, 2, nn.Hardswish()), *blocks, conv(96, 576, 1, activation=nn.Hardswish())
         )
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.classifier = nn.Sequential(nn.Linear(576, 256), nn.Hardswish(), nn.Linear(256, classes))
