@@ -5,6 +5,7 @@ Torch is imported only where a network is built: a run in which everything is re
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from paredown.apps.classifier.catalogue import architecture
 from paredown.apps.classifier.labels import Relabelled, label_of, ranks, wilson
 from paredown.apps.classifier.sheet import Entry, contact_sheet
+from paredown.apps.detector.darknet.darknet import read_cfg
+from paredown.apps.detector.darknet.write import format_cfg
 from paredown.apps.own.sheet import picture
 from paredown.apps.own.task import OwnTask, first_output, write_png
 from paredown.calibration.datasets import ARRAYS, CLASS_FORMATS, Dataset, read_names
@@ -59,9 +62,40 @@ class ClassifierTask(OwnTask):
         """The network with untrained weights."""
         if self._is_factory:
             return super()._build()
+        if self._is_darknet:
+            from paredown.apps.classifier.darknet import DarknetClassifier
+
+            return DarknetClassifier(self.recipe.network)
         from paredown.apps.classifier.network import build
 
         return build(self.recipe.network, len(self.names))
+
+    @property
+    def _is_darknet(self) -> bool:
+        return self.recipe.network.endswith(".cfg")
+
+    @property
+    def network_id(self) -> Mapping[str, Any]:
+        """As of any network; of a darknet's the .cfg's own text, not where it is."""
+        if not self._is_darknet:
+            return super().network_id
+        text = format_cfg(read_cfg(self.recipe.network, detects=False))
+        return {
+            "app": self.name,
+            "classes": len(self.names),
+            "cfg": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def network(self) -> Any:
+        """The trained network in evaluation mode."""
+        if not self._is_darknet:
+            return super().network()
+        from paredown.apps.detector.weights import load_checkpoint
+
+        network = self._build()
+        self._check_outputs(network)
+        load_checkpoint(self.recipe.weights, network)
+        return network.eval()
 
     def _untrained(self, network: Any) -> set[str]:
         from paredown.apps.classifier.network import fixed
@@ -88,14 +122,19 @@ class ClassifierTask(OwnTask):
 
     # -- data ----------------------------------------------------------------------------------------------
 
-    def _size(self) -> dict[str, int]:
-        """Of a built-in network that which it was trained with.
+    def _size(self) -> dict[str, Any]:
+        """Of a built-in network that which it was trained with; of a darknet's also how values are scaled.
 
         Images of 224 pixels are the largest centred square of the image, not, as torchvision evaluates, the
         middle 87.5 % of it.
         """
         if self._is_factory:
             return super()._size()
+        if self._is_darknet:  # pixels / 255, and nothing else
+            net = read_cfg(self.recipe.network, detects=False).net
+            plain = (0.0,) * net.channels, (1.0,) * net.channels
+            grey = {"colour": "grey"} if net.channels == 1 else {}
+            return {"width": net.width, "height": net.height, "mean": plain[0], "std": plain[1], **grey}
         side = architecture(self.recipe.network).side
         return {"width": side, "height": side}
 

@@ -35,8 +35,15 @@ def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | 
         from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
         from paredown.apps.detector.network import YoloV2
 
-        cfg = read_cfg(model) if model.endswith(".cfg") else builtin_cfg(model)
-        return YoloV2(cfg).eval(), (1, cfg.net.channels, cfg.net.height, cfg.net.width), (0.0, 1.0)
+        cfg = read_cfg(model, detects=None) if model.endswith(".cfg") else builtin_cfg(model)
+        made: Any
+        if cfg.detects:
+            made = YoloV2(cfg)
+        else:
+            from paredown.apps.classifier.darknet import DarknetClassifier
+
+            made = DarknetClassifier(cfg)
+        return made.eval(), (1, cfg.net.channels, cfg.net.height, cfg.net.width), (0.0, 1.0)
     from paredown.apps.detector.task import BUILTIN
 
     if model in BUILTIN:

@@ -166,8 +166,8 @@ class OwnTask:
         assert isinstance(self._preprocess, Preprocess)
         return self._preprocess
 
-    def _size(self) -> dict[str, int]:
-        """Width and height of the input, as far as the network says it."""
+    def _size(self) -> dict[str, Any]:
+        """Width and height of the input, as far as the network says it, and other keys of preprocessing."""
         return input_size(self._build())
 
     def _make_preprocess(self) -> AnyInput:

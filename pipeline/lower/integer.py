@@ -10,7 +10,8 @@ what runs there. The rules, all forced by kernels that exist:
 * a bias is an integer multiple of input scale x weight scale, and survives a trip through float32;
 * scales that a kernel cannot bring together are widened until it can: `Operation.widen`;
 * weights that were trained as whole numbers keep them, and their scale;
-* an activation of fewer than 256 levels takes the uppermost codes: a ReLU cuts below, int8 itself above.
+* an activation of fewer than 256 levels takes the uppermost codes: a ReLU cuts below, or a node before it
+  that takes the lowest ones (`FakeQuantize`); int8 itself cuts above.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from paredown.targets.runners.expand import (
 
 WeightMethod = Literal["minmax", "mse"]
 #: Attributes that mean nothing once there are codes.
-FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels", "axes"})
+FLOAT_ATTRS = frozenset({"value", "bn_eps", "step", "levels", "fed", "axes"})
 #: So far below all others a value is nothing behind a softmax: e to the -12 of them.
 NOTHING = 12.0
 #: A bias beyond this would leave the accumulator no room.
@@ -320,7 +321,11 @@ def tensor_scales(
             prescribed.add(find(node.name))
         if "levels" in node.attrs:
             step = float(np.float32(node.attrs["step"]))
-            roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"])
+            roots[find(node.name)] = Affine(step, QMAX - node.attrs["levels"] + node.attrs.get("offset", 0))
+    for node in plain:
+        wanted = operation(node.kind).feed_at(node)
+        if wanted is not None and find(node.inputs[0]) not in prescribed:
+            roots[find(node.inputs[0])] = Affine(*wanted)
     _within_limits(plain, Scales(roots, find, weight_scale, prescribed))
     return {node.name: roots[find(node.name)] for node, _ in nodes}
 

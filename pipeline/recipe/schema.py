@@ -196,8 +196,9 @@ class Squantize(Training):
 
     weight_bits: int | None = Field(default=None, ge=2, le=8)
     """Bits of a weight that is not zero."""
-    activation_bits: Literal[8, 4, 2] | None = None
-    """Bits of an activation behind ReLU, whose clip is learned; unset, 8 with calibrated ranges."""
+    activation_bits: int | None = Field(default=None, ge=2, le=8)
+    """Bits of an activation, whose step is learned: behind ReLU, and of whatever else a layer between the
+    first and the last reads; unset, 8 with calibrated ranges."""
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Wanted share of zeros in every layer; unset, and without sigma, 0.6."""
     sigma: Annotated[float, Field(ge=-30, le=30)] | None = None

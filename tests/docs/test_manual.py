@@ -307,7 +307,8 @@ def test_the_reference_has_every_key_command_card_and_exit_code() -> None:
             assert inner[key].description, f"{section}.{key} has no meaning"
     assert "| `prune.macs` | number | > 0, <= 1 | unset |" in pages["recipe.md"]
     assert "| `bench.runs` | integer | >= 1 | `50` |" in pages["recipe.md"]
-    assert "| `squantize.activation_bits` | one of | `8`, `4`, `2` | unset |" in pages["recipe.md"]
+    assert "| `squantize.activation_bits` | integer | >= 2, <= 8 | unset |" in pages["recipe.md"]
+    assert '| `squantize.norm` | one of | `"live"`, `"frozen"` | `"live"` |' in pages["recipe.md"]
     for name, (command, context) in generate().commands().items():
         assert f"\n## {name}\n" in pages["commands.md"]
         for parameter in command.get_params(context):

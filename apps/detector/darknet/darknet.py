@@ -16,6 +16,8 @@ from paredown.apps.detector.darknet.layers import (
     AvgPool,
     Cfg,
     Convolutional,
+    Cost,
+    Crop,
     Dropout,
     Layer,
     MaxPool,
@@ -24,6 +26,7 @@ from paredown.apps.detector.darknet.layers import (
     Reorg,
     Route,
     Shortcut,
+    Softmax,
     Upsample,
     Yolo,
     output_shapes,
@@ -110,6 +113,20 @@ def _upsample(section: Section) -> Upsample:
     return Upsample(section.integer("stride", 2, 1, 63), section.line, section.options)
 
 
+def _crop(section: Section) -> Crop:
+    height, width = (section.integer(f"crop_{side}", 1, 1, 1 << 14) for side in ("height", "width"))
+    adjust = not section.integer("noadjust", 0, 0, 1)
+    return Crop(height, width, adjust, section.line, section.options)
+
+
+def _softmax(section: Section) -> Softmax:
+    temperature = section.real("temperature", 1.0)
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature:g} is not positive", where=section.at("temperature"))
+    groups = section.integer("groups", 1, 1, 1 << 16)
+    return Softmax(groups, temperature, section.line, section.options)
+
+
 def _layer(section: Section, index: int) -> Layer:
     line, options = section.line, section.options
     made: dict[str, Callable[[], Layer]] = {
@@ -121,6 +138,9 @@ def _layer(section: Section, index: int) -> Layer:
         "reorg": lambda: Reorg(section.integer("stride", 1, 1, 63), line, options),
         "avgpool": lambda: AvgPool(line, options),
         "dropout": lambda: Dropout(line, options),
+        "crop": lambda: _crop(section),
+        "softmax": lambda: _softmax(section),
+        "cost": lambda: Cost(line, options),
         "yolo": lambda: _yolo(section),
     }
     return made[section.kind]()
@@ -205,15 +225,16 @@ def _region(section: Section) -> Region:
     )
 
 
-def parse_cfg(text: str, where: str = "<cfg>") -> Cfg:
+def parse_cfg(text: str, where: str = "<cfg>", detects: bool | None = True) -> Cfg:
     """Parses and checks the text of a darknet .cfg.
 
     Args:
         text: the file's content.
         where: the file's name, for errors.
+        detects: whether it must be a detector, or must be a classifier; None where it may be either.
 
     Raises:
-        InputError: naming the line, for anything that is no YOLO network this detector can compute.
+        InputError: naming the line, for anything that is no network that can be computed here.
     """
     sections = scan(text, where)
     if not sections or sections[0].kind != "net":
@@ -221,14 +242,7 @@ def parse_cfg(text: str, where: str = "<cfg>") -> Cfg:
     for section in sections[1:]:
         if section.kind == "net":
             raise InputError("a second [net]", where=section.at())
-    heads = [s for s in sections if s.kind in ("region", "yolo")]
-    if not heads:
-        raise InputError("no [region] section and no [yolo]: not a YOLO network", where=where)
-    last = heads[-1]
-    if last is not sections[-1]:
-        raise InputError(f"[{last.kind}] is not the last section", where=last.at())
-    if last.kind == "region" and len(heads) > 1:
-        raise InputError("another head before [region]", where=heads[0].at())
+    last = _last(sections, where, detects)
     for section in sections:
         check_keys(section)
     head = sections[0]
@@ -239,17 +253,63 @@ def parse_cfg(text: str, where: str = "<cfg>") -> Cfg:
     width, height = (head.integer(key, 0, 1, 1 << 14) for key in ("width", "height"))
     net = Net(width, height, head.integer("channels", 0, 1, 1024), head.line, head.options)
     layers: list[Layer] = []
-    for section in sections[1:-1] if last.kind == "region" else sections[1:]:
+    for section in sections[1:-1] if last and last.kind == "region" else sections[1:]:
         if section.kind == "region":
             raise InputError("[region] beside [yolo]", where=section.at())
         layers.append(_layer(section, len(layers)))
-    cfg = Cfg(net, tuple(layers), _region(last) if last.kind == "region" else None, where)
+    cfg = Cfg(net, tuple(layers), _region(last) if last and last.kind == "region" else None, where)
+    if last is None:
+        _check_classes(cfg)
     if cfg.region:
         _check_head(cfg, len(cfg.layers), cfg.region)
     for index, yolo in cfg.yolos.items():
         _check_head(cfg, index, yolo)
     output_shapes(cfg)
     return cfg
+
+
+def _last(sections: Sequence[Section], where: str, detects: bool | None) -> Section | None:
+    """The last head of a detector; None of a classifier."""
+    heads = [section for section in sections if section.kind in ("region", "yolo")]
+    for section in sections[:-1]:
+        if section.kind == "cost":
+            raise InputError("[cost] is not the last section", where=section.at())
+    if not heads:
+        if detects:
+            raise InputError("no [region] section and no [yolo]: not a YOLO network", where=where,
+                             hint='a classifier runs with app = "apps.classifier"')  # fmt: skip
+        return None
+    last = heads[-1]
+    if detects is False:
+        raise InputError(f"[{last.kind}] finds boxes: not a classifier", where=last.at(),
+                         hint='a detector runs with app = "apps.detector"')  # fmt: skip
+    if last is not sections[-1]:
+        raise InputError(f"[{last.kind}] is not the last section", where=last.at())
+    if last.kind == "region" and len(heads) > 1:
+        raise InputError("another head before [region]", where=heads[0].at())
+    return last
+
+
+def _check_classes(cfg: Cfg) -> None:
+    """Checks that a classifier ends in a number per class, and in one answer per image."""
+    body = [layer for layer in cfg.layers if not isinstance(layer, Cost | Softmax)]
+    if not any(isinstance(layer, Convolutional) for layer in body):
+        raise InputError("no [convolutional] section: nothing to compute", where=cfg.where)
+    channels, height, width = output_shapes(cfg)[-1]
+    end = cfg.layers[-1]
+    if (height, width) != (1, 1) or channels < 2:
+        raise InputError(
+            f"the network ends in {channels} channels of {width}x{height}, not in a number per class",
+            where=cfg.at(end.line),
+            hint="a classifier ends in [avgpool] and [softmax]",
+        )
+    last = cfg.layers[-2] if isinstance(end, Cost) and len(cfg.layers) > 1 else end
+    if isinstance(last, Softmax) and last.groups > 1:
+        raise InputError(
+            f"groups={last.groups} in the last [softmax] gives several answers per image",
+            where=cfg.at(last.line),
+            hint="the classifier has one class per image",
+        )
 
 
 def _check_head(cfg: Cfg, index: int, head: Region | Yolo) -> None:
@@ -285,8 +345,12 @@ def _check_head(cfg: Cfg, index: int, head: Region | Yolo) -> None:
         raise InputError("only a [route] can follow a [yolo]", where=cfg.at(cfg.layers[index + 1].line))
 
 
-def read_cfg(path: str | Path) -> Cfg:
+def read_cfg(path: str | Path, detects: bool | None = True) -> Cfg:
     """Reads and parses a .cfg file.
+
+    Args:
+        path: of the file.
+        detects: see `parse_cfg`.
 
     Raises:
         InputError: if it cannot be read, is not text, or does not parse.
@@ -298,7 +362,7 @@ def read_cfg(path: str | Path) -> Cfg:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read the .cfg: {reason}", where=path) from None
-    return parse_cfg(text, str(path))
+    return parse_cfg(text, str(path), detects)
 
 
 def builtin_names() -> tuple[str, ...]:

@@ -87,6 +87,9 @@ KEYS: dict[str, Keys] = {
     "upsample": Keys("stride", {"scale": ("1", "1.0", "1.")}),
     "reorg": Keys("stride", {"reverse": ("0",), "flatten": ("0",), "extra": ("0",)}),
     "avgpool": Keys(),
+    "crop": Keys("crop_height crop_width noadjust", trains="flip angle saturation exposure shift"),
+    "softmax": Keys("groups temperature", {"tree": (), "spatial": ("0", "0.0")}, "noloss"),
+    "cost": Keys(trains="type scale ratio"),
     "dropout": Keys(trains="probability dropblock dropblock_size_rel dropblock_size_abs"),
     "region": Keys(
         "anchors num classes softmax object_scale noobject_scale class_scale coord_scale thresh rescore",

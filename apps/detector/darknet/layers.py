@@ -100,6 +100,35 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """[crop]: the middle of the input; with `adjust`, from -1 to 1 where it was from 0 to 1."""
+
+    height: int
+    width: int
+    adjust: bool
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """[softmax]: over all values of a map, or over each of `groups` equal parts of them, one by one."""
+
+    groups: int
+    temperature: float
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """[cost]: the loss in training; here nothing."""
+
+    line: int = 0
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
 class Reorg:
     """[reorg]: darknet's space-to-depth."""
 
@@ -148,7 +177,10 @@ class Yolo:
     options: Options = field(default_factory=dict, hash=False)
 
 
-Layer = Convolutional | MaxPool | Route | Reorg | Shortcut | Upsample | AvgPool | Dropout | Yolo
+Layer = (
+    Convolutional | MaxPool | Route | Reorg | Shortcut | Upsample | AvgPool | Dropout | Crop | Softmax | Cost
+    | Yolo
+)  # fmt: skip
 Shape = tuple[int, int, int]
 
 
@@ -156,7 +188,7 @@ Shape = tuple[int, int, int]
 class Cfg:
     """A parsed .cfg. `layers` are numbered as darknet numbers them.
 
-    The last one feeds `region`. Without a region there are heads among the layers.
+    The last one feeds `region`. Without a region there are heads among the layers; a classifier has neither.
     """
 
     net: Net
@@ -170,9 +202,16 @@ class Cfg:
         return {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, Yolo)}
 
     @property
+    def detects(self) -> bool:
+        """Whether there is a head that finds boxes; else it is a classifier."""
+        return self.region is not None or bool(self.yolos)
+
+    @property
     def classes(self) -> int:
-        """How many, alike in all heads."""
-        return self.region.classes if self.region else next(iter(self.yolos.values())).classes
+        """How many, alike in all heads; of a classifier its outputs."""
+        if self.region:
+            return self.region.classes
+        return next((yolo.classes for yolo in self.yolos.values()), 0) or output_shapes(self)[-1][0]
 
     @property
     def letter_box(self) -> bool:
@@ -224,6 +263,18 @@ def output_shapes(cfg: Cfg, width: int | None = None, height: int | None = None)
             shape = (c, h * layer.stride, w * layer.stride)
         elif isinstance(layer, AvgPool):
             shape = (c, 1, 1)
+        elif isinstance(layer, Crop):
+            if layer.height > h or layer.width > w:
+                raise InputError(
+                    f"[crop] takes {layer.width}x{layer.height} of a {w}x{h} map", where=cfg.at(layer.line)
+                )
+            shape = (c, layer.height, layer.width)
+        elif isinstance(layer, Softmax):
+            if c * h * w % layer.groups:
+                raise InputError(
+                    f"groups={layer.groups} does not divide the {c * h * w} values of a [softmax]",
+                    where=cfg.at(layer.line),
+                )
         elif isinstance(layer, Shortcut):
             for other in (shapes[i] for i in layer.layers):
                 if other != shape:

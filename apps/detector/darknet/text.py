@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from paredown.targets.errors import InputError
 
 SUPPORTED = (
-    "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "avgpool", "dropout",
-    "region", "yolo",
+    "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "avgpool", "dropout", "crop",
+    "softmax", "cost", "region", "yolo",
 )  # fmt: skip
 #: Sections that darknet has, and whose results are not computed here.
 _REFUSED = (
-    "Gaussian_yolo activation batchnorm connected contrastive conv_lstm cost crnn crop detection "
+    "Gaussian_yolo activation batchnorm connected contrastive conv_lstm crnn detection "
     "deconvolutional empty gru history implicit iseg local local_avgpool logistic lrn lstm l2norm "
-    "normalization reorg3d reorg_old rnn sam scale_channels silence softmax"
+    "normalization reorg3d reorg_old rnn sam scale_channels silence"
 )
 _SPELLINGS = {
     "network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool", "conn": "connected",

@@ -10,6 +10,8 @@ from paredown.apps.detector.darknet.layers import (
     AvgPool,
     Cfg,
     Convolutional,
+    Cost,
+    Crop,
     Layer,
     MaxPool,
     Net,
@@ -17,6 +19,7 @@ from paredown.apps.detector.darknet.layers import (
     Reorg,
     Route,
     Shortcut,
+    Softmax,
     Upsample,
     Yolo,
 )
@@ -58,6 +61,13 @@ def _layer(layer: Layer) -> str:
         return _block("route", layer, layers=_listed(layer.layers), **parts)
     if isinstance(layer, Yolo):
         return _yolo(layer)
+    if isinstance(layer, Crop):
+        sides = {"crop_height": layer.height, "crop_width": layer.width}
+        return _block("crop", layer, **sides, noadjust=int(not layer.adjust))
+    if isinstance(layer, Softmax):
+        return _block("softmax", layer, groups=layer.groups, temperature=repr(layer.temperature))
+    if isinstance(layer, Cost):
+        return _block("cost", layer)
     return _block("avgpool" if isinstance(layer, AvgPool) else "dropout", layer)
 
 
@@ -121,7 +131,7 @@ def with_filters(cfg: Cfg, filters: Mapping[int, int]) -> Cfg:
         else layer
         for i, layer in enumerate(cfg.layers)
     ]
-    return parse_cfg(format_cfg(replace(cfg, layers=tuple(layers))), cfg.where)
+    return parse_cfg(format_cfg(replace(cfg, layers=tuple(layers))), cfg.where, cfg.detects)
 
 
 def _regroup(layer: Convolutional, filters: int) -> int:

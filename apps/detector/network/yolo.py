@@ -19,11 +19,13 @@ from paredown.apps.detector.darknet.layers import (
     AvgPool,
     Cfg,
     Convolutional,
+    Crop,
     Layer,
     MaxPool,
     Reorg,
     Route,
     Shortcut,
+    Softmax,
     Upsample,
     coarsest_stride,
     output_shapes,
@@ -166,6 +168,36 @@ class AvgPoolLayer(nn.Module):
         return x.mean((2, 3), keepdim=True)
 
 
+class CropLayer(nn.Module):
+    """[crop]: the middle; a value v of 0 to 1 becomes 2 v - 1 unless noadjust says otherwise."""
+
+    def __init__(self, layer: Crop) -> None:
+        super().__init__()
+        self.height, self.width, self.adjust = layer.height, layer.width, layer.adjust
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, C, height, width)."""
+        top, left = (x.shape[2] - self.height) // 2, (x.shape[3] - self.width) // 2
+        x = x[:, :, top : top + self.height, left : left + self.width]
+        return 2 * x - 1 if self.adjust else x
+
+
+class SoftmaxLayer(nn.Module):
+    """[softmax]: over all values, or over each part of them, divided by the temperature."""
+
+    def __init__(self, layer: Softmax) -> None:
+        super().__init__()
+        self.groups, self.temperature = layer.groups, layer.temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to as many."""
+        if self.temperature != 1:
+            x = x / self.temperature
+        if self.groups == 1 and x.shape[2:] == (1, 1):
+            return x.softmax(1)
+        return x.reshape(x.shape[0], self.groups, -1).softmax(2).reshape(x.shape)
+
+
 class ReorgLayer(nn.Module):
     """[reorg]: darknet's loop, which is not pixel_unshuffle.
 
@@ -227,6 +259,8 @@ class Yolo(nn.Module):
         self.header = Header()
         shapes = output_shapes(cfg)
         self._before = [cfg.net.channels, *(shape[0] for shape in shapes)]
+        old = cfg.region or not cfg.detects
+        self._eps = BN_EPS if old else YOLO_BN_EPS
         body = cfg.layers[:-1] if cfg.region else cfg.layers
         self.layers = nn.ModuleList(self._made(index, layer) for index, layer in enumerate(body))
         if cfg.region:
@@ -239,7 +273,7 @@ class Yolo(nn.Module):
         if isinstance(layer, Convolutional):
             if index + 1 in self.cfg.yolos:
                 return self._head(index, len(self.cfg.yolos[index + 1].mask))
-            return ConvLayer(layer, self._before[index], BN_EPS if self.cfg.region else YOLO_BN_EPS)
+            return ConvLayer(layer, self._before[index], self._eps)
         if isinstance(layer, MaxPool):
             return MaxPoolLayer(layer)
         if isinstance(layer, Route):
@@ -252,7 +286,11 @@ class Yolo(nn.Module):
             return AvgPoolLayer(layer)
         if isinstance(layer, Reorg):
             return ReorgLayer(layer)
-        return nn.Identity()  # [dropout] when nothing is trained, and the place of a [yolo]
+        if isinstance(layer, Crop):
+            return CropLayer(layer)
+        if isinstance(layer, Softmax):
+            return SoftmaxLayer(layer)
+        return nn.Identity()  # [dropout] when nothing is trained, [cost], and the place of a [yolo]
 
     def _head(self, index: int, anchors: int) -> RegionHead:
         layer = self.cfg.layers[index]
@@ -299,6 +337,11 @@ class Yolo(nn.Module):
             Of every head xy (N, 2A, h, w): x and y of anchor 0, then of anchor 1 ...; wh likewise;
             obj (N, A, h, w); cls (N, A * classes, h, w): all classes of anchor 0, then of anchor 1 ...
         """
+        x, outputs = self.run(x)
+        return self.head(x) if self.cfg.region else outputs
+
+    def run(self, x: Tensor) -> tuple[Tensor, Outputs]:
+        """The output of the last layer, and the logits of the [yolo] heads."""
         kept: dict[int, Tensor] = {}
         outputs: list[Tensor] = []
         for index, layer in enumerate(self.layers):
@@ -313,7 +356,7 @@ class Yolo(nn.Module):
                 x = layer(x)
             if index in self._kept:
                 kept[index] = x
-        return self.head(x) if self.cfg.region else tuple(outputs)
+        return x, tuple(outputs)
 
     def current_cfg(self) -> Cfg:
         """Returns the .cfg of the network as it is now: channel pruning changes widths, never the head's.

@@ -108,7 +108,10 @@ def _unit_axes(graph: Graph, plain: set[str]) -> tuple[dict[str, int], set[str]]
     own = {name: 1 if name in plain else operation(n.kind).along(n) for name, n in nodes.items()}
     wanted: dict[str, set[int]] = {name: set() for name in nodes}
     for node in reversed(graph.nodes):
-        if not (operation(node.kind).moves or node.kind == "constant"):
+        if operation(node.kind).moves:
+            (feed,) = node.inputs
+            wanted[feed] |= set(_before(node, nodes[feed].shape, wanted[node.name]))
+        elif node.kind != "constant":
             for feed in node.inputs:
                 wanted[feed] |= {own[node.name] or 0} - {0} or wanted[node.name]
     axes: dict[str, int] = {}
@@ -137,6 +140,16 @@ def _unit_axes(graph: Graph, plain: set[str]) -> tuple[dict[str, int], set[str]]
                     feed = nodes[feed].inputs[0]
                     wrong.add(feed)
     return axes, wrong
+
+
+def _before(node: Node, shape: Shape, wanted: Iterable[int]) -> Iterator[int]:
+    """The dims of what a reshape or permute reads that are these of what it makes, but for channels."""
+    for axis in wanted:
+        for dim in range(1, len(shape)) if axis > 1 else ():
+            if shape[dim] == node.shape[axis] > 1:
+                moved = operation(node.kind).moved(node, _along(shape, dim))
+                if np.array_equal(moved, _along(node.shape, axis)):
+                    yield dim
 
 
 def _along(shape: Shape, axis: int) -> Values:

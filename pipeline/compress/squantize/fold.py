@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paredown.pipeline.compress.grids.grid import encode
+from paredown.pipeline.compress.squantize.clip_places import Grid, gridded
 from paredown.pipeline.compress.squantize.qat_network import QatNetwork
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.trace import trace
@@ -29,15 +30,13 @@ def fold(live: QatNetwork, shape: tuple[int, ...]) -> Graph:
     """
     live.eval()
     graph = trace(live.network, shape)
-    clips = live.clips_named
-    nodes = []
+    layers = []
     for node in graph:
-        if node.name in clips:
-            clip = clips[node.name]
-            node = replace(node, attrs={**node.attrs, "step": float(clip.step), "levels": clip.levels})
         name = node.parameters.get("weight", "")
-        nodes.append(_folded(live, node, name) if name in live.plans else node)
-    return Graph(tuple(nodes), graph.outputs)
+        layers.append(_folded(live, node, name) if name in live.plans else node)
+    clips = live.clips_named.items()
+    grids = {name: Grid(float(clip.step), clip.levels, clip.below, clip.signed) for name, clip in clips}
+    return gridded(Graph(tuple(layers), graph.outputs), grids)
 
 
 def codes_of(live: QatNetwork, name: str) -> tuple[Tensor, Tensor]:

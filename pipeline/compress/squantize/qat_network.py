@@ -4,8 +4,7 @@
 none, and when it is gone the module is what it was, but trained. Every forward pass makes codes of the latent
 weights anew (`pipeline.compress.grids.grid`); batch norm stays live, and becomes a part of the scales in the
 end (`pipeline.compress.squantize.fold`). The clips of activations sit where the integer graph has its
-tensors:
-behind ReLU, one for all tensors that share a scale.
+tensors, one for all that share a scale (`pipeline.compress.squantize.clip_places`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.grids.grid import GridConfig, fake_quantize, sigma_for
-from paredown.pipeline.compress.squantize.clip import Clip
-from paredown.pipeline.graph.fusion import fuse_relu, same_scale
+from paredown.pipeline.compress.squantize.clip import Clip, prescribed
+from paredown.pipeline.compress.squantize.clip_places import clip_places, kept_at_8_bits
 from paredown.pipeline.graph.graph import Graph, Node, apply
 from paredown.pipeline.graph.operations.kinds import operation
-from paredown.targets.errors import InputError
 
 #: Tensors by their names in the network's state dict.
 State = Mapping[str, Tensor]
@@ -75,7 +73,7 @@ class QatNetwork(nn.Module):
         network: the user's; its parameters are trained in place.
         graph: traced from it, no opaque nodes.
         plans: state-dict name of a weight -> what becomes of it; the others stay float.
-        activation_bits: 8, 4 or 2 bits behind ReLU; None leaves activations float.
+        activation_bits: 2 to 8, of what layers read; None leaves activations float.
         schedule: when the quantizers set in.
         live_norm: whether batch norm takes each batch's statistics in training, and learns from them.
     """
@@ -99,12 +97,12 @@ class QatNetwork(nn.Module):
         # The graph's own weights are used only where they are no parameters of the network.
         self.graph = Graph(tuple(_light(node, state) for node in graph), graph.outputs)
         self._layers = {node.parameters["weight"]: node for node in self.graph if "weight" in node.parameters}
-        self.roots = clip_roots(graph) if activation_bits else {}
-        names = sorted(set(self.roots.values()))
-        kinds = ((root, operation(graph[node].kind)) for node, root in self.roots.items())
-        tops = {root: kind.top for root, kind in kinds if kind.top is not None}
-        self.clips = nn.ModuleList(Clip(activation_bits or 8, tops.get(root)) for root in names)
-        self.clip_of = {node: names.index(root) for node, root in self.roots.items()}
+        self.places = clip_places(graph, plans) if activation_bits else ()
+        self.kept = kept_at_8_bits(graph, self.places)
+        self.clips = nn.ModuleList(
+            Clip(activation_bits or 8, place.high, place.low, signed=place.signed) for place in self.places
+        )
+        self.clip_of = {name: index for index, place in enumerate(self.places) for name in place.makers}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("sigmas", torch.zeros(len(self.plans), dtype=torch.float64))
         self._frozen: tuple[Any, dict[str, Tensor]] | None = None
@@ -122,8 +120,15 @@ class QatNetwork(nn.Module):
 
     @property
     def clips_named(self) -> dict[str, Clip]:
-        """Name of a ReLU's tensor -> the clip behind it."""
+        """Name of a tensor -> the clip behind what makes it."""
         return {node: self.clips[index] for node, index in self.clip_of.items()}  # type: ignore[misc]
+
+    def grids(self) -> dict[str, dict[str, Any]]:
+        """Name of a tensor -> its grid: the number of levels, those below zero, and the step."""
+        return {
+            name: {"levels": clip.levels + 1, "below_zero": clip.below, "step": float(clip.step.detach())}
+            for name, clip in self.clips_named.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The network's outputs, as the network itself returns them."""
@@ -145,10 +150,20 @@ class QatNetwork(nn.Module):
             if node.kind == "input":
                 values[node.name] = x
             elif node.name in clipped:
-                values[node.name] = self.clips[clipped[node.name]](inputs[0])
+                values[node.name] = self._clipped(node, inputs, state, weights)
             else:
                 values[node.name] = self.compute(node, inputs, state, weights)
         return values
+
+    def _clipped(
+        self, node: Node, inputs: Sequence[Tensor], state: State, weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Computes one node and clips what it makes."""
+        clip = self.clips_named[node.name]
+        if not clip.signed:  # the clip is the ReLU
+            return clip(inputs[0])
+        made, fixed = self.compute(node, inputs, state, weights), operation(node.kind).fixed(node)
+        return clip(made if fixed is None else prescribed(made, *fixed))
 
     def compute(
         self, node: Node, inputs: Sequence[Tensor], state: State, weights: Mapping[str, Tensor]
@@ -246,50 +261,6 @@ class QatNetwork(nn.Module):
 def own_weight(node: Node, state: State) -> Tensor:
     """A layer's weight, (out, ...) as the graph has it, from the parameter that its module has."""
     return operation(node.kind).own(state[node.parameters["weight"]], int(node.attrs.get("groups", 1)))
-
-
-def clip_roots(graph: Graph) -> dict[str, str]:
-    """The ReLUs behind which a clip can sit -> one name for all tensors that share its scale.
-
-    A scale can be learned where everything that makes tensors of it ends in a ReLU that the runtimes fuse:
-    the ReLU cuts below zero, the top of int8 above the clip, so that low-bit values live in an int8 tensor.
-    """
-    fused = fuse_relu(graph)
-    find = same_scale([node for node, _ in fused])
-    makers: dict[str, list[tuple[Node, str]]] = {}
-    for node, clamp in fused:
-        if not operation(node.kind).same_scale:
-            makers.setdefault(find(node.name), []).append((node, clamp))
-    return {
-        node.name: root
-        for root, found in makers.items()
-        if all(clamp and operation(node.kind).takes_relu for node, clamp in found)
-        for node, _ in found
-    }
-
-
-def unclipped(graph: Graph) -> tuple[str, ...]:
-    """Tensors that stay at 8 bits, whatever is asked for: what no fused ReLU makes."""
-    roots = clip_roots(graph)
-    return tuple(
-        node.name
-        for node, _ in fuse_relu(graph)
-        if not operation(node.kind).same_scale and node.kind != "input" and node.name not in roots
-    )
-
-
-def check_clips(graph: Graph, bits: int) -> None:
-    """Checks that low-bit activations are possible at all.
-
-    Raises:
-        InputError: no activation can be clipped.
-    """
-    if bits < 8 and not clip_roots(graph):
-        raise InputError(
-            f"no activation of this network can have {bits} bits: none is made by a ReLU or ReLU6",
-            where="squantize.activation_bits",
-            hint="8 bits always work; leaky ReLU has no exact clip on the int8 kernels",
-        )
 
 
 def quantizable(graph: Graph, network: nn.Module) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paredown.pipeline.graph.operations.activation.affine import Affine, Clamp, Hardsigmoid
+from paredown.pipeline.graph.operations.activation.affine import Affine, Clamp, FakeQuantize, Hardsigmoid
 from paredown.pipeline.graph.operations.activation.function import Function
 from paredown.pipeline.graph.operations.activation.gates import Hardswish, Silu
 from paredown.pipeline.graph.operations.activation.island import Island
@@ -84,6 +84,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "interpolate": Interpolate(),
     "function": Function(),
     "island": Island(),
+    "fake_quantize": FakeQuantize(),
 }
 KINDS = tuple(OPERATIONS)
 #: What tracing folds into other nodes, or makes several nodes of.

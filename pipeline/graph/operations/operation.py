@@ -274,6 +274,10 @@ class Operation(Traced):
         """Scale and zero point of the output, where the kernels prescribe them."""
         return None
 
+    def feed_at(self, node: Node) -> tuple[float, int] | None:
+        """Scale and zero point that what it reads is to have, where no kernel prescribes others."""
+        return None
+
     def limits(self, out: Affine) -> tuple[int, int]:
         """Of a ReLU: the smallest and the largest code."""
         return QMIN, QMAX

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from paredown.pipeline.compress.squantize.clip_places import clip_places, kept_at_8_bits, untrained
+from paredown.pipeline.compress.training.sparsify import prunable
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.trace import trace
@@ -97,7 +99,9 @@ def inspect(recipe: Recipe, target: Target) -> Inspection:
     source = task.preprocess
     graph = trace(task.network(), source.input_shape, opaque=True)
     runtimes = recipe.lower.on(target.runtimes).runtimes
-    return inspect_graph(graph, target, runtimes, source.value_range or (-1.0, 1.0), recipe.network)
+    graph, notes = _with_low_bits(graph, recipe)
+    found = inspect_graph(graph, target, runtimes, source.value_range or (-1.0, 1.0), recipe.network)
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def inspect_graph(
@@ -124,6 +128,26 @@ def inspect_graph(
                 f"{each.runtime} takes and gives float32 there: the ends are quantized in the program"
             )
     return Inspection(network, target.name, graph.nodes[0].shape, graph.macs, placements, npu, tuple(notes))
+
+
+def _with_low_bits(graph: Graph, recipe: Recipe) -> tuple[Graph, tuple[str, ...]]:
+    """The graph with the low-bit activations that SQuantizer would train, and which these are."""
+    wanted = recipe.squantize
+    bits = wanted.activation_bits if wanted.active else None
+    places = clip_places(graph, prunable(graph, ends=wanted.ends)) if bits else ()
+    if not bits or not places:
+        return graph, ()
+    low = [name for place in places for name in place.makers]
+    signed = [name for place in places if place.signed for name in place.makers]
+    notes = [f"squantize: {len(low)} activations have {2**bits} levels: {', '.join(low)}"]
+    if signed:
+        notes.append(
+            f"squantize: {len(signed)} of them may have levels below zero, and are requantized: "
+            f"{', '.join(signed)}"
+        )
+    if kept := kept_at_8_bits(graph, places):
+        notes.append(f"squantize: {len(kept)} activations that layers read keep 8 bits: {', '.join(kept)}")
+    return untrained(graph, bits, places), tuple(notes)
 
 
 def signs(graph: Graph, input_range: tuple[float, float]) -> dict[str, tuple[float, float]]:

@@ -164,8 +164,11 @@ class Simulation:
         for node in plain:
             groups.setdefault(find(node.name), []).append(node)
 
+        told = {node.inputs[0] for node in plain if operation(node.kind).feed_at(node) is not None}
+
         def free(node: Node) -> bool:
-            return not (node.kind == "input" or "levels" in node.attrs or operation(node.kind).fixed(node))
+            given = node.kind == "input" or node.name in told
+            return not (given or "levels" in node.attrs or operation(node.kind).fixed(node))
 
         return [[node.name for node in group] for group in groups.values() if all(map(free, group))]
 

@@ -104,7 +104,6 @@ class SquantizeStages:
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.coupling.surgery import load_pruned, save_pruned
             from paredown.pipeline.compress.squantize.fold import fold
-            from paredown.pipeline.compress.squantize.qat_network import unclipped
 
             network = self.task.network()
             if "recovered" in inputs:
@@ -121,7 +120,8 @@ class SquantizeStages:
                     "measure": trained.measure, **result.facts(),
                     "allocation": allocation.to_dict() if allocation else None,
                     "plans": {name: asdict(plan) for name, plan in live.plans.items()},
-                    "int8_activations": list(unclipped(graph)) if (wanted.activation_bits or 8) < 8 else [],
+                    "activations": live.grids(),
+                    "int8_activations": list(live.kept) if (wanted.activation_bits or 8) < 8 else [],
                 },
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
@@ -133,9 +133,10 @@ class SquantizeStages:
 
     def _train(self, network: nn.Module, original: Graph, checkpoint: Path) -> _Trained:
         """The pass over a network, pruned or not, taught by the original."""
+        from paredown.pipeline.compress.squantize.clip_places import check_clips
         from paredown.pipeline.compress.squantize.gptq_init import round_weights
         from paredown.pipeline.compress.squantize.layer_plans import layer_plans, schedule
-        from paredown.pipeline.compress.squantize.qat_network import QatNetwork, check_clips
+        from paredown.pipeline.compress.squantize.qat_network import QatNetwork
         from paredown.pipeline.compress.training.recover import Recovered
         from paredown.pipeline.compress.training.setup import TrainingSetup
         from paredown.pipeline.graph.trace import trace
@@ -147,8 +148,8 @@ class SquantizeStages:
         )
         graph = trace(network, split.shape)
         bits = wanted.activation_bits
-        check_clips(graph, bits or 8)
         plans = layer_plans(wanted, graph, network)
+        check_clips(graph, bits or 8, plans)
         rounding = split.inputs(training, ROUND_IMAGES) if wanted.rounding == "gptq" else None
         allocation = None
         if wanted.bytes is not None or wanted.accuracy_drop is not None:

@@ -1,4 +1,4 @@
-"""A number times, plus a number: `2 * x - 1`, `x / 6`, `-x`; hardsigmoid, and clamps that are no ReLU.
+"""A number times, plus a number: `2 * x - 1`, `x / 6`, `-x`; hardsigmoid, clamps that are no ReLU, few bits.
 
 On int8 each is a requantization, which programs hold as a depthwise convolution of one pixel: exact, and
 delegated, in both runtimes. Where it clamps, the output's scale is such that int8's own ends are the clamp.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, module_path, target
-from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMIN, Operation
+from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMAX, QMIN, Operation
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.targets.errors import InputError
 
@@ -204,6 +204,54 @@ class Hardsigmoid(Affine):
         writer.op("ADD", 1, [source, writer.constant("shift", np.asarray([3], np.float32))], shifted, options)
         factor = writer.constant("scale", np.asarray([1 / 6], np.float32))
         writer.op("MUL", 1, [shifted, factor], writer.result(node), writer.s.MulOptionsT())
+
+
+class FakeQuantize(Affine):
+    """Attributes: step, levels, offset: multiples -offset..levels - offset of step, which was trained.
+
+    And fed, where a kernel prescribes the scale and the zero point of what it reads.
+
+    What makes the values has the same step, and -128 for the lowest level, where no kernel prescribes
+    another: its saturation is the lower clip. Here the codes are moved until 127 is the uppermost level, and
+    saturation is the upper clip.
+    """
+
+    aten = ()
+    takes_relu = False
+
+    def compute(self, node: Node, *inputs: Tensor) -> Tensor:
+        step, below, x = node.attrs["step"], node.attrs["offset"], inputs[0]
+        if "fed" in node.attrs:
+            scale, zero_point = node.attrs["fed"]
+            x = (x / scale).round().clamp(QMIN - zero_point, QMAX - zero_point) * scale
+        return (x / step).clamp(-below, node.attrs["levels"] - below).round() * step
+
+    def from_zero(self, node: Node) -> bool:
+        return True
+
+    def numbers(self, node: Any) -> tuple[float, float]:
+        return 1.0, 0.0
+
+    def feed_at(self, node: Node) -> tuple[float, int]:
+        return float(np.float32(node.attrs["step"])), QMIN + node.attrs["offset"]
+
+    def written(self, node: Any, feeds: Sequence[Any]) -> tuple[Any, ...]:
+        """One requantization, or two where the input's codes do not begin at the lowest level."""
+        (feed,) = feeds
+        if not hasattr(node, "out"):
+            return (node,)
+        below = node.attrs["offset"]
+        least = (QMIN - feed.out.zero_point) * feed.out.scale / node.out.scale
+        if least > -below - 0.5:
+            return super().written(node, feeds)
+        out = replace(node.out, zero_point=QMIN + below)
+        first = replace(node, name=f"{node.name}.below", out=out)
+        last = replace(node, inputs=(first.name,))
+        return (*super().written(first, feeds), *super().written(last, [first]))
+
+    def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
+        """Of the float network: programs of floats are made of networks before they are trained so."""
+        raise NotImplementedError
 
 
 def _check_clamp(node: Node, factor: float) -> None:

@@ -25,7 +25,10 @@ def _no_map(node: IntegerNode, feed: IntegerNode) -> bool:
 
 
 class Relu(Operation):
-    """Attributes: step and levels where low-bit: multiples 0..levels of step."""
+    """Attributes where low-bit: step, levels, and offset where it is not 0.
+
+    It makes multiples 0..levels - offset of step.
+    """
 
     aten: ClassVar[tuple[str, ...]] = ("relu",)
     pointwise = True
@@ -50,8 +53,11 @@ class Relu(Operation):
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         if "levels" in node.attrs:
-            return self._stepped(node, inputs[0], node.attrs["levels"])
+            return self._stepped(node, inputs[0], self._most(node))
         return F.relu(inputs[0])
+
+    def _most(self, node: Node) -> int:
+        return int(node.attrs["levels"] - node.attrs.get("offset", 0))
 
     def _stepped(self, node: Node, x: Tensor, most: float) -> Tensor:
         return (x / node.attrs["step"]).clamp(0, most).round() * node.attrs["step"]
@@ -92,7 +98,7 @@ class Relu6(Relu):
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         if "levels" in node.attrs:
-            return self._stepped(node, inputs[0], min(node.attrs["levels"], 6 / node.attrs["step"]))
+            return self._stepped(node, inputs[0], min(self._most(node), 6 / node.attrs["step"]))
         return F.relu6(inputs[0])
 
     def limits(self, out: Affine) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: Brings the last of torch's axes, which a map has in the place of channels, back to its place.
 LAST = (0, 2, 3, 1)
 FIRST = (0, 3, 1, 2)
+#: What is added to a score that a mask leaves out: e to the power of it is zero in float32, and int8 scores
+#: beside it keep their resolution.
+LEFT_OUT = -200.0
 
 
 def _read(tracer: Tracer, node: Any, index: int, channels: int) -> str:
@@ -54,6 +58,44 @@ def _made(tracer: Tracer, node: Any) -> tuple[int, ...]:
     return (*tracer.spread(given, len(shape_of(given)) - 1)[:-2], 3, 1)
 
 
+def _mask(tracer: Tracer, node: Any, mask: Any, keys: int, causal: int) -> Any:
+    """What is added to the scores of an attention; None where that is nothing.
+
+    Args:
+        tracer: of the program.
+        node: of the exported program.
+        mask: its argument: a number for every score, or whether it counts.
+        keys: how many there are.
+        causal: how many queries, where each reads no key behind it; else 0.
+
+    Raises:
+        InputError: the input decides it, or it leaves nothing to be read.
+    """
+    value, origins = tracer.constant(node, mask), () if mask is None else tracer.origins[mask.name]
+    if causal:
+        value = torch.ones(causal, keys, dtype=torch.bool).tril()
+    if value is None or (value.dtype == torch.bool and bool(value.all())):
+        return None
+    if value.dtype == torch.bool:
+        value = torch.zeros(value.shape).masked_fill(~value, -torch.inf)
+    if (
+        bool(value.isnan().any())
+        or bool((value <= LEFT_OUT).all(-1).any())
+        or bool((value == torch.inf).any())
+    ):
+        raise tracer.unknown(node, "has a mask that leaves out every place of a row, or is not a number")
+    if (
+        mask is not None
+        and torch.equal(value, tracer.constants[mask.name])
+        and bool((value > LEFT_OUT).all())
+    ):
+        return mask
+    given = SimpleNamespace(name=f"{node.name}.mask")
+    tracer.constants[given.name] = value.clamp_min(LEFT_OUT)
+    tracer.origins[given.name] = origins
+    return given
+
+
 class Matmul(Operation):
     """Attributes: scale, by which the product is multiplied.
 
@@ -61,13 +103,16 @@ class Matmul(Operation):
     (1, heads, K, N) with the last axis as channels, and makes (1, N, heads, M).
     """
 
-    aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "scaled_dot_product_attention")
+    aten: ClassVar[tuple[str, ...]] = ("matmul", "bmm", "baddbmm", "scaled_dot_product_attention")
     multiplies = True
     folds = True
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if target(node) == "scaled_dot_product_attention":
             self._attention(tracer, node)
+            return
+        if target(node) == "baddbmm":
+            self._added(tracer, node)
             return
         one, other = (shape_of(argument) for argument in node.args[:2])
         if len(one) != len(other) or len(one) < 3 or one[:-2] != other[:-2]:
@@ -83,8 +128,8 @@ class Matmul(Operation):
 
     def _attention(self, tracer: Tracer, node: Any) -> None:
         query, key, _, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
-        if dropout or causal or node.kwargs.get("enable_gqa"):
-            raise tracer.unknown(node, "is causal, grouped or drops values; leave that out")
+        if dropout or node.kwargs.get("enable_gqa"):
+            raise tracer.unknown(node, "is grouped or drops values; leave that out")
         shapes = [shape_of(argument) for argument in node.args[:3]]
         if {len(shape) for shape in shapes} != {4} or len({shape[:2] for shape in shapes}) != 1:
             raise tracer.unknown(node, f"reads {shapes}; (batch, heads, length, features) are known")
@@ -96,23 +141,34 @@ class Matmul(Operation):
         queries = _read(tracer, node, 0, 3)
         name = module_path(node) or node.name
         made = tracer.add(node, "matmul", (queries, keys), shape=form, name=f"{name}.scores", attrs=attrs)
-        if self._adds(tracer, node, mask):
+        given = _mask(tracer, node, mask, shapes[1][2], shapes[0][2] if causal else 0)
+        if given is not None:
             scores = (*shapes[0][:3], shapes[1][2])
-            fixed = tracer.fixed(node, mask, lambda value: laid(value.expand(scores), axes))
+            fixed = tracer.fixed(node, given, lambda value: laid(value.expand(scores), axes))
             made = tracer.add(node, "add", (made, fixed), shape=form, name=f"{name}.masked")
         made = tracer.add(node, "softmax", (made,), shape=form, name=f"{name}.softmax")
         form = (1, shapes[2][3], heads, rows)
         made = tracer.add(node, "matmul", (made, value), shape=form, name=name, attrs={"scale": 1.0})
         tracer.hold(node, made, axes)
 
-    def _adds(self, tracer: Tracer, node: Any, mask: Any) -> bool:
-        """Whether a mask is something that is added to the scores."""
-        value = tracer.constant(node, mask)
-        if value is None or (value.dtype == torch.bool and bool(value.all())):
-            return False
-        if value.dtype == torch.bool or not bool(value.isfinite().all()):
-            raise tracer.unknown(node, "has a mask that leaves places out; add a number to their scores")
-        return True
+    def _added(self, tracer: Tracer, node: Any) -> None:
+        """A product and a constant, as torch's own attention adds a mask."""
+        mask, one, other = node.args[:3]
+        if not (one.name in tracer.alias and other.name in tracer.alias) or node.kwargs.get("beta", 1) != 1:
+            raise tracer.unknown(node, "multiplies a constant, or scales what it adds")
+        shapes = (shape_of(one), shape_of(other))
+        axes = (*tracer.spread(one, 2)[:-2], 3, 1)
+        form, name = (1, shapes[1][-1], shapes[0][0], shapes[0][1]), module_path(node) or node.name
+        feeds = (tracer.formed(node, one, tracer.spread(one, 2)),)
+        feeds = (*feeds, tracer.formed(node, other, tracer.spread(other, 2)))
+        attrs = {"scale": float(node.kwargs.get("alpha", 1))}
+        made = tracer.add(node, "matmul", feeds, shape=form, name=f"{name}.scores", attrs=attrs)
+        given = _mask(tracer, node, mask, shapes[1][-1], 0)
+        if given is not None:
+            whole = (shapes[0][0], shapes[0][1], shapes[1][-1])
+            fixed = tracer.fixed(node, given, lambda value: laid(value.expand(whole), axes))
+            made = tracer.add(node, "add", (made, fixed), shape=form, name=name)
+        tracer.hold(node, made, axes)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         first, second = (x.permute(LAST) for x in inputs)

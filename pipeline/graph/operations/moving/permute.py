@@ -127,7 +127,10 @@ class Permute(Operation):
                 axes = tracer.ordered(argument)
                 name = tracer.formed(node, argument, axes)
                 break
-        tracer.hold(node, name, tuple(axes[d] for d in dims))
+        seen = tuple(axes[d] for d in dims)
+        if shape_of(node)[0] == 1 and 0 not in seen:
+            seen = (0, *seen[1:])  # of one element: the batch again
+        tracer.hold(node, name, seen)
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(node.attrs["dims"])

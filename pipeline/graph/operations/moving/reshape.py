@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Reshape(Operation):
     """Attributes: shape, batch of one first."""
 
-    aten = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze")
+    aten = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
     moves = True
     folds = True
     same_scale = True

@@ -259,9 +259,14 @@ class GetItem(Traced):
         if target(split) == "unbind":
             picked(tracer, node, split, dim, index)
             return
-        feed = tracer.feed(split)
         start = sum(part.shape[dim] for part in parts_made[:index])
-        length, dim = parts_made[index].shape[dim], tracer.axis(node, dim)
+        length = parts_made[index].shape[dim]
+        feed, axes = tracer.held(split)
+        if axes[0] == 0 and axes[dim] == 1 == axes.count(1) and not tracer.plain(split):
+            tracer.hold(node, feed, axes)
+        else:
+            feed = tracer.feed(split)
+        dim = tracer.axis(node, dim)
         alike = len({tuple(part.shape) for part in parts_made}) == 1 and dim == 1
         parts = len(parts_made) if alike and target(split) == "chunk" else 0
         parts = parts if parts == split.args[1] else 0

@@ -103,8 +103,13 @@ class SquantizeFacts:
             )
         if len(self.wire) > 1:
             notes.append(f"in this bundle the programs share their codes: {self.together:,} bytes together")
+        if grids := history.get("activations"):
+            signed = [name for name, grid in grids.items() if grid["below_zero"]]
+            levels = max(grid["levels"] for grid in grids.values())
+            below = f"; {len(signed)} have levels below zero: {', '.join(signed)}" if signed else ""
+            notes.append(f"squantize: {len(grids)} activations have {levels} levels{below}")
         if kept := history["int8_activations"]:
-            notes.append(f"{len(kept)} activations keep 8 bits, since no ReLU makes them: {', '.join(kept)}")
+            notes.append(f"squantize: {len(kept)} activations keep 8 bits: {', '.join(kept)}")
         if untimed := [name for name, buys in self.buys.items() if "time" not in buys]:
             notes.append(
                 f"{' and '.join(untimed)}: these zeros and bits buy bytes in storage and on the wire, and "

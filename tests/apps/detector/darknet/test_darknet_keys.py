@@ -21,11 +21,14 @@ SECTIONS = {
     "upsample": "[upsample]\nstride=2\n{upsample}",
     "dropout": "[dropout]\n{dropout}",
     "reorg": "[reorg]\nstride=2\n{reorg}",
+    "crop": "[crop]\ncrop_height=2\ncrop_width=2\n{crop}",
+    "softmax": "[softmax]\n{softmax}",
     "avgpool": "[avgpool]\n{avgpool}",
 }
 ENDS = {
     "yolo": "[yolo]\nanchors=1,1\nnum=1\nclasses=1\n{yolo}",
     "region": "[region]\nanchors=1,1\nnum=1\nclasses=1\nsoftmax=1\n{region}",
+    "cost": "[avgpool]\n[cost]\n{cost}",
 }
 
 
@@ -48,7 +51,7 @@ def test_every_supported_section_has_its_keys():
     ("kind", "key"), [(kind, key) for kind, keys in KEYS.items() for key in sorted(keys.training)]
 )
 def test_keys_of_training_are_taken(kind: str, key: str):
-    parse_cfg(cfg_with(kind, f"{key}=1"))
+    parse_cfg(cfg_with(kind, f"{key}=1"), detects=kind != "cost")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_keys_that_change_results_are_refused_unless_they_do_nothing(kind: str, 
 def test_keys_that_nobody_knows_are_refused(kind: str, key: str):
     expected = "is not supported" if key == "dontload" else f"unknown key {key} in"
     with pytest.raises(InputError, match=expected):
-        parse_cfg(cfg_with(kind, f"{key}=1"))
+        parse_cfg(cfg_with(kind, f"{key}=1"), detects=kind != "cost")
 
 
 def test_the_nearest_key_is_suggested():

@@ -164,7 +164,19 @@ BAD_V4 = {
         "another head before",
     ),
     "letter_box": (v4("channels=3", "channels=3\nletter_box=2"), ":5: letter_box=2"),
-    "classifier's end": (v4("[dropout]\nprobability=.5", "[softmax]"), ":27: [softmax] is not supported"),
+    "the loss in the middle": (v4("[dropout]\nprobability=.5", "[cost]"), ":27: [cost] is not the last"),
+    "a part too large": (
+        v4("[dropout]\nprobability=.5", "[crop]\ncrop_width=999\ncrop_height=2"),
+        "[crop] takes 999x2 of a",
+    ),
+    "groups of a softmax": (
+        v4("[dropout]\nprobability=.5", "[softmax]\ngroups=7"),
+        "groups=7 does not divide the",
+    ),
+    "a cold softmax": (
+        v4("[dropout]\nprobability=.5", "[softmax]\ntemperature=0"),
+        ":28: temperature=0 is not positive",
+    ),
 }
 
 

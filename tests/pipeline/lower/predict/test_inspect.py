@@ -448,3 +448,18 @@ def test_a_slope_that_no_int8_kernel_takes_is_an_input_error_with_the_layers_nam
     graph = traced(Net(lambda x, a: F.leaky_relu(a(x), 2.0), conv(3)))
     with pytest.raises(InputError, match="slope 2.0 .* plain ReLU"):
         inspect_graph(graph, load_card("host"), ["litert"], (0.0, 1.0), "net")
+
+
+def test_low_bit_activations_are_named_and_their_requantizations_counted(project, host):
+    asked = ("squantize.weight_bits=4", "squantize.activation_bits=4")
+    found = inspect(load_recipe(str(project), asked, ()), load_card("host"))
+    notes = [note for note in found.notes if note.startswith("squantize: ")]
+    assert re.search(r"\d+ activations have 16 levels: ", notes[0])
+    signed = re.search(r"(\d+) of them may have levels below zero, and are requantized: (.*)", notes[1])
+    names = {f"{name}.levels" for name in signed[2].split(", ")}
+    assert len(names) == int(signed[1]) > 0
+    for before, after in zip(host.placements, found.placements, strict=True):
+        more = {each.name for each in after.operations} - {each.name for each in before.operations}
+        assert more == names
+        assert len(after.leaving) == len(before.leaving)
+    assert not [note for note in host.notes if "levels" in note]

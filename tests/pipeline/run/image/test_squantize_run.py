@@ -82,10 +82,19 @@ def test_the_second_run_reuses_everything(tiny: Tiny, squantized: Path) -> None:
     assert done.code == 0 and "squantize: reused" in done.err and ": done in" not in done.err
 
 
-def test_low_bit_activations_of_a_network_without_relu_are_refused(tiny: Tiny, tmp_path: Path) -> None:
-    asked = ("--set", "squantize.weight_bits=4", "--set", "squantize.activation_bits=4")
-    done = call("run", tiny.recipe, "--runs", tmp_path / "runs", *FAST, *asked)
-    assert done.code == 4 and "none is made by a ReLU" in done.err and done.err.count("\n") < 12
+@pytest.mark.slow
+def test_low_bit_activations_need_no_relu(tiny: Tiny, tmp_path: Path) -> None:
+    """Behind leaky ReLU: the run names what has few levels, and the runtimes have the very codes."""
+    asked = ("--set", "squantize.weight_bits=4", "--set", "squantize.activation_bits=3")
+    more = ("--set", "squantize.epochs=0.2", "--runs", tmp_path / "runs")
+    done = call("run", tiny.recipe, *more, *FAST, *asked)
+    assert done.code == 0, done.err
+    run = next((tmp_path / "runs").glob("*/*/figures.json")).parent
+    words = " ".join((run / "report.md").read_text().split())
+    assert re.search(r"squantize: \d+ activations have 8 levels", words)
+    figures = json.loads((run / "figures.json").read_text())
+    parity = [each["value"] for each in figures if each["metric"] == "parity_lsb"]
+    assert parity and set(parity) == {0}
 
 
 @pytest.mark.slow
@@ -107,7 +116,7 @@ def test_mixed_precision_meets_its_budget(tiny: Tiny, tmp_path: Path, more: tupl
         ("squantize.weight_bits=1", "weight_bits"),
         ("squantize.sparsity=1.0", "sparsity"),
         ("squantize.sigma=99", "sigma"),
-        ("squantize.activation_bits=3", "activation_bits"),
+        ("squantize.activation_bits=9", "activation_bits"),
         ("squantize.grid=log", "grid"),
         ("squantize.rounding=gptq", 'needs grid = "uniform"'),
     ],

@@ -200,8 +200,8 @@ def test_a_mask_that_leaves_nothing_out_is_none():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"is_causal": True}, "is causal"),
-        ({"attn_mask": torch.ones(10, 10).tril().bool()}, "leaves places out"),
+        ({"dropout_p": 0.5}, "drops values"),
+        ({"attn_mask": torch.zeros(10, 10).bool()}, "leaves out every place of a row"),
     ],
 )
 def test_what_is_refused_says_what_to_change(options, why):
