@@ -39,6 +39,7 @@ from paredown.pipeline.graph.operations.pooling.max_pool2d import MaxPool2d
 from paredown.pipeline.graph.operations.pooling.mean import Mean
 from paredown.pipeline.graph.operations.pooling.normalize import Normalize
 from paredown.pipeline.graph.operations.pooling.reduce import Reduce
+from paredown.pipeline.graph.operations.pooling.unit_norm import UnitNorm
 from paredown.pipeline.graph.operations.weighted.batch_norm import BatchNorm
 from paredown.pipeline.graph.operations.weighted.conv2d import Conv2d
 from paredown.pipeline.graph.operations.weighted.conv_transpose2d import ConvTranspose2d
@@ -60,6 +61,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "tanh": Tanh(),
     "elu": Elu(),
     "gelu": Gelu(),
+    "unit_norm": UnitNorm(),
     "hardsigmoid": Hardsigmoid(),
     "clamp": Clamp(),
     "affine": Affine(),

@@ -159,8 +159,7 @@ class Matmul(Operation):
         shapes = (shape_of(one), shape_of(other))
         axes = (*tracer.spread(one, 2)[:-2], 3, 1)
         form, name = (1, shapes[1][-1], shapes[0][0], shapes[0][1]), module_path(node) or node.name
-        feeds = (tracer.formed(node, one, tracer.spread(one, 2)),)
-        feeds = (*feeds, tracer.formed(node, other, tracer.spread(other, 2)))
+        feeds = tuple(tracer.formed(node, each, tracer.spread(each, 2)) for each in (one, other))
         attrs = {"scale": float(node.kwargs.get("alpha", 1))}
         made = tracer.add(node, "matmul", feeds, shape=form, name=f"{name}.scores", attrs=attrs)
         given = _mask(tracer, node, mask, shapes[1][-1], 0)
