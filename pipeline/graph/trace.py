@@ -104,9 +104,16 @@ class _Builder(Tracer):
             elif node.op == "output":
                 if not all(getattr(a, "name", "") in self.alias for a in node.args[0]):
                     raise InputError("the network returns something that is not computed from its input")
-                for argument in node.args[0] if self.opaque else ():
-                    if self.folded(argument) and not batched(argument):
+                for argument in node.args[0]:
+                    if self.opaque and self.folded(argument) and not batched(argument):
                         self._unfold(argument, argument)
+                    elif self.folded(argument) and self.views[argument.name][0] != 0:
+                        raise InputError(
+                            f"the network returns {tuple(shape_of(argument))}, whose first dim is not the "
+                            "batch",
+                            where=source_line(argument) or argument.name,
+                            hint="return it with the batch of one first: y.transpose(0, 1)",
+                        )
                 outputs = tuple(self.native(a, a) for a in node.args[0])
         if len([n for n in self.nodes.values() if n.kind == "input"]) != 1:
             raise InputError("the network must take exactly one tensor")

@@ -314,3 +314,28 @@ def test_a_long_sequence_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert trace(net(nn.GRU), SHAPE)
     with pytest.raises(InputError, match="8 steps in all layers and directions.*at most 7"):
         trace(net(nn.GRU, bidirectional=True), SHAPE)
+
+
+def length_first(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """As text recognition has it: a linear layer on all steps as rows."""
+    made, _ = m.r(m.c(x).squeeze(2).permute(2, 0, 1))
+    length, batch, features = made.size()
+    return m.f(made.view(length * batch, features)).view(length, batch, -1)
+
+
+def of_text(function) -> nn.Module:
+    return network(function, c=nn.Conv2d(1, 6, (4, 3), padding=(0, 1)), r=nn.GRU(6, 4), f=nn.Linear(4, 3))
+
+
+def test_steps_that_are_rows_need_no_float():
+    net = of_text(lambda m, x: length_first(m, x).permute(1, 0, 2))
+    graph = trace(net, (1, 1, 4, 5))
+    assert "island" not in {node.kind for node in graph}
+    x = torch.randn(1, 1, 4, 5)
+    with torch.no_grad():
+        assert torch.allclose(graph.run(x)[graph.outputs[0]], net(x), atol=1e-5)
+
+
+def test_an_output_whose_batch_is_not_first_is_refused_with_what_to_return():
+    with pytest.raises(InputError, match=r"returns \(5, 1, 3\), whose first dim .*y.transpose\(0, 1\)"):
+        trace(of_text(length_first), (1, 1, 4, 5))
