@@ -128,7 +128,9 @@ class SquantizeStages:
 
         inputs: dict[str, Stage | str] = {"network": before, "data": training.data.fingerprint()}
         reads = {"original": self.original, "recovered": self.pruning.recover} if self.pruning else {}
-        stage = Stage("squantize", 4, params, inputs, build, reads)
+        # 5: activations of few bits anywhere, not behind a ReLU alone; without them the result is as it was.
+        version = 5 if (wanted.activation_bits or 8) < 8 else 4
+        stage = Stage("squantize", version, params, inputs, build, reads)
         return stage
 
     def _train(self, network: nn.Module, original: Graph, checkpoint: Path) -> _Trained:
