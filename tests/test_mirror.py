@@ -243,11 +243,8 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "apps/classifier/test_classifier_network.py": (
-        "networks and weights of users",
-        (
-            "pipeline/recipe/weights.py",
-            "apps/classifier/catalogue.py",
-        ),
+        "networks of users, by their names",
+        ("apps/classifier/catalogue.py",),
     ),
     "pipeline/run/test_run.py": (
         "whole runs, keyed, reused and explained",

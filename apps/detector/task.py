@@ -81,6 +81,7 @@ class DetectorTask:
     name = "apps.detector"
     metric = "map50"
     output_names: tuple[str, ...] = ("xy", "wh", "obj", "cls")
+    notes: tuple[str, ...] = ()  # how the weights were read, once they were
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -238,12 +239,12 @@ class DetectorTask:
             from paredown.pipeline.recipe import weights
 
             network = self._build()
-            weights.load_checkpoint(
+            self.notes = weights.load_checkpoint(
                 self.weights_path, network, f"{self.recipe.network} with {self.classes} classes"
             )
             return network.eval()
         network = self._build() if ":" in self.recipe.network else Yolo.from_cfg(self.cfg)
-        load_checkpoint(self.weights_path, network)
+        self.notes = load_checkpoint(self.weights_path, network)
         return network.eval()
 
     # -- training ------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class OwnTask:
     resize: ClassVar[str] = "stretch"
     refused_resizes: ClassVar[tuple[str, ...]] = ()
     output_names: tuple[str, ...]
+    #: How the weights were read, in a sentence each, once they were.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
         """Reads the names; the factory is called for its input's size."""
@@ -105,7 +107,7 @@ class OwnTask:
         if self._is_factory:
             self._check_outputs(network)
         of = f"{self.recipe.network} with {len(self.names)} {self._counted}"
-        load_checkpoint(self.recipe.weights, network, of, self._untrained(network))
+        self.notes = load_checkpoint(self.recipe.weights, network, of, self._untrained(network))
         return network.eval()
 
     #: What the names are of.

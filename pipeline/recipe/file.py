@@ -16,7 +16,7 @@ from paredown.pipeline.recipe.schema import DATA_PATHS, Recipe
 from paredown.targets.cards.tomlfile import first_problem, nearest, place, read_toml, written
 from paredown.targets.errors import InputError, UsageError
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights", ".gguf")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".weights", ".gguf")
 
 
 def known_recipes(search: Sequence[Path]) -> dict[str, Path]:
