@@ -1,11 +1,17 @@
-"""Models of other tools, by their file: the suffix says what to expect, the first bytes what it is."""
+"""Models of other tools, by their file: the suffix says what to expect, the first bytes what it is.
+
+Torch is imported only where a file is read.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.targets.errors import InputError
+
+if TYPE_CHECKING:
+    from paredown.pipeline.recipe.imports.imported import Imported
 
 #: Suffix -> format, of the files that are read here.
 SUFFIXES = {".onnx": "ONNX"}
@@ -57,6 +63,16 @@ def read(path: str | Path, shape: tuple[int, ...] | None = None) -> Imported:
 
         return load(path, shape)
     raise AssertionError(suffix)
+
+
+def files(path: str | Path) -> tuple[Path, ...]:
+    """The files of which a model is made, its own first; without any that are missing."""
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        from paredown.pipeline.recipe.imports.onnx.file import external_files
+
+        return (path, *external_files(path))
+    return (path,)
 
 
 def _head(path: Path) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from paredown.pipeline.recipe.imports.onnx.network import INPUT, Call, Held, Slot, Step
+from paredown.pipeline.recipe.imports.onnx.network import INPUT, Call, Held, Slot, Step, flat
 from paredown.targets.errors import InputError
 
 #: Numbers in one value, above which a file is taken for a broken one.
@@ -79,6 +79,8 @@ class Builder:
         self.notes: dict[str, None] = {}
         self.names: dict[int, str] = {}  # of the file's tensors, by identity
         self.batch = batch
+        self.permuted: dict[str, tuple[Live, tuple[int, ...]]] = {}  # the same of a permute, and its order
+        self.reshaped: dict[str, Live] = {}  # what a reshape made -> what it was made of
         self._held: dict[int, Tensor] = {}  # keeps them, so that no identity comes twice
         self._parameters: dict[int, nn.Parameter] = {}
         self._derived: dict[tuple[int, str], Tensor] = {}
@@ -184,7 +186,7 @@ class Builder:
             assert len(live) == len(inputs)
             with self.mode:
                 found = module(*(value.fake for value in live))
-        parts = found if isinstance(found, (tuple, list)) else (found,)
+        parts = flat(found)
         for part in parts:
             self._check(node, tuple(part.shape))
         path = self._free(path or path_of(node))

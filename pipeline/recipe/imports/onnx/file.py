@@ -57,6 +57,25 @@ def read_model(path: Path) -> Any:
     return model
 
 
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files beside an ONNX file that hold tensors of it, sorted; none of a file that cannot be read."""
+    onnx = _package(path)
+    model = onnx.ModelProto()
+    try:
+        if path.stat().st_size <= MOST_BYTES:
+            model.ParseFromString(path.read_bytes())
+    except Exception:  # a damaged file can fail in any way, and is refused when it is imported
+        return ()
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    found = sorted(path.parent / name for name in names)
+    return tuple(each for each in found if each.is_file())
+
+
 def _package(path: Path) -> Any:
     try:
         import onnx

@@ -111,6 +111,8 @@ def nodes_of(
             value = helper.get_attribute_value(attribute)
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
+            elif isinstance(value, list) and value and isinstance(value[0], bytes):
+                value = [each.decode("utf-8", "replace") for each in value]
             elif attribute.HasField("t"):
                 value = tensors.read(attribute.t)
             attrs[attribute.name] = value

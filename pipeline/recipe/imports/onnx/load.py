@@ -14,7 +14,7 @@ from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value, listed
 from paredown.pipeline.recipe.imports.onnx.file import Tensors, read_model
 from paredown.pipeline.recipe.imports.onnx.graph import Source, nodes_of, read_graph
-from paredown.pipeline.recipe.imports.onnx.network import Network
+from paredown.pipeline.recipe.imports.onnx.network import Network, needed
 from paredown.pipeline.recipe.imports.onnx.operations.table import OPERATIONS
 from paredown.pipeline.recipe.imports.onnx.patterns import fused
 from paredown.targets.errors import InputError
@@ -44,7 +44,9 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
         builder, outputs = _built(source, name, full, batch, path)
     except InputError as error:
         raise InputError(str(error), where=path) from error
-    network = Network(builder.modules, builder.steps, [value.name for _, value in outputs]).eval()
+    made = [value.name for _, value in outputs]
+    steps = needed(builder.steps, made)
+    network = Network({step.path: builder.modules[step.path] for step in steps}, steps, made).eval()
     names = tuple(name for name, _ in outputs)
     return Imported(network, full, f"ONNX, opset {source.opset}", (*notes, *builder.notes), names)
 

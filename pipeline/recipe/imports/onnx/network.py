@@ -114,12 +114,29 @@ class Network(nn.Module):
         values: dict[str, Any] = {INPUT: x}
         for step in self.steps:
             found = self.get_submodule(step.path)(*(values[name] for name in step.inputs))
-            parts = found if isinstance(found, (tuple, list)) else (found,)
+            parts = flat(found)
             values |= zip(step.outputs, parts, strict=True)
             for name in step.last:
                 del values[name]
         made = tuple(values[name] for name in self.outputs)
         return made[0] if len(made) == 1 else made
+
+
+def flat(found: Any) -> tuple[Tensor, ...]:
+    """The tensors of what a module returned, as of an LSTM its outputs and two states."""
+    if not isinstance(found, (tuple, list)):
+        return (found,)
+    return tuple(each for part in found for each in flat(part))
+
+
+def needed(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
+    """The steps whose values come to anything."""
+    wanted, kept = set(outputs), []
+    for step in reversed(steps):
+        if wanted & set(step.outputs):
+            kept.append(step)
+            wanted |= set(step.inputs)
+    return kept[::-1]
 
 
 def _with_ends(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Step, ...]:

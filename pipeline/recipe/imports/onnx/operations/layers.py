@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value
+from paredown.pipeline.recipe.imports.onnx.operations.moves import permuted, shaped
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -152,6 +153,19 @@ def linear(b: Builder, node: Node, x: Value, weight: Tensor, bias: Value = None)
     out = weight.shape[0]
     if bias is not None and b.known(node, bias, "bias").numel() not in (1, out):
         return b.call(node, operator.add, linear(b, node, x, weight), bias)
+    before = b.reshaped.get(x.name) if isinstance(x, Live) else None
+    if (
+        before is not None
+        and b.shape(before)[-1:] == b.shape(x)[-1:]
+        and len(b.shape(before)) > len(b.shape(x))
+    ):
+        # the layer works along the last axis alone, and the batch stays an axis of its own
+        found = linear(b, node, before, weight, bias)
+        return shaped(b, node, found, [*b.shape(x)[:-1], out])
+    if isinstance(x, Live) and len(b.shape(x)) == 3 and b.shape(x)[0] > 1 == b.shape(x)[1]:
+        # steps first, as recurrent layers have them: the batch comes first in the pipeline
+        found = linear(b, node, permuted(b, node, x, (1, 0, 2)), weight, bias)
+        return permuted(b, node, found, (1, 0, 2))
     made = nn.Linear(weight.shape[1], out, bias is not None)
     made.weight = b.parameter(weight)
     if bias is not None:

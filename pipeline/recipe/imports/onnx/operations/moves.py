@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -99,7 +99,12 @@ def shaped(b: Builder, node: Node, x: Value, wanted: list[int]) -> Any:
     after = tuple(count // rest if size == -1 else size for size in wanted)
     if not isinstance(x, Live):
         return b.call(node, Tensor.reshape, x, after)
-    return x if before == after else b.module(node, Shaped(before, after), x)
+    x = b.reshaped.get(x.name, x)  # two reshapes are one
+    if b.shape(x) == after:
+        return x
+    found = b.module(node, Shaped(b.shape(x), after), x)
+    b.reshaped[found.name] = x
+    return found
 
 
 def flatten(b: Builder, node: Node, x: Value) -> Any:
@@ -119,19 +124,27 @@ def squeeze(b: Builder, node: Node, x: Value, axes: Value = None) -> Any:
     )
     if any(shape[axis] != 1 for axis in over):
         raise node.error(f"squeezes axes {over} of {shape}")
-    found = x
-    for axis in sorted(over, reverse=True):
-        found = b.call(node, torch.squeeze, found, axis)
-    return found
+    return _by_ones(b, node, x, torch.squeeze, sorted((axis for axis in over), reverse=True))
 
 
 def unsqueeze(b: Builder, node: Node, x: Value, axes: Value = None) -> Any:
     """With more axes of one; an attribute before opset 13."""
     named = list(node.attrs["axes"]) if axes is None else b.ints(node, axes, "axes")
     rank = len(b.shape(x)) + len(named)
+    return _by_ones(b, node, x, torch.unsqueeze, sorted(axis % rank for axis in named))
+
+
+def _by_ones(b: Builder, node: Node, x: Value, way: Callable[..., Tensor], axes: Sequence[int]) -> Any:
+    """With axes of one added or taken away; what another such step, or a reshape, did is undone for nothing."""
     found = x
-    for axis in sorted(axis % rank for axis in named):
-        found = b.call(node, torch.unsqueeze, found, axis)
+    for axis in axes:
+        found = b.call(node, way, found, axis)
+    if not isinstance(x, Live) or not isinstance(found, Live):
+        return found
+    source = b.reshaped.get(x.name, x)
+    if b.shape(source) == b.shape(found):
+        return source
+    b.reshaped[found.name] = source
     return found
 
 
@@ -139,7 +152,20 @@ def transpose(b: Builder, node: Node, x: Value) -> Any:
     """In another order of axes."""
     rank = len(b.shape(x))
     order = list(node.attrs.get("perm", range(rank - 1, -1, -1)))
-    return x if order == list(range(rank)) else b.call(node, torch.permute, x, order)
+    return permuted(b, node, x, order)
+
+
+def permuted(b: Builder, node: Node, x: Value, order: Sequence[int]) -> Any:
+    """A value with its axes in another order; two such steps are one."""
+    if not isinstance(x, Live):
+        return b.call(node, torch.permute, x, list(order))
+    source, before = b.permuted.get(x.name, (x, tuple(range(len(order)))))
+    whole = tuple(before[axis] for axis in order)
+    if whole == tuple(range(len(whole))):
+        return source
+    found = b.call(node, torch.permute, source, list(whole))
+    b.permuted[found.name] = source, whole
+    return found
 
 
 def concat(b: Builder, node: Node, *values: Value) -> Any:

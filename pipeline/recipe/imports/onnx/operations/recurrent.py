@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Node, Value
+from paredown.pipeline.recipe.imports.onnx.operations.moves import permuted, shaped
 
 #: Kind -> torch's module, activations that it has, and where torch's gates stand among ONNX's.
 LAYERS = {
@@ -18,37 +19,23 @@ LAYERS = {
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer with ONNX's shapes.
+    """A recurrent layer that starts from zeros.
 
     Args:
-        layer: of torch, which starts from zeros.
-        hidden: numbers of its state.
-        directions: 1, or 2 for both.
+        layer: of torch.
         reverse: whether the steps come last to first.
-        batch_first: whether the input is (N, steps, features), else (steps, N, features).
     """
 
-    def __init__(
-        self, layer: nn.RNNBase, hidden: int, directions: int, reverse: bool, batch_first: bool
-    ) -> None:
+    def __init__(self, layer: nn.RNNBase, reverse: bool) -> None:
         super().__init__()
-        self.layer, self.hidden, self.directions = layer, hidden, directions
-        self.reverse, self.batch_first = reverse, batch_first
+        self.layer, self.reverse = layer, reverse
+        self.steps = 1 if layer.batch_first else 0
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The outputs (steps, directions, N, hidden), then the last states (directions, N, hidden)."""
-        steps = 1 if self.batch_first else 0
-        x = x.flip(steps) if self.reverse else x
-        found, state = self.layer(x)
-        found = found.flip(steps) if self.reverse else found
-        one, other = found.shape[:2]
-        if self.directions == 1:
-            found = found.unsqueeze(2 if self.batch_first else 1)
-        else:
-            found = found.reshape(one, other, self.directions, self.hidden)
-            found = found if self.batch_first else found.transpose(1, 2)
-        states = state if isinstance(state, tuple) else (state,)
-        return (found, *(each.transpose(0, 1) if self.batch_first else each for each in states))
+        """The outputs as torch has them, then the last states (directions, N, hidden)."""
+        found, state = self.layer(x.flip(self.steps) if self.reverse else x)
+        found = found.flip(self.steps) if self.reverse else found
+        return (found, *(state if isinstance(state, tuple) else (state,)))
 
 
 def recurrent(
@@ -66,7 +53,7 @@ def recurrent(
     attrs = node.attrs
     w, r = b.known(node, weight, "weight"), b.known(node, recurrence, "recurrence weight")
     directions, hidden, gates = len(w), attrs.get("hidden_size", r.shape[-1]), len(order)
-    asked = [name.decode() if isinstance(name, bytes) else name for name in attrs.get("activations", [])]
+    asked = list(attrs.get("activations", []))
     if asked and [name.lower() for name in asked] != [name.lower() for name in activations * directions]:
         raise node.error(f"has the activations {', '.join(asked)}", f"known are {', '.join(activations)}")
     if attrs.get("clip") or attrs.get("input_forget"):
@@ -93,10 +80,12 @@ def recurrent(
             both = b.known(node, bias, "bias")[index].reshape(2, -1)
             for name, row in (("bias_ih", both[0]), ("bias_hh", both[1])):
                 setattr(layer, f"{name}_l0{end}", nn.Parameter(_ordered(row, order)))
-    reverse = attrs.get("direction") in ("reverse", b"reverse")
-    module = Recurrent(layer, hidden, directions, reverse, first)
-    found = b.module(node, module, x)
-    return found[: len(node.outputs)]
+    reverse = attrs.get("direction") == "reverse"
+    plain, *last = b.module(node, Recurrent(layer, reverse) if reverse else layer, x)
+    split = shaped(b, node, plain, [*b.shape(plain)[:2], directions, hidden])
+    if first:  # (N, steps, directions, hidden), and states (N, directions, hidden)
+        return (split, *(permuted(b, node, each, (1, 0, 2)) for each in last))[: len(node.outputs)]
+    return (permuted(b, node, split, (0, 2, 1, 3)), *last)[: len(node.outputs)]
 
 
 def _ordered(rows: Tensor, order: tuple[int, ...]) -> Tensor:
