@@ -1,4 +1,4 @@
-"""Networks that end in a softmax: training and int8 want what stands before it, and the best stays the best."""
+"""Networks that end in a softmax: training and int8 want what stands before it."""
 
 from __future__ import annotations
 

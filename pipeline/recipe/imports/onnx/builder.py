@@ -130,7 +130,10 @@ class Builder:
         if id(value) not in self._parameters:
             if not torch.isfinite(value).all():
                 name = self.names.get(id(value), "a weight")
-                raise InputError(f"{name} holds values that are NaN or infinite")
+                raise InputError(
+                    f"{name} holds values that are NaN or infinite",
+                    hint="export the model again, from weights that are numbers",
+                )
             self._held[id(value)] = value
             self._parameters[id(value)] = nn.Parameter(value.detach().contiguous().clone())
         return self._parameters[id(value)]

@@ -34,27 +34,53 @@ def read_model(path: Path) -> Any:
     if not size:
         raise InputError("the file is empty", where=path)
     if size > MOST_BYTES:
-        raise InputError(f"{size / 2**30:.1f} GiB, and an ONNX file has at most 2", where=path,
-                         hint="save it with external data: onnx.save(..., save_as_external_data=True)")  # fmt: skip
+        raise InputError(
+            f"{size / 2**30:.1f} GiB, and an ONNX file has at most 2",
+            where=path,
+            hint="save it with external data: onnx.save(..., save_as_external_data=True)",
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
     if not model.graph.node and not model.graph.output:
-        raise InputError("not an ONNX file, or a damaged one: it holds no graph", where=path,
-                         hint="export the model again")  # fmt: skip
+        raise InputError(
+            "not an ONNX file, or a damaged one: it holds no graph", where=path, hint="export the model again"
+        )
     opset(model, path)
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         _check_sizes(model, path)
-        onnx.checker.check_model(model)
+        for value in (*model.graph.input, *model.graph.output):
+            if value.type.HasField("tensor_type"):  # a shape that is not said is no damage
+                value.type.tensor_type.shape.SetInParent()
+        _check(model)
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise damaged(path, error) from None
     return model
+
+
+def _check(model: Any) -> None:
+    """onnx's own check; where external data lies is checked when it is read, since onnx looks elsewhere."""
+    import onnx
+
+    outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    kept = [type(tensor)() for tensor in outside]
+    for tensor, copy in zip(outside, kept, strict=True):
+        copy.CopyFrom(tensor)
+        del tensor.external_data[:]
+        del tensor.dims[:]
+        tensor.dims.append(0)
+        tensor.data_location, tensor.raw_data = onnx.TensorProto.DEFAULT, b""
+    try:
+        onnx.checker.check_model(model)
+    finally:
+        for tensor, copy in zip(outside, kept, strict=True):
+            tensor.CopyFrom(copy)
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
@@ -103,8 +129,11 @@ def opset(model: Any, path: Path) -> int:
     low, high = OPSETS
     if not found or not low <= found[0] <= high:
         said = f"opset {found[0]}" if found else "no opset"
-        raise InputError(f"{said}, and {low} to {high} are read", where=path,
-                         hint=f"export the model with opset_version={high if not found else 17}")  # fmt: skip
+        raise InputError(
+            f"{said}, and {low} to {high} are read",
+            where=path,
+            hint=f"export the model with opset_version={high if not found else 17}",
+        )
     return int(found[0])
 
 
@@ -123,8 +152,9 @@ def _check_sizes(model: Any, path: Path) -> None:
             raise InputError(
                 f"not an ONNX file, or a damaged one: {tensor.name} declares "
                 f"{list(tensor.dims)}, {(count * bits + 7) // 8:,} bytes, and holds {held:,}",
-                where=path, hint="export the model again",
-            )  # fmt: skip
+                where=path,
+                hint="export the model again",
+            )
 
 
 def _bits(kind: int) -> int:
@@ -169,8 +199,11 @@ class Tensors:
         except Exception as error:  # a damaged file can fail in any way
             raise damaged(self.path, error) from None
         if values.dtype.kind not in "fiub" and kind not in HALVES:
-            raise InputError(f"{name} is of the type {kind.lower()}", where=self.path,
-                             hint="only numbers and truth values are read")  # fmt: skip
+            raise InputError(
+                f"{name} is of the type {kind.lower()}",
+                where=self.path,
+                hint="only numbers and truth values are read",
+            )
         if kind in (*HALVES, "DOUBLE"):
             self.halves[kind.lower()] = self.halves.get(kind.lower(), 0) + 1
         return as_torch(values)
@@ -183,11 +216,17 @@ class Tensors:
         folder = self.path.parent.resolve()
         file = (folder / location).resolve()
         if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise InputError(f"{name} names the file {location or '(none)'}, outside the model's folder",
-                             where=self.path, hint="keep the model and its data in one folder")  # fmt: skip
+            raise InputError(
+                f"{name} names the file {location or '(none)'}, outside the model's folder",
+                where=self.path,
+                hint="keep the model and its data in one folder",
+            )
         if not file.is_file():
-            raise InputError(f"the external data of {name} is missing: no file {location}", where=self.path,
-                             hint=f"copy {location} beside the model")  # fmt: skip
+            raise InputError(
+                f"the external data of {name} is missing: no file {location}",
+                where=self.path,
+                hint=f"copy {location} beside the model",
+            )
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         shape = tuple(int(size) for size in tensor.dims)
         wanted = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
@@ -195,8 +234,10 @@ class Tensors:
         if min(shape, default=0) < 0 or offset < 0 or offset + wanted > held:
             raise InputError(
                 f"the external data of {name} is cut off: {offset + wanted:,} bytes are declared, and "
-                f"{location} holds {held:,}", where=self.path, hint="copy the file again",
-            )  # fmt: skip
+                f"{location} holds {held:,}",
+                where=self.path,
+                hint="copy the file again",
+            )
         return np.fromfile(file, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
 
 

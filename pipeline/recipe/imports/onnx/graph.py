@@ -16,9 +16,17 @@ from paredown.targets.errors import InputError
 
 LOOPS = ("Loop", "Scan", "SequenceMap")
 QUANTIZED = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
-    "ConvInteger", "MatMulInteger", "DynamicQuantizeLSTM", "QLinearAdd", "QGemm",
-)  # fmt: skip
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLSTM",
+    "QLinearAdd",
+    "QGemm",
+)
 SUPPRESSION = ("NonMaxSuppression",)
 
 
@@ -58,8 +66,9 @@ def read_graph(model: Any, path: Path) -> Source:
     for value in graph.input:
         if value.name not in constants:
             kind = value.type.tensor_type
-            sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
-                     for d in kind.shape.dim]  # fmt: skip
+            sizes = [
+                d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim
+            ]
             inputs[value.name] = tuple(sizes), kind.elem_type
     return Source(nodes, constants, inputs, tuple(v.name for v in graph.output), version, tensors.halves)
 
@@ -75,19 +84,31 @@ def check_kinds(nodes: Sequence[Any], path: Path) -> None:
     quantized = Counter(node.op_type for node in every if node.op_type in QUANTIZED)
     if quantized:
         kinds = listed([f"{count} {kind}" for kind, count in quantized.items()])
-        raise InputError(f"a model that is quantized already ({kinds})", where=path,
-                         hint="give the float model: paredown quantizes it itself")  # fmt: skip
+        raise InputError(
+            f"a model that is quantized already ({kinds})",
+            where=path,
+            hint="give the float model: paredown quantizes it itself",
+        )
     if strange:
         names = listed(list(dict.fromkeys(f"{node.domain}.{node.op_type}" for node in strange)))
-        raise InputError(f"operations that are not ONNX's own: {names}", where=path,
-                         hint="export the model without custom operations or runtime optimizations")  # fmt: skip
+        raise InputError(
+            f"operations that are not ONNX's own: {names}",
+            where=path,
+            hint="export the model without custom operations or runtime optimizations",
+        )
     for node in every:
         if node.op_type in LOOPS:
-            raise InputError(f"node {node.name or node.op_type} is a loop ({node.op_type})", where=path,
-                             hint="programs of a device have no loops: export a fixed number of steps")  # fmt: skip
+            raise InputError(
+                f"node {node.name or node.op_type} is a loop ({node.op_type})",
+                where=path,
+                hint="programs of a device have no loops: export a fixed number of steps",
+            )
         if node.op_type in SUPPRESSION:
-            raise InputError(f"node {node.name or node.op_type} suppresses boxes ({node.op_type})", where=path,
-                             hint="export the model without its postprocessing")  # fmt: skip
+            raise InputError(
+                f"node {node.name or node.op_type} suppresses boxes ({node.op_type})",
+                where=path,
+                hint="export the model without its postprocessing",
+            )
 
 
 def _every(nodes: Iterable[Any]) -> Iterable[Any]:

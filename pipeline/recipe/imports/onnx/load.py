@@ -40,7 +40,10 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
     try:
         for key, value in source.constants.items():
             if value.is_floating_point() and bool(torch.isnan(value).any()):
-                raise InputError(f"{key} holds {int(torch.isnan(value).sum())} values that are NaN")
+                raise InputError(
+                    f"{key} holds {int(torch.isnan(value).sum())} values that are NaN",
+                    hint="export the model again, from weights that are numbers",
+                )
         builder, outputs = _built(source, name, full, batch, path)
     except InputError as error:
         raise InputError(str(error), where=path) from error
@@ -59,14 +62,20 @@ def _input(source: Source, path: Path, notes: list[str]) -> tuple[str, tuple[int
     if len(source.inputs) != 1:
         branches = " and branches (If)" if any(node.kind == "If" for node in source.nodes) else ""
         names = listed(list(source.inputs)) or "none"
-        raise InputError(f"takes {len(source.inputs)} inputs ({names}){branches}, not one tensor", where=path,
-                         hint="export a model of one input; make states and settings constants")  # fmt: skip
+        raise InputError(
+            f"takes {len(source.inputs)} inputs ({names}){branches}, not one tensor",
+            where=path,
+            hint="export a model of one input; make states and settings constants",
+        )
     ((name, (sizes, kind)),) = source.inputs.items()
     if kind in WHOLE:
         notes.append(f"the input {name} is {WHOLE[kind]}; here it is float32, of the same whole numbers")
     elif kind not in FLOATS:
-        raise InputError(f"the input {name} holds no numbers (type {kind})", where=path,
-                         hint="export a model that takes floats")  # fmt: skip
+        raise InputError(
+            f"the input {name} holds no numbers (type {kind})",
+            where=path,
+            hint="export a model that takes floats",
+        )
     elif kind != 1:
         notes.append(f"the input {name} is {FLOATS[kind]}; here it is float32")
     return name, sizes
@@ -103,9 +112,13 @@ def _shape(
     """The input's shape: what is asked for stands for the last axes, the file says the others."""
     said = "x".join("?" if size is None else str(size) for size in sizes)
     wanted = list(asked or ())
+    sizes = sizes or (None,) * len(wanted)
     if len(wanted) > len(sizes) or min(wanted, default=1) < 1:
-        raise InputError(f"the input {name} is {said}, and the shape {'x'.join(map(str, wanted))} does not fit",
-                         where=path, hint=f"give {len(sizes) - 1} sizes")  # fmt: skip
+        raise InputError(
+            f"the input {name} is {said}, and the shape {'x'.join(map(str, wanted))} does not fit",
+            where=path,
+            hint=f"give {len(sizes) - 1} sizes",
+        )
     if len(wanted) == len(sizes) and wanted:
         wanted[0] = 1
     if len(sizes) == 4 and len(wanted) >= 3 and wanted[-1] == sizes[1] and wanted[-3] != sizes[1]:
@@ -113,8 +126,11 @@ def _shape(
     full = [*sizes[: len(sizes) - len(wanted)], *wanted]
     if None in full or not full:
         example = "x".join(str(size or 224) for size in sizes[1:]) or "3x224x224"
-        raise InputError(f"the input {name} is {said or 'of no known shape'}, with sizes left open", where=path,
-                         hint=f"give them: --shape {example}, or width and height in [preprocess]")  # fmt: skip
+        raise InputError(
+            f"the input {name} is {said or 'of no known shape'}, with sizes left open",
+            where=path,
+            hint=f"give them: --shape {example}, or width and height in [preprocess]",
+        )
     changed = [(s, f) for s, f in zip(sizes, full, strict=True) if s is not None and s != f]
     if changed:
         notes.append(f"the file declares {said}; it is imported for {'x'.join(map(str, full))}, as asked")
@@ -178,7 +194,7 @@ def _run(builder: Builder, nodes: Sequence[Node], values: dict[str, Value]) -> N
         except InputError as error:
             if error.what.startswith("node "):
                 raise
-            raise node.error(error.what) from error
+            raise node.error(str(error)) from error
         except Exception as error:  # a damaged file can ask anything of torch
             lines = str(error).splitlines() or [""]
             reason = f"{type(error).__name__}: {lines[0][:200]}"
@@ -201,8 +217,10 @@ def _branch(builder: Builder, node: Node, values: dict[str, Value]) -> tuple[Val
     """The branch that is taken, where that is known beforehand."""
     condition = values[node.inputs[0]]
     if not isinstance(condition, Tensor):
-        raise node.error("chooses a branch by a value that the network computes",
-                         "a program on a device runs the same operations every time: export it without branches")  # fmt: skip
+        raise node.error(
+            "chooses a branch by a value that the network computes",
+            "a program on a device runs the same operations every time: export it without branches",
+        )
     graph = node.attrs["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
     tensors = Tensors(builder.path)
     constants = {each.name: tensors.read(each) for each in graph.initializer}

@@ -109,7 +109,8 @@ def conv_transpose(b: Builder, node: Node, x: Value, weight: Value, bias: Value 
     groups = attrs.get("group", 1)
     arguments: tuple[Any, ...] = (before, extra) if before == after else (before, behind)
     made = TRANSPOSED[axes](
-        shape[1], kernel[1] * groups, kernel[2:], strides, *(arguments if plain else ([0] * axes, [0] * axes)),
+        shape[1], kernel[1] * groups, kernel[2:], strides,
+        *(arguments if plain else ([0] * axes, [0] * axes)),
         groups, bias is not None, dilations,
     )  # fmt: skip
     made.weight = b.parameter(weight)

@@ -135,7 +135,7 @@ def unsqueeze(b: Builder, node: Node, x: Value, axes: Value = None) -> Any:
 
 
 def _by_ones(b: Builder, node: Node, x: Value, way: Callable[..., Tensor], axes: Sequence[int]) -> Any:
-    """With axes of one added or taken away; what another such step, or a reshape, did is undone for nothing."""
+    """With axes of one added or taken away; what another such step did is undone for nothing."""
     found = x
     for axis in axes:
         found = b.call(node, way, found, axis)

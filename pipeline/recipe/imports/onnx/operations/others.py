@@ -72,7 +72,7 @@ def constant_of_shape(b: Builder, node: Node, shape: Value) -> Any:
     sizes = b.ints(node, shape, "shape")
     value = node.attrs.get("value", torch.zeros(1))
     if prod(sizes) > MOST or min(sizes, default=0) < 0:
-        raise node.error(f"makes the shape {tuple(sizes)}")
+        raise node.error(f"makes the shape {tuple(sizes)}", f"at most {MOST:,} numbers are taken")
     return value.reshape(-1)[:1].expand(prod(sizes)).reshape(sizes).clone()
 
 
