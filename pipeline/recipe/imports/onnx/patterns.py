@@ -64,7 +64,7 @@ def fused(source: Source) -> tuple[Node, ...]:
     gone: set[int] = set()
     placed: dict[int, Node] = {}  # the last node of each pattern -> what stands there
     for node in source.nodes:
-        for find in (_linear, _gelu, _mish, _layer_norm):
+        for find in (_linear, _hardswish, _gelu, _mish, _layer_norm):
             found = find(graph, node)
             if found is not None and not gone & {id(each) for each in found[0]}:
                 gone |= {id(each) for each in found[0]}
@@ -90,6 +90,29 @@ def _linear(graph: _Graph, node: Node) -> Found:
     return (node, after), replace(
         node, kind="fused.Linear", inputs=(*node.inputs, name), outputs=after.outputs
     )
+
+
+def _hardswish(graph: _Graph, node: Node) -> Found:
+    """X clip(x + 3, 0, 6) / 6, or without the first x: hardswish and hardsigmoid."""
+    if node.kind != "Clip":
+        return None
+    low, high = (*node.inputs[1:], "", "")[:2]
+    ends = node.attrs.get("min", graph.number(low)), node.attrs.get("max", graph.number(high))
+    plus = graph.made(node.inputs[0], "Add")
+    x = graph.with_number(plus, 3.0)
+    if plus is None or x is None or ends != (0.0, 6.0):
+        return None
+    nodes, last, kind = [plus, node], node, "HardSigmoid"
+    product = graph.next(last.outputs[0], "Mul")
+    if product is not None and graph.other(product, last.outputs[0]) == x:
+        nodes, last, kind = [*nodes, product], product, "HardSwish"
+    end = graph.next(last.outputs[0], "Div") or graph.next(last.outputs[0], "Mul")
+    if end is None or end.inputs[0] != last.outputs[0] and end.kind == "Div":
+        return None
+    if graph.with_number(end, 6.0 if end.kind == "Div" else 1 / 6) != last.outputs[0]:
+        return None
+    attrs = {"alpha": 1 / 6, "beta": 0.5} if kind == "HardSigmoid" else {}
+    return (*nodes, end), Node(node.name, kind, (x,), end.outputs, attrs, node.opset)
 
 
 def _gelu(graph: _Graph, node: Node) -> Found:
