@@ -227,6 +227,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "pipeline/lower/predict/rules.py",
         ),
     ),
+    "pipeline/recipe/imports/onnx/test_onnx_operations.py": (
+        "each operation is shown beside onnxruntime",
+        ("pipeline/recipe/imports/onnx/operations/",),
+    ),
+    "pipeline/recipe/imports/test_imports_read.py": (
+        "what is read is what all importers give back",
+        ("pipeline/recipe/imports/imported.py",),
+    ),
     "pipeline/lower/test_parity.py": (
         "all runtimes are compared through it",
         ("pipeline/lower/runtimes.py",),

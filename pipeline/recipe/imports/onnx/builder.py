@@ -127,6 +127,9 @@ class Builder:
 
     def parameter(self, value: Tensor) -> nn.Parameter:
         """A tensor as a parameter: the same one wherever the file uses it."""
+        alike = value.numel() > 1 and bool((value == value.reshape(-1)[0]).all())
+        if alike:  # exporters keep equal tensors once: zeros of two layers are two biases
+            self._parameters.pop(id(value), None)
         if id(value) not in self._parameters:
             if not torch.isfinite(value).all():
                 name = self.names.get(id(value), "a weight")
@@ -214,6 +217,10 @@ class Builder:
 
     def _free(self, path: str) -> str:
         """A path like this one that is no module's yet, below no module and above none."""
+        parts = path.split(".")
+        above = {".".join(parts[:length]) for length in range(1, len(parts))}
+        if above & self.modules.keys() or self._is_reserved(path):
+            path = f"{path.replace('.', '_')}_"  # no module can be below another one
         count, free = 1, path
         while not self._is_free(free):
             count += 1
@@ -224,7 +231,11 @@ class Builder:
         parts = path.split(".")
         above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
         taken = above & self.modules.keys() or any(name.startswith(f"{path}.") for name in self.modules)
-        return not taken and parts[0] not in RESERVED and not hasattr(nn.Module, parts[0])
+        return not taken and not self._is_reserved(path)
+
+    @staticmethod
+    def _is_reserved(path: str) -> bool:
+        return any(part in RESERVED or hasattr(nn.Module, part) for part in path.split("."))
 
 
 #: Attributes of `Network`.
