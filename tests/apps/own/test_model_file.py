@@ -140,3 +140,57 @@ def test_a_whole_run_is_exact_on_both_runtimes(project, tmp_path):
     result = Run("model", recipe, load_card("host"), tmp_path / "runs").execute()
     parity = [f.value for f in result.figures if f.metric == "parity_lsb"]
     assert result.bundle.exists() and parity and set(parity) == {0}
+
+
+# -- detectors -----------------------------------------------------------------------------------------------
+
+BOXES = """
+app = "apps.detector"
+network = "boxes.onnx"
+decoding = { kind = "v8", strides = [8], bins = 1 }
+
+[data]
+format = "folder"
+names = "two.txt"
+calibration = "photos"
+test = "photos"
+"""
+
+
+@pytest.fixture
+def boxes(project: Path) -> Path:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "body", strides=[8, 8]),
+        helper.make_node("Conv", ["a", "b"], ["box"], "box"),
+        helper.make_node("Conv", ["a", "c"], ["cls"], "cls"),
+    ]
+    tensors = {"w": floats(6, 3, 8, 8), "b": floats(4, 6, 1, 1), "c": floats(2, 6, 1, 1)}
+    saved(project, model_of(nodes, (1, 3, 32, 32), tensors, outputs=("box", "cls")), "boxes.onnx")
+    (project / "two.txt").write_text("cat\ndog\n")
+    (project / "boxes.toml").write_text(BOXES)
+    return project / "boxes.toml"
+
+
+def test_a_detector_is_decoded_as_the_recipe_says(boxes):
+    task = load_task(load_recipe(boxes))
+    assert task.preprocess.input_shape == (1, 3, 32, 32)
+    assert task.heads.kind == "v8" and len(task.output_names) == 2
+    outputs = task.network()(torch.zeros(1, 3, 32, 32))
+    assert [tuple(output.shape) for output in outputs] == [(1, 4, 4, 4), (1, 2, 4, 4)]
+    assert task.network_id["file"] == task.weights_hash()
+
+
+def test_a_detector_needs_its_decoding(boxes):
+    boxes.write_text("\n".join(line for line in BOXES.splitlines() if not line.startswith("decoding")))
+    with pytest.raises(InputError, match="does not say how its outputs become boxes; set decoding"):
+        load_task(load_recipe(boxes))
+
+
+def test_a_decoding_of_another_network_is_refused(boxes):
+    with pytest.raises(InputError, match="only a model file needs it; give the network an attribute"):
+        load_task(load_recipe(boxes, ["network=yolov8-nano-like"]))
+
+
+def test_a_decoding_that_does_not_fit_is_one_line(boxes):
+    with pytest.raises(InputError, match=r"v8 heads of 2 classes expect \(1, 64, 4, 4\)"):
+        load_task(load_recipe(boxes, ["decoding={kind='v8', strides=[8]}"]))

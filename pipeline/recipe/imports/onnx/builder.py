@@ -238,8 +238,8 @@ class Builder:
         return any(part in RESERVED or hasattr(nn.Module, part) for part in path.split("."))
 
 
-#: Attributes of `Network`.
-RESERVED = frozenset({"steps", "outputs", "training"})
+#: Attributes of `Network`, and those that apps give it.
+RESERVED = frozenset({"steps", "outputs", "training", "decoding", "input_size"})
 
 
 def _any_live(value: Any) -> bool:

@@ -65,7 +65,7 @@ def read_model(path: Path) -> Any:
 
 
 def _check(model: Any) -> None:
-    """The check of onnx itself; where external data lies is checked when it is read, since onnx looks elsewhere."""
+    """The check of onnx itself; where external data lies is checked when it is read."""
     import onnx
 
     outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]

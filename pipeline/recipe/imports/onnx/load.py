@@ -151,9 +151,9 @@ def _built(
     _run(builder, nodes, values)
     outputs = []
     for output in source.outputs:
-        value = values.get(output)
-        if isinstance(value, Live):
-            outputs.append((output, value))
+        made = values.get(output)
+        if isinstance(made, Live):
+            outputs.append((output, made))
         else:
             builder.note(f"the output {output} does not depend on the input and is left out")
     if not outputs:

@@ -35,7 +35,7 @@ def gather(b: Builder, node: Node, x: Value, indices: Value) -> Any:
     if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size:
         raise node.error(f"takes place {int(places.max())} of {size}")
     if not isinstance(x, Live):
-        return _gathered(x, axis, places)
+        return _gathered(b.known(node, x, "data"), axis, places)
     if places.dim() == 0:
         return b.call(node, torch.select, x, axis, int(places))
     flat = places.reshape(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value
 from paredown.pipeline.recipe.imports.onnx.operations.layers import padded, window
 
-MAX_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+MAX_POOLS: Mapping[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE_POOLS: Mapping[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def max_pool(b: Builder, node: Node, x: Value) -> Any:
@@ -137,7 +138,7 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x
 
 
-REDUCTIONS = {
+REDUCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "Sum": torch.sum, "Mean": torch.mean, "Max": torch.amax, "Min": torch.amin, "Prod": _product, "L1": _l1,
     "L2": _l2, "SumSquare": _squares, "LogSum": _log_sum, "LogSumExp": torch.logsumexp,
 }  # fmt: skip

@@ -15,13 +15,13 @@ from paredown.pipeline.recipe.imports.onnx.operations.resize import grid_sample,
 
 #: Kind -> function of the builder, the node and its inputs; those with a dot are made in `patterns`.
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(e.MODULES, e.module),
-    **dict.fromkeys(e.FUNCTIONS, e.function),
-    **dict.fromkeys(e.PAIRS, e.pair),
+    **{name: e.module for name in e.MODULES},
+    **{name: e.function for name in e.FUNCTIONS},
+    **{name: e.pair for name in e.PAIRS},
     "Div": e.div,
     "Pow": e.power,
     "Mod": e.mod,
-    **dict.fromkeys(("Sum", "Mean", "Max", "Min"), e.several),
+    **{name: e.several for name in ("Sum", "Mean", "Max", "Min")},
     "Clip": e.clip,
     "HardSigmoid": e.hard_sigmoid,
     "Selu": e.selu,
@@ -84,5 +84,5 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "Resize": resize,
     "Upsample": resize,
     "GridSample": grid_sample,
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+    **{name: recurrent for name in ("LSTM", "GRU", "RNN")},
 }
