@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnx_models import floats, model_of, saved, small_net
+from tiny_project import call
 
 from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
 from paredown.pipeline.recipe.file import load_recipe
@@ -140,3 +142,23 @@ def test_numbers_are_read_from_options():
     assert numbers("3x224X200", "--shape", int, "x") == (3, 224, 200)
     with pytest.raises(UsageError, match="--shape: '3x' is no list of numbers; as 3x224x224"):
         numbers("3x", "--shape", int, "x")
+
+
+@pytest.mark.slow
+def test_a_model_file_and_photos_become_a_bundle(tmp_path, photos):
+    model = small_net(tmp_path)
+    runs = tmp_path / "runs"
+    done = call(
+        "run", model, "--data", photos, "--runs", runs, "--set", 'lower.runtimes=["litert"]',
+        "--set", "bench.runs=2",
+        "--scale", "255", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    values = {(f["variant"], f["metric"]): f["value"] for f in document["figures"]}
+    assert values["litert", "parity_lsb"] == 0 and values["fp32", "r2"] == 1
+    assert Path(document["bundle"]).exists() and (runs / "model" / "model.toml").exists()
+    assert "assumed: the channels are rgb" in done.err and "assumed: mean" not in done.err
+    again = call("run", runs / "model" / "model.toml", "--runs", runs, "--dry-run", "--json",
+                 "--set", 'lower.runtimes=["litert"]', "--set", "bench.runs=2")  # fmt: skip
+    assert all(stage["cached"] for stage in json.loads(again.out)["stages"])
