@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,7 +201,11 @@ def import_(
                 for note in found.inspection.notes:
                     tables().print(f"note: {note}", markup=False)
         if found.problem:
-            raise InputError(found.problem)
+            problem = InputError(found.problem)
+            if as_json:  # the document is out, and says it
+                print(f"paredown: {problem}", file=sys.stderr)
+                raise typer.Exit(problem.exit_code)
+            raise problem
 
 
 @app.command(rich_help_panel=LOOK)

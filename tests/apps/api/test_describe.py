@@ -60,3 +60,20 @@ def test_mistakes_are_one_line(tmp_path, arguments, code, said):
     done = call(*words)
     assert done.code == code and not done.out
     assert said in done.err.strip().splitlines()[-1] and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_model_that_cannot_be_traced_is_described_and_refused(tmp_path, as_json):
+    node = helper.make_node("ReduceMax", ["x"], ["y"], "all_of_it", keepdims=0)
+    model = saved(tmp_path, model_of([node], (1, 3, 8, 8)))
+    done = call("import", model, *(["--json"] if as_json else []))
+    assert done.code == 4 and "layer all_of_it" in done.err.strip().splitlines()[-1]
+    assert "ONNX, opset 17" in done.out
+    assert not as_json or "all_of_it" in json.loads(done.out)["problem"]
+
+
+def test_a_model_file_is_inspected_by_its_name(tmp_path):
+    done = call("inspect", small_net(tmp_path), "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["input"] == [1, 3, 8, 8] and document["macs"] == 4 * 27 * 64 + 20
