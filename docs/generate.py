@@ -76,7 +76,7 @@ def describe(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, str]:
     if get_origin(annotation) is dict:
         kind, own = describe(get_args(annotation)[1])
         return f"table of {kind}", ", ".join(filter(None, [own, *limits]))
-    names = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "values"}
     return names[annotation], ", ".join(limits)
 
 

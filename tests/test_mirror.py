@@ -227,6 +227,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "pipeline/lower/predict/rules.py",
         ),
     ),
+    "pipeline/recipe/imports/onnx/test_onnx_operations.py": (
+        "each operation is shown beside onnxruntime",
+        ("pipeline/recipe/imports/onnx/operations/",),
+    ),
+    "pipeline/recipe/imports/test_imports_read.py": (
+        "what is read is what all importers give back",
+        ("pipeline/recipe/imports/imported.py",),
+    ),
     "pipeline/lower/test_parity.py": (
         "all runtimes are compared through it",
         ("pipeline/lower/runtimes.py",),
@@ -243,11 +251,8 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "apps/classifier/test_classifier_network.py": (
-        "networks and weights of users",
-        (
-            "pipeline/recipe/weights.py",
-            "apps/classifier/catalogue.py",
-        ),
+        "networks of users, by their names",
+        ("apps/classifier/catalogue.py",),
     ),
     "pipeline/run/test_run.py": (
         "whole runs, keyed, reused and explained",

@@ -47,6 +47,7 @@ class ClassifierTask(OwnTask):
 
     name = "apps.classifier"
     metric = "top1"
+    logits = True
     output_names: tuple[str, ...] = ("logits",)
     what = "the classifier"
     formats = (*CLASS_FORMATS, ARRAYS, "folder")
@@ -60,7 +61,7 @@ class ClassifierTask(OwnTask):
 
     def _build(self) -> Any:
         """The network with untrained weights."""
-        if self._is_factory:
+        if self._is_own:
             return super()._build()
         if self._is_darknet:
             from paredown.apps.classifier.darknet import DarknetClassifier
@@ -128,7 +129,7 @@ class ClassifierTask(OwnTask):
         Images of 224 pixels are the largest centred square of the image, not, as torchvision evaluates, the
         middle 87.5 % of it.
         """
-        if self._is_factory:
+        if self._is_own:
             return super()._size()
         if self._is_darknet:  # pixels / 255, and nothing else
             net = read_cfg(self.recipe.network, detects=False).net

@@ -26,6 +26,32 @@ Root = Annotated[Path, typer.Option("--runs", help="Folder of the runs and of st
 RecipeName = Annotated[
     str, typer.Argument(help="A known recipe (`digits`) or a .toml file.", autocompletion=recipe_names)
 ]
+RecipeOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_MODEL",
+        help="A known recipe (`digits`), a .toml file, or a model file (.onnx) with --data.",
+        autocompletion=recipe_names,
+    ),
+]
+DataPath = Annotated[
+    Path | None,
+    typer.Option(help="Of a model file: a folder of photos or .npy arrays, or a YAML of labelled data."),
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="Of a model file with labels: detect or classify.")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Of a model file: subtracted from pixels of 0 to 255, as 123.7,116.3,103.5."),
+]
+Scale = Annotated[
+    str | None, typer.Option(help="Of a model file: divides what is left, as 58.4,57.1,57.4 or 255.")
+]
+Channels = Annotated[str | None, typer.Option(help="Of a model file: rgb, bgr or grey.")]
+InputShape = Annotated[
+    str | None, typer.Option("--shape", help="Of a model file that leaves it open: as 3x224x224 or 224x224.")
+]
 TargetName = Annotated[
     str, typer.Option(help="A target card, see `paredown targets`.", autocompletion=target_names)
 ]

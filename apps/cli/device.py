@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from paredown.apps.cli.console import (
     AsJson,
+    InputShape,
     RecipeName,
     Settings,
     TargetName,
@@ -21,6 +23,7 @@ from paredown.apps.cli.console import (
 )
 from paredown.apps.cli.group import LOOK, PROVE, recipe_names
 from paredown.pipeline.store.event import Event
+from paredown.targets.errors import InputError
 
 Bundle = Annotated[Path, typer.Argument(help="A .paredown file.")]
 DeviceAddress = Annotated[
@@ -165,6 +168,44 @@ def inspect(
             tables().print(table)
         for note in found.notes:
             tables().print(f"note: {note}", markup=False)
+
+
+@app.command("import", rich_help_panel=LOOK)
+def import_(
+    model: Annotated[Path, typer.Argument(help="A model file of another tool: .onnx.")],
+    target: TargetName = "host",
+    shape: InputShape = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model file is, and what will be possible with it.
+
+    It is imported, compared with onnxruntime where that is installed, and traced; each group of channels is
+    cut on trial, and the placement on the target is predicted. Nothing is written.
+    """
+    with handled(as_json):
+        from paredown.apps.api.describe import describe
+        from paredown.apps.api.model_recipe import numbers
+        from paredown.targets.cards.card import load_card
+
+        with screen() as (tell, _):
+            tell(Event(str(model), "running"))
+            found = describe(model, numbers(shape, "--shape", int, "x"), load_card(target))
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            for line in found.lines():
+                tables().print(line, markup=False)
+            if found.inspection is not None:
+                for table in found.inspection.tables():
+                    tables().print(table)
+                for note in found.inspection.notes:
+                    tables().print(f"note: {note}", markup=False)
+        if found.problem:
+            problem = InputError(found.problem)
+            if as_json:  # the document is out, and says it
+                print(f"paredown: {problem}", file=sys.stderr)
+                raise typer.Exit(problem.exit_code)
+            raise problem
 
 
 @app.command(rich_help_panel=LOOK)

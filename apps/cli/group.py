@@ -20,7 +20,7 @@ ORDER = (
     "run", "train", "export",
     "validate", "bench",
     "camera", "drone", "chat", "deploy", "stop", "logs", "web", "serve",
-    "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
+    "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
 )  # fmt: skip
 ROOMS = Path(__file__).parents[2]  # the folder that holds apps/, calibration/, pipeline/ and targets/
 

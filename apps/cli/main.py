@@ -7,6 +7,7 @@ error; standard output is for the result alone, with `--json` one JSON document.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +20,18 @@ from paredown.apps.cli import device as cli_device
 from paredown.apps.cli import web as cli_web
 from paredown.apps.cli.console import (
     AsJson,
+    Channels,
+    DataPath,
+    InputShape,
+    Mean,
     RecipeName,
+    RecipeOrModel,
     Root,
+    Scale,
     Settings,
     Smoke,
     TargetName,
+    TaskName,
     handled,
     print_json,
     recipe_folders,
@@ -36,6 +44,7 @@ from paredown.apps.cli.options import FromParser, options_of
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
+FOR_MODELS = ("--mean", "--scale", "--channels", "--shape")
 DRAFT = "https://json-schema.org/draft/2020-12/schema"  # that pydantic writes
 
 app = typer.Typer(
@@ -49,7 +58,7 @@ app = typer.Typer(
 
 @app.command(rich_help_panel=MAKE)
 def run(
-    recipe: RecipeName,
+    recipe: RecipeOrModel,
     target: TargetName = "host",
     set_: Settings = None,
     runs: Root = Path("runs"),
@@ -63,14 +72,24 @@ def run(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score at most this many images on the device.")
     ] = None,
+    data: DataPath = None,
+    task: TaskName = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    channels: Channels = None,
+    shape: InputShape = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle from a recipe: prune, quantize, lower, check, pack.
 
     What was made before is reused: an interrupted run continues at its last finished stage. Exit code 3 =
     the result is over budget.
+
+    A model file needs no recipe: --data gives photos, and one is written beside the runs. Without labels the
+    outputs are compared with the float network's own.
     """
     with handled(as_json):
+        recipe = _recipe_of(recipe, runs, data, task, mean, scale, channels, shape)
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.run import Run, recipe_name
         from paredown.targets.cards.card import load_card
@@ -271,6 +290,32 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def _recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *given: str | None) -> str:
+    """The recipe's own name, or the file of one that is written for a model file."""
+    from paredown.pipeline.recipe.imports.read import is_model
+    from paredown.targets.errors import UsageError
+
+    if not is_model(recipe):
+        asked = {"--data": data, "--task": task} | dict(zip(FOR_MODELS, given, strict=True))
+        if used := [option for option, value in asked.items() if value is not None]:
+            raise UsageError("is for model files alone; a recipe says it in its keys", where=used[0])
+        return recipe
+    if data is None:
+        raise UsageError("a model file needs data to calibrate on", where=recipe,
+                         hint="add --data photos/")  # fmt: skip
+    from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
+
+    mean, scale, channels, shape = given
+    asked_for = Asked(
+        data, task or "outputs", numbers(mean, "--mean"), numbers(scale, "--scale"), channels,
+        numbers(shape, "--shape", int, "x"),
+    )  # fmt: skip
+    path, said = model_recipe(Path(recipe), asked_for, runs / Path(recipe).stem)
+    for line in said:
+        print(line, file=sys.stderr)
+    return str(path)
 
 
 # -- printing ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 from paredown.apps.classifier.catalogue import NETWORKS, architecture
 from paredown.apps.own.task import MEAN, STD
+from paredown.pipeline.recipe.imports.read import is_model
 
 CLASSES = 80  # of a detector that has no number of its own: COCO's
 CFGS = Path(__file__).parents[1] / "detector" / "darknet" / "cfgs"
@@ -16,7 +17,8 @@ def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | 
     """A network with random weights.
 
     Args:
-        model: a classifier of `apps.classifier.catalogue`, a darknet .cfg, or a detector that ships.
+        model: a classifier of `apps.classifier.catalogue`, a darknet .cfg, a detector that ships, or
+            a model file.
 
     Returns:
         The module, its input's shape, and the smallest and largest value of an input; None where this is
@@ -31,6 +33,11 @@ def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | 
         side = architecture(model).side
         ends = [(end - mean) / std for end in (0, 1) for mean, std in zip(MEAN, STD, strict=True)]
         return build(model).eval(), (1, 3, side, side), (min(ends), max(ends))
+    if is_model(model):
+        from paredown.pipeline.recipe.imports.read import read
+
+        found = read(model)
+        return found.module, found.shape, (-1.0, 1.0)
     if model.endswith(".cfg") or model in {path.stem for path in CFGS.glob("*.cfg")}:
         from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
         from paredown.apps.detector.network import YoloV2

@@ -21,10 +21,12 @@ from paredown.apps.detector.device.boxes.decode import Decoder, Detections, dete
 from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
+from paredown.apps.own.model_file import ModelFile
 from paredown.apps.own.task import input_size
 from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
+from paredown.pipeline.recipe.imports.read import is_model
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
 from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress, Scores
 from paredown.pipeline.store.store import file_hash
@@ -81,10 +83,15 @@ class DetectorTask:
     name = "apps.detector"
     metric = "map50"
     output_names: tuple[str, ...] = ("xy", "wh", "obj", "cls")
+    notes: tuple[str, ...] = ()  # how the weights were read, once they were
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._factory_file: Path | None = None
+        self.model_file = ModelFile(recipe.network) if is_model(recipe.network) else None
+        if recipe.decoding is not None and self.model_file is None:
+            raise InputError("only a model file needs it", where="recipe, key decoding",
+                             hint="give the network an attribute `decoding`")  # fmt: skip
         self._known: dict[str, Truths] = {}
         self._last: tuple[str, list[Detections]] | None = None
         self.cfg: Cfg | None = None
@@ -112,7 +119,7 @@ class DetectorTask:
     def _read_network(self) -> Any:
         """Reads the .cfg; a network that is no darknet's is returned."""
         network = self.recipe.network
-        if ":" not in network and network not in BUILTIN:
+        if self.model_file is None and ":" not in network and network not in BUILTIN:
             self.cfg = read_cfg(network) if network.endswith(".cfg") else builtin_cfg(network, BUILTIN)
             return None
         if self.recipe.weights == EMBEDDED and network in BUILTIN:
@@ -130,6 +137,8 @@ class DetectorTask:
             from paredown.apps.detector.network.v8 import builtin
 
             return builtin(self.recipe.network, len(self._read_names()))
+        if self.model_file is not None:
+            return self._from_file(self.model_file)
         network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
         if not self._is_yolo(network) and not is_own(network):
             raise InputError(
@@ -137,6 +146,21 @@ class DetectorTask:
                 "that says how its outputs are decoded",
                 where="recipe, key network", hint="give it a mapping `decoding`",
             )  # fmt: skip
+        return network
+
+    def _from_file(self, file: ModelFile) -> Any:
+        """The network of a model file, which the recipe says how to decode."""
+        if self.recipe.decoding is None:
+            raise InputError(
+                "does not say how its outputs become boxes", where=self.recipe.network,
+                hint='set decoding = { kind = "v8", strides = [8, 16, 32] }, as the heads have it',
+            )  # fmt: skip
+        wanted = self.recipe.preprocess
+        size = (wanted.height, wanted.width) if wanted.height and wanted.width else None
+        found = file.imported(size)
+        network = file.network(size)
+        network.decoding, network.input_size = dict(self.recipe.decoding), found.shape[-2:]
+        self.notes = found.notes
         return network
 
     @staticmethod
@@ -216,7 +240,7 @@ class DetectorTask:
             identity["cfg"] = hashlib.sha256(parsed.encode()).hexdigest()
         if self._factory_file is not None:
             identity["factory"] = file_hash(self._factory_file)
-        return identity
+        return identity | (self.model_file.identity() if self.model_file else {})
 
     @property
     def weights_path(self) -> Path:
@@ -226,7 +250,9 @@ class DetectorTask:
         return Path(self.recipe.weights)
 
     def weights_hash(self) -> str:
-        """sha256 of the weights file."""
+        """sha256 of the weights file, or of the model's own."""
+        if self.model_file is not None and self.recipe.weights == EMBEDDED:
+            return self.model_file.hash()
         return file_hash(self.weights_path)
 
     def network(self) -> Any:
@@ -238,12 +264,14 @@ class DetectorTask:
             from paredown.pipeline.recipe import weights
 
             network = self._build()
-            weights.load_checkpoint(
+            if self.model_file is not None and self.recipe.weights == EMBEDDED:
+                return network.eval()
+            self.notes += weights.load_checkpoint(
                 self.weights_path, network, f"{self.recipe.network} with {self.classes} classes"
             )
             return network.eval()
         network = self._build() if ":" in self.recipe.network else Yolo.from_cfg(self.cfg)
-        load_checkpoint(self.weights_path, network)
+        self.notes = load_checkpoint(self.weights_path, network)
         return network.eval()
 
     # -- training ------------------------------------------------------------------------------------------

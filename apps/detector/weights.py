@@ -178,8 +178,11 @@ def write_weights(path: str | Path, network: Yolo) -> None:
     write_atomic(path, b"".join(parts))
 
 
-def load_checkpoint(path: str | Path, network: Yolo) -> None:
+def load_checkpoint(path: str | Path, network: Yolo) -> tuple[str, ...]:
     """Loads .weights (darknet), .safetensors, or .pt / .pth / .th (torch, tensors only) into the network.
+
+    Returns:
+        How a checkpoint was read, in a line; none for a plain state dict and for .weights.
 
     Raises:
         InputError: for another suffix, a file that cannot be read, a pickle that holds more than tensors, and
@@ -188,5 +191,5 @@ def load_checkpoint(path: str | Path, network: Yolo) -> None:
     path = Path(path)
     if path.suffix.lower() == ".weights":
         read_weights(path, network)
-    else:
-        weights.load_checkpoint(path, network, network.cfg.where, known=(".weights",))
+        return ()
+    return weights.load_checkpoint(path, network, network.cfg.where, known=(".weights",))

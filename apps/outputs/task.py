@@ -69,7 +69,7 @@ class OutputsTask(TallyTask):
                 'criterion = "taylor" needs a loss on labels, and outputs alone have none',
                 where="recipe, key prune.criterion", hint='use "activation" or "norm"',
             )  # fmt: skip
-        if not Path(recipe.weights).is_file():
+        if self.model_file is None and not Path(recipe.weights).is_file():
             raise InputError("no such file, and its outputs are what is scored by", where=recipe.weights)
 
     def _names(self) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
+from paredown.apps.own.model_file import ModelFile
 from paredown.calibration.array_input import AnyInput, ArrayInput
 from paredown.calibration.datasets import ARRAYS, Dataset, First, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.arrays import array_shape
 from paredown.pipeline.recipe.factory import from_factory
+from paredown.pipeline.recipe.imports.read import is_model
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError, UsageError
@@ -46,7 +48,11 @@ class OwnTask:
     #: How an image is brought to the input's size, unless the recipe says it; none of `refused_resizes`.
     resize: ClassVar[str] = "stretch"
     refused_resizes: ClassVar[tuple[str, ...]] = ()
+    #: Whether a softmax at the end of a model file is left out.
+    logits: ClassVar[bool] = False
     output_names: tuple[str, ...]
+    #: How the weights were read, in a sentence each, once they were.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
         """Reads the names; the factory is called for its input's size."""
@@ -58,7 +64,9 @@ class OwnTask:
                 where="recipe, key data.format",
                 hint=f"use {', '.join(self.formats)}",
             )
-        if recipe.weights == EMBEDDED:
+        named = is_model(recipe.network)
+        self.model_file = ModelFile(recipe.network, self.logits) if named else None
+        if recipe.weights == EMBEDDED and self.model_file is None:
             raise InputError(f"{self.what} brings no weights along", where="recipe, key weights",
                              hint="name a .safetensors, .pt, .pth or .th file")  # fmt: skip
         self.names = self._names()
@@ -68,16 +76,35 @@ class OwnTask:
 
     @property
     def _is_factory(self) -> bool:
-        return ":" in self.recipe.network
+        return self.model_file is None and ":" in self.recipe.network
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether it is the user's: a factory's, or a model file's."""
+        return self.model_file is not None or self._is_factory
+
+    def _file_shape(self) -> tuple[int, ...] | None:
+        """What is known of the input of a model file beforehand."""
+        if not self._images:
+            return tuple(array_shape(Path(self._path("test"))))
+        made = getattr(self, "_preprocess", None)
+        if made is not None:
+            return tuple(made.input_shape[-2:])
+        wanted = self.recipe.preprocess
+        if wanted.width is None or wanted.height is None:
+            return None
+        return wanted.height, wanted.width
 
     def _build(self) -> Any:
         """The network with untrained weights."""
         from torch import nn
 
+        if self.model_file is not None:
+            return self.model_file.network(self._file_shape())
         if not self._is_factory:
             raise UsageError(
                 f"{self.what} has no built-in network {self.recipe.network!r}",
-                where="recipe, key network", hint='use "my_package.nets:factory"',
+                where="recipe, key network", hint='use "my_package.nets:factory" or a model file',
             )  # fmt: skip
         network, self._factory_file = from_factory(self.recipe.network, self.recipe.folder)
         if not isinstance(network, nn.Module):
@@ -89,12 +116,16 @@ class OwnTask:
     def network_id(self) -> Mapping[str, Any]:
         """The network's name and how many classes it has; a factory's source file counts too."""
         identity = {"app": self.name, "network": self.recipe.network, "classes": len(self.names)}
+        if self.model_file is not None:
+            identity |= self.model_file.identity()
         if self._factory_file is not None:
             identity["factory"] = file_hash(self._factory_file)
         return identity
 
     def weights_hash(self) -> str:
-        """sha256 of the weights file."""
+        """sha256 of the weights file, or of the model's own."""
+        if self.model_file is not None and self.recipe.weights == EMBEDDED:
+            return self.model_file.hash()
         return file_hash(Path(self.recipe.weights))
 
     def network(self) -> Any:
@@ -102,10 +133,14 @@ class OwnTask:
         from paredown.pipeline.recipe.weights import load_checkpoint
 
         network = self._build()
-        if self._is_factory:
+        if self._is_own:
             self._check_outputs(network)
+        if self.model_file is not None:
+            self.notes = self.model_file.imported(self._file_shape()).notes
+            if self.recipe.weights == EMBEDDED:
+                return network.eval()
         of = f"{self.recipe.network} with {len(self.names)} {self._counted}"
-        load_checkpoint(self.recipe.weights, network, of, self._untrained(network))
+        self.notes += load_checkpoint(self.recipe.weights, network, of, self._untrained(network))
         return network.eval()
 
     #: What the names are of.
@@ -168,6 +203,14 @@ class OwnTask:
 
     def _size(self) -> dict[str, Any]:
         """Width and height of the input, as far as the network says it, and other keys of preprocessing."""
+        if self.model_file is not None:
+            shape = self.model_file.imported(self._file_shape()).shape
+            if len(shape) != 4:
+                raise InputError(
+                    f"takes {shape}, which is no image", where=self.recipe.network,
+                    hint='use data.format = "arrays"',
+                )  # fmt: skip
+            return {"width": shape[3], "height": shape[2]}
         return input_size(self._build())
 
     def _make_preprocess(self) -> AnyInput:

@@ -39,6 +39,7 @@ class SegmenterTask(TallyTask):
 
     name = "apps.segmenter"
     metric = "miou"
+    logits = True
     output_names: tuple[str, ...] = ("logits",)
     what = "the segmenter"
     formats = ("masks",)

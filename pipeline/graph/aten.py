@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+#: Where the code lies that runs models of other tools, which have no lines of their own.
+IMPORTERS = "/recipe/imports/"
+
 
 def target(node: Any) -> str:
     """`aten.leaky_relu_.default` -> `leaky_relu`."""
@@ -70,8 +73,9 @@ def module_path(node: Any) -> str:
 
 
 def source_line(node: Any) -> str:
-    """`net.py:12`, where the user's code calls an operation."""
-    return user_line(node.meta.get("stack_trace") or "")
+    """`net.py:12`, where the user's code calls an operation; of an imported model the layer's name."""
+    line = user_line(node.meta.get("stack_trace") or "")
+    return f"layer {module_path(node)}" if IMPORTERS in line else line
 
 
 def batched(node: Any) -> bool:

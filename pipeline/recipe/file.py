@@ -12,11 +12,12 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from paredown.pipeline.recipe.imports.read import is_model
 from paredown.pipeline.recipe.schema import DATA_PATHS, Recipe
 from paredown.targets.cards.tomlfile import first_problem, nearest, place, read_toml, written
 from paredown.targets.errors import InputError, UsageError
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".weights", ".gguf")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".weights", ".gguf")
 
 
 def known_recipes(search: Sequence[Path]) -> dict[str, Path]:
@@ -124,7 +125,7 @@ def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:
     """
     named = {f"data.{key}": getattr(recipe.data, key) for key in DATA_PATHS}
     named["weights"] = recipe.weights if _is_weights_file(recipe.weights) else None
-    named["network"] = recipe.network if recipe.network.endswith(".cfg") else None
+    named["network"] = recipe.network if _is_network_file(recipe.network) else None
     for key, value in named.items():
         try:
             if value is None or key in unneeded or Path(value).exists():
@@ -283,6 +284,10 @@ def _is_weights_file(weights: str) -> bool:
     return weights.lower().endswith(WEIGHT_SUFFIXES) or "/" in weights or "\\" in weights
 
 
+def _is_network_file(network: str) -> bool:
+    return network.endswith(".cfg") or is_model(network)
+
+
 def _resolve_paths(tables: dict[str, Any], folder: Path) -> None:
     """Makes the paths in these tables absolute, taking relative ones from `folder`."""
 
@@ -298,7 +303,7 @@ def _resolve_paths(tables: dict[str, Any], folder: Path) -> None:
     weights, network, data = tables.get("weights"), tables.get("network"), tables.get("data")
     if isinstance(weights, str) and _is_weights_file(weights):
         tables["weights"] = resolved(weights)
-    if isinstance(network, str) and network.endswith(".cfg"):
+    if isinstance(network, str) and _is_network_file(network):
         tables["network"] = resolved(network)
     if isinstance(data, dict):
         for key in DATA_PATHS:

@@ -371,9 +371,12 @@ class Recipe(Schema):
     app: str = Field(default="apps.detector", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
     """Import path of the app that knows the task."""
     network: str = Field(default="yolov2-nano", min_length=1)
-    """A network of the app by name, "my_package.nets:factory", or a darknet .cfg file."""
+    """A network of the app by name, "my_package.nets:factory", a darknet .cfg file, or a model file
+    (.onnx), which brings its weights along."""
     weights: str = Field(default=EMBEDDED, min_length=1)
     """A .safetensors, .pt/.pth/.th or darknet .weights file, or the name of weights the app brings along."""
+    decoding: dict[str, Any] | None = None
+    """How the outputs of a detector's model file become boxes, as { kind = "v8", strides = [8, 16, 32] }."""
     preprocess: PreprocessOverride = PreprocessOverride()
     """Changes to the network's own preprocessing."""
     data: Data = Data()

@@ -179,6 +179,11 @@ def metric_of(task: Any) -> Metric:
     return Metric(task.metric, bool(getattr(task, "less_is_better", False)))
 
 
+def notes_of(task: Any) -> tuple[str, ...]:
+    """What a task says of how its network was read, once it was: sentences, in its attribute `notes`."""
+    return tuple(getattr(task, "notes", ()))
+
+
 def load_task(recipe: Recipe) -> Task:
     """Imports the recipe's app and asks it for its task.
 

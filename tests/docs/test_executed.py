@@ -109,6 +109,13 @@ def test_the_unpacked_bundle_detects_on_a_photo(folder: Path) -> None:
     assert json.loads(result.stdout)["detections"] and (board / "found.png").is_file()
 
 
+def test_a_model_from_elsewhere_is_read(tmp_path: Path) -> None:
+    (block,) = (b for b in blocks("python", mark="") if b.page == "models-from-elsewhere.md")
+    said = python(block, tmp_path)
+    assert re.search(r"ONNX, opset \d+ \(1, 3, 32, 32\)", said)
+    assert "Conv2d(3, 8" in said and "Linear(in_features=2048" in said
+
+
 def test_the_detector_of_the_manual_says_how_it_is_decoded(tmp_path: Path) -> None:
     """The Python of own-network.md is a factory that a recipe may name."""
     from paredown.apps.detector.task import DetectorTask

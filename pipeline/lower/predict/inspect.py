@@ -20,7 +20,7 @@ from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.predict.islands import told
 from paredown.pipeline.lower.predict.placement import Placement, place
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import load_task
+from paredown.pipeline.recipe.task import load_task, notes_of
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import DeviceError
 from paredown.targets.mcu.memory import fits
@@ -101,7 +101,7 @@ def inspect(recipe: Recipe, target: Target) -> Inspection:
     runtimes = recipe.lower.on(target.runtimes).runtimes
     graph, notes = _with_low_bits(graph, recipe)
     found = inspect_graph(graph, target, runtimes, source.value_range or (-1.0, 1.0), recipe.network)
-    return replace(found, notes=(*found.notes, *notes))
+    return replace(found, notes=(*notes_of(task), *found.notes, *notes))
 
 
 def inspect_graph(

@@ -23,7 +23,7 @@ from paredown.calibration.datasets import First
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of
+from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of, notes_of
 from paredown.pipeline.report.drop import write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
@@ -265,7 +265,7 @@ class ImageJob(Job):
 
             graph = trace(self.task.network(), shape)
             refused(graph, {name: self.target.runtime(name) for name in self.runtimes})
-            write_traced(out, graph)
+            write_traced(out, graph, notes_of(self.task))
 
         params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paredown.pipeline.lower.runtimes import float_predict, runtime
 from paredown.pipeline.recipe.task import Predict
 from paredown.pipeline.run.job import program_in
-from paredown.pipeline.store.files import read_graph, write_graph, write_json
+from paredown.pipeline.store.files import read_graph, read_json, write_graph, write_json
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Graph
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("fp32", "pruned", "squantized")
 SIZE = "size.json"
+NOTES = "notes.json"  # of a tracing stage, where there is anything to say
 
 
 def graph_in(folder: Path) -> Graph:
@@ -36,10 +37,18 @@ def integer_in(folder: Path) -> IntegerGraph:
     return IntegerGraph.load(*read_graph(folder))
 
 
-def write_traced(out: Path, graph: Graph) -> None:
-    """The artefact of a tracing stage."""
+def write_traced(out: Path, graph: Graph, notes: Sequence[str] = ()) -> None:
+    """The artefact of a tracing stage, with what there is to say of how the network was read."""
     write_graph(out, *graph.dump())
+    if notes:
+        write_json(out / NOTES, list(notes))
     write_json(out / SIZE, {"macs": graph.macs, "parameters": graph.parameters})
+
+
+def traced_notes(folder: Path) -> list[str]:
+    """What there is to say of how the network of a tracing stage was read."""
+    path = folder / NOTES
+    return [str(note) for note in read_json(path)] if path.exists() else []
 
 
 def write_lowered(out: Path, lowered: Any) -> None:

@@ -14,8 +14,12 @@ from task_projects import make_keywords, make_segmentation
 from paredown.apps.classifier.task import ClassifierTask
 from paredown.apps.outputs.task import OutputsTask
 from paredown.calibration.array_input import ArrayInput
+from paredown.pipeline.lower.predict.inspect import inspect
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.task import load_task
+from paredown.pipeline.run.image.read import traced_notes
+from paredown.pipeline.run.run import Run
+from paredown.targets.cards.card import load_card
 from paredown.targets.errors import ParedownError
 
 OTHERS = """
@@ -163,3 +167,21 @@ def test_bad_recipes(recipe, override, message):
     with pytest.raises(ParedownError) as caught:
         everything()
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_how_the_weights_were_read_is_kept_and_said_again(recipe, tmp_path):
+    state = torch.load(task_of(recipe).recipe.weights)
+    path = tmp_path / "wrapped.pt"
+    torch.save({"epoch": 3, "net": {f"_orig_mod.{name}": value for name, value in state.items()}}, path)
+    resolved = load_recipe(recipe, (f"weights={path}",))
+    for _ in range(2):  # the second time nothing is run
+        run = Run("words", resolved, load_card("host"), tmp_path / "runs")
+        run.reach([run.job.original])
+        said = traced_notes(run.job.path(run.job.original))
+        assert said == [
+            "wrapped.pt: weights read from `net`, `_orig_mod.` taken out of the names; not read: epoch"
+        ]
+    plain = Run("words", load_recipe(recipe), load_card("host"), tmp_path / "runs")
+    plain.reach([plain.job.original])
+    assert traced_notes(plain.job.path(plain.job.original)) == []
+    assert inspect(resolved, load_card("host")).notes[0] == said[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
 from paredown.pipeline.report.islands import island_note, island_report
+from paredown.pipeline.run.image.read import traced_notes
 from paredown.pipeline.run.image.summary.prune_summary import prune_figures, prune_notes, prune_report
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.store.files import read_json
@@ -100,7 +101,8 @@ class Summary:
 
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = prune_notes(self.job.pruning) if self.job.pruning else []
+        notes = traced_notes(self.job.path(self.job.original))
+        notes += prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
         notes += self.job.quantizing.notes()
         notes += self.job.drop_notes()

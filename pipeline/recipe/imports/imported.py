@@ -1,0 +1,27 @@
+"""What every importer gives back: a trained model of another tool as a plain torch module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A model that came from a file.
+
+    Attributes:
+        module: in evaluation mode, float32, made of plain torch modules with parameters. It takes one tensor
+            of `shape`, images as (N, C, H, W), and returns a tensor or a tuple of tensors.
+        shape: of that tensor; its batch, the first axis, is 1.
+        format: of the file, for the user: "ONNX, opset 17".
+        notes: what was changed or noticed, each one sentence without its full stop.
+        outputs: names of what the module returns, in order; empty where the file has none.
+    """
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    format: str
+    notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
