@@ -11,6 +11,7 @@ from typing import Any
 from paredown.pipeline.recipe.imports.keras.file import Place
 from paredown.targets.errors import InputError
 
+DEPTH = 20  # of models in models
 MODELS = ("Sequential", "Functional", "Model")
 #: Output of a call: name of the layer, number of its call, number of the output.
 Ref = tuple[str, int, int]
@@ -122,6 +123,21 @@ def read_model(kind: str, config: Any, names: tuple[str, ...] = (), folders: str
         return _chained(layers)
     assert isinstance(config, Mapping)
     return Model(layers, tuple(_refs(config.get("input_layers"))), tuple(_refs(config.get("output_layers"))))
+
+
+def places(model: Model, depth: int = 0) -> Iterator[Place]:
+    """Where the weights of all layers lie, those of models within included.
+
+    Raises:
+        InputError: there are too many models within each other.
+    """
+    if depth > DEPTH:
+        raise InputError(f"nests models more than {DEPTH} deep")
+    for spec in model.layers.values():
+        yield spec.place
+        if spec.is_model:
+            inner = read_model(spec.kind, spec.config, spec.place.names, spec.place.folders)
+            yield from places(inner, depth + 1)
 
 
 def _layer(each: Any, used: Counter[str], names: tuple[str, ...], folders: str, sequential: bool) -> Spec:

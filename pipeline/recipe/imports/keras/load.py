@@ -9,13 +9,11 @@ from typing import Any
 
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.keras.file import Place, Saved, read_keras
-from paredown.pipeline.recipe.imports.keras.graph import Model, Ref, Spec, first_sizes, read_model
+from paredown.pipeline.recipe.imports.keras.graph import Model, Ref, Spec, first_sizes, places, read_model
 from paredown.pipeline.recipe.imports.keras.layers.table import ALIASES, EXPORT, LAYERS, REFUSED
 from paredown.pipeline.recipe.imports.keras.maker import CHANNELS_FIRST, Layer, LayerNode, Maker, Value
 from paredown.pipeline.recipe.imports.onnx.network import Network
 from paredown.targets.errors import InputError
-
-DEPTH = 20  # of models in models
 
 
 def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
@@ -28,7 +26,7 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
     try:
         model = read_model(str(saved.config.get("class_name")), saved.config.get("config"))
         sizes, notes = _input(model, shape)
-        made = [_built(saved, model, sizes, order, path) for order in _orders(model, sizes)]
+        made = [_built(saved, model, sizes, order, path) for order in _orders(model, sizes, shape)]
     except InputError as error:
         raise InputError(str(error), where=path) from error
     except (
@@ -79,48 +77,69 @@ def _input(model: Model, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...]
     if said is None:
         if asked is None:
             raise InputError("does not say the shape of its input", hint="give it: --shape 3x224x224")
-        said = [None, *([None] * (len(asked) if asked[0] != 1 or len(asked) < 3 else len(asked) - 1))]
+        said = [None] * (len(asked) + (1 if len(asked) < 4 else 0))
     if said and isinstance(said[0], int) and said[0] > 1:
         notes.append(f"the file is for a batch of {said[0]}; here it is 1")
     known: list[int | None] = [1, *said[1:]]
+    if len(known) not in CHANNELS_FIRST or len(known) < 2:
+        raise InputError(
+            f"its input {name} is {_text(known)}", hint="known are 2 to 4 axes, the batch included"
+        )
     kind = spec.config.get("dtype")
     kind = kind if isinstance(kind, str) else "float32"
     if kind != "float32":
         notes.append(f"the input {name} is {kind}; here it is float32")
-    full = _filled(known, asked, name)
-    if len(full) not in CHANNELS_FIRST or len(full) < 2:
-        raise InputError(
-            f"its input {name} has the shape {full}", hint="known are 2 to 4 axes, the batch included"
-        )
+    full = _filled(known, asked, name, _is_channels_first(model), notes)
     return full, notes
 
 
-def _filled(known: list[int | None], asked: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
-    """The sizes that the file says, and those that are asked for where it leaves them open."""
-    text = "x".join("?" if size is None else str(size) for size in known)
-    if asked is None:
-        if None in known:
-            example = "x".join(str(size or 224) for size in [*known[-1:], *known[1:-1]])
-            raise InputError(f"the input {name} is {text}, with sizes left open",
-                             hint=f"give them, channels first: --shape {example}")  # fmt: skip
-        return tuple(int(size) for size in known if size is not None)
-    given = list(asked)
-    if len(given) == len(known):
+def _filled(
+    known: list[int | None], asked: tuple[int, ...] | None, name: str, first: bool, notes: list[str]
+) -> tuple[int, ...]:
+    """The sizes that the file says; what is asked for fills those it leaves open, or stands for them."""
+    text = _text(known)
+    given = list(asked or ())
+    if len(given) == len(known) and given:
         given = given[1:]
-    if len(given) == len(known) - 1 and min(given, default=0) > 0:
-        for sizes in ([*given[1:], given[0]], given):
-            if all(size in (None, each) for size, each in zip(known[1:], sizes, strict=True)):
-                return (1, *sizes)
-    raise InputError(f"the input {name} is {text}, and the shape {'x'.join(map(str, asked))} does not fit",
-                     hint=f"give {len(known) - 1} sizes, channels first")  # fmt: skip
+    if min(given, default=1) < 1 or (
+        len(given) not in (0, len(known) - 1) and (len(given), len(known)) != (2, 4)
+    ):
+        raise InputError(f"the input {name} is {text}, and the shape {_text(given)} does not fit",
+                         hint=f"give {len(known) - 1} sizes, channels first")  # fmt: skip
+    ways: list[list[int | None]] = [known[1:]]
+    if len(given) == 2 and len(known) == 4:  # height and width
+        ways = [[known[1], *given]] if first else [[*given, known[3]]]
+    elif given:
+        ways = [[*given]] if first or len(given) == 1 else [[*given[1:], given[0]], [*given]]
+    fits = [
+        way for way in ways if all(size in (None, each) for size, each in zip(known[1:], way, strict=True))
+    ]
+    channel = 0 if first else -1
+    near = [way for way in ways if known[1:][channel] in (None, way[channel])]
+    way = (fits or near or ways)[0]
+    if None in way:
+        example = _text(known[1:] if first else [*known[-1:], *known[1:-1]], "224")
+        raise InputError(f"the input {name} is {text}, with sizes left open",
+                         hint=f"give them, channels first: --shape {example}")  # fmt: skip
+    if not near:
+        raise InputError(f"the input {name} is {text}, and the shape {_text(given)} does not fit",
+                         hint=f"give {len(known) - 1} sizes, channels first")  # fmt: skip
+    full = (1, *(int(size) for size in way if size is not None))
+    if not fits:
+        notes.append(f"the file declares {text}; it is imported for {_text(full)}, as asked")
+    return full
 
 
-def _orders(model: Model, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _orders(model: Model, sizes: tuple[int, ...], asked: tuple[int, ...] | None) -> list[tuple[int, ...]]:
     """The orders of the input's axes to try: channels first for images; of sequences whatever turns less."""
     plain = tuple(range(len(sizes)))
+    if _is_channels_first(model) or len(sizes) < 3:
+        return [plain]
+    first = CHANNELS_FIRST[len(sizes)]
     if len(sizes) == 4:
-        return [plain if _is_channels_first(model) else CHANNELS_FIRST[4]]
-    return [CHANNELS_FIRST[3], plain] if len(sizes) == 3 and not _is_channels_first(model) else [plain]
+        return [first]
+    given = [order for order in (first, plain) if asked and tuple(sizes[a] for a in order[1:]) == asked[-2:]]
+    return given if len(given) == 1 else [first, plain]
 
 
 def _is_channels_first(model: Model) -> bool:
@@ -137,9 +156,9 @@ def _is_channels_first(model: Model) -> bool:
 
 def _built(saved: Saved, model: Model, sizes: tuple[int, ...], order: tuple[int, ...], path: Path) -> _Made:
     shape = tuple(sizes[axis] for axis in order)
-    maker = Maker.start(path, shape, saved.weights)
+    maker = Maker.start(path, shape, saved.weights, places(model))
     x = Value(maker.builder.input, order)
-    found = _run(maker, saved, model, [x], 0)
+    found = _run(maker, saved, model, [x])
     notes = []
     if order != tuple(range(len(order))):
         notes.append(f"the input is {_text(shape)}, channels first; in Keras it is {_text(sizes)}")
@@ -159,14 +178,12 @@ def _built(saved: Saved, model: Model, sizes: tuple[int, ...], order: tuple[int,
     return _Made(network, maker, tuple(ref[0] for ref in model.outputs), tuple(notes))
 
 
-def _text(sizes: Sequence[int]) -> str:
-    return "x".join(str(int(size)) for size in sizes)
+def _text(sizes: Sequence[int | None], unknown: str = "?") -> str:
+    return "x".join(unknown if size is None else str(int(size)) for size in sizes)
 
 
-def _run(m: Maker, saved: Saved, model: Model, inputs: Sequence[Value], depth: int) -> list[Value]:
+def _run(m: Maker, saved: Saved, model: Model, inputs: Sequence[Value]) -> list[Value]:
     """Builds a model for these inputs; what it returns."""
-    if depth > DEPTH:
-        raise InputError(f"nests models more than {DEPTH} deep")
     if len(inputs) != len(model.inputs) or not model.outputs:
         raise InputError("a model within it is given another number of inputs")
     values: dict[Ref, Value] = dict(zip(model.inputs, inputs, strict=True))
@@ -179,14 +196,14 @@ def _run(m: Maker, saved: Saved, model: Model, inputs: Sequence[Value], depth: i
         known = [value for value in reads if value is not None]
         if len(known) != len(reads) or not known:
             raise InputError(f"the layer {spec.name} reads an output that no layer has")
-        for index, value in enumerate(_one(m, saved, spec, known, depth)):
+        for index, value in enumerate(_one(m, saved, spec, known)):
             values[spec.name, number, index] = value
     if missing := [ref[0] for ref in model.outputs if ref not in values]:
         raise InputError(f"its output {missing[0]} is not made by any layer")
     return [values[ref] for ref in model.outputs]
 
 
-def _one(m: Maker, saved: Saved, spec: Spec, inputs: Sequence[Value], depth: int) -> list[Value]:
+def _one(m: Maker, saved: Saved, spec: Spec, inputs: Sequence[Value]) -> list[Value]:
     """Builds one layer, or a model within the model."""
     node = LayerNode("/".join(spec.place.names), spec.kind, (), ())
     if spec.foreign:
@@ -194,7 +211,7 @@ def _one(m: Maker, saved: Saved, spec: Spec, inputs: Sequence[Value], depth: int
                          f"write it with layers of Keras, or {EXPORT}")  # fmt: skip
     if spec.is_model:
         inner = read_model(spec.kind, spec.config, spec.place.names, spec.place.folders)
-        return _run(m, saved, inner, inputs, depth + 1)
+        return _run(m, saved, inner, inputs)
     kind = ALIASES.get(spec.kind, spec.kind)
     if kind in REFUSED:
         raise node.error(*REFUSED[kind])

@@ -7,7 +7,7 @@ needs another order. A flattened map keeps torch's order of numbers too; the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,19 +100,22 @@ class Maker:
     Attributes:
         builder: of modules and steps.
         weights: of the file.
+        places: of the weights of all layers.
         turned: how many values had to be put into another order.
     """
 
     builder: Builder
     weights: Weights
+    places: tuple[Place, ...] = ()
     turned: int = 0
+    _same: dict[Place, Place] = field(default_factory=dict)
     _parameters: dict[tuple[Any, ...], nn.Parameter] = field(default_factory=dict)
-    _read: dict[tuple[Any, ...], dict[str, Tensor]] = field(default_factory=dict)
+    _read: dict[tuple[Place, str], dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, path: Path, shape: tuple[int, ...], weights: Weights) -> Maker:
+    def start(cls, path: Path, shape: tuple[int, ...], weights: Weights, places: Iterable[Place]) -> Maker:
         """Of a network with this input, (1, ...)."""
-        return cls(Builder(path, shape), weights)
+        return cls(Builder(path, shape), weights, tuple(places))
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -130,10 +133,10 @@ class Maker:
         Raises:
             InputError: one is missing.
         """
-        key = layer.place.folders, layer.place.names, inner
+        key = layer.place, inner
         if key not in self._read:
             try:
-                self._read[key] = self.weights.of(layer.place, roles, inner)
+                self._read[key] = self._found(layer.place, roles, inner)
             except InputError as error:
                 raise layer.error(error.what) from None
         found = self._read[key]
@@ -143,13 +146,24 @@ class Maker:
                               'save it again with model.save("model.keras")')  # fmt: skip
         return {role: found[role] for role in roles}
 
+    def _found(self, place: Place, roles: tuple[str, ...], inner: str) -> dict[str, Tensor]:
+        """The weights at a place; where a model is used twice, they are saved at its first place alone."""
+        found = self.weights.of(place, roles, inner)
+        for other in self.places if roles and not found else ():
+            if other.names[-1] == place.names[-1] and other != place:
+                found = self.weights.of(other, roles, inner)
+                if found:
+                    self._same[place] = other
+                    break
+        return found
+
     def parameter(
         self, layer: Layer, role: str, value: Tensor, shape: tuple[int, ...] | None = None
     ) -> nn.Parameter:
         """A weight as a parameter: the same one wherever the layer is used again."""
         if shape is not None and tuple(value.shape) != shape:
             raise layer.error(f"its {role} is {tuple(value.shape)}, not {shape}")
-        key = layer.place, role, tuple(value.shape)
+        key = self._same.get(layer.place, layer.place), role, tuple(value.shape)
         known = self._parameters.get(key)
         if known is not None and torch.equal(known.detach(), value):
             return known
