@@ -6,6 +6,7 @@ configuration among its attributes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -164,8 +165,9 @@ class Saved:
         return 3 if self.version.startswith("3") else 2
 
 
-def read_keras(path: Path) -> Saved:
-    """Reads a `.keras` or `.h5` file.
+@contextlib.contextmanager
+def read_keras(path: Path) -> Iterator[Saved]:
+    """A `.keras` or `.h5` file, open while it is used.
 
     Raises:
         InputError: h5py is not installed, the file cannot be read, is damaged or no model of Keras.
@@ -180,15 +182,13 @@ def read_keras(path: Path) -> Saved:
             head = file.read(8)
         if not size:
             raise InputError("the file is empty", where=path)
-        if head == HDF5:
-            opened = h5py.File(path, "r")
-            config, version = _in_attributes(opened, path)
-            return Saved(config, version, Weights(opened, path, size))
-        if not head.startswith(b"PK"):
+        if head != HDF5 and not head.startswith(b"PK"):
             raise InputError("neither a zip archive nor HDF5: no Keras file", where=path,
                              hint='save it with model.save("model.keras")')  # fmt: skip
-        config, version, weights = _in_archive(path)
-        return Saved(config, version, Weights(h5py.File(io.BytesIO(weights), "r"), path, size))
+        found = None if head == HDF5 else _in_archive(path)
+        with h5py.File(path if found is None else io.BytesIO(found[2]), "r") as opened:
+            config, version = _in_attributes(opened, path) if found is None else found[:2]
+            yield Saved(config, version, Weights(opened, path, size))
     except OSError as error:
         reason = error.strerror or str(error).partition("(")[0].strip() or type(error).__name__
         raise InputError(f"cannot read the model: {reason}", where=path) from None

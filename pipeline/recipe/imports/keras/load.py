@@ -15,6 +15,9 @@ from paredown.pipeline.recipe.imports.keras.maker import CHANNELS_FIRST, Layer, 
 from paredown.pipeline.recipe.imports.onnx.network import Network
 from paredown.targets.errors import InputError
 
+#: What a damaged configuration makes Python raise.
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
+
 
 def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
     """Reads a Keras model; see `imports.read`.
@@ -22,31 +25,26 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
     Raises:
         InputError: it cannot be imported; the line says why, and names the layer.
     """
-    saved = read_keras(path)
-    try:
-        model = read_model(str(saved.config.get("class_name")), saved.config.get("config"))
-        sizes, notes = _input(model, shape)
-        made = [_built(saved, model, sizes, order, path) for order in _orders(model, sizes, shape)]
-    except InputError as error:
-        raise InputError(str(error), where=path) from error
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise InputError(
-            f"its configuration is damaged ({type(error).__name__}: {str(error)[:80]})", where=path
-        ) from error
+    with read_keras(path) as saved:
+        try:
+            return _imported(saved, path, shape)
+        except InputError as error:
+            raise InputError(str(error), where=path) from error
+        except DAMAGED as error:
+            what = f"its configuration is damaged ({type(error).__name__}: {str(error)[:80]})"
+            raise InputError(what, where=path) from error
+
+
+def _imported(saved: Saved, path: Path, shape: tuple[int, ...] | None) -> Imported:
+    model = read_model(str(saved.config.get("class_name")), saved.config.get("config"))
+    sizes, notes = _input(model, shape)
+    made = [_built(saved, model, sizes, order, path) for order in _orders(model, sizes, shape)]
     best = min(made, key=lambda each: each.maker.turned)
-    network, builder = best.network, best.maker.builder
-    notes += [*best.notes, *builder.notes]
+    builder = best.maker.builder
     version = f" {saved.version}" if saved.version else ""
     full = tuple(int(size) for size in builder.input.fake.shape)
-    return Imported(network, full, f"Keras{version}", tuple(notes), best.names)
+    notes += [*best.notes, *builder.notes]
+    return Imported(best.network, full, f"Keras{version}", tuple(notes), best.names)
 
 
 @dataclass(frozen=True)
@@ -168,8 +166,8 @@ def _built(saved: Saved, model: Model, sizes: tuple[int, ...], order: tuple[int,
         node = LayerNode(f"{ref[0]}_output", kind, (), ())
         value = maker.plain(Layer(node, {}, model.layers[ref[0]].place), value)
         if value.order != tuple(range(value.rank)):
-            notes.append(f"the output {ref[0]} is {_text(value.live.fake.shape)}, channels first; in Keras it is "
-                         f"{_text(value.shape)}")  # fmt: skip
+            ours, theirs = _text(value.live.fake.shape), _text(value.shape)
+            notes.append(f"the output {ref[0]} is {ours}, channels first; in Keras it is {theirs}")
         outputs.append(value)
     if not maker.builder.steps:
         raise InputError("the model returns its input")

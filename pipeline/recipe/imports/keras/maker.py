@@ -1,8 +1,8 @@
 """What Keras's layers are built with: values with the order of their axes, weights by their role.
 
-Keras keeps channels last, torch and everything after it channels first. A value knows which of Keras's axes each
-of its own is, so that layers are built for channels first and nothing is turned around, but where a layer itself
-needs another order. A flattened map keeps torch's order of numbers too; the next layer's weights follow.
+Keras keeps channels last, torch and everything after it channels first. A value knows which of Keras's axes
+each of its own is, so that layers are built for channels first and nothing is turned around, but where a layer
+itself needs another order. A flattened map keeps torch's order of numbers too; the next layer's weights follow.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class Maker:
         found = self._read[key]
         found = found | {role: found[name] for role, name in other_names.items() if name in found}
         if missing := [role for role in roles if role not in found]:
-            raise layer.error(f"its {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in the file",
+            verb = "is" if len(missing) == 1 else "are"
+            raise layer.error(f"its {' and '.join(missing)} {verb} not in the file",
                               'save it again with model.save("model.keras")')  # fmt: skip
         return {role: found[role] for role in roles}
 
@@ -183,7 +184,7 @@ class Maker:
         self, layer: Layer, function: Callable[..., Any], like: Value, *arguments: Any,
         order: tuple[int, ...] | None = None, **keywords: Any,
     ) -> Value:  # fmt: skip
-        """Runs a function; values among the arguments are its inputs, and `like` says the order of the result."""
+        """Runs a function of the values among its arguments; `like` says the order of the result."""
         made: Live = self.builder.call(layer.node, function, *map(_live, arguments), **keywords)
         return Value(made, like.order if order is None else order, like.flat if order is None else None)
 

@@ -1,4 +1,4 @@
-"""Activations of Keras, by name and as layers; what changed its meaning between Keras 2 and 3 follows the file."""
+"""Activations of Keras, by name and as layers; where Keras 2 and 3 differ, the file's version decides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def hard_sigmoid_2(x: Tensor) -> Tensor:
 
 #: Name -> torch's module, of what needs no arguments.
 PLAIN: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU, "swish": nn.SiLU,
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU,
+    "swish": nn.SiLU,
     "selu": nn.SELU, "softplus": nn.Softplus, "softsign": nn.Softsign, "mish": nn.Mish, "elu": nn.ELU,
     "hard_swish": nn.Hardswish, "hard_silu": nn.Hardswish, "log_sigmoid": nn.LogSigmoid, "celu": nn.CELU,
     "tanh_shrink": nn.Tanhshrink, "leaky_relu": lambda: nn.LeakyReLU(0.2),

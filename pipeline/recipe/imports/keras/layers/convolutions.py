@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from paredown.pipeline.recipe.imports.keras.layers.activations import activated
 from paredown.pipeline.recipe.imports.keras.maker import Layer, Maker, Value
 
-CONVS = {1: nn.Conv1d, 2: nn.Conv2d}
-TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
 
 
 def same(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
@@ -127,7 +128,7 @@ def _conv(
 
 def zeros(around: Sequence[tuple[int, int]]) -> nn.Module:
     """Zeros around a map."""
-    sides = tuple(side for pair in reversed(around) for side in pair)
+    sides: Any = tuple(side for pair in reversed(around) for side in pair)
     if len(around) == 1:
         return nn.ConstantPad1d(sides, 0.0)
     return nn.ZeroPad2d(sides)
@@ -185,7 +186,7 @@ def _length(layer: Layer, size: int, span: int, stride: int, extra: int | None) 
 
 
 def dense(m: Maker, layer: Layer, x: Value) -> Value:
-    """Dense: over the last axis; of maps a 1x1 convolution; of a flattened map the weights follow its order."""
+    """Dense: of maps a 1x1 convolution; of a flattened map the weights follow its order of numbers."""
     read = m.read(layer, ("kernel", *_bias(layer)))
     kernel = _axes(layer, read["kernel"], 2)
     weight = kernel.t()

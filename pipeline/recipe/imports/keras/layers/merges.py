@@ -9,7 +9,6 @@ import torch
 
 from paredown.pipeline.recipe.imports.keras.maker import Layer, Maker, Value
 
-
 MERGES: Mapping[str, Callable[[Any, Any], Any]] = {
     "Add": torch.add, "Multiply": torch.mul, "Subtract": torch.sub, "Maximum": torch.maximum,
     "Minimum": torch.minimum,

@@ -35,7 +35,7 @@ def _flat(m: Maker, layer: Layer, x: Value, numbers: torch.Tensor | None) -> Val
 
 
 def reshape(m: Maker, layer: Layer, x: Value) -> Value:
-    """Another shape of the same numbers in Keras's order; where only the map's axes change, nothing is turned."""
+    """Another shape of the same numbers in Keras's order; a map whose channels stay is not turned."""
     sizes = [int(size) for size in layer.config["target_shape"]]
     count = prod(x.shape)
     if sizes.count(-1) == 1:

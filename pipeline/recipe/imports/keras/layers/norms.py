@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paredown.pipeline.recipe.imports.keras.maker import Layer, Maker, Value
 
-NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
 NORMALIZE_EPSILON = 1e-7
 
 

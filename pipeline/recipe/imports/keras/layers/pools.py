@@ -11,8 +11,8 @@ from torch import nn
 from paredown.pipeline.recipe.imports.keras.layers.convolutions import pads
 from paredown.pipeline.recipe.imports.keras.maker import Layer, Maker, Value
 
-MAX = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
-AVERAGE = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+MAX: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+AVERAGE: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
 
 
 def pool(m: Maker, layer: Layer, x: Value) -> Value:

@@ -109,8 +109,8 @@ def _made(
             given = read["bias"]
             both = given if given.dim() == 2 else torch.stack((given, torch.zeros_like(given)))
             for name, value in zip(("bias_ih", "bias_hh"), both, strict=True):
-                setattr(made, name + end,
-                        m.parameter(layer, f"{cell} {name}", _gates(value, order, units, layer), (sizes,)))  # fmt: skip
+                gates = _gates(value, order, units, layer)
+                setattr(made, name + end, m.parameter(layer, f"{cell} {name}", gates, (sizes,)))
     return made, units
 
 

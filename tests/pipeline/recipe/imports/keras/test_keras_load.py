@@ -22,8 +22,8 @@ L = keras.layers
 
 
 def nested() -> keras.Model:
-    inner = keras.Sequential([keras.Input((8, 8, 6)), L.Conv2D(6, 3, padding="same"), L.BatchNormalization(), L.ReLU()],
-                             name="inner")  # fmt: skip
+    parts = [L.Conv2D(6, 3, padding="same"), L.BatchNormalization(), L.ReLU()]
+    inner = keras.Sequential([keras.Input((8, 8, 6)), *parts], name="inner")
     outer = keras.Input((8, 8, 6))
     deeper = keras.Model(outer, L.Add()([outer, inner(outer)]), name="deeper")
     x = keras.Input((16, 16, 3))
@@ -125,7 +125,8 @@ def test_random_models_say_what_keras_says_and_nothing_is_turned(
 
 
 @pytest.mark.parametrize(("name", "twin", "pixels"), [
-    ("ic/pretrainedResnet.h5", "ic/pretrainedResnet.tflite", 255), ("vww/vww_96.h5", "vww/vww_96_float.tflite", 1),
+    ("ic/pretrainedResnet.h5", "ic/pretrainedResnet.tflite", 255),
+    ("vww/vww_96.h5", "vww/vww_96_float.tflite", 1),
 ])  # fmt: skip
 def test_those_of_mlperf_say_what_their_own_float_programs_say(
     shared: Path, name: str, twin: str, pixels: int
@@ -156,7 +157,9 @@ def test_resnet8_has_the_accuracy_that_mlperf_says(shared: Path):
     pixels = cv2.imread(str(folder / "test500.png")).reshape(-1, 32, 32, 3)[..., ::-1]
     labels = np.loadtxt(folder / "test500.labels.txt", dtype=np.int64)
     images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))
-    assert (found.module(images).argmax(1).numpy() == labels).mean() == pytest.approx(0.89, abs=1e-9)  # as its own .tflite
+    assert (found.module(images).argmax(1).numpy() == labels).mean() == pytest.approx(
+        0.89, abs=1e-9
+    )  # as its own .tflite
 
 
 def test_sizes_that_are_left_open_are_asked_for(tmp_path: Path):
@@ -191,7 +194,8 @@ def test_two_inputs_code_and_models_of_the_users_own_are_named(tmp_path: Path):
     x, y = keras.Input((4,), name="one"), keras.Input((4,), name="two")
     cases = [
         (keras.Model([x, y], L.Add()([x, y])), r"takes 2 inputs \(one, two\)"),
-        (keras.Sequential([keras.Input((4,)), L.Lambda(lambda v: v * 2, name="twice")]), r"layer twice \(Lambda\): holds Python code"),
+        (keras.Sequential([keras.Input((4,)), L.Lambda(lambda v: v * 2, name="twice")]),
+         r"layer twice \(Lambda\): holds Python code"),
         (keras.Model(x, x * 2.0), r"Multiply of keras.ops|is called with"),
     ]  # fmt: skip
     for made, words in cases:
@@ -242,7 +246,8 @@ def test_damaged_configurations_are_one_line(tmp_path: Path):
         (layer("c", padding="around"), "its padding is around"),
         (layer("c", groups=2), "does not fit"),
         (layer("c", activation="wavy"), "activation wavy is not known"),
-        (layer("c", activation={"class_name": "function", "config": "f", "registered_name": "mine>f"}), "user's own code"),
+        (layer("c", activation={"class_name": "function", "config": "f", "registered_name": "m>f"}),
+         "user's own code"),
         (layer("d", name="other"), "not in the file|other"),
         (layer("c", dilation_rate="x"), "layer c"),
     ]  # fmt: skip
