@@ -108,7 +108,7 @@ def read_model(kind: str, config: Any, names: tuple[str, ...] = (), folders: str
     """
     if kind not in MODELS or not isinstance(config, (Mapping, list)):
         raise InputError(f"is a model of the class {kind}, which is the user's own code",
-                         hint="build it with Sequential or the functional API, or export it as ONNX")  # fmt: skip
+                         hint="build it with Sequential or Functional, or export it as ONNX")  # fmt: skip
     listed = config if isinstance(config, list) else config.get("layers")
     if not isinstance(listed, list) or not listed:
         raise InputError("its configuration lists no layers")

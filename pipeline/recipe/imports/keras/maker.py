@@ -1,8 +1,8 @@
 """What Keras's layers are built with: values with the order of their axes, weights by their role.
 
 Keras keeps channels last, torch and everything after it channels first. A value knows which of Keras's axes
-each of its own is, so that layers are built for channels first and nothing is turned around, but where a layer
-itself needs another order. A flattened map keeps torch's order of numbers too; the next layer's weights follow.
+each of its own is, so that layers are built for channels first and nothing is turned, but where a layer needs
+another order. A flattened map keeps torch's order too; the next layer's weights follow.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ IDENTITIES = (
     "Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout",
     "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom", "RandomContrast",
     "RandomBrightness", "RandomTranslation", "RandomSharpness", "RandomHue", "RandomSaturation",
-    "RandomErasing",    "RandomGaussianBlur", "RandomGrayscale", "RandomInvert", "RandomPosterization", "RandomShear",
-    "RandomPerspective", "RandomColorJitter", "RandomColorDegeneration", "RandomElasticTransform",
+    "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomInvert", "RandomPosterization",
+    "RandomShear", "RandomPerspective", "RandomColorJitter", "RandomColorDegeneration",
+    "RandomElasticTransform",
 )  # fmt: skip
 LAYERS: Mapping[str, Callable[..., Value]] = {
     **{name: activity for name in IDENTITIES},
@@ -69,7 +70,8 @@ ALIASES = {
     "Convolution1D": "Conv1D", "Convolution2D": "Conv2D", "Convolution2DTranspose": "Conv2DTranspose",
     "SeparableConvolution2D": "SeparableConv2D", "MaxPool1D": "MaxPooling1D", "MaxPool2D": "MaxPooling2D",
     "AvgPool1D": "AveragePooling1D", "AvgPool2D": "AveragePooling2D",
-    "GlobalAvgPool2D": "GlobalAveragePooling2D",    "GlobalMaxPool2D": "GlobalMaxPooling2D", "BatchNormalizationV1": "BatchNormalization",
+    "GlobalAvgPool2D": "GlobalAveragePooling2D", "GlobalMaxPool2D": "GlobalMaxPooling2D",
+    "BatchNormalizationV1": "BatchNormalization",
 }  # fmt: skip
 EXPORT = "export the model as ONNX with tf2onnx, and import that"
 #: Class -> why it is not imported, and what to do.

@@ -34,9 +34,11 @@ def _merge(kind: type, *shapes: tuple[int, ...], **keywords: object) -> keras.Mo
     return filled(keras.Model(x, kind(**keywords)(parts)))
 
 
-ACTIVATIONS = ("relu", "relu6", "silu", "swish", "gelu", "hard_sigmoid", "hard_swish", "hard_silu", "elu",
-               "selu",                "sigmoid", "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu",
-               "exponential", "celu", "log_sigmoid")  # fmt: skip
+ACTIVATIONS = (
+    "relu", "relu6", "silu", "swish", "gelu", "hard_sigmoid", "hard_swish", "hard_silu", "elu", "selu", "sigmoid",
+    "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu", "exponential", "celu",
+    "log_sigmoid",
+)  # fmt: skip
 CASES = {
     **{f"activation {name}": lambda name=name: model(MAP, L.Activation(name)) for name in ACTIVATIONS},
     **{f"convolution and {name}": lambda name=name: model(MAP, L.Conv2D(6, 3, activation=name))
@@ -164,8 +166,11 @@ def test_where_something_has_to_be_turned_it_is(tmp_path: Path, name: str):
     beside(made, saved(made, tmp_path))
 
 
-@pytest.mark.parametrize("name", ["conv2d 3 by 2 same", "depthwise by 2, 2 times", "both directions True",
-                                  "GRU last",                                   "separable2d", "batch norm", "layer norm of a row"])  # fmt: skip
+H5 = ("conv2d 3 by 2 same", "depthwise by 2, 2 times", "both directions True", "GRU last", "separable2d",
+      "batch norm", "prelu by channel", "layer norm of a row")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", H5)
 def test_h5_files_too(tmp_path: Path, name: str):
     check(CASES[name](), tmp_path, ".h5")
 
