@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.recipe.imports.folders import CONFIG, PREPROCESSOR, WEIGHTS
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.targets.errors import InputError
 
-CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 #: End of an architecture's name -> transformers' class, what it gives of the outputs, and their names.
 TASKS = {
     "ForImageClassification": ("AutoModelForImageClassification", ("logits",)),
@@ -47,17 +47,6 @@ class Outputs(nn.Module):
         return parts[0] if len(parts) == 1 else parts
 
 
-def is_folder(path: Path) -> bool:
-    """Whether this is a folder of Hugging Face's."""
-    return path.is_dir() and (path / CONFIG).is_file()
-
-
-def files(path: Path) -> tuple[Path, ...]:
-    """The files that decide what the model is."""
-    names = (CONFIG, WEIGHTS, PREPROCESSOR)
-    return tuple(path / name for name in names if (path / name).is_file())
-
-
 def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
     """Reads a folder of Hugging Face's; see `imports.read`.
 
@@ -77,15 +66,14 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
                          hint=f"known are those that end in {', '.join(TASKS)}")  # fmt: skip
     if not (path / WEIGHTS).is_file():
         raise InputError(f"no {WEIGHTS}; pickled and split weights are not read", where=path,
-                         hint='save it so: model.save_pretrained(folder, max_shard_size="100GB")')  # fmt: skip
+                         hint='call model.save_pretrained(folder, max_shard_size="99GB")')  # fmt: skip
     network = _model(path, *found)
     size, notes = _preprocessing(path)
     full = _shape(config, size, shape, path)
-    kinds = {str(value.dtype).removeprefix("torch.") for value in network.parameters()} - {"float32"}
-    if kinds:
-        notes.append(f"{' and '.join(sorted(kinds))} made float32")
-        network = network.float()
-    return Imported(network.eval(), full, f"Hugging Face, {kind}", tuple(notes), found[1])
+    kind_of_weights = str(config.get("dtype", config.get("torch_dtype", "float32")))
+    if kind_of_weights not in ("float32", "None"):
+        notes.append(f"{kind_of_weights} made float32")
+    return Imported(network.float().eval(), full, f"Hugging Face, {kind}", tuple(notes), found[1])
 
 
 def _model(path: Path, name: str, outputs: tuple[str, ...]) -> nn.Module:
@@ -96,8 +84,10 @@ def _model(path: Path, name: str, outputs: tuple[str, ...]) -> nn.Module:
                          hint="pip install transformers") from None  # fmt: skip
     told = logging.getLogger("transformers")
     level = told.level
+    bars = transformers.utils.logging.is_progress_bar_enabled()
     try:
         told.setLevel(logging.ERROR)
+        transformers.utils.logging.disable_progress_bar()
         made, about = getattr(transformers, name).from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False, use_safetensors=True,
             output_loading_info=True, dtype=torch.float32, attn_implementation="eager",
@@ -109,6 +99,8 @@ def _model(path: Path, name: str, outputs: tuple[str, ...]) -> nn.Module:
         raise InputError(f"transformers cannot read the model ({reason[:160]})", where=path) from error
     finally:
         told.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     for key, words in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if names := sorted(map(str, about.get(key, ()))):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -71,7 +71,8 @@ def _full(script: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     first = next((value for value in script.parameters() if value.dim() >= 3), None)
     if first is not None and len(shape) == first.dim() - 2:
         return (1, int(first.shape[1]), *shape)
-    return tuple(shape) if shape[0] == 1 and first is not None and len(shape) == first.dim() else (1, *shape)
+    whole = shape[0] == 1 and (first is None or len(shape) == first.dim())
+    return tuple(shape) if whole else (1, *shape)
 
 
 def _converted(script: Any, shape: tuple[int, ...], path: Path) -> torch.export.ExportedProgram:
