@@ -102,8 +102,8 @@ def _read_torch(path: Path, suffix: str, shape: tuple[int, ...] | None) -> Impor
     if suffix in (".pt", ".pth"):
         read_weights_file(path)  # of what is no dict of tensors it says more
     what = "holds weights without a network" if suffix in (".pt", ".pth") else "not a TorchScript program"
-    raise InputError(what, where=path, hint='name the network\'s code, network = "my_nets:make", and the file as '
-                                            "its weights")  # fmt: skip
+    hint = 'name the network\'s code, network = "my_nets:make", and this file as its weights'
+    raise InputError(what, where=path, hint=hint)
 
 
 def files(path: str | Path) -> tuple[Path, ...]:

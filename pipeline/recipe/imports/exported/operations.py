@@ -175,14 +175,10 @@ class Outputs(nn.Module):
         return found
 
 
-def _layer(make: Callable[[Given], nn.Module]) -> Callable[..., Any]:
-    """Of a module without weights."""
-
-    def build(b: Builder, node: Node, given: Given) -> Any:
-        x = given.get("self", given.get("input"))
-        return b.module(node, make(given), x) if isinstance(x, Live) else NotImplemented
-
-    return build
+def plain(b: Builder, node: Node, given: Given) -> Any:
+    """A layer without weights."""
+    x = given.get("self", given.get("input"))
+    return b.module(node, PLAIN[node.kind](given), x) if isinstance(x, Live) else NotImplemented
 
 
 def _max_pool(given: Given) -> nn.Module:
@@ -218,19 +214,22 @@ LAYERS: Mapping[str, Callable[..., Any]] = {
     **{name: flattened for name in ("view", "reshape", "_unsafe_view")},
     "linear": linear, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "group_norm": group_norm,
     "prelu": prelu, "_prelu_kernel": prelu, "lstm": recurrent, "gru": recurrent,
-    "relu": _layer(lambda given: nn.ReLU()), "relu6": _layer(lambda given: nn.ReLU6()),
-    "hardtanh": _layer(lambda given: nn.ReLU6() if (given["min_val"], given["max_val"]) == (0, 6)
-                       else nn.Hardtanh(given["min_val"], given["max_val"])),
-    "leaky_relu": _layer(lambda given: nn.LeakyReLU(given["negative_slope"])),
-    "silu": _layer(lambda given: nn.SiLU()), "gelu": _layer(lambda given: nn.GELU(given["approximate"])),
-    "sigmoid": _layer(lambda given: nn.Sigmoid()), "tanh": _layer(lambda given: nn.Tanh()),
-    "hardswish": _layer(lambda given: nn.Hardswish()), "hardsigmoid": _layer(lambda given: nn.Hardsigmoid()),
-    "mish": _layer(lambda given: nn.Mish()), "softmax": _layer(_softmax), "_softmax": _layer(_softmax),
-    "max_pool1d": _layer(_max_pool), "max_pool2d": _layer(_max_pool), "avg_pool1d": _layer(_average_pool),
-    "avg_pool2d": _layer(_average_pool),
-    "adaptive_avg_pool2d": _layer(lambda given: nn.AdaptiveAvgPool2d(tuple(given["output_size"]))),
-    "_adaptive_avg_pool2d": _layer(lambda given: nn.AdaptiveAvgPool2d(tuple(given["output_size"]))),
-    "flatten": _layer(lambda given: nn.Flatten(given["start_dim"], given["end_dim"])),
+}  # fmt: skip
+#: Operation -> the layer without weights that it is.
+PLAIN: Mapping[str, Callable[[Given], nn.Module]] = {
+    "relu": lambda given: nn.ReLU(), "relu6": lambda given: nn.ReLU6(),
+    "hardtanh": lambda given: nn.ReLU6() if (given["min_val"], given["max_val"]) == (0, 6)
+                       else nn.Hardtanh(given["min_val"], given["max_val"]),
+    "leaky_relu": lambda given: nn.LeakyReLU(given["negative_slope"]),
+    "silu": lambda given: nn.SiLU(), "gelu": lambda given: nn.GELU(given["approximate"]),
+    "sigmoid": lambda given: nn.Sigmoid(), "tanh": lambda given: nn.Tanh(),
+    "hardswish": lambda given: nn.Hardswish(), "hardsigmoid": lambda given: nn.Hardsigmoid(),
+    "mish": lambda given: nn.Mish(), "softmax": _softmax, "_softmax": _softmax,
+    "max_pool1d": _max_pool, "max_pool2d": _max_pool, "avg_pool1d": _average_pool,
+    "avg_pool2d": _average_pool,
+    "adaptive_avg_pool2d": lambda given: nn.AdaptiveAvgPool2d(tuple(given["output_size"])),
+    "_adaptive_avg_pool2d": lambda given: nn.AdaptiveAvgPool2d(tuple(given["output_size"])),
+    "flatten": lambda given: nn.Flatten(given["start_dim"], given["end_dim"]),
 }  # fmt: skip
 #: What gives its input back, in evaluation mode and in float32.
 IDENTITIES = frozenset({

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from paredown.pipeline.recipe.imports.exported.operations import IDENTITIES, LAYERS
+from paredown.pipeline.recipe.imports.exported.operations import IDENTITIES, LAYERS, PLAIN, plain
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node
 from paredown.pipeline.recipe.imports.onnx.network import Network, needed
@@ -222,8 +222,9 @@ class _Rebuild:
         args = self._one_image(node, kind, args)
         given = _bound(target, args, keywords)
         found = NotImplemented
-        if named.kind in LAYERS and any(isinstance(each, Live) for each in given.values()):
-            found = LAYERS[named.kind](self.builder, named, given)
+        build = LAYERS.get(named.kind, plain if named.kind in PLAIN else None)
+        if build is not None and any(isinstance(each, Live) for each in given.values()):
+            found = build(self.builder, named, given)
         if found is NotImplemented:
             found = self.builder.call(named, target, *args, **keywords)
         if kind.endswith("_") and not kind.endswith("__") and node.args and isinstance(node.args[0], fx.Node):
@@ -246,7 +247,11 @@ class _Rebuild:
         stack = node.meta.get("nn_module_stack") or {}
         paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple) and entry]
         path = paths[-1].replace("L['self'].", "") if paths else ""
-        return f"{path}/{node.name}" if path and kind not in LAYERS else path or node.name
+        return (
+            f"{path}/{node.name}"
+            if path and kind.removesuffix("_") not in {*LAYERS, *PLAIN}
+            else path or node.name
+        )
 
     def _outputs(self, node: fx.Node, values: dict[str, Any]) -> list[Any]:
         """What the user gets: not the buffers that the program would write."""

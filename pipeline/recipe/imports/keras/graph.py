@@ -120,7 +120,7 @@ def read_model(kind: str, config: Any, names: tuple[str, ...] = (), folders: str
             raise InputError(f"two of its layers are called {spec.name}")
         layers[spec.name] = spec
     if kind == "Sequential":
-        return _chained(layers)
+        return _chained(layers, config if isinstance(config, Mapping) else {})
     assert isinstance(config, Mapping)
     return Model(layers, tuple(_refs(config.get("input_layers"))), tuple(_refs(config.get("output_layers"))))
 
@@ -173,13 +173,13 @@ def _layer(each: Any, used: Counter[str], names: tuple[str, ...], folders: str, 
     return Spec(name, kind, config, place, calls, foreign)
 
 
-def _chained(layers: dict[str, Spec]) -> Model:
+def _chained(layers: dict[str, Spec], config: Mapping[str, Any]) -> Model:
     """A Sequential: each layer reads the one before it."""
     first, last = next(iter(layers)), None
     made: dict[str, Spec] = {}
     if layers[first].kind != "InputLayer":
         start = "input" if "input" not in layers else "the input"
-        made[start] = Spec(start, "InputLayer", _input_config(layers[first]), Place((start,), ""), ())
+        made[start] = Spec(start, "InputLayer", _input_config(layers[first], config), Place((start,), ""), ())
         last = start
     for name, spec in layers.items():
         calls = () if last is None else ((((last, 0, 0)),),)
@@ -189,16 +189,17 @@ def _chained(layers: dict[str, Spec]) -> Model:
     return Model(made, ((next(iter(made)), 0, 0),), ((last, 0, 0),))
 
 
-def _input_config(spec: Spec) -> Mapping[str, Any]:
+def _input_config(spec: Spec, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the first layer of a Sequential says of its input, or that of the model that it is."""
     for key in ("batch_input_shape", "batch_shape"):
         if key in spec.config:
             return {key: spec.config[key], "dtype": spec.config.get("dtype", "float32")}
     if spec.is_model:
-        found = next((each["config"] for each in spec.config["layers"] if isinstance(each, Mapping)
+        found: Any = next((each["config"] for each in spec.config["layers"] if isinstance(each, Mapping)
                       and isinstance(each.get("config"), Mapping)), {})  # fmt: skip
-        return found if {"batch_input_shape", "batch_shape"} & set(found) else {}
-    return {}
+        if {"batch_input_shape", "batch_shape"} & set(found):
+            return dict(found)
+    return {"batch_shape": config.get("build_input_shape")}
 
 
 def _inputs(name: str, node: Any) -> Iterator[Ref]:

@@ -19,8 +19,8 @@ SMALL = {
     "resnet": lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8,
-        num_labels=3)),
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32,
+        patch_size=8, num_labels=3)),
     "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3],
         strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=3)),
@@ -51,8 +51,8 @@ def test_the_preprocessors_numbers_are_said(tmp_path: Path):
     made("resnet", tmp_path)
     with pytest.raises(InputError, match="does not say the size of its images"):
         load(tmp_path)
-    said = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True, "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.25, 0.25, 0.25]}  # fmt: skip
+    said = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True,
+            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     found = load(tmp_path)
     assert found.shape == (1, 3, 32, 32)

@@ -35,8 +35,8 @@ def _merge(kind: type, *shapes: tuple[int, ...], **keywords: object) -> keras.Mo
 
 
 ACTIVATIONS = (
-    "relu", "relu6", "silu", "swish", "gelu", "hard_sigmoid", "hard_swish", "hard_silu", "elu", "selu", "sigmoid",
-    "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu", "exponential", "celu",
+    "relu", "relu6", "silu", "swish", "gelu", "hard_sigmoid", "hard_swish", "hard_silu", "elu", "selu",
+    "sigmoid",     "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu", "exponential", "celu",
     "log_sigmoid",
 )  # fmt: skip
 CASES = {
