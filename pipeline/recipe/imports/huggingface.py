@@ -136,7 +136,7 @@ def _size(given: Any) -> tuple[int, int] | None:
             given.get("width", given.get("shortest_edge")),
         )
         if all(isinstance(each, int) and each > 0 for each in found):
-            return int(found[0]), int(found[1])  # type: ignore[arg-type]
+            return int(found[0]), int(found[1])
     return None
 
 

@@ -36,7 +36,7 @@ class Spec:
     kind: str
     config: Mapping[str, Any]
     place: Place
-    calls: tuple[tuple[Ref, ...], ...]
+    calls: tuple[tuple[Ref | float, ...], ...]
     foreign: str = ""
 
     @property
@@ -88,6 +88,8 @@ class Model:
             stack.append((name, number, True))
             reads = spec.calls[number] if spec.calls else ()
             for ref in reversed(reads):
+                if isinstance(ref, float):
+                    continue
                 if (ref[0], ref[1]) in open_:
                     raise InputError(f"the layer {name} reads its own result")
                 stack.append((ref[0], ref[1], False))
@@ -153,10 +155,10 @@ def _layer(each: Any, used: Counter[str], names: tuple[str, ...], folders: str, 
     place = Place((*names, name), f"{folders}/layers/{folder}".lstrip("/"))
     if not isinstance(config, Mapping):
         config = {"layers": config}
-    calls = (
-        () if sequential else tuple(tuple(_inputs(name, node)) for node in each.get("inbound_nodes") or ())
-    )
     module = str(each.get("module") or "keras")
+    is_operation = module.startswith("keras.src.ops")
+    nodes = () if sequential else each.get("inbound_nodes") or ()
+    calls = tuple(tuple(_inputs(name, node, is_operation)) for node in nodes)
     registered = each.get("registered_name")
     foreign = "" if module.split(".")[0] in ("keras", "tf_keras", "tensorflow", "None") else module
     if (
@@ -168,7 +170,7 @@ def _layer(each: Any, used: Counter[str], names: tuple[str, ...], folders: str, 
         foreign = registered
     if each.get("module") is None and isinstance(registered, str) and registered not in ("", kind):
         foreign = registered
-    if module.startswith("keras.src.ops"):
+    if is_operation:
         kind = f"{kind} of keras.ops"
     return Spec(name, kind, config, place, calls, foreign)
 
@@ -202,13 +204,13 @@ def _input_config(spec: Spec, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"batch_shape": config.get("build_input_shape")}
 
 
-def _inputs(name: str, node: Any) -> Iterator[Ref]:
+def _inputs(name: str, node: Any, numbers: bool) -> Iterator[Ref | float]:
     """The inputs of one call, as Keras 2 or 3 writes it."""
     if isinstance(node, Mapping):
         for key, value in (node.get("kwargs") or {}).items():
             if value is not None and key not in HARMLESS:
                 raise InputError(f"the layer {name} is called with {key}", hint="give it its inputs alone")
-        yield from _tensors(name, node.get("args", []))
+        yield from _tensors(name, node.get("args", []), numbers)
         return
     parts = [node] if node and isinstance(node[0], str) else node
     for part in parts:
@@ -222,12 +224,14 @@ def _inputs(name: str, node: Any) -> Iterator[Ref]:
         yield part[0], int(part[1]), int(part[2])
 
 
-def _tensors(name: str, value: Any) -> Iterator[Ref]:
+def _tensors(name: str, value: Any, numbers: bool) -> Iterator[Ref | float]:
     if isinstance(value, list):
         for each in value:
-            yield from _tensors(name, each)
+            yield from _tensors(name, each, numbers)
     elif isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
         yield from _refs([value["config"]["keras_history"]])
+    elif numbers and isinstance(value, (int, float)):
+        yield float(value)
     elif value is not None:
         raise InputError(
             f"the layer {name} is called with {str(value)[:40]}", hint="give it its inputs alone"

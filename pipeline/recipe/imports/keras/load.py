@@ -190,7 +190,8 @@ def _run(m: Maker, saved: Saved, model: Model, inputs: Sequence[Value]) -> list[
             continue
         if spec.kind == "InputLayer":
             raise InputError(f"its layer {spec.name} is an input that it does not name")
-        reads = [values.get(ref) for ref in (spec.calls[number] if spec.calls else ())]
+        given = spec.calls[number] if spec.calls else ()
+        reads = [ref if isinstance(ref, float) else values.get(ref) for ref in given]
         known = [value for value in reads if value is not None]
         if len(known) != len(reads) or not known:
             raise InputError(f"the layer {spec.name} reads an output that no layer has")
@@ -201,7 +202,7 @@ def _run(m: Maker, saved: Saved, model: Model, inputs: Sequence[Value]) -> list[
     return [values[ref] for ref in model.outputs]
 
 
-def _one(m: Maker, saved: Saved, spec: Spec, inputs: Sequence[Value]) -> list[Value]:
+def _one(m: Maker, saved: Saved, spec: Spec, inputs: Sequence[Any]) -> list[Value]:
     """Builds one layer, or a model within the model."""
     node = LayerNode("/".join(spec.place.names), spec.kind, (), ())
     if spec.foreign:

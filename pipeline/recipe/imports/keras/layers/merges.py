@@ -15,6 +15,35 @@ MERGES: Mapping[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
+#: Operations outside layers, of two values or a value and a number.
+OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "Add": torch.add, "Multiply": torch.mul, "Subtract": torch.sub, "TrueDivide": torch.div,
+    "Divide": torch.div,
+}  # fmt: skip
+
+
+def arithmetic(m: Maker, layer: Layer, *operands: Value | float) -> Value:
+    """`x + 3.0`, `x * y` and the like, as Keras writes them down."""
+    values = tuple(each for each in operands if isinstance(each, Value))
+    if len(operands) != 2 or not values:
+        raise layer.error(f"is given {len(operands)} operands", "known are two")
+    found = iter(_alike(m, layer, values))
+    x, y = (next(found) if isinstance(each, Value) else each for each in operands)
+    like = x if isinstance(x, Value) else y
+    assert isinstance(like, Value)
+    if isinstance(x, Value) and isinstance(y, Value) and _size(y) > _size(x):
+        like = y
+    function = OPERATIONS[layer.node.kind.partition(" ")[0]]
+    if not isinstance(x, Value):
+        return m.call(layer, swapped, like, y, x, function)
+    return m.call(layer, function, like, x, y)
+
+
+def swapped(y: Any, x: float, function: Callable[[Any, Any], Any]) -> Any:
+    """A function of a number and a tensor."""
+    return function(torch.full((), x, dtype=y.dtype), y)
+
+
 def merge(m: Maker, layer: Layer, *values: Value) -> Value:
     """Value by value, of two or more; sizes of one are spread."""
     found = _alike(m, layer, values)

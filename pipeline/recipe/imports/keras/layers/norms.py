@@ -93,7 +93,7 @@ def normalization(m: Maker, layer: Layer, x: Value) -> Value:
     config = layer.config
     mean, variance = config.get("mean"), config.get("variance")
     if mean is None or variance is None:
-        read = m.read(layer, ("mean", "variance", "count") if layer.major == 2 else ("mean", "variance"))
+        read = m.read(layer, ("mean", "variance", "count"), count="mean")  # not all files name the count
         mean, variance = read["mean"], read["variance"]
     axes = config.get("axis", -1)
     axes = [] if axes is None else [axes] if isinstance(axes, int) else list(axes)
@@ -109,6 +109,16 @@ def normalization(m: Maker, layer: Layer, x: Value) -> Value:
         return m.call(layer.named("mean"), torch.add, x, x, _per_channel(m, layer, x, center))
     x = m.call(layer.named("mean"), torch.sub, x, x, _per_channel(m, layer, x, center))
     return m.call(layer, torch.mul, x, x, _per_channel(m, layer, x, 1 / deviation))
+
+
+def layer_scale(m: Maker, layer: Layer, x: Value) -> Value:
+    """A trained factor for each channel."""
+    gamma = m.read(layer, ("gamma",))["gamma"]
+    if tuple(gamma.shape) != x.shape[-1:]:
+        raise layer.error(f"its gamma is {tuple(gamma.shape)}, and its input {x.shape}")
+    shape = [1] * x.rank
+    shape[x.order.index(x.rank - 1)] = len(gamma)
+    return m.call(layer, torch.mul, x, x, m.parameter(layer, "gamma", _placed(x, gamma).reshape(shape)))
 
 
 def activity(m: Maker, layer: Layer, x: Value) -> Value:

@@ -19,7 +19,13 @@ from paredown.pipeline.recipe.imports.keras.layers.convolutions import (
     separable,
     transposed,
 )
-from paredown.pipeline.recipe.imports.keras.layers.merges import MERGES, concatenate, merge
+from paredown.pipeline.recipe.imports.keras.layers.merges import (
+    MERGES,
+    OPERATIONS,
+    arithmetic,
+    concatenate,
+    merge,
+)
 from paredown.pipeline.recipe.imports.keras.layers.moves import (
     cropping,
     flatten,
@@ -33,6 +39,7 @@ from paredown.pipeline.recipe.imports.keras.layers.norms import (
     batch_norm,
     group_norm,
     layer_norm,
+    layer_scale,
     normalization,
     rescaling,
 )
@@ -47,19 +54,21 @@ IDENTITIES = (
     "RandomBrightness", "RandomTranslation", "RandomSharpness", "RandomHue", "RandomSaturation",
     "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomInvert", "RandomPosterization",
     "RandomShear", "RandomPerspective", "RandomColorJitter", "RandomColorDegeneration",
-    "RandomElasticTransform",
+    "RandomElasticTransform", "StochasticDepth",
 )  # fmt: skip
 LAYERS: Mapping[str, Callable[..., Value]] = {
     **{name: activity for name in IDENTITIES},
     **{f"{kind}Pooling{axes}": pool for kind in ("Max", "Average") for axes in ("1D", "2D")},
     **{f"Global{kind}Pooling{axes}": global_pool for kind in ("Max", "Average") for axes in ("1D", "2D")},
     **{kind: merge for kind in (*MERGES, "Average")},
+    **{f"{kind} of keras.ops": arithmetic for kind in OPERATIONS},
     **{kind: recurrent for kind in KINDS},
     "Activation": activation, "BatchNormalization": batch_norm, "Bidirectional": bidirectional,
     "Concatenate": concatenate, "Conv1D": conv, "Conv1DTranspose": transposed, "Conv2D": conv,
     "Conv2DTranspose": transposed, "Cropping1D": cropping, "Cropping2D": cropping, "Dense": dense,
     "DepthwiseConv1D": depthwise, "DepthwiseConv2D": depthwise, "ELU": elu, "Flatten": flatten,
-    "GroupNormalization": group_norm, "LayerNormalization": layer_norm, "LeakyReLU": leaky_relu,
+    "GroupNormalization": group_norm, "LayerNormalization": layer_norm, "LayerScale": layer_scale,
+    "LeakyReLU": leaky_relu,
     "Normalization": normalization, "PReLU": prelu, "Permute": permute, "ReLU": relu, "RepeatVector": repeat,
     "Rescaling": rescaling, "Reshape": reshape, "Resizing": resizing, "SeparableConv1D": separable,
     "SeparableConv2D": separable, "Softmax": softmax, "UpSampling1D": upsampling, "UpSampling2D": upsampling,

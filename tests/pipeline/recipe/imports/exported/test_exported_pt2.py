@@ -109,9 +109,13 @@ def test_nothing_is_unpickled_or_evaluated(good: Path, tmp_path: Path):
         members["models/model.json"] = text.replace('"name": "input"', '"name": "input=open(1)"').encode()
 
     for change, words in (
-        (examples, "example inputs are a pickle"), (weights, "pickled objects"),
-        (constants, "pickled objects"),         (size, "no sum or product of sizes"), (target, "calls torch.hub.load"), (name, "which is no name"),
-    ):  # fmt: skip
+        (examples, "example inputs are a pickle"),
+        (weights, "pickled objects"),
+        (constants, "pickled objects"),
+        (size, "no sum or product of sizes"),
+        (target, "calls torch.hub.load"),
+        (name, "which is no name"),
+    ):
         assert words in line(changed(good, tmp_path, change)), change
         assert not trap.exists()
 

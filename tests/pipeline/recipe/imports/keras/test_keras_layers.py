@@ -36,8 +36,8 @@ def _merge(kind: type, *shapes: tuple[int, ...], **keywords: object) -> keras.Mo
 
 ACTIVATIONS = (
     "relu", "relu6", "silu", "swish", "gelu", "hard_sigmoid", "hard_swish", "hard_silu", "elu", "selu",
-    "sigmoid",     "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu", "exponential", "celu",
-    "log_sigmoid",
+    "sigmoid", "tanh", "softmax", "log_softmax", "softplus", "softsign", "mish", "leaky_relu", "exponential",
+    "celu", "log_sigmoid",
 )  # fmt: skip
 CASES = {
     **{f"activation {name}": lambda name=name: model(MAP, L.Activation(name)) for name in ACTIVATIONS},
@@ -84,6 +84,7 @@ CASES = {
     "layer norm of a row": lambda: model(ROW, L.LayerNormalization()),
     "layer norm alone": lambda: model(ROW, L.LayerNormalization(center=False, scale=False)),
     "group norm": lambda: model(WIDE, L.GroupNormalization(3), L.GroupNormalization(-1, scale=False)),
+    "normalization that was adapted": lambda: model(MAP, L.Normalization(), L.Conv2D(2, 1)),
     "rescaling": lambda: model(MAP, L.Rescaling(1 / 127.5, -1), L.Conv2D(3, 3)),
     "rescaling by channel": lambda: model(MAP, L.Rescaling([0.5, 2.0, 1.0, 3.0], [0.0, 1.0, 2.0, 0.5])),
     "normalization": lambda: model(MAP, L.Normalization(mean=[1.0, 2, 3, 4], variance=[1.0, 4, 9, 2])),
@@ -152,6 +153,17 @@ TURNED = {
     "flatten and reshape": lambda: model(MAP, L.Conv2D(6, 3), L.Flatten(), L.Reshape((14, 18))),
     "flatten twice and together": lambda: filled(_flattened()),
 }  # fmt: skip
+
+
+def _arithmetic() -> keras.Model:
+    x = keras.Input(MAP)
+    y = 1.0 - L.Conv2D(4, 1)(x) * 2.0 + 3.0
+    return keras.Model(x, (y / x + L.GlobalMaxPooling2D(keepdims=True)(x)) * (5.0 / (x * x + 1.0)))
+
+
+def test_arithmetic_outside_layers(tmp_path: Path):
+    made = filled(_arithmetic())
+    assert turned(beside(made, saved(made, tmp_path), most=1e-4)) == 0
 
 
 def _flattened() -> keras.Model:
