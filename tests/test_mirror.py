@@ -18,6 +18,26 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 #: Test file -> why it is that of other modules -> these; a path without .py stands for all below it.
 ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "pipeline/recipe/imports/keras/test_keras_layers.py": (
+        "every layer is shown beside Keras's own",
+        ("pipeline/recipe/imports/keras/layers/", "pipeline/recipe/imports/keras/maker.py"),
+    ),
+    "pipeline/recipe/imports/keras/test_keras_load.py": (
+        "a configuration is shown by the model that is made of it",
+        ("pipeline/recipe/imports/keras/graph.py",),
+    ),
+    "pipeline/recipe/imports/exported/test_exported_rebuild.py": (
+        "operations are shown within the networks that they make",
+        ("pipeline/recipe/imports/exported/operations.py",),
+    ),
+    "pipeline/recipe/imports/exported/test_exported_pt2.py": (
+        "files of both kinds are looked at before they are loaded",
+        ("pipeline/recipe/imports/exported/torchscript.py",),
+    ),
+    "pipeline/recipe/imports/test_huggingface.py": (
+        "a folder is known by the files of transformers",
+        ("pipeline/recipe/imports/folders.py",),
+    ),
     "test_api.py": ("the API as a user calls it", ("apps/api/",)),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",

@@ -303,7 +303,7 @@ def _resolve_paths(tables: dict[str, Any], folder: Path) -> None:
     weights, network, data = tables.get("weights"), tables.get("network"), tables.get("data")
     if isinstance(weights, str) and _is_weights_file(weights):
         tables["weights"] = resolved(weights)
-    if isinstance(network, str) and _is_network_file(network):
+    if isinstance(network, str) and (_is_network_file(network) or is_model(resolved(network))):
         tables["network"] = resolved(network)
     if isinstance(data, dict):
         for key in DATA_PATHS:

@@ -110,10 +110,14 @@ def test_the_unpacked_bundle_detects_on_a_photo(folder: Path) -> None:
 
 
 def test_a_model_from_elsewhere_is_read(tmp_path: Path) -> None:
-    (block,) = (b for b in blocks("python", mark="") if b.page == "models-from-elsewhere.md")
+    block, keras, program = (b for b in blocks("python", mark="") if b.page == "models-from-elsewhere.md")
     said = python(block, tmp_path)
     assert re.search(r"ONNX, opset \d+ \(1, 3, 32, 32\)", said)
     assert "Conv2d(3, 8" in said and "Linear(in_features=2048" in said
+    said = python(keras, tmp_path)
+    assert said.startswith("Keras 2.15.0 (1, 3, 8, 8)") and "Linear" in said
+    said = python(program, tmp_path)
+    assert said.startswith("torch.export (1, 3, 8, 8)") and said.endswith("TorchScript\n")
 
 
 def test_the_detector_of_the_manual_says_how_it_is_decoded(tmp_path: Path) -> None:

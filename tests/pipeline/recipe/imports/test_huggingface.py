@@ -1,0 +1,99 @@
+"""Folders of Hugging Face's, made by transformers itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.recipe.imports import folders
+from paredown.pipeline.recipe.imports.huggingface import load
+from paredown.pipeline.recipe.imports.read import files, is_model, read
+from paredown.targets.errors import InputError
+
+SMALL = {
+    "resnet": lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)),
+    "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32,
+        patch_size=8, num_labels=3)),
+    "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3],
+        strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=3)),
+}  # fmt: skip
+
+
+def made(name: str, folder: Path) -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = SMALL[name]().eval()
+    network.save_pretrained(folder)
+    return network
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_says_what_transformers_says(tmp_path: Path, name: str, capfd):
+    network = made(name, tmp_path)
+    capfd.readouterr()
+    found = read(tmp_path, (32, 32))
+    assert capfd.readouterr() == ("", "")
+    assert found.shape == (1, 3, 32, 32) and found.outputs == ("logits",)
+    x = torch.rand(found.shape)
+    with torch.no_grad():
+        assert torch.allclose(found.module(x), network(x).logits, atol=1e-5)
+    assert trace(found.module, found.shape, opaque=True).nodes
+
+
+def test_the_preprocessors_numbers_are_said(tmp_path: Path):
+    made("resnet", tmp_path)
+    with pytest.raises(InputError, match="does not say the size of its images"):
+        load(tmp_path)
+    said = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True,
+            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    found = load(tmp_path)
+    assert found.shape == (1, 3, 32, 32)
+    assert "width = 32, height = 32, mean = [0.5, 0.5, 0.5], std = [0.25, 0.25, 0.25]" in found.notes[0]
+    assert load(tmp_path, (3, 40, 48)).shape == (1, 3, 40, 48)
+    with pytest.raises(InputError, match="takes images of 3 channels"):
+        load(tmp_path, (1, 40, 48))
+
+
+def test_folders_are_known_by_their_files(tmp_path: Path):
+    assert folders.kind(tmp_path) is None and not is_model(tmp_path)
+    made("resnet", tmp_path)
+    assert folders.kind(tmp_path) == folders.HUGGING_FACE and is_model(tmp_path)
+    assert [path.name for path in files(tmp_path)] == ["config.json", "model.safetensors"]
+    (tmp_path / "saved_model.pb").write_bytes(b"1")
+    assert folders.kind(tmp_path) == folders.SAVED_MODEL
+    assert folders.kind(Path("x" * 5000)) is None
+
+
+def test_what_is_not_read(tmp_path: Path):
+    made("resnet", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    def line(**changes: object) -> str:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(InputError) as caught:
+            load(tmp_path, (32, 32))
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+        return str(caught.value)
+
+    assert "code that comes with the model" in line(auto_map={"AutoModel": "own.Model"})
+    assert "its architecture is BertForMaskedLM" in line(architectures=["BertForMaskedLM"])
+    assert "its architecture is none" in line(architectures=[])
+    assert "transformers cannot read the model" in line(model_type="nobody knows")
+    assert "has another shape of" in line(hidden_sizes=[8, 24]) or "cannot read" in line(hidden_sizes=[8, 24])
+    assert "lacks" in line(depths=[1, 2])
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    assert "transformers cannot read the model" in line()
+    weights.unlink()
+    assert "no model.safetensors" in line()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="is no JSON"):
+        load(tmp_path)
