@@ -59,6 +59,7 @@ RUNTIMES = {
     for runtime in (
         Runtime("executorch", ".pte", "executorch"),
         Runtime("litert", ".tflite", "ai-edge-litert", "paredown.targets.runners.litert"),
+        Runtime("onnxruntime", ".onnx", "onnxruntime", "paredown.targets.runners.onnxruntime"),
     )
 }
 

@@ -1,0 +1,148 @@
+"""Runs an .onnx with ONNX Runtime's CPU provider; numpy only beside it.
+
+A program of the integer graph has uint8 codes, each 128 more than ours: outside they are int8, as everywhere.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.targets.errors import DeviceError, InputError
+
+#: On x86 without VNNI, sums of two products of a uint8 and an int8 saturate at int16; this keeps them exact.
+PRECISE = "session.x64quantprecision"
+#: Of ONNX Runtime's optimised graph: kernels that compute on codes.
+ON_CODES = ("QLinear", "QGemm", "QMoE", "MatMulInteger", "ConvInteger", "DynamicQuantize")
+#: Operators that move or select values, or change their type, whatever the values are.
+MOVING = frozenset(
+    {
+        "Reshape", "Transpose", "Concat", "Slice", "Pad", "Gather", "Clip", "MaxPool", "Squeeze", "Unsqueeze",
+        "Split", "Resize", "Flatten", "Identity", "Expand", "Tile", "ReorderInput", "ReorderOutput",
+        "NhwcMaxPool", "Upsample", "Constant",
+    }
+)  # fmt: skip
+
+
+def runtime() -> Any:
+    """ONNX Runtime's package.
+
+    Raises:
+        DeviceError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise DeviceError("onnxruntime is not installed", hint='pip install "paredown[onnxruntime]"') from None
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
+class Runner:
+    """A loaded .onnx of one input.
+
+    Args:
+        data: the file's bytes.
+        threads: of ONNX Runtime.
+        where: named in errors.
+        precise: never saturate, also where that is slow: see `PRECISE`.
+
+    Raises:
+        InputError: the bytes are not a model that ONNX Runtime loads.
+    """
+
+    def __init__(
+        self, data: bytes, threads: int = 1, where: object = ".onnx", precise: bool = False
+    ) -> None:
+        self._where, self._data = where, data
+        self._ort = runtime()
+        self._options = {PRECISE: "1"} if precise else {}
+        try:
+            self.session = self._session(threads)
+        except Exception as error:  # noqa: BLE001  the binding's errors have no base but this
+            raise InputError(
+                "not an ONNX model that this runtime loads (truncated or damaged?)", where=where,
+                hint="make it again with `paredown run`",
+            ) from error  # fmt: skip
+        self._input = self.session.get_inputs()[0]
+        self._outputs = [output.name for output in self.session.get_outputs()]
+
+    def _session(self, threads: int = 1, optimized: Path | None = None) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        for key, value in self._options.items():
+            options.add_session_config_entry(key, value)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        return self._ort.InferenceSession(self._data, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Runs one input, (1, channels, height, width), int8 or in the model's own dtype; outputs alike.
+
+        Raises:
+            InputError: the model does not take this input, or stops on the way.
+        """
+        try:
+            made = self.session.run(self._outputs, {self._input.name: self._given(x)})
+        except Exception as error:  # noqa: BLE001  the binding's errors have no base but this
+            shape, dtype = tuple(self._input.shape), self._input.type
+            raise InputError(
+                f"the model takes {dtype} {shape} and stops on {x.dtype} {x.shape}", where=self._where
+            ) from error
+        return tuple(signed(each) if each.dtype == np.uint8 else each for each in made)
+
+    def bound(self, x: NDArray[Any]) -> Callable[[], object]:
+        """A call with its input in place, for timing."""
+        self(x)  # says what does not fit
+        binding = self.session.io_binding()
+        binding.bind_cpu_input(self._input.name, self._given(x))
+        for name in self._outputs:
+            binding.bind_output(name)
+        return lambda: self.session.run_with_iobinding(binding)
+
+    def _given(self, x: NDArray[Any]) -> NDArray[Any]:
+        unsigned_here = self._input.type == "tensor(uint8)" and x.dtype == np.int8
+        return np.ascontiguousarray(unsigned(x) if unsigned_here else x)
+
+    def optimized(self) -> Counter[str]:
+        """Operators of the graph that ONNX Runtime makes of the model on this machine, and how many of each.
+
+        Raises:
+            DeviceError: the package `onnx`, which reads it, is not installed.
+        """
+        try:
+            import onnx
+        except ImportError:
+            raise DeviceError("onnx is not installed", hint='pip install "paredown[onnxruntime]"') from None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            self._session(optimized=path)
+            return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+    def in_float(self) -> tuple[str, ...]:
+        """Operators of a model of codes that ONNX Runtime computes in float, conversions included."""
+        found = self.optimized()
+        names = [name for name in found if name not in MOVING and not name.startswith(ON_CODES)]
+        return tuple(name for name in sorted(names) for _ in range(found[name]))
+
+
+def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Codes, each 128 more."""
+    return codes.view(np.uint8) ^ np.uint8(128)
+
+
+def signed(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Codes, each 128 less."""
+    return (codes ^ np.uint8(128)).view(np.int8)
+
+
+def load(data: bytes, threads: int = 1, where: object = ".onnx") -> Runner:
+    """Loads a model; see `Runner`."""
+    return Runner(data, threads, where)
