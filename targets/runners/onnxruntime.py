@@ -25,7 +25,7 @@ MOVING = frozenset(
     {
         "Reshape", "Transpose", "Concat", "Slice", "Pad", "Gather", "Clip", "MaxPool", "Squeeze", "Unsqueeze",
         "Split", "Resize", "Flatten", "Identity", "Expand", "Tile", "ReorderInput", "ReorderOutput",
-        "NhwcMaxPool", "Upsample", "Constant",
+        "NhwcMaxPool", "Upsample", "Constant", "Cast",
     }
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ PLAIN: Mapping[str, str] = {
 MASKS: Mapping[str, str] = {
     "eq": "Equal", "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual",
     "logical_and": "And", "logical_or": "Or", "logical_not": "Not", "bitwise_and": "And", "bitwise_or": "Or",
-    "bitwise_not": "Not", "isnan": "IsNaN", "isinf": "IsInf",
+    "bitwise_not": "Not", "ne": "Equal", "isnan": "IsNaN", "isinf": "IsInf",
 }  # fmt: skip
 REDUCED: Mapping[str, str] = {"sum": "ReduceSum", "mean": "ReduceMean", "amax": "ReduceMax",
                               "amin": "ReduceMin", "prod": "ReduceProd"}  # fmt: skip
@@ -153,12 +153,13 @@ class Steps:
         like = next((each for each in types if each != "bool"), "float32")
         values = [self.real(arg, like) for arg in read]
         values = [self._cast(v, like) if name not in {"where", *MASKS} else v for v in values]
-        if name in {"where", "eq", "gt", "ge", "lt", "le"}:
+        if name in {"where", "eq", "ne", "gt", "ge", "lt", "le"}:
             first = values[:1] if name == "where" else []
             values = [*first, *(self._cast(v, like) for v in values[len(first) :])]
         if (alpha := node.kwargs.get("alpha", 1)) != 1:
             values[1] = self.op("Mul", [values[1], self.real(alpha, like)], node)
-        return self.op({**PLAIN, **MASKS}[name], values, node)
+        made = self.op({**PLAIN, **MASKS}[name], values, node)
+        return self.op("Not", [made], node) if name == "ne" else made
 
     def _cast(self, value: Value, dtype: str) -> Value:
         if value.dtype == dtype:
@@ -309,6 +310,15 @@ class Steps:
         array = np.full(_shape(node), value, _dtype(node))
         return Value(self.writer.constant(array, "filled"), _shape(node), None, _dtype(node))
 
+    def argmax(self, node: fx.Node) -> Value:
+        """The place of the largest or the smallest, the first of equal ones."""
+        kind = "ArgMax" if _name(node.target) == "argmax" else "ArgMin"
+        if len(node.args) < 2 or node.args[1] is None:
+            raise self.refused(f"{_name(node.target)} over all axes")
+        keep = bool(node.args[2]) if len(node.args) > 2 else False
+        axis = int(node.args[1])  # type: ignore[call-overload]
+        return self.op(kind, [self.real(node.args[0])], node, axis=axis, keepdims=int(keep))
+
     def cumsum(self, node: fx.Node) -> Value:
         """Sums so far."""
         dim = self.writer.constant(np.asarray(int(node.args[1]), np.int64), "dim")  # type: ignore[call-overload]
@@ -341,4 +351,5 @@ KNOWN: Mapping[str, Any] = {
     "rsqrt": Steps.rsqrt, "convolution": Steps.convolution, "constant_pad_nd": Steps.constant_pad,
     "_to": Steps.cast, "full": Steps.filled, "full_like": Steps.filled, "zeros_like": Steps.filled,
     "ones_like": Steps.filled, "scalar_tensor": Steps.filled, "cumsum": Steps.cumsum,
+    "argmax": Steps.argmax, "argmin": Steps.argmax,
 }  # fmt: skip

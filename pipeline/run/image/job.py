@@ -315,6 +315,7 @@ class ImageJob(Job):
                 self._parity_inputs(integer, count),
                 params.probes,
                 tick,
+                tools.tolerance,
             )
             told = result.to_dict()
             for node in islands(integer):
