@@ -23,7 +23,7 @@ from paredown.pipeline.lower.onnxruntime.kinds import BOTH, OF_CODES, finished, 
 from paredown.pipeline.lower.onnxruntime.writer import Value, Writer
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
-from paredown.targets.runners.onnxruntime import Runner, load
+from paredown.targets.runners.onnxruntime.runner import Runner, load
 
 __all__ = ["load", "lower_float", "lower_integer"]
 

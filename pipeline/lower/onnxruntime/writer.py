@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.pipeline.lower.integer import Affine
-from paredown.targets.errors import UsageError
+from paredown.targets.errors import DeviceError
 
 OPSET, IR_VERSION = 17, 8
 #: uint8 codes less int8 ones.
@@ -43,12 +43,12 @@ def helper() -> Any:
     """The package `onnx`.
 
     Raises:
-        UsageError: it is not installed.
+        DeviceError: it is not installed.
     """
     try:
         import onnx
     except ImportError:
-        raise UsageError("onnx is not installed", hint='pip install "paredown[onnxruntime]"') from None
+        raise DeviceError("onnx is not installed", hint='pip install "paredown[onnxruntime]"') from None
     return onnx
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,6 +63,7 @@ class IntegerParams:
         bias_correction: whether biases are corrected.
         images: calibration images for both.
         preprocess: hash of what they go through.
+        weight_range: the largest weight code, where it is not 127.
     """
 
     weights: Literal["minmax", "mse"]
@@ -71,6 +72,7 @@ class IntegerParams:
     bias_correction: bool | None = field(default=None, metadata=OPTIONAL)
     images: int | None = field(default=None, metadata=OPTIONAL)
     preprocess: str | None = field(default=None, metadata=OPTIONAL)
+    weight_range: int | None = field(default=None, metadata=OPTIONAL)
 
 
 class QuantizeStages:
@@ -208,6 +210,8 @@ class QuantizeStages:
             chosen = (wanted.rounding, wanted.bias_correction, self._images(ROUND_IMAGES))
             params = IntegerParams(params.weights, params.input_range, *chosen, self.preprocess.hash)
             inputs["data"] = self.calibration.fingerprint()
+        params = replace(params, weight_range=wanted.weight_range)
+        most = wanted.weight_range or 127
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import Ranges
@@ -219,7 +223,7 @@ class QuantizeStages:
             ranges.check(self.preprocess)
             graph = graph_in(inputs["trace"])
             reach = params.input_range or ranges.ranges[graph.nodes[0].name]
-            integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights)
+            integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights, most=most)
             if params.images:
                 integer = self._improved(graph, integer, params)
             check_codes(graph, integer)
@@ -235,7 +239,8 @@ class QuantizeStages:
 
         images = self._preprocessed(spread(len(self.calibration), params.images))
         codes, biases = params.rounding == "gptq", bool(params.bias_correction)
-        return improve(graph, integer, images, codes=codes, biases=biases)
+        most = params.weight_range or 127
+        return improve(graph, integer, images, codes=codes, biases=biases, most=most)
 
     def _preprocessed(self, chosen: list[int]) -> Tensor:
         from paredown.pipeline.compress.training.data import ImageSubset, preprocessed

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.targets.errors import DeviceError, InputError
+from paredown.targets.runners.litert import TensorInfo
 
 #: On x86 without VNNI, sums of two products of a uint8 and an int8 saturate at int16; this keeps them exact.
 PRECISE = "session.x64quantprecision"
@@ -53,6 +54,11 @@ class Runner:
         where: named in errors.
         precise: never saturate, also where that is slow: see `PRECISE`.
 
+    Attributes:
+        input: what it takes; codes are int8 here.
+        outputs: what it gives.
+        version: of ONNX Runtime.
+
     Raises:
         InputError: the bytes are not a model that ONNX Runtime loads.
     """
@@ -72,6 +78,9 @@ class Runner:
             ) from error  # fmt: skip
         self._input = self.session.get_inputs()[0]
         self._outputs = [output.name for output in self.session.get_outputs()]
+        self.input = _info(self._input)
+        self.outputs = tuple(_info(output) for output in self.session.get_outputs())
+        self.version = str(self._ort.__version__)
 
     def _session(self, threads: int = 1, optimized: Path | None = None) -> Any:
         options = self._ort.SessionOptions()
@@ -131,6 +140,12 @@ class Runner:
         found = self.optimized()
         names = [name for name in found if name not in MOVING and not name.startswith(ON_CODES)]
         return tuple(name for name in sorted(names) for _ in range(found[name]))
+
+
+def _info(described: Any) -> TensorInfo:
+    """An input or an output from the session's own description."""
+    dtype = described.type.removeprefix("tensor(").removesuffix(")")
+    return TensorInfo(tuple(described.shape), {"uint8": "int8", "float": "float32"}.get(dtype, dtype))
 
 
 def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
