@@ -238,9 +238,7 @@ def activation_qparams(lo: float, hi: float) -> tuple[float, int]:
     return float(scale[0]), int(zero_point[0])
 
 
-def weight_scales(
-    w: np.ndarray, method: Literal["minmax", "mse"] = "minmax", most: int = 127
-) -> np.ndarray:
+def weight_scales(w: np.ndarray, method: Literal["minmax", "mse"] = "minmax", most: int = 127) -> np.ndarray:
     """Scales of int8 symmetric weights (codes -127..127), one per output channel.
 
     Args:

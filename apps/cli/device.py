@@ -104,7 +104,6 @@ def cost(
         from paredown.pipeline.device.executor import open_executor
         from paredown.pipeline.device.latency.measure import measure_cost
         from paredown.pipeline.recipe.file import load_recipe
-        from paredown.pipeline.recipe.schema import Lower
         from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 

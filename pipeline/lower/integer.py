@@ -216,6 +216,15 @@ def alone(node: IntegerNode, feeds: Sequence[IntegerNode]) -> IntegerGraph:
     return IntegerGraph((*nodes, node), (node.name,))
 
 
+def beyond(graph: IntegerGraph, most: int) -> tuple[str, ...]:
+    """Names of the layers that programs hold with weight codes beyond this."""
+    return tuple(
+        node.name
+        for node in graph.written
+        if node.weight is not None and int(np.abs(node.weight.astype(np.int16)).max(initial=0)) > most
+    )
+
+
 def in_int4(graph: IntegerGraph, kinds: Collection[str]) -> IntegerGraph:
     """Marks the layers of these kinds whose codes fit for four bits in the program.
 

@@ -63,7 +63,10 @@ RUNTIMES = {
         Runtime("executorch", ".pte", "executorch"),
         Runtime("litert", ".tflite", "ai-edge-litert", "paredown.targets.runners.litert"),
         Runtime(
-            "onnxruntime", ".onnx", "onnxruntime", "paredown.targets.runners.onnxruntime.runner",
+            "onnxruntime",
+            ".onnx",
+            "onnxruntime",
+            "paredown.targets.runners.onnxruntime.runner",
             # Its kernels round a half to even where XNNPACK rounds it up.
             {"add": 1, "sub": 1, "mul": 1},
         ),  # fmt: skip

@@ -92,7 +92,7 @@ class RuntimeCard(Schema):
     edition: Literal["full", "micro", "js"] = "full"
     """Which build of it: `micro` = LiteRT Micro (TFLM), `js` = LiteRT.js (WebAssembly)."""
     delegate: Literal["xnnpack", "mlas", "ethos-u", "coreml", "vulkan", "none"]
-    """What executes the operators; `mlas` = ONNX Runtime's CPU provider, `none` = the runtime's own kernels."""
+    """What executes the operators; `mlas` = ONNX Runtime on the CPU, `none` = the runtime's own kernels."""
     dtypes: tuple[DtypeName, ...] = Field(strict=False, min_length=1)
     """The arithmetic it executes on the delegate."""
     io: DtypeName | None = None

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from paredown.pipeline.graph.operations.activation import floats
@@ -94,7 +93,7 @@ class Steps:
         array = tensor.detach().numpy()
         return Value(self.writer.constant(array, self._hint), tuple(array.shape), dtype=str(array.dtype))
 
-    def step(self, node: fx.Node) -> Value:
+    def step(self, node: Any) -> Value:
         """Writes one operation."""
         name = _name(node.target)
         if name in PLAIN or name in MASKS:
@@ -131,21 +130,24 @@ class Steps:
         """Whole numbers, as a constant."""
         return self.writer.constant(np.asarray(numbers, np.int64), "numbers")
 
-    def op(self, kind: str, inputs: Sequence[Value | str], node: fx.Node, **attrs: Any) -> Value:
+    def op(self, kind: str, inputs: Sequence[Value | str], node: Any, **attrs: Any) -> Value:
         """Writes an operator whose result is what a node makes."""
         names = [each if isinstance(each, str) else each.name for each in inputs]
         return Value(
-            self.writer.op(kind, names, f"{self._hint}/{node.name}", **attrs), _shape(node), None, _dtype(node)
+            self.writer.op(kind, names, f"{self._hint}/{node.name}", **attrs),
+            _shape(node),
+            None,
+            _dtype(node),
         )
 
-    def moved(self, kind: str, value: Value, more: Sequence[str], node: fx.Node, **attrs: Any) -> Value:
+    def moved(self, kind: str, value: Value, more: Sequence[str], node: Any, **attrs: Any) -> Value:
         """Writes an operator that moves values, codes or not."""
         made = self.writer.op(kind, [value.name, *more], f"{self._hint}/{node.name}", **attrs)
         return replace(value, name=made, shape=_shape(node))
 
     # -- groups --------------------------------------------------------------------------------------------
 
-    def _plain(self, node: fx.Node, name: str) -> Value:
+    def _plain(self, node: Any, name: str) -> Value:
         read = [arg for arg in node.args if isinstance(arg, (fx.Node, int, float, bool))]
         if {*node.kwargs} - {"alpha", "rounding_mode"} or node.kwargs.get("rounding_mode"):
             raise self.refused(f"{name} with {', '.join(node.kwargs)}")
@@ -168,11 +170,11 @@ class Steps:
         made = self.writer.op("Cast", [value.name], f"{self._hint}/cast", to=to)
         return Value(made, value.shape, None, dtype)
 
-    def _reduced(self, node: fx.Node, name: str) -> Value:
+    def _reduced(self, node: Any, name: str) -> Value:
         x = self._cast(self.real(node.args[0]), _dtype(node))
         dims = node.args[1] if len(node.args) > 1 else None
         keep = bool(node.args[2]) if len(node.args) > 2 else False
-        axes = [*range(len(x.shape))] if not dims and dims != 0 else [*np.atleast_1d(dims)]  # type: ignore[arg-type]
+        axes = [*range(len(x.shape))] if not dims and dims != 0 else [*np.atleast_1d(dims)]
         given = [int(axis) for axis in axes]
         if name == "sum":  # whose axes are an input since opset 13
             return self.op("ReduceSum", [x, self.whole(given)], node, keepdims=int(keep))
@@ -186,142 +188,145 @@ class Steps:
 
     # -- one by one ----------------------------------------------------------------------------------------
 
-    def quantize(self, node: fx.Node) -> Value:
+    def quantize(self, node: Any) -> Value:
         """To codes."""
         x, scale, zero = node.args[:3]
-        return self.writer.codes(self.read(x), Affine(float(scale), int(zero)), self._hint)  # type: ignore[arg-type]
+        return self.writer.codes(self.read(x), Affine(float(scale), int(zero)), self._hint)
 
-    def dequantize(self, node: fx.Node) -> Value:
+    def dequantize(self, node: Any) -> Value:
         """Codes are values already."""
         return self.read(node.args[0])
 
-    def same(self, node: fx.Node) -> Value:
+    def same(self, node: Any) -> Value:
         """Nothing happens."""
         return self.read(node.args[0])
 
-    def permute(self, node: fx.Node) -> Value:
+    def permute(self, node: Any) -> Value:
         """Axes in another order."""
         x = self.read(node.args[0])
-        dims = [int(dim) % len(x.shape) for dim in node.args[1]]  # type: ignore[union-attr]
+        dims = [int(dim) % len(x.shape) for dim in node.args[1]]
         return self.moved("Transpose", x, (), node, perm=dims)
 
-    def transpose(self, node: fx.Node) -> Value:
+    def transpose(self, node: Any) -> Value:
         """Two axes exchanged."""
         x = self.read(node.args[0])
-        one, other = (int(arg) % len(x.shape) for arg in (node.args[1:] or (0, 1)))  # type: ignore[arg-type]
+        one, other = (int(arg) % len(x.shape) for arg in (node.args[1:] or (0, 1)))
         dims = [*range(len(x.shape))]
         dims[one], dims[other] = other, one
         return self.moved("Transpose", x, (), node, perm=dims)
 
-    def slice(self, node: fx.Node) -> Value:
+    def slice(self, node: Any) -> Value:
         """A part of an axis."""
-        x, *rest = node.args
-        dim, start, end, step = [*rest, *(0, None, None, 1)[len(rest) :]]
-        numbers = (start or 0, 2**31 if end is None else end, dim, step)
-        return self.moved("Slice", self.read(x), [self.whole([int(n)]) for n in numbers], node)  # type: ignore[call-overload]
+        x, rest = node.args[0], list(node.args[1:])
+        usual: list[Any] = [0, None, None, 1]
+        dim, start, end, step = rest + usual[len(rest) :]
+        numbers: tuple[Any, ...] = (start or 0, 2**31 if end is None else end, dim, step)
+        return self.moved("Slice", self.read(x), [self.whole([int(n)]) for n in numbers], node)
 
-    def select(self, node: fx.Node) -> Value:
+    def select(self, node: Any) -> Value:
         """One place of an axis."""
         x, dim, index = node.args
         value = self.read(x)
         place = self.writer.constant(np.asarray(index, np.int64), "place")
-        return self.moved("Gather", value, [place], node, axis=int(dim) % len(value.shape))  # type: ignore[call-overload]
+        return self.moved("Gather", value, [place], node, axis=int(dim) % len(value.shape))
 
-    def index_select(self, node: fx.Node) -> Value:
+    def index_select(self, node: Any) -> Value:
         """Places of an axis."""
         x, dim, places = node.args
-        return self.moved("Gather", self.read(x), [self.read(places).name], node, axis=int(dim))  # type: ignore[call-overload]
+        return self.moved("Gather", self.read(x), [self.read(places).name], node, axis=int(dim))
 
-    def expand(self, node: fx.Node) -> Value:
+    def expand(self, node: Any) -> Value:
         """Repeated along axes of one."""
         return self.moved("Expand", self.read(node.args[0]), [self.whole(_shape(node))], node)
 
-    def cat(self, node: fx.Node) -> Value:
+    def cat(self, node: Any) -> Value:
         """Beside each other."""
-        parts = [self.read(part) for part in node.args[0]]  # type: ignore[union-attr]
-        dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+        parts = [self.read(part) for part in node.args[0]]
+        dim = int(node.args[1]) if len(node.args) > 1 else 0
         if len({part.affine for part in parts}) > 1:
             parts = [self.writer.real(part) for part in parts]
         return self.moved("Concat", parts[0], [p.name for p in parts[1:]], node, axis=dim)
 
-    def softmax(self, node: fx.Node) -> Value:
+    def softmax(self, node: Any) -> Value:
         """Over one axis."""
         kind = "LogSoftmax" if "log" in _name(node.target) else "Softmax"
-        return self.op(kind, [self.real(node.args[0])], node, axis=int(node.args[1]))  # type: ignore[call-overload]
+        return self.op(kind, [self.real(node.args[0])], node, axis=int(node.args[1]))
 
-    def leaky_relu(self, node: fx.Node) -> Value:
+    def leaky_relu(self, node: Any) -> Value:
         """Two slopes."""
-        alpha = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
+        alpha = float(node.args[1]) if len(node.args) > 1 else 0.01
         return self.op("LeakyRelu", [self.real(node.args[0])], node, alpha=alpha)
 
-    def elu(self, node: fx.Node) -> Value:
+    def elu(self, node: Any) -> Value:
         """One exponential below zero; torch's scales of both sides are one."""
         numbers = [*node.args[1:], *(1.0, 1.0, 1.0)[len(node.args) - 1 :]]
         if numbers[1:] != [1.0, 1.0]:
             raise self.refused("elu with scales")
         return self.op("Elu", [self.real(node.args[0])], node, alpha=float(numbers[0]))
 
-    def clamp(self, node: fx.Node) -> Value:
+    def clamp(self, node: Any) -> Value:
         """Between two numbers."""
         ends = [*node.args[1:], *(None, None)[len(node.args) - 1 :]]
         ends = [node.kwargs.get(word, end) for word, end in zip(("min", "max"), ends, strict=True)]
         x = self.real(node.args[0])
         return self.op("Clip", [x, *("" if end is None else self.real(end, x.dtype) for end in ends)], node)
 
-    def addmm(self, node: fx.Node) -> Value:
+    def addmm(self, node: Any) -> Value:
         """A product and what is added."""
         bias, one, other = (self.real(arg) for arg in node.args[:3])
-        product = Value(self.writer.op("MatMul", [one.name, other.name], f"{self._hint}/product"), _shape(node))
+        product = Value(
+            self.writer.op("MatMul", [one.name, other.name], f"{self._hint}/product"), _shape(node)
+        )
         return self.op("Add", [product, bias], node)
 
-    def rsqrt(self, node: fx.Node) -> Value:
+    def rsqrt(self, node: Any) -> Value:
         """One over the square root."""
         root = self.op("Sqrt", [self.real(node.args[0])], node)
         return self.op("Reciprocal", [root], node)
 
-    def convolution(self, node: fx.Node) -> Value:
+    def convolution(self, node: Any) -> Value:
         """Of float weights."""
         x, weight, bias, stride, padding, dilation, transposed, more, groups = node.args
         read = [self.real(arg) for arg in (x, weight, bias) if arg is not None]
-        attrs = {"strides": [*stride], "pads": [*padding, *padding], "dilations": [*dilation],  # type: ignore
-                 "group": int(groups)}  # type: ignore[call-overload]  # fmt: skip
+        attrs = {"strides": [*stride], "pads": [*padding, *padding], "dilations": [*dilation],
+                 "group": int(groups)}  # fmt: skip
         if transposed:
-            attrs["output_padding"] = [*more]  # type: ignore[misc]
+            attrs["output_padding"] = [*more]
         return self.op("ConvTranspose" if transposed else "Conv", read, node, **attrs)
 
-    def constant_pad(self, node: fx.Node) -> Value:
+    def constant_pad(self, node: Any) -> Value:
         """A border of one number."""
         x = self.read(node.args[0])
-        pads = [int(each) for each in node.args[1]]  # type: ignore[union-attr]
-        value = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
+        pads = [int(each) for each in node.args[1]]
+        value = float(node.args[2]) if len(node.args) > 2 else 0.0
         x = self.writer.real(x)
         missing = [0] * (len(x.shape) - len(pads) // 2)
         amounts = self.whole([*missing, *pads[-2::-2], *missing, *pads[::-2]])
         return self.op("Pad", [x, amounts, self.real(value, x.dtype)], node)
 
-    def cast(self, node: fx.Node) -> Value:
+    def cast(self, node: Any) -> Value:
         """Another type."""
         return self._cast(self.real(node.args[0]), _dtype(node))
 
-    def filled(self, node: fx.Node) -> Value:
+    def filled(self, node: Any) -> Value:
         """One number everywhere."""
         value = node.args[1] if _name(node.target).startswith("full") else "ones" in _name(node.target)
         value = node.args[0] if _name(node.target) == "scalar_tensor" else value
         array = np.full(_shape(node), value, _dtype(node))
         return Value(self.writer.constant(array, "filled"), _shape(node), None, _dtype(node))
 
-    def argmax(self, node: fx.Node) -> Value:
+    def argmax(self, node: Any) -> Value:
         """The place of the largest or the smallest, the first of equal ones."""
         kind = "ArgMax" if _name(node.target) == "argmax" else "ArgMin"
         if len(node.args) < 2 or node.args[1] is None:
             raise self.refused(f"{_name(node.target)} over all axes")
         keep = bool(node.args[2]) if len(node.args) > 2 else False
-        axis = int(node.args[1])  # type: ignore[call-overload]
+        axis = int(node.args[1])
         return self.op(kind, [self.real(node.args[0])], node, axis=axis, keepdims=int(keep))
 
-    def cumsum(self, node: fx.Node) -> Value:
+    def cumsum(self, node: Any) -> Value:
         """Sums so far."""
-        dim = self.writer.constant(np.asarray(int(node.args[1]), np.int64), "dim")  # type: ignore[call-overload]
+        dim = self.writer.constant(np.asarray(int(node.args[1]), np.int64), "dim")
         return self.op("CumSum", [self.real(node.args[0]), dim], node)
 
 
@@ -332,11 +337,11 @@ def _name(target: Any) -> str:
     return str(target._schema.name).rpartition("::")[2].removesuffix("_copy").rstrip("_")
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def _shape(node: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in node.meta["val"].shape)
 
 
-def _dtype(node: fx.Node) -> str:
+def _dtype(node: Any) -> str:
     return str(node.meta["val"].dtype).removeprefix("torch.")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.pipeline.graph.alike import shared
 from paredown.pipeline.graph.operations.activation.leaky_relu import multipliers
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.operations.moving.slice import ranges_of
@@ -34,7 +33,7 @@ def parameters(writer: Writer, node: Any, feed: Any, weight: NDArray[Any]) -> li
         return [writer.constant(array, f"{node.name}/w") for array in (weight, np.asarray(node.bias))]
     assert node.weight_scale is not None and node.bias is not None
     unit = np.float32(feed.out.scale) * node.weight_scale
-    held = [
+    held: list[tuple[Any, Any, Any, str]] = [
         (weight, node.weight_scale, np.zeros(len(unit), np.int8), "w"),
         (node.bias, unit, np.zeros(len(unit), np.int32), "b"),
     ]
@@ -140,8 +139,8 @@ def mean(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value
     axes = writer.constant(np.asarray([2, 3], np.int64), "axes")
     codes = writer.real(replace(x, affine=Affine(1.0, 0))).name  # ours, not less their zero point
     total = writer.op("ReduceSum", [codes, axes], f"{node.name}/sum", keepdims=1)
-    scaled = writer.op("Mul", [total, writer.constant(scale, "scale")], f"{node.name}/scaled")
-    made = writer.op("Add", [scaled, writer.constant(bias, "bias")], f"{node.name}/codes")
+    scaled = writer.op("Mul", [total, writer.constant(np.asarray(scale), "scale")], f"{node.name}/scaled")
+    made = writer.op("Add", [scaled, writer.constant(np.asarray(bias), "bias")], f"{node.name}/codes")
     codes_out = writer.codes(Value(made, node.shape), Affine(1.0, 0), node.name, node.low, node.high)
     return replace(codes_out, affine=node.out)
 
@@ -215,7 +214,9 @@ def pad(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]
 def resize(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
     """Each pixel as often as its factors say."""
     sizes = [writer.constant(np.asarray(node.attrs[word], np.int64), word) for word in ("rows", "columns")]
-    rows = writer.made("Gather", [values[0], sizes[0]], values[0], (*node.shape[:3], feeds[0].shape[3]), axis=2)
+    rows = writer.made(
+        "Gather", [values[0], sizes[0]], values[0], (*node.shape[:3], feeds[0].shape[3]), axis=2
+    )
     return writer.made("Gather", [rows, sizes[1]], rows, node.shape, axis=3)
 
 

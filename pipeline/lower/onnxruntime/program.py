@@ -20,6 +20,7 @@ from paredown.pipeline.lower.executorch.program import QdqModule
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.onnxruntime import aten
 from paredown.pipeline.lower.onnxruntime.kinds import BOTH, OF_CODES, finished, looked_up
+from paredown.pipeline.lower.onnxruntime.optimized import in_float
 from paredown.pipeline.lower.onnxruntime.writer import Value, Writer
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
@@ -31,7 +32,7 @@ __all__ = ["load", "lower_float", "lower_integer"]
 def lower_integer(graph: IntegerGraph) -> Lowered:
     """Writes the integer graph, NCHW, batch of one; its codes are uint8, 128 more than ours."""
     data = _written(graph.written)
-    return Lowered(data, 1, Runner(data).in_float())
+    return Lowered(data, 1, in_float(data))
 
 
 def lower_float(graph: Graph) -> Lowered:
@@ -112,7 +113,8 @@ class _Alone(QdqModule):
 
         self.graph = IntegerGraph((*{feed.name: feed for feed in feeds}.values(), node), (node.name,))
         self._constants = {
-            word: torch.from_numpy(array) for word, array in operation(node.kind).constants(node, feeds).items()
+            word: torch.from_numpy(array)
+            for word, array in operation(node.kind).constants(node, feeds).items()
         }
 
     def constant(self, node: IntegerNode, word: str) -> Tensor:

@@ -94,9 +94,7 @@ class Writer:
     ) -> Value:
         """Writes an operator whose result stands for values as another tensor does."""
         names = [each if isinstance(each, str) else each.name for each in inputs]
-        return replace(
-            like, name=self.op(kind, names, f"{like.name}/{kind}", **attrs), shape=tuple(shape)
-        )
+        return replace(like, name=self.op(kind, names, f"{like.name}/{kind}", **attrs), shape=tuple(shape))
 
     def scale(self, affine: Affine) -> tuple[str, str]:
         """Scale and zero point of codes, as constants."""

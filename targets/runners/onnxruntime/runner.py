@@ -5,10 +5,7 @@ A program of the integer graph has uint8 codes, each 128 more than ours: outside
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +16,6 @@ from paredown.targets.runners.litert import TensorInfo
 
 #: On x86 without VNNI, sums of two products of a uint8 and an int8 saturate at int16; this keeps them exact.
 PRECISE = "session.x64quantprecision"
-#: Of ONNX Runtime's optimised graph: kernels that compute on codes.
-ON_CODES = ("QLinear", "QGemm", "QMoE", "MatMulInteger", "ConvInteger", "DynamicQuantize")
-#: Operators that move or select values, or change their type, whatever the values are.
-MOVING = frozenset(
-    {
-        "Reshape", "Transpose", "Concat", "Slice", "Pad", "Gather", "Clip", "MaxPool", "Squeeze", "Unsqueeze",
-        "Split", "Resize", "Flatten", "Identity", "Expand", "Tile", "ReorderInput", "ReorderOutput",
-        "NhwcMaxPool", "Upsample", "Constant", "Cast",
-    }
-)  # fmt: skip
 
 
 def runtime() -> Any:
@@ -40,7 +27,9 @@ def runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise DeviceError("onnxruntime is not installed", hint='pip install "paredown[onnxruntime]"') from None
+        raise DeviceError(
+            "onnxruntime is not installed", hint='pip install "paredown[onnxruntime]"'
+        ) from None
     onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 
@@ -63,9 +52,7 @@ class Runner:
         InputError: the bytes are not a model that ONNX Runtime loads.
     """
 
-    def __init__(
-        self, data: bytes, threads: int = 1, where: object = ".onnx", precise: bool = False
-    ) -> None:
+    def __init__(self, data: bytes, threads: int = 1, where: object = ".onnx", precise: bool = False) -> None:
         self._where, self._data = where, data
         self._ort = runtime()
         self._options = {PRECISE: "1"} if precise else {}
@@ -82,14 +69,12 @@ class Runner:
         self.outputs = tuple(_info(output) for output in self.session.get_outputs())
         self.version = str(self._ort.__version__)
 
-    def _session(self, threads: int = 1, optimized: Path | None = None) -> Any:
+    def _session(self, threads: int) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         for key, value in self._options.items():
             options.add_session_config_entry(key, value)
-        if optimized is not None:
-            options.optimized_model_filepath = str(optimized)
         return self._ort.InferenceSession(self._data, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -119,27 +104,6 @@ class Runner:
     def _given(self, x: NDArray[Any]) -> NDArray[Any]:
         unsigned_here = self._input.type == "tensor(uint8)" and x.dtype == np.int8
         return np.ascontiguousarray(unsigned(x) if unsigned_here else x)
-
-    def optimized(self) -> Counter[str]:
-        """Operators of the graph that ONNX Runtime makes of the model on this machine, and how many of each.
-
-        Raises:
-            DeviceError: the package `onnx`, which reads it, is not installed.
-        """
-        try:
-            import onnx
-        except ImportError:
-            raise DeviceError("onnx is not installed", hint='pip install "paredown[onnxruntime]"') from None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "optimized.onnx"
-            self._session(optimized=path)
-            return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-    def in_float(self) -> tuple[str, ...]:
-        """Operators of a model of codes that ONNX Runtime computes in float, conversions included."""
-        found = self.optimized()
-        names = [name for name in found if name not in MOVING and not name.startswith(ON_CODES)]
-        return tuple(name for name in sorted(names) for _ in range(found[name]))
 
 
 def _info(described: Any) -> TensorInfo:
