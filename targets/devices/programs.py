@@ -38,7 +38,7 @@ ONNX_FILES = (
     *LITERT_FILES, "targets/runners/onnxruntime/__init__.py", "targets/runners/onnxruntime/run.py",
     "targets/runners/onnxruntime/runner.py",
 )  # fmt: skip
-ONNX_MAIN = LITERT_MAIN.replace("run_litert", "onnxruntime.run")
+ONNX_MAIN = "import sys\nfrom paredown.targets.runners.onnxruntime.run import main\nsys.exit(main())\n"
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2

@@ -9,8 +9,8 @@ in every forward pass, in this order. With k bits and n = 2**(k-1) - 1:
 
 `threshold` is that grid. Our design: its levels are snapped to the int8 grid, code = round(v / step) with
 step = max|W| / 127 (or 63, `GridConfig.top`), so that the layer is an exact int8 layer for every int8 kernel,
-with at most 2**k + 1 different codes. `uniform` (our design) has the codes -n..n and step = max|W| / n, which
-is what native int4 tensors hold; `ternary` has -1, 0, 1 and for its step the mean of the survivors, the nearest
+with at most 2**k + 1 different codes. `uniform` (our design) has the codes -n..n and step = max|W| / n, as
+native int4 tensors hold them; `ternary` has -1, 0, 1 and for its step the mean of the survivors, the nearest
 one in the least-squares sense. What survives the threshold never becomes zero by rounding.
 
 A layer has one grid, as in the paper; or (our design) each output channel has its own: its weights are

@@ -48,7 +48,7 @@ def record(compute: Callable[..., Tensor], shapes: Sequence[Sequence[int]]) -> f
         compute: what computes it.
         shapes: of its inputs.
     """
-    return floats.decomposed(compute, shapes, lambda op: _name(op) in KNOWN)
+    return floats.decomposed(compute, shapes, lambda op: _known(_name(op)))
 
 
 def write(writer: Writer, graph: fx.GraphModule, values: Sequence[Value], where: str, hint: str) -> Value:
@@ -102,6 +102,8 @@ class Steps:
             return self._reduced(node, name)
         if name in SHAPED:
             return self._reshaped(self.read(node.args[0]), _shape(node))
+        if name in SAME:
+            return self.read(node.args[0])
         known = KNOWN.get(name)
         if known is None:
             raise self.refused(name)
@@ -195,10 +197,6 @@ class Steps:
 
     def dequantize(self, node: Any) -> Value:
         """Codes are values already."""
-        return self.read(node.args[0])
-
-    def same(self, node: Any) -> Value:
-        """Nothing happens."""
         return self.read(node.args[0])
 
     def permute(self, node: Any) -> Value:
@@ -345,9 +343,12 @@ def _dtype(node: Any) -> str:
     return str(node.meta["val"].dtype).removeprefix("torch.")
 
 
+def _known(name: str) -> bool:
+    return any(name in group for group in (PLAIN, MASKS, REDUCED, SHAPED, SAME, KNOWN))
+
+
 #: Name -> how it is written.
 KNOWN: Mapping[str, Any] = {
-    **dict.fromkeys((*PLAIN, *MASKS, *REDUCED, *SHAPED)), **dict.fromkeys(SAME, Steps.same),
     "quantize_per_tensor": Steps.quantize, "dequantize_per_tensor": Steps.dequantize,
     "permute": Steps.permute, "transpose": Steps.transpose, "t": Steps.transpose, "slice": Steps.slice,
     "select": Steps.select, "index_select": Steps.index_select, "expand": Steps.expand, "cat": Steps.cat,

@@ -21,8 +21,10 @@ from paredown.pipeline.lower.integer import Affine, IntegerNode
 from paredown.pipeline.lower.onnxruntime.writer import OFFSET, Value, Writer
 
 Emitter = Callable[[Writer, Any, Sequence[Any], Sequence[Value]], Value]
-#: Of codes from -128 to 127.
-EVERY = np.arange(-128, 128).astype(np.int8)
+#: Kinds that are one operator of real values.
+OPERATORS: Mapping[str, str] = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "softmax": "Softmax", "log_softmax": "LogSoftmax",
+}  # fmt: skip
 #: Moves a value off a half, by less than a float32 product is off itself.
 NUDGE = 2.0**-18
 
@@ -117,14 +119,10 @@ def conv_transpose2d(writer: Writer, node: Any, feeds: Sequence[Any], values: Se
     return units(writer, node, writer.op("Mul", [sums, factor], f"{node.name}/units"))
 
 
-def joined(kind: str) -> Emitter:
-    """An operator on several real values; ONNX Runtime has Add and Mul on codes."""
-
-    def emit(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
-        names = [writer.real(value).name for value in values]
-        return finished(writer, node, writer.op(kind, names, f"{node.name}/real"))
-
-    return emit
+def joined(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
+    """Of several real values; ONNX Runtime has Add and Mul on codes."""
+    names = [writer.real(value).name for value in values]
+    return finished(writer, node, writer.op(OPERATORS[node.kind], names, f"{node.name}/real"))
 
 
 def mean(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
@@ -145,17 +143,14 @@ def mean(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value
     return replace(codes_out, affine=node.out)
 
 
-def softmax(kind: str) -> Emitter:
+def softmax(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
     """Over the channels, in float: ONNX Runtime's kernel on codes is off by one in an eighth of them."""
-
-    def emit(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
-        made = writer.op(kind, [writer.real(values[0]).name], f"{node.name}/real", axis=1)
-        if not isinstance(node, IntegerNode):
-            return finished(writer, node, made)
-        scale = writer.constant(np.asarray(node.out.scale, np.float32), "scale")
-        return units(writer, node, writer.op("Div", [made, scale], f"{node.name}/units"))
-
-    return emit
+    kind = OPERATORS[node.kind]
+    made = writer.op(kind, [writer.real(values[0]).name], f"{node.name}/real", axis=1)
+    if not isinstance(node, IntegerNode):
+        return finished(writer, node, made)
+    scale = writer.constant(np.asarray(node.out.scale, np.float32), "scale")
+    return units(writer, node, writer.op("Div", [made, scale], f"{node.name}/units"))
 
 
 def max_pool2d(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
@@ -240,14 +235,19 @@ def leaky_relu(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence
 
 
 def _leaky(node: Any, feed: Any, scale: np.float32, slope: np.float32) -> NDArray[np.int8]:
-    real = (EVERY.astype(np.float32) - np.float32(feed.out.zero_point)) * scale
+    real = (every().astype(np.float32) - np.float32(feed.out.zero_point)) * scale
     made = np.rint(np.where(real >= 0, real, real * slope)) + node.out.zero_point
     return np.clip(made, node.low, node.high).astype(np.int8)
 
 
+def every() -> NDArray[np.int8]:
+    """All codes."""
+    return np.arange(-128, 128).astype(np.int8)
+
+
 def table(node: IntegerNode, feed: IntegerNode) -> NDArray[np.int8]:
     """The codes that a function of one value makes of all codes."""
-    return operation(node.kind).codes(node, [feed], [EVERY]).reshape(-1)
+    return operation(node.kind).codes(node, [feed], [every()]).reshape(-1)
 
 
 def looked_up(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
@@ -279,9 +279,9 @@ def _tensor(array: Any) -> Any:
 
 #: Kind -> how it is written, of codes and of floats.
 BOTH: Mapping[str, Emitter] = {
-    "conv2d": conv2d, "linear": linear, "conv_transpose2d": conv_transpose2d, "add": joined("Add"),
-    "sub": joined("Sub"), "mul": joined("Mul"), "mean": mean, "softmax": softmax("Softmax"),
-    "log_softmax": softmax("LogSoftmax"), "max_pool2d": max_pool2d, "concat": concat, "reshape": reshape,
+    "conv2d": conv2d, "linear": linear, "conv_transpose2d": conv_transpose2d, "add": joined,
+    "sub": joined, "mul": joined, "mean": mean, "softmax": softmax,
+    "log_softmax": softmax, "max_pool2d": max_pool2d, "concat": concat, "reshape": reshape,
     "permute": permute, "slice": slices, "pad": pad, "channel_pad": pad, "resize": resize,
     "constant": constant,
 }  # fmt: skip

@@ -134,7 +134,7 @@ class QuantizeStages:
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import observe, spread
-            from paredown.pipeline.lower.ptq.equalize import Reach, equalize, pairs
+            from paredown.pipeline.run.image.ptq.equalize import Reach, equalize, pairs
 
             graph = graph_in(inputs["trace"])
             wanted = {graph[second].inputs[0] for _, second in pairs(graph)}
@@ -175,7 +175,7 @@ class QuantizeStages:
         """Ranges by the observers that do best on images that none of them has seen, if there are enough."""
         from paredown.calibration.observers import Several
         from paredown.calibration.run import Ranges, observe, spread
-        from paredown.pipeline.lower.ptq.ranges import choose, images_for
+        from paredown.pipeline.run.image.ptq.ranges import choose, images_for
 
         chosen = spread(len(self.calibration), images)
         held = chosen[HELD_OUT // 2 :: HELD_OUT] or chosen[-1:]
@@ -217,7 +217,7 @@ class QuantizeStages:
             from paredown.calibration.run import Ranges
             from paredown.pipeline.bundle.ledger import check_codes
             from paredown.pipeline.lower.integer import quantize
-            from paredown.pipeline.lower.ptq.starved import starved
+            from paredown.pipeline.run.image.ptq.starved import starved
 
             ranges = Ranges.from_json((inputs["ranges"] / RANGES).read_text())
             ranges.check(self.preprocess)
@@ -235,7 +235,7 @@ class QuantizeStages:
     def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
         """Better codes and biases, on calibration images that are spread evenly over the set."""
         from paredown.calibration.run import spread
-        from paredown.pipeline.lower.ptq.rounding import improve
+        from paredown.pipeline.run.image.ptq.rounding import improve
 
         images = self._preprocessed(spread(len(self.calibration), params.images))
         codes, biases = params.rounding == "gptq", bool(params.bias_correction)
