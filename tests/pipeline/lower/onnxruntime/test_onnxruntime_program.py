@@ -30,7 +30,10 @@ from paredown.pipeline.lower import parity, reference
 from paredown.pipeline.lower.integer import IntegerGraph, beyond, quantize
 from paredown.pipeline.lower.onnxruntime.optimized import optimized
 from paredown.pipeline.lower.onnxruntime.program import load, lower_float, lower_integer
+from paredown.pipeline.lower.predict.placement import place
 from paredown.pipeline.lower.runtimes import RUNTIMES
+from paredown.pipeline.recipe.schema import Quantize
+from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError
 
 ONNX = RUNTIMES["onnxruntime"]
@@ -222,3 +225,17 @@ def test_codes_that_were_trained_beyond_the_range_are_refused():
     assert reference.predict(
         quantize(trained, ranges_of(graph), input_range=(0.0, 1.0)), codes(made(Passthrough()), 1)
     )
+
+
+@pytest.mark.parametrize(("own", "card", "most"), [
+    (None, None, None), (None, 63, 63), (127, 63, None), (63, None, 63), (None, 127, None),
+])  # fmt: skip
+def test_a_recipe_wins_over_the_card_and_127_is_no_change(own, card, most):
+    assert Quantize(weight_range=own).on(card).weight_range == most
+
+
+@pytest.mark.parametrize("name", ["softmax", "transposed", "tanh", "group_norm", "resized"])
+def test_what_runs_in_float_is_predicted(name):
+    graph = trace(EXACT[name].eval(), (1, 3, 16, 16))
+    placement = place(graph, quantized(EXACT[name]), load_card("host"), "onnxruntime")
+    assert bool(placement.leaving) == bool(lower_integer(made(EXACT[name])).undelegated)
