@@ -26,7 +26,7 @@ from paredown.targets.cards.card import RuntimeCard, Target
 
 #: Kinds that ONNX Runtime has no kernel on codes for, or none that is exact.
 FLOAT_IN_ONNX = frozenset(
-    {"sub", "mean", "softmax", "log_softmax", "normalize", "matmul", "conv_transpose2d"}
+    {"sub", "mean", "softmax", "log_softmax", "normalize", "unit_norm", "matmul", "conv_transpose2d"}
 )  # fmt: skip
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
