@@ -238,13 +238,14 @@ def activation_qparams(lo: float, hi: float) -> tuple[float, int]:
     return float(scale[0]), int(zero_point[0])
 
 
-def weight_scales(w: np.ndarray, method: Literal["minmax", "mse"] = "minmax") -> np.ndarray:
+def weight_scales(w: np.ndarray, method: Literal["minmax", "mse"] = "minmax", most: int = 127) -> np.ndarray:
     """Scales of int8 symmetric weights (codes -127..127), one per output channel.
 
     Args:
         w: (out_channels, ...) float weights.
         method: ``minmax`` represents the largest weight exactly; ``mse`` shrinks each channel's range, down
             to a fifth, where that lessens its squared error.
+        most: the largest code, where it is less than 127.
 
     Returns:
         (out_channels,) float32, at least ``SMALLEST_SCALE``; 1 for a channel of zeros.
@@ -263,27 +264,27 @@ def weight_scales(w: np.ndarray, method: Literal["minmax", "mse"] = "minmax") ->
     wrong = np.flatnonzero(~np.isfinite(largest))
     if wrong.size:
         raise InputError(f"weights of output channel {wrong[0]} are not finite (NaN or infinite)")
-    scales = _weight_scale(largest)
+    scales = _weight_scale(largest, most)
     if method == "mse":
-        best = _weight_error(flat, scales)
+        best = _weight_error(flat, scales, most)
         for fraction in np.linspace(0.98, 0.2, 40):
-            candidate = _weight_scale(largest * fraction)
-            error = _weight_error(flat, candidate)
+            candidate = _weight_scale(largest * fraction, most)
+            error = _weight_error(flat, candidate, most)
             scales = np.where(error < best, candidate, scales)
             best = np.minimum(error, best)
     return scales
 
 
-def _weight_scale(largest: np.ndarray) -> np.ndarray:
-    scales = np.maximum(largest / 127, SMALLEST_SCALE).astype(np.float32)
+def _weight_scale(largest: np.ndarray, most: int) -> np.ndarray:
+    scales = np.maximum(largest / most, SMALLEST_SCALE).astype(np.float32)
     return np.where(largest == 0, np.float32(1), scales)
 
 
-def _weight_error(flat: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _weight_error(flat: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
     """(out_channels,) sum of squared errors; two temporaries of the weights' size."""
     codes = flat / scales[:, None]
     np.rint(codes, out=codes)
-    np.clip(codes, -127, 127, out=codes)
+    np.clip(codes, -most, most, out=codes)
     codes *= scales[:, None]
     codes -= flat
     return np.einsum("ij,ij->i", codes, codes, dtype=np.float64)

@@ -147,6 +147,7 @@ def inspect(
         from paredown.pipeline.lower.predict.inspect import inspect as predict
         from paredown.pipeline.lower.predict.inspect import inspect_graph
         from paredown.pipeline.recipe.file import load_recipe
+        from paredown.pipeline.recipe.schema import Lower
         from paredown.pipeline.run.job import images_only
         from paredown.targets.cards.card import load_card
 
@@ -156,7 +157,8 @@ def inspect(
             if (model := untrained(what)) is not None:
                 network, shape, values = model
                 graph = trace(network, shape, opaque=True)
-                found = inspect_graph(graph, card, tuple(card.runtimes), values, what)
+                usual = Lower().on(card.runtimes).runtimes
+                found = inspect_graph(graph, card, usual, values, what)
             else:
                 recipe = load_recipe(what, set_ or (), recipe_folders())
                 images_only(recipe, "inspect")

@@ -17,7 +17,7 @@ from paredown.calibration.datasets import Dataset
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
-from paredown.targets.host.host import Machine, this_machine
+from paredown.targets.host.host import Machine, having, this_machine
 
 if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import Affine
@@ -98,6 +98,8 @@ class Here:
         if program.data not in self._loaded:
             loaded = runtime(program.runtime).load(program.data, program.threads, program.where)
             self._loaded[program.data] = loaded
+            if program.runtime == "onnxruntime":
+                self.machine = having(self.machine, "onnxruntime")
         return self._loaded[program.data]
 
 

@@ -6,7 +6,7 @@ instructions in int8 than in float32 on some networks. What ships is decided per
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paredown.pipeline.report.figures import NOISE, ORIGINAL
@@ -40,6 +40,29 @@ class Veto:
             f"{self.runtime}: rolled back: {what} is faster on this device than what was made of it "
             f"({self.instead:.2f} against {self.cost:.2f} {self.unit}), and ships instead"
         )
+
+
+def fastest(times: Mapping[str, float], runtimes: Sequence[str]) -> list[str]:
+    """A sentence on the fastest of several runtimes, also against the best float32 of all of them.
+
+    Args:
+        times: variant -> milliseconds, measured side by side on one machine.
+        runtimes: that a program was made for.
+    """
+    whole = {name: times[name] for name in runtimes if name in times}
+    floats = {name: times[name + FLOAT] for name in runtimes if name + FLOAT in times}
+    if len(whole) < 2 or not floats:
+        return []
+    best, real = min(whole, key=whole.__getitem__), min(floats, key=floats.__getitem__)
+    ratio = floats[real] / whole[best]
+    own = f"; {floats[best] / whole[best]:.2f} times as fast as its own float32" if best in floats else ""
+    line = (
+        f"fastest on this machine: {best} in int8, {whole[best]:.2f} ms, {ratio:.2f} times as fast as the "
+        f"best float32 ({real}, {floats[real]:.2f} ms){own}"
+    )
+    if whole[best] > NOISE * floats[real]:
+        line += f": float32 on {real} is the faster program here"
+    return [line]
 
 
 def veto(runtime: str, timings: Mapping[str, Timing], emulated: bool) -> Veto | None:

@@ -216,6 +216,15 @@ def alone(node: IntegerNode, feeds: Sequence[IntegerNode]) -> IntegerGraph:
     return IntegerGraph((*nodes, node), (node.name,))
 
 
+def beyond(graph: IntegerGraph, most: int) -> tuple[str, ...]:
+    """Names of the layers that programs hold with weight codes beyond this."""
+    return tuple(
+        node.name
+        for node in graph.written
+        if node.weight is not None and int(np.abs(node.weight.astype(np.int16)).max(initial=0)) > most
+    )
+
+
 def in_int4(graph: IntegerGraph, kinds: Collection[str]) -> IntegerGraph:
     """Marks the layers of these kinds whose codes fit for four bits in the program.
 
@@ -236,6 +245,7 @@ def quantize(
     *,
     input_range: tuple[float, float],
     weights: WeightMethod = "minmax",
+    most: int = QMAX,
 ) -> IntegerGraph:
     """Turns the traced float graph into the integer graph.
 
@@ -245,12 +255,14 @@ def quantize(
         input_range: what preprocessing can produce at all; it, not the sample, sets the input's scale, so
             that an 8-bit image enters without loss.
         weights: how a channel's weight scale is chosen, "minmax" or "mse".
+        most: the largest weight code.
 
     Raises:
-        InputError: a tensor without a range, NaN weights or biases, or scales that no kernel brings together.
+        InputError: a tensor without a range, NaN weights or biases, scales that no kernel brings together, or
+            trained codes beyond `most`.
     """
     nodes = fuse_relu(graph)
-    weight_scale = {node.name: scales_of(node, weights) for node, _ in nodes if node.weight is not None}
+    weight_scale = {node.name: scales_of(node, weights, most) for node, _ in nodes if node.weight is not None}
     affine = tensor_scales(nodes, ranges, input_range, weight_scale)
     result: dict[str, IntegerNode] = {}
     for node, clamp in nodes:
@@ -260,7 +272,7 @@ def quantize(
         item = IntegerNode(node.name, node.kind, node.inputs, node.shape, out, low, high, attrs)
         if node.weight is not None and node.bias is not None:
             scale_in = result[node.inputs[0]].out.scale
-            item = _quantize_weights(item, node, scale_in, weight_scale[node.name])
+            item = _quantize_weights(item, node, scale_in, weight_scale[node.name], most)
         if node.value is not None:
             item = replace(item, value=out.quantize(node.value.numpy()))
         if node.constants:
@@ -384,7 +396,7 @@ def _within_limits(nodes: list[Node], scales: Scales) -> None:
     raise InputError("no scales fit this network's ranges and weights", hint="are the weights sane?")
 
 
-def scales_of(node: Node, method: WeightMethod) -> NDArray[np.float32]:
+def scales_of(node: Node, method: WeightMethod, most: int = QMAX) -> NDArray[np.float32]:
     """The scales of a layer's weights, (out,): those that were trained, or else chosen by this method."""
     assert node.weight is not None and node.bias is not None
     for what, tensor in (("weights", node.weight), ("biases", node.bias)):
@@ -392,11 +404,11 @@ def scales_of(node: Node, method: WeightMethod) -> NDArray[np.float32]:
             raise InputError(f"layer {node.name} has NaN or infinite {what}", hint="check the weights file")
     if node.scale is not None:
         return node.scale.numpy().astype(np.float32)
-    return weight_scales(node.weight.numpy(), method).astype(np.float32)
+    return weight_scales(node.weight.numpy(), method, most).astype(np.float32)
 
 
 def _quantize_weights(
-    item: IntegerNode, node: Node, scale_in: float, scale: NDArray[np.float32]
+    item: IntegerNode, node: Node, scale_in: float, scale: NDArray[np.float32], most: int
 ) -> IntegerNode:
     assert node.weight is not None and node.bias is not None
     # Where the weights are nothing beside the bias, a coarser scale keeps the bias within the accumulator.
@@ -406,7 +418,12 @@ def _quantize_weights(
     # Codes that were trained stay what they are, also where they are nothing beside the bias.
     unit = coarse if node.scale is None else scale
     codes = np.rint(weight / unit.reshape(-1, *[1] * (weight.ndim - 1)))
-    codes, scale = np.clip(codes, -127, 127).astype(np.int8), coarse
+    if node.scale is not None and np.abs(codes).max(initial=0) > most:
+        raise InputError(
+            f"layer {node.name} was trained to weight codes up to {np.abs(codes).max():.0f}, beyond {most}",
+            hint=f"train it with quantize.weight_range = {most}",
+        )
+    codes, scale = np.clip(codes, -most, most).astype(np.int8), coarse
     bias = integer_bias(node.bias.numpy(), np.float32(scale_in) * scale)
     return replace(item, weight=codes, weight_scale=scale, bias=bias)
 

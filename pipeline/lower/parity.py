@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from paredown.pipeline.lower.runtimes import Runner
 
 Codes = NDArray[np.int8]
 ISLAND_INPUTS = 4  # random inputs of an island that is judged alone
+#: Of a runtime that computes every kind as the integer graph does: `Runtime.tolerance`.
+EXACT: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Parity:
         first: the first operation whose own output differs by more than its kind may, and how; empty where
             none does.
         islands: per operation that stays in float, alone, on random codes.
-        allowed: of a network with such operations, how far its outputs move when one code in a hundred of
-            theirs moves by as much as they may.
+        allowed: of a network with such operations, or others that may differ, how far its outputs move when
+            one code in a hundred of theirs moves by as much as they may.
     """
 
     inputs: int
@@ -75,7 +78,9 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; what only networks with islands have is left out of others."""
         found = asdict(self)
-        return found if self.islands else {k: v for k, v in found.items() if k not in {"islands", "allowed"}}
+        if self.islands:
+            return found
+        return {k: v for k, v in found.items() if k != "islands" and (v or k != "allowed")}
 
 
 def difference(ours: Codes, theirs: Codes) -> Difference:
@@ -108,8 +113,21 @@ def compare(
     return total
 
 
+def may_differ(node: IntegerNode, tolerance: Mapping[str, int] = EXACT) -> int:
+    """Codes by which a node's own output may differ from the integer graph's.
+
+    Args:
+        node: of it.
+        tolerance: of the runtime: `Runtime.tolerance`.
+    """
+    return max(operation(node.kind).tolerance, tolerance.get(node.kind, 0))
+
+
 def every_operation(
-    graph: IntegerGraph, load: Callable[[IntegerGraph], Runner], inputs: Codes
+    graph: IntegerGraph,
+    load: Callable[[IntegerGraph], Runner],
+    inputs: Codes,
+    tolerance: Mapping[str, int] = EXACT,
 ) -> tuple[dict[str, Difference], str]:
     """Judges each operation on the runtime's own inputs to it.
 
@@ -117,6 +135,7 @@ def every_operation(
         graph: the integer graph.
         load: lowers a graph to the runtime and loads it.
         inputs: int8, (count, channels, height, width).
+        tolerance: of the runtime.
 
     Returns:
         The differences per kind, and the first operation that differs ("" where none does).
@@ -135,7 +154,7 @@ def every_operation(
             own = reference.apply(node, [graph[i] for i in node.inputs], [found[i] for i in node.inputs])
             apart = difference(own.reshape(found[name].shape), found[name])
             kinds[node.kind] = kinds.get(node.kind, Difference()) + apart
-            if apart.max_lsb > operation(node.kind).tolerance:
+            if apart.max_lsb > may_differ(node, tolerance):
                 first[name] = first.get(name, Difference()) + apart
     worst = next((name for name in names if name in first), "")
     return kinds, _named(graph, worst, first[worst]) if worst else ""
@@ -187,15 +206,16 @@ def every_island(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner]) ->
     return found
 
 
-def allowed(graph: IntegerGraph, inputs: Codes) -> int:
-    """How far the outputs move when one code in a hundred of an island's moves by as much as it may.
+def allowed(graph: IntegerGraph, inputs: Codes, tolerance: Mapping[str, int] = EXACT) -> int:
+    """How far the outputs move when one code in a hundred moves by as much as it may.
 
     Args:
         graph: the integer graph.
         inputs: int8, (count, channels, height, width).
+        tolerance: of the runtime.
     """
     rng, most = np.random.default_rng(0), 0
-    names = [node.name for node in graph if operation(node.kind).island and operation(node.kind).tolerance]
+    names = [node.name for node in graph if may_differ(node, tolerance)]
     if not names:
         return 0
     truth = reference.run(graph, inputs)
@@ -207,7 +227,7 @@ def allowed(graph: IntegerGraph, inputs: Codes) -> int:
         feeds = [graph[name] for name in node.inputs]
         made = reference.apply(node, feeds, [values[name] for name in node.inputs])
         if node.name in names:
-            steps = rng.choice([-1, 1], made.shape) * operation(node.kind).tolerance
+            steps = rng.choice([-1, 1], made.shape) * may_differ(node, tolerance)
             moved = np.clip(made + steps, node.low, node.high).astype(np.int8)
             made = np.where(rng.random(made.shape) < 0.01, moved, made)
         values[node.name] = made
@@ -250,6 +270,7 @@ def check(
     inputs: Codes,
     probes: int = 2,
     tick: Callable[[], None] | None = None,
+    tolerance: Mapping[str, int] = EXACT,
 ) -> Parity:
     """The whole comparison: outputs, every kind of operation, and the culprit where there is one.
 
@@ -260,24 +281,26 @@ def check(
         inputs: int8, (count, channels, height, width).
         probes: on how many of the inputs every single operation is judged.
         tick: told after each input.
+        tolerance: of the runtime.
     """
     outputs = compare(graph, runner, inputs, tick)
-    kinds, first = every_operation(graph, load, inputs[:probes])
+    kinds, first = every_operation(graph, load, inputs[:probes], tolerance)
     islands = {}
     for name, apart in {**every_table(graph, load), **every_island(graph, load)}.items():
         kind = operation(graph[name].kind)
         kinds[graph[name].kind] += apart
         if kind.island:
             islands[name] = apart
-        if apart.max_lsb > kind.tolerance and not first:
+        if apart.max_lsb > may_differ(graph[name], tolerance) and not first:
             first = _named(graph, name, apart)
-    granted = any(kinds[n.kind].differing for n in graph if operation(n.kind).tolerance)
+    granted = any(may_differ(n, tolerance) for n in graph if n.kind in tolerance)
+    granted |= any(kinds[n.kind].differing for n in graph if operation(n.kind).tolerance)
     if outputs.differing and not first and not granted:
         for index in range(len(inputs)):
             if compare(graph, runner, inputs[index : index + 1]).differing:
                 first = first_divergence(graph, load, inputs[index : index + 1])
                 break
-    return Parity(len(inputs), outputs, kinds, first, islands, allowed(graph, inputs[:probes]))
+    return Parity(len(inputs), outputs, kinds, first, islands, allowed(graph, inputs[:probes], tolerance))
 
 
 def _named(graph: IntegerGraph, name: str, apart: Difference) -> str:

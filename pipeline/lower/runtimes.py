@@ -7,8 +7,8 @@ Adding a runtime is adding a row here and, beside this file, a module with `lowe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,12 +30,15 @@ class Runtime:
         suffix: of its files.
         package: the distribution whose version decides the bytes.
         loader: the module whose `load` is used, where running needs less than lowering (torch, above all).
+        tolerance: kind -> codes by which its kernels may differ from the integer graph, on the same inputs;
+            kinds that are not named may differ by `Operation.tolerance`.
     """
 
     name: str
     suffix: str
     package: str
     loader: str = ""
+    tolerance: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def _module(self) -> Any:
@@ -59,6 +62,14 @@ RUNTIMES = {
     for runtime in (
         Runtime("executorch", ".pte", "executorch"),
         Runtime("litert", ".tflite", "ai-edge-litert", "paredown.targets.runners.litert"),
+        Runtime(
+            "onnxruntime",
+            ".onnx",
+            "onnxruntime",
+            "paredown.targets.runners.onnxruntime.runner",
+            # Its kernels round a half to even where XNNPACK rounds it up.
+            {"add": 1, "sub": 1, "mul": 1},
+        ),  # fmt: skip
     )
 }
 

@@ -22,7 +22,7 @@ from paredown.pipeline.store.stage import Stage, stored
 from paredown.pipeline.store.store import Store, file_hash
 from paredown.targets.cards.card import Schema, Target
 from paredown.targets.errors import UsageError
-from paredown.targets.host.host import Machine, package_versions, this_machine
+from paredown.targets.host.host import Machine, having, package_versions, this_machine
 from paredown.targets.own_code import own_code
 
 if TYPE_CHECKING:
@@ -126,8 +126,10 @@ class Job:
         self.store, self.smoke = settings.store, settings.smoke
         self.tell, self.tick = settings.tell, settings.tick
         self.tag: Tag = "smoke" if settings.smoke else "measured"
-        self.machine: Machine = this_machine()
         self.runtimes: tuple[str, ...] = tuple(str(name) for name in settings.recipe.lower.runtimes)
+        self.machine: Machine = this_machine()
+        if "onnxruntime" in self.runtimes:  # an extra: others' keys must not know whether it is there
+            self.machine = having(self.machine, "onnxruntime")
         check_keys(settings.recipe)
 
     # -- what a kind of job defines ------------------------------------------------------------------------
@@ -217,7 +219,7 @@ class Job:
         return BundleParams(
             self.settings.name, plain(self.target), plain(self.recipe), self.tag, code,
             dict(package_versions(("zstandard", "numpy", "paredown"))),
-            self.machine.to_dict() if machine else None,
+            self.machine.identity() if machine else None,
         )  # fmt: skip
 
 

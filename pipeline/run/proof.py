@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from paredown.pipeline.device.executor import SIMULATED, Executor, open_executor, stands_for
-from paredown.pipeline.device.rollback import FLOAT, Veto, veto
+from paredown.pipeline.device.rollback import FLOAT, Veto, fastest, veto
 from paredown.pipeline.device.validate import Validator, tag_of, time_figures
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.job import Proof
@@ -101,6 +101,9 @@ class Prover:
         of = f"{found.scored} of the test images" if images is not None else "all test images"
         passed = "validated" if found.passed else "NOT valid"
         notes = [veto.line() for veto in self.vetoes]
+        if self.timings and not self.executor.emulated:
+            medians = {name: timing.percentile(50) for name, timing in self.timings.items()}
+            notes += fastest(medians, self.job.runtimes)
         notes.append(f"{passed} on {machine.name}, accuracy from its own outputs for {of}")
         if self.timings and self.executor.emulated:
             notes.append(f"{machine.name} is emulated: its milliseconds mean nothing, instructions are exact")

@@ -98,7 +98,11 @@ class Run:
         tick: Tick = lambda done, total: None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
-        recipe = recipe.model_copy(update={"lower": recipe.lower.on(target.runtimes)})
+        there = {
+            "lower": recipe.lower.on(target.runtimes),
+            "quantize": recipe.quantize.on(target.weight_range),
+        }
+        recipe = recipe.model_copy(update=there)
         for wanted in recipe.lower.runtimes:
             target.runtime(wanted)
         self.name, self.target, self.tell = name, target, tell

@@ -17,7 +17,7 @@ from paredown.targets.errors import DeviceError, InputError, UsageError
 
 CARDS = Path(__file__).parent
 
-RuntimeName = Literal["executorch", "litert"]
+RuntimeName = Literal["executorch", "litert", "onnxruntime"]
 DtypeName = Literal["float32", "float16", "int8"]
 OpName = Literal[
     "conv2d", "depthwise_conv2d", "linear", "leaky_relu", "relu", "relu6", "max_pool2d", "add", "concat",
@@ -87,12 +87,12 @@ class Pays(Schema):
 
 
 class RuntimeCard(Schema):
-    """One runtime on one device; it bears the name of the one whose files it reads, .pte or .tflite."""
+    """One runtime on one device; it bears the name of the one whose files it reads: .pte, .tflite, .onnx."""
 
     edition: Literal["full", "micro", "js"] = "full"
     """Which build of it: `micro` = LiteRT Micro (TFLM), `js` = LiteRT.js (WebAssembly)."""
-    delegate: Literal["xnnpack", "ethos-u", "coreml", "vulkan", "none"]
-    """What executes the operators; `none` = the runtime's own kernels."""
+    delegate: Literal["xnnpack", "mlas", "ethos-u", "coreml", "vulkan", "none"]
+    """What executes the operators; `mlas` = ONNX Runtime on the CPU, `none` = the runtime's own kernels."""
     dtypes: tuple[DtypeName, ...] = Field(strict=False, min_length=1)
     """The arithmetic it executes on the delegate."""
     io: DtypeName | None = None
@@ -170,6 +170,8 @@ class Target(Schema):
     """Files for it can be made, and nothing here can run them: no figure is ever shown as its own."""
     runtimes: Mapping[RuntimeName, RuntimeCard] = Field(min_length=1)
     """What can execute a network there."""
+    weight_range: Literal[63, 127] | None = None
+    """The largest weight code; 63 keeps x86 without VNNI exact and fast in ONNX Runtime; unset = 127."""
     channel_multiple: ChannelMultiple
     """Hardware-friendly widths, per kind of layer."""
     budget: Budget = Budget()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paredown.targets.devices.device import Device
-from paredown.targets.host.host import Machine, cpu_name
+from paredown.targets.host.host import Machine, cpu_name, int8_instructions
 
 # Absent files and programs leave their line empty. `key=value`, the CPU's own lines as they are.
 _SCRIPT = r"""
@@ -32,6 +32,7 @@ echo "board=$(tr -d '\000' </proc/device-tree/model || getprop ro.product.model)
 echo "python=$(command -v python3)"
 echo "python_version=$(python3 -c 'import platform; print(platform.python_version())')"
 grep -E '^(model name|Model|Hardware|CPU implementer|CPU part)[[:space:]]*:' /proc/cpuinfo
+grep -m1 -E '^(flags|Features)[[:space:]]*:' /proc/cpuinfo
 exit 0
 """
 _TIMEOUT_S = 60.0  # Python under emulation takes its time
@@ -74,6 +75,7 @@ class Facts:
         temperature_c: of the hottest zone of the CPU, or of anything where no zone is called so.
         python: path of python3.
         python_version: of it.
+        instructions: for int8, as `Machine` has them.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Facts:
     temperature_c: float | None
     python: str | None
     python_version: str | None
+    instructions: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them."""
@@ -115,6 +118,7 @@ def machine(name: str, facts: Facts) -> Machine:
         system=facts.system,
         memory_mib=facts.memory_mib or 0,
         python=facts.python_version or "",
+        instructions=facts.instructions,
     )
 
 
@@ -138,6 +142,7 @@ def parse_facts(text: str) -> Facts:
         temperature_c=_temperature(zones),
         python=said.get("python"),
         python_version=said.get("python_version"),
+        instructions=int8_instructions(text, said.get("arch", "")),
     )
 
 

@@ -1,6 +1,7 @@
 """Programs on a device: their runtime's runner is brought there once, samples go in, outputs come out.
 
-The runners (`targets/runners/run_litert.py`, `targets/runners/executorch/run.cpp`) have one command line, one
+The runners (`targets/runners/run_litert.py`, `targets/runners/onnxruntime/run.py`,
+`targets/runners/executorch/run.cpp`) have one command line, one
 format of files and one JSON; what they share is here.
 """
 
@@ -32,6 +33,12 @@ LITERT_FILES = (
     "targets/runners/__init__.py", "targets/runners/litert.py", "targets/runners/run_litert.py",
 )  # fmt: skip
 LITERT_MAIN = "import sys\nfrom paredown.targets.runners.run_litert import main\nsys.exit(main())\n"
+#: The same for an .onnx.
+ONNX_FILES = (
+    *LITERT_FILES, "targets/runners/onnxruntime/__init__.py", "targets/runners/onnxruntime/run.py",
+    "targets/runners/onnxruntime/runner.py",
+)  # fmt: skip
+ONNX_MAIN = "import sys\nfrom paredown.targets.runners.onnxruntime.run import main\nsys.exit(main())\n"
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2
@@ -47,7 +54,7 @@ class Program:
     """What is run.
 
     Attributes:
-        runtime: of `executorch` and `litert`.
+        runtime: of `executorch`, `litert` and `onnxruntime`.
         data: the file's bytes.
         input: one sample.
         outputs: of one sample.
@@ -209,15 +216,19 @@ class DevicePrograms:
         """The command of a runtime's runner, which is brought there when it is first needed."""
         if runtime not in self._runners:
             self.log(f"{runtime}: runner to {self.device.address}")
-            self._runners[runtime] = self._litert() if runtime == "litert" else self._executorch()
+            archives = {"litert": litert_archive, "onnxruntime": onnxruntime_archive}
+            if make := archives.get(runtime):
+                self._runners[runtime] = self._archive(f"run_{runtime}.pyz", make())
+            else:
+                self._runners[runtime] = self._executorch()
         return self._runners[runtime]
 
-    def _litert(self) -> tuple[str, ...]:
+    def _archive(self, name: str, data: bytes) -> tuple[str, ...]:
         with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "run_litert.pyz"
-            archive.write_bytes(litert_archive())
+            archive = Path(folder) / name
+            archive.write_bytes(data)
             self.device.push(archive, archive.name)
-        return "python3", "run_litert.pyz"
+        return "python3", name
 
     def _executorch(self) -> tuple[str, ...]:
         from paredown.targets.host.cache import cache_folder
@@ -231,10 +242,19 @@ class DevicePrograms:
 
 def litert_archive() -> bytes:
     """The LiteRT runner as one file for `python3 FILE`; the same bytes every time."""
+    return _archived(LITERT_FILES, LITERT_MAIN)
+
+
+def onnxruntime_archive() -> bytes:
+    """The same of ONNX Runtime."""
+    return _archived(ONNX_FILES, ONNX_MAIN)
+
+
+def _archived(files: tuple[str, ...], start: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        members = {name: path.read_text() for name, path in own_code(LITERT_FILES).items()}
-        members["__main__.py"] = LITERT_MAIN
+        members = {name: path.read_text() for name, path in own_code(files).items()}
+        members["__main__.py"] = start
         for name, text in sorted(members.items()):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

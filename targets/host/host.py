@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ RUNTIME_PACKAGES = (
     "torch", "executorch", "torchao", "litert-torch", "ai-edge-litert", "tflite-runtime", "numpy",
     "opencv-python-headless", "opencv-python",
 )  # fmt: skip
+#: What the kernel calls instructions that decide how fast int8 is, and on x86 whether sums saturate.
+INT8_INSTRUCTIONS = (
+    "avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "sve2",
+)  # fmt: skip
+#: Those that add products of int8 in an int32.
+VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Machine:
     """Where a figure comes from: one machine and the versions of what ran on it.
 
     `versions` is sorted by package; packages that are not installed are left out. `memory_mib` is 0 where
-    the system does not tell.
+    the system does not tell. `instructions` are those of `INT8_INSTRUCTIONS` that it has, where it tells.
     """
 
     name: str
@@ -35,18 +41,32 @@ class Machine:
     memory_mib: int
     python: str
     versions: tuple[tuple[str, str], ...] = ()
+    instructions: str = ""
+
+    @property
+    def saturates(self) -> bool:
+        """Whether it is an x86 known to have no VNNI: there fast int8 kernels add products in an int16."""
+        return self.arch == "x86_64" and bool(self.instructions) and not VNNI & set(self.instructions.split())
 
     def line(self) -> str:
         """One line for a footnote or a report."""
         versions = ", ".join(f"{package} {version}" for package, version in self.versions)
         cores = f"{self.cores} core{'' if self.cores == 1 else 's'}"
-        return f"{self.name}: {self.cpu}, {cores}, {self.arch}, {self.system}" + (
+        cpu = f"{self.cpu} ({self.instructions})" if self.instructions else self.cpu
+        return f"{self.name}: {cpu}, {cores}, {self.arch}, {self.system}" + (
             f"; {versions}" if versions else ""
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON has them."""
-        return {**asdict(self), "versions": dict(self.versions)}
+        told = {"instructions": self.instructions} if self.instructions else {}
+        return self.identity() | told
+
+    def identity(self) -> dict[str, Any]:
+        """The facts that decide whether a stage is run again; its CPU stands for the instructions."""
+        facts = {**asdict(self), "versions": dict(self.versions)}
+        del facts["instructions"]
+        return facts
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Machine:
@@ -57,6 +77,7 @@ class Machine:
         """
         expected: dict[str, type] = dict.fromkeys(cls.__dataclass_fields__, str)
         expected |= {"cores": int, "memory_mib": int, "versions": dict}
+        facts = {"instructions": "", **facts}  # which earlier versions did not write
         if set(facts) != set(expected):
             raise ValueError(f"a machine needs exactly {', '.join(expected)}")
         for name, kind in expected.items():
@@ -79,6 +100,11 @@ def package_versions(packages: tuple[str, ...] = RUNTIME_PACKAGES) -> tuple[tupl
     return tuple(found)
 
 
+def having(machine: Machine, package: str) -> Machine:
+    """A machine that has this package too, where it is installed here."""
+    return replace(machine, versions=tuple(sorted({*machine.versions, *package_versions((package,))})))
+
+
 def package_version(package: str) -> str:
     """The installed version of a distribution, or "not installed".
 
@@ -92,6 +118,22 @@ def cpu_name(cpuinfo: str, fallback: str) -> str:
     lines = (line.partition(":") for line in cpuinfo.splitlines())
     fields = {key.strip(): value.strip() for key, _, value in lines}
     return fields.get("model name") or fields.get("Model") or fallback or "unknown CPU"
+
+
+def int8_instructions(cpuinfo: str, arch: str) -> str:
+    """Those of `INT8_INSTRUCTIONS` that the text of /proc/cpuinfo lists, with a blank between.
+
+    Args:
+        cpuinfo: the text; under an emulator it can be that of the machine below.
+        arch: as `uname -m` has it.
+    """
+    word = "flags" if arch == "x86_64" else "Features"
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == word:
+            has = set(value.split())
+            return " ".join(each for each in INT8_INSTRUCTIONS if each in has)
+    return ""
 
 
 def this_machine(name: str = "host") -> Machine:
@@ -117,4 +159,5 @@ def this_machine(name: str = "host") -> Machine:
         memory_mib=max(memory_mib, 0),
         python=platform.python_version(),
         versions=package_versions(),
+        instructions=int8_instructions(cpuinfo, platform.machine()),
     )

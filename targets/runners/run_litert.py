@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,13 @@ from paredown.targets.runners.litert import Runner, TensorInfo
 #: not open. Each pair begins and ends a bracket.
 EMPTY, INFERENCE = (0x7E570000, 0x7E570001), (0x7E570002, 0x7E570003)
 EMPTIES = 20  # brackets of nothing: what they cost when the Python interpreter has specialised them
+
+
+class Loaded(Protocol):
+    """A runner of one input."""
+
+    def __call__(self, x: NDArray[Any], /) -> tuple[NDArray[Any], ...]:
+        """Runs one sample."""
 
 
 class Samples:
@@ -65,7 +72,7 @@ class Samples:
                 yield np.frombuffer(data, self._tensor.dtype).reshape(self._tensor.shape)
 
 
-def run_all(runner: Runner, samples: Samples, target: Path) -> None:
+def run_all(runner: Loaded, samples: Samples, target: Path) -> None:
     """Every sample through the model; the file of outputs appears under its name when it is whole.
 
     Raises:
@@ -145,8 +152,7 @@ def run(
         DeviceError: there is no interpreter, or the outputs cannot be written.
         UsageError: marks with more than one thread.
     """
-    if marks and threads != 1:
-        raise UsageError("--marks needs --threads 1: several threads wait for each other, never twice alike")
+    single(marks, threads)
     start = time.perf_counter()
     try:
         data = model.read_bytes()
@@ -172,6 +178,16 @@ def run(
     }
 
 
+def single(marks: bool, threads: int) -> None:
+    """Marks are for one thread.
+
+    Raises:
+        UsageError: there are more.
+    """
+    if marks and threads != 1:
+        raise UsageError("--marks needs --threads 1: several threads wait for each other, never twice alike")
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -190,8 +206,22 @@ def _number(least: int) -> Callable[[str], int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status is the errors' own."""
-    parser = argparse.ArgumentParser(prog="run_litert", description="Runs a .tflite on samples from a file.")
-    parser.add_argument("model", type=Path, help="the .tflite")
+    return command(run, "run_litert", ".tflite", arguments)
+
+
+def command(
+    run: Callable[..., dict[str, Any]], name: str, suffix: str, arguments: list[str] | None = None
+) -> int:
+    """The command line of a runner.
+
+    Args:
+        run: of the runner.
+        name: of the command.
+        suffix: of its programs.
+        arguments: those of the process where there are none.
+    """
+    parser = argparse.ArgumentParser(prog=name, description=f"Runs a {suffix} on samples from a file.")
+    parser.add_argument("model", type=Path, help=f"the {suffix}")
     parser.add_argument("--inputs", type=Path, required=True, help="raw samples")
     parser.add_argument("--outputs", type=Path, required=True, help="where the outputs go")
     parser.add_argument("--runs", type=_number(0), default=10, help="timed runs of the first sample")

@@ -8,10 +8,10 @@ in every forward pass, in this order. With k bits and n = 2**(k-1) - 1:
     v = sign(W) * (q * (max|W| - t) / n + t)
 
 `threshold` is that grid. Our design: its levels are snapped to the int8 grid, code = round(v / step) with
-step = max|W| / 127, so that the layer is an exact int8 layer for every int8 kernel, with at most 2**k + 1
-different codes. `uniform` (our design) has the codes -n..n and step = max|W| / n, which is what native int4
-tensors hold; `ternary` has -1, 0, 1 and for its step the mean of the survivors, the nearest one in the
-least-squares sense. What survives the threshold never becomes zero by rounding.
+step = max|W| / 127 (or 63, `GridConfig.top`), so that the layer is an exact int8 layer for every int8 kernel,
+with at most 2**k + 1 different codes. `uniform` (our design) has the codes -n..n and step = max|W| / n, as
+native int4 tensors hold them; `ternary` has -1, 0, 1 and for its step the mean of the survivors, the nearest
+one in the least-squares sense. What survives the threshold never becomes zero by rounding.
 
 A layer has one grid, as in the paper; or (our design) each output channel has its own: its weights are
 measured in units of the channel's largest, threshold included, and the step is a step per channel. That is
@@ -55,6 +55,8 @@ class GridConfig:
     """Whether a weight that is zero now gets no gradient; without, it can grow back."""
     per: Per = "layer"
     """What has a grid of its own."""
+    top: int = TOP
+    """The largest code."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -70,11 +72,16 @@ class GridConfig:
                 )
 
     @property
+    def most_uniform(self) -> int:
+        """The largest code of the uniform grid."""
+        return min(self.top, 2 ** (self.bits - 1) - 1)
+
+    @property
     def most_codes(self) -> int:
         """How many different codes a layer can have at most, zero included."""
         if self.grid == "ternary":
             return 3
-        return min(255, 2**self.bits + 1 if self.grid == "threshold" else 2**self.bits - 1)
+        return min(2 * self.top + 1, 2**self.bits + 1 if self.grid == "threshold" else 2**self.bits - 1)
 
 
 def check_sigma(sigma: float) -> None:
@@ -170,16 +177,16 @@ def _levels(weight: Tensor, t: Tensor, survives: Tensor, config: GridConfig) -> 
         codes = torch.where(t > 0, survives, 2 * size >= size.mean()).to(weight.dtype)
         step = (size * codes).sum() / codes.sum().clamp_min(1)
         return codes * weight.sign(), torch.where(top == 0, torch.ones_like(step), step)
-    n = 2 ** (config.bits - 1) - 1
+    n = 2 ** (config.bits - 1) - 1 if config.grid == "threshold" else config.most_uniform
     # Of a layer of zeros every code is 0 times a step of 1; NaN goes on, for the loss to stop at.
-    step = torch.where(top == 0, torch.ones_like(top), top / (n if config.grid == "uniform" else TOP))
+    step = torch.where(top == 0, torch.ones_like(top), top / (n if config.grid == "uniform" else config.top))
     if config.grid == "uniform":
         codes = (size / step).round()
     else:
         span = (top - t).clamp_min(torch.finfo(weight.dtype).tiny)
         q = (n * (size - t) / span).round()
         codes = ((q * (span / n) + t) / step).round()
-    codes = codes.clamp_max(TOP).maximum((t > 0).to(codes.dtype))
+    codes = codes.clamp_max(config.top).maximum((t > 0).to(codes.dtype))
     return codes * weight.sign() * survives, step
 
 

@@ -85,7 +85,7 @@ def _rounded(weight: Tensor, sigma: float, plan: LayerPlan, hessian: Tensor) -> 
     """The values of better codes than the nearest; a filter that would lose its grid's end keeps those."""
     config = plan.config
     nearest, step = encode(weight, sigma, config)
-    most = 2 ** (config.bits - 1) - 1
+    most = config.most_uniform
     rows, scales = nearest.flatten(1).to(torch.int8), step.expand(len(weight), *step.shape[1:]).reshape(-1, 1)
     units = weight / step
     stays = (rows == 0) & bool(threshold_at(units, sigma) > 0)

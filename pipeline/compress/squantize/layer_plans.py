@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from paredown.pipeline.compress.grids.grid import GridConfig
+from paredown.pipeline.compress.grids.grid import TOP, GridConfig
 from paredown.pipeline.compress.squantize.qat_network import GridSchedule, LayerPlan, quantizable
 from paredown.pipeline.compress.training.sparsify import prunable
 from paredown.pipeline.graph.graph import Graph
@@ -18,7 +18,11 @@ INT8 = 8  # bits of a layer that post-training quantization takes care of
 
 
 def layer_plans(
-    wanted: Squantize, graph: Graph, network: nn.Module, bits: Mapping[str, int] | None = None
+    wanted: Squantize,
+    graph: Graph,
+    network: nn.Module,
+    bits: Mapping[str, int] | None = None,
+    most: int = TOP,
 ) -> dict[str, LayerPlan]:
     """State-dict name of each weight that is made sparse and low-bit -> how.
 
@@ -29,6 +33,7 @@ def layer_plans(
         graph: traced from the network.
         network: its parameters that are trained can be squantized.
         bits: weight -> bits, chosen for a budget; the recipe's own `layers` win.
+        most: the largest weight code.
 
     Raises:
         UsageError: `layers` names one that the network does not have, or nothing is left.
@@ -50,7 +55,9 @@ def layer_plans(
     plans = {}
     for layer, name in possible.items():
         if layer in chosen and changed.get(layer) != INT8:
-            config = GridConfig(chosen[layer], wanted.grid, wanted.order, wanted.masked_gradient, wanted.per)
+            config = GridConfig(
+                chosen[layer], wanted.grid, wanted.order, wanted.masked_gradient, wanted.per, most
+            )
             plans[name] = LayerPlan(config, wanted.zeros, wanted.sigma)
     if not plans:
         raise UsageError(

@@ -127,17 +127,18 @@ def rule(
     why = why.replace(f"it operation {op.partition('.')[0]} ", "it ")
     if found.refused:
         return Rule(_always, f"{why}; {found.refused}", "write it in other operations", "refused")
-    if delegate == "xnnpack" and not found.outside:
+    fused = delegate in {"xnnpack", "mlas"}
+    if fused and not found.outside:
         return None
     table = node.kind == "function" and chain(node.attrs) is None
     said = "a table of 256 codes" if table else "in float"
-    if delegate == "xnnpack":
+    if fused:
         said += f", beside the delegate ({', '.join(dict.fromkeys(found.outside))})"
     else:
         said += ", on the CPU"
     parts = ((False,) if name == "litert" else (False, True)) if table else (True, False, True)
     instead = "an operation with an integer form" if not table else "ReLU, hardswish, sigmoid"
-    return Rule(_always, f"{why}; {said}", instead, "cpu", parts if delegate == "xnnpack" else (False,),
+    return Rule(_always, f"{why}; {said}", instead, "cpu", parts if fused else (False,),
                 lambda node, feed: 4 * prod(node.shape))  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from paredown.pipeline.graph.operations.placement import (
     AXES,
     EXECUTORCH,
     LITERT,
+    ONNX,
     U55,
     Place,
     Rule,
@@ -23,6 +24,10 @@ from paredown.pipeline.lower.integer import IntegerNode
 from paredown.pipeline.lower.predict import islands
 from paredown.targets.cards.card import RuntimeCard, Target
 
+#: Kinds that ONNX Runtime has no kernel on codes for, or none that is exact.
+FLOAT_IN_ONNX = frozenset(
+    {"sub", "mean", "softmax", "log_softmax", "normalize", "unit_norm", "matmul", "conv_transpose2d"}
+)  # fmt: skip
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     EXECUTORCH: (
@@ -32,6 +37,12 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
         ),
     ),
     LITERT: (Rule(many_axes, AXES, "move fewer axes at a time"),),
+    ONNX: (
+        Rule(
+            lambda node, feed: node.kind in FLOAT_IN_ONNX, "computed in float32 by ONNX Runtime",
+            "nothing: it is as exact, and seldom large", parts=(True, False, True),
+        ),
+    ),
 }  # fmt: skip
 
 

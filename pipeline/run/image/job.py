@@ -139,7 +139,7 @@ class ImageJob(Job):
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
         if prune:
-            machine = self.machine.to_dict()
+            machine = self.machine.identity()
             self.pruning = PruneStages(self.settings, self.task, split, self.original, machine)
             self.trace = self.pruning.trace
         if squantize:
@@ -151,7 +151,7 @@ class ImageJob(Job):
         if self.pruning is not None:
             return self.pruning
         split = TrainingSplit(self.recipe, self.task, self.smoke)
-        return PruneStages(self.settings, self.task, split, self.original, self.machine.to_dict())
+        return PruneStages(self.settings, self.task, split, self.original, self.machine.identity())
 
     @property
     def device(self) -> str | None:
@@ -292,7 +292,7 @@ class ImageJob(Job):
 
     def _parity(self, name: str) -> Stage:
         count = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
-        params = ParityParams(count, min(2, count), self.machine.to_dict())
+        params = ParityParams(count, min(2, count), self.machine.identity())
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.lower.integer import in_int4
@@ -315,6 +315,7 @@ class ImageJob(Job):
                 self._parity_inputs(integer, count),
                 params.probes,
                 tick,
+                tools.tolerance,
             )
             told = result.to_dict()
             for node in islands(integer):
@@ -341,7 +342,7 @@ class ImageJob(Job):
 
     def _score(self, variant: str) -> Stage:
         params = ScoreParams(
-            variant, self.machine.to_dict(), self.images, self.preprocess.hash, dict(self.task.network_id)
+            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id)
         )
 
         def build(out: Path, inputs: Inputs) -> None:
@@ -393,7 +394,7 @@ class ImageJob(Job):
             costs = {name: island_times(name, integer, runs) for name in self.runtimes if islands(integer)}
             write_json(out / ISLANDS, costs)
 
-        params = BenchParams(threads, self.machine.to_dict(), runs)
+        params = BenchParams(threads, self.machine.identity(), runs)
         reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
         return Stage("bench", 3, params, {"trace": self.original, **stages}, build, reads)
 

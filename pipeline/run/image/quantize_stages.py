@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,6 +63,7 @@ class IntegerParams:
         bias_correction: whether biases are corrected.
         images: calibration images for both.
         preprocess: hash of what they go through.
+        weight_range: the largest weight code, where it is not 127.
     """
 
     weights: Literal["minmax", "mse"]
@@ -71,6 +72,7 @@ class IntegerParams:
     bias_correction: bool | None = field(default=None, metadata=OPTIONAL)
     images: int | None = field(default=None, metadata=OPTIONAL)
     preprocess: str | None = field(default=None, metadata=OPTIONAL)
+    weight_range: int | None = field(default=None, metadata=OPTIONAL)
 
 
 class QuantizeStages:
@@ -132,7 +134,7 @@ class QuantizeStages:
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import observe, spread
-            from paredown.pipeline.lower.ptq.equalize import Reach, equalize, pairs
+            from paredown.pipeline.run.image.ptq.equalize import Reach, equalize, pairs
 
             graph = graph_in(inputs["trace"])
             wanted = {graph[second].inputs[0] for _, second in pairs(graph)}
@@ -173,7 +175,7 @@ class QuantizeStages:
         """Ranges by the observers that do best on images that none of them has seen, if there are enough."""
         from paredown.calibration.observers import Several
         from paredown.calibration.run import Ranges, observe, spread
-        from paredown.pipeline.lower.ptq.ranges import choose, images_for
+        from paredown.pipeline.run.image.ptq.ranges import choose, images_for
 
         chosen = spread(len(self.calibration), images)
         held = chosen[HELD_OUT // 2 :: HELD_OUT] or chosen[-1:]
@@ -208,18 +210,20 @@ class QuantizeStages:
             chosen = (wanted.rounding, wanted.bias_correction, self._images(ROUND_IMAGES))
             params = IntegerParams(params.weights, params.input_range, *chosen, self.preprocess.hash)
             inputs["data"] = self.calibration.fingerprint()
+        params = replace(params, weight_range=wanted.weight_range)
+        most = wanted.weight_range or 127
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import Ranges
             from paredown.pipeline.bundle.ledger import check_codes
             from paredown.pipeline.lower.integer import quantize
-            from paredown.pipeline.lower.ptq.starved import starved
+            from paredown.pipeline.run.image.ptq.starved import starved
 
             ranges = Ranges.from_json((inputs["ranges"] / RANGES).read_text())
             ranges.check(self.preprocess)
             graph = graph_in(inputs["trace"])
             reach = params.input_range or ranges.ranges[graph.nodes[0].name]
-            integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights)
+            integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights, most=most)
             if params.images:
                 integer = self._improved(graph, integer, params)
             check_codes(graph, integer)
@@ -231,11 +235,12 @@ class QuantizeStages:
     def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
         """Better codes and biases, on calibration images that are spread evenly over the set."""
         from paredown.calibration.run import spread
-        from paredown.pipeline.lower.ptq.rounding import improve
+        from paredown.pipeline.run.image.ptq.rounding import improve
 
         images = self._preprocessed(spread(len(self.calibration), params.images))
         codes, biases = params.rounding == "gptq", bool(params.bias_correction)
-        return improve(graph, integer, images, codes=codes, biases=biases)
+        most = params.weight_range or 127
+        return improve(graph, integer, images, codes=codes, biases=biases, most=most)
 
     def _preprocessed(self, chosen: list[int]) -> Tensor:
         from paredown.pipeline.compress.training.data import ImageSubset, preprocessed

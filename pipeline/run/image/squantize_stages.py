@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.store.files import read_json, write_json
-from paredown.pipeline.store.stage import Inputs, Stage, stored
+from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SquantizeParams:
     preprocess: str
     smoke: bool
     torch: str
+    weight_range: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class SquantizeStages:
         before = self.pruning.trace if self.pruning else self.original
         params = SquantizeParams(
             wanted.settings(), training.held_out_images, self.recipe.recover.seed, training.shape,
-            training.preprocess.hash, self.smoke, package_version("torch"),
+            training.preprocess.hash, self.smoke, package_version("torch"), self.recipe.quantize.weight_range,
         )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
@@ -119,7 +120,7 @@ class SquantizeStages:
                 {
                     "measure": trained.measure, **result.facts(),
                     "allocation": allocation.to_dict() if allocation else None,
-                    "plans": {name: asdict(plan) for name, plan in live.plans.items()},
+                    "plans": {name: _told(plan) for name, plan in live.plans.items()},
                     "activations": live.grids(),
                     "int8_activations": list(live.kept) if (wanted.activation_bits or 8) < 8 else [],
                 },
@@ -135,6 +136,7 @@ class SquantizeStages:
 
     def _train(self, network: nn.Module, original: Graph, checkpoint: Path) -> _Trained:
         """The pass over a network, pruned or not, taught by the original."""
+        from paredown.pipeline.compress.grids.grid import TOP
         from paredown.pipeline.compress.squantize.clip_places import check_clips
         from paredown.pipeline.compress.squantize.gptq_init import round_weights
         from paredown.pipeline.compress.squantize.layer_plans import layer_plans, schedule
@@ -149,14 +151,14 @@ class SquantizeStages:
             wanted, self.task, original, training, held_out, split.truth, checkpoint, self.smoke, self.tick
         )
         graph = trace(network, split.shape)
-        bits = wanted.activation_bits
-        plans = layer_plans(wanted, graph, network)
+        bits, most = wanted.activation_bits, self.recipe.quantize.weight_range or TOP
+        plans = layer_plans(wanted, graph, network, most=most)
         check_clips(graph, bits or 8, plans)
         rounding = split.inputs(training, ROUND_IMAGES) if wanted.rounding == "gptq" else None
         allocation = None
         if wanted.bytes is not None or wanted.accuracy_drop is not None:
             allocation = self._choose_bits(network, graph, original, plans, held_out, rounding)
-            plans = layer_plans(wanted, graph, network, allocation.widths)
+            plans = layer_plans(wanted, graph, network, allocation.widths, most)
         steps = schedule(wanted, setup.steps)
         live = QatNetwork(network, graph, plans, bits, steps, wanted.norm == "live")
         if rounding is not None:
@@ -206,3 +208,11 @@ class SquantizeStages:
         return choose_bits(
             found, sizes, rest, limit=wanted.bytes, tolerance=wanted.accuracy_drop, resolution=resolution
         )
+
+
+def _told(plan: LayerPlan) -> dict[str, Any]:
+    """A plan as the history has it; the largest code only where it is not 127."""
+    told = asdict(plan)
+    if told["config"]["top"] == 127:
+        del told["config"]["top"]
+    return told

@@ -334,7 +334,7 @@ class LanguageJob(Job):
 
         language: Language = self.language
         params = ScoreParams(
-            variant, self.machine.to_dict(), window=language.window, tokens=language.test_tokens
+            variant, self.machine.identity(), window=language.window, tokens=language.test_tokens
         )
         inputs: dict[str, Stage | str] = {
             "test": self.task.fingerprint("test"), "weights": self.task.weights_hash(),
@@ -367,7 +367,7 @@ class LanguageJob(Job):
             path, threads = inputs["bundle"] / BUNDLE, self.recipe.bench.threads
             write_json(out / "bench.json", measure_here(path, self.smoke, self.tick, threads))
 
-        params = BenchParams(self.recipe.bench.threads, self.machine.to_dict())
+        params = BenchParams(self.recipe.bench.threads, self.machine.identity())
         return Stage("bench", 1, params, {"bundle": self.bundle}, build)
 
     def _bundle(self) -> Stage:

@@ -13,7 +13,7 @@ from tiny_project import Tiny, call, copy_project
 
 from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.device.executor import Here
-from paredown.pipeline.device.rollback import veto
+from paredown.pipeline.device.rollback import fastest, veto
 from paredown.pipeline.run import proof as prove
 from paredown.targets.devices.programs import Program, Timing
 from paredown.targets.host.host import Machine, this_machine
@@ -157,3 +157,15 @@ def test_this_machines_milliseconds_are_no_boards(tiny: Tiny, tmp_path: Path) ->
     assert "nothing was timed: this machine is no raspberry-pi-5" in found["notes"]
     # and a smoke run's figures say so, wherever they are from
     assert {f["tag"] for f in found["figures"] if f["stage"] in {"score", "parity"}} == {"smoke"}
+
+
+def test_the_fastest_of_several_runtimes_is_named_with_both_ratios():
+    times = {"litert": 4.0, "litert-fp32": 6.0, "onnxruntime": 2.0, "onnxruntime-fp32": 3.0}
+    (line,) = fastest(times, ["litert", "onnxruntime"])
+    assert line == (
+        "fastest on this machine: onnxruntime in int8, 2.00 ms, 1.50 times as fast as the best float32 "
+        "(onnxruntime, 3.00 ms); 1.50 times as fast as its own float32"
+    )
+    (line,) = fastest({**times, "litert-fp32": 1.0}, ["litert", "onnxruntime"])
+    assert line.endswith(": float32 on litert is the faster program here") and "0.50 times" in line
+    assert fastest(times, ["litert"]) == []

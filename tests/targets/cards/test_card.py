@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from paredown.targets.cards.card import CARDS, Budget, Target, list_cards, load_card
 from paredown.targets.errors import DeviceError, InputError, ParedownError, UsageError
-from paredown.targets.host.host import Machine, cpu_name, package_version, package_versions, this_machine
+from paredown.targets.host.host import (
+    Machine,
+    cpu_name,
+    int8_instructions,
+    package_version,
+    package_versions,
+    this_machine,
+)
 
 BOARDS = {"raspberry-pi-3": "cortex-a53", "raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76"}
 
@@ -27,7 +35,8 @@ def test_every_card_loads_under_its_file_name():
 @pytest.mark.parametrize("name", ["host", *BOARDS, "android-arm64"])
 def test_machines_with_an_operating_system_have_both_runtimes_and_pay_in_storage(name):
     card = load_card(name)
-    assert set(card.runtimes) == {"executorch", "litert"} and card.microcontroller is None
+    extra = {"onnxruntime"} if name == "host" else set()
+    assert set(card.runtimes) == {"executorch", "litert"} | extra and card.microcontroller is None
     for runtime in card.runtimes.values():
         assert "int8" in runtime.dtypes and "conv2d" in runtime.ops and runtime.edition == "full"
         # measured: neither pays in time on either runtime
@@ -210,6 +219,33 @@ def test_versions_are_the_installed_ones():
 def test_a_version_is_that_of_every_build(monkeypatch: pytest.MonkeyPatch, found: str):
     monkeypatch.setattr("paredown.targets.host.host.metadata.version", lambda package: found)
     assert package_version("torch") == "2.13.0"
+
+
+def test_int8_instructions_are_named_and_of_this_architecture_alone():
+    intel = "flags\t\t: fpu avx2 amx_int8 avx512_vnni\n"
+    assert int8_instructions(intel, "x86_64") == "avx2 avx512_vnni amx_int8"
+    assert int8_instructions(intel, "aarch64") == ""  # an emulated board shows the machine below
+    assert int8_instructions("Features\t: fp asimd asimddp i8mm\n", "aarch64") == "asimd asimddp i8mm"
+
+
+@pytest.mark.parametrize(
+    ("arch", "instructions", "saturates"),
+    [("x86_64", "avx2", True), ("x86_64", "avx2 avx_vnni", False), ("x86_64", "", False),
+     ("aarch64", "asimd", False)],
+)  # fmt: skip
+def test_sums_saturate_on_an_x86_known_to_have_no_vnni(arch, instructions, saturates):
+    machine = replace(this_machine(), arch=arch, instructions=instructions)
+    assert machine.saturates is saturates
+    assert Machine.from_dict(machine.to_dict()) == machine
+    assert "instructions" not in machine.identity()  # keys of stages stay what they were
+    assert not instructions or f"({instructions})" in machine.line()
+
+
+@pytest.mark.parametrize(("name", "most"), [("x86-avx2", 63), ("x86-vnni", None), ("intel-nuc", None)])
+def test_x86_cards_have_three_runtimes_and_say_how_large_a_weight_code_may_be(name, most):
+    card = load_card(name)
+    assert card.arch == "x86_64" and set(card.runtimes) == {"executorch", "litert", "onnxruntime"}
+    assert card.weight_range == most and card.sources
 
 
 def test_cpu_names_of_x86_and_of_a_pi():

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from paredown.pipeline.device.rollback import fastest
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
 from paredown.pipeline.report.islands import island_note, island_report
 from paredown.pipeline.run.image.read import traced_notes
@@ -114,16 +115,34 @@ class Summary:
             told = read_json(self.job.path(self.job.lower[name]) / "lowered.json")
             if told["undelegated"]:
                 notes.append(f"{name} runs outside the delegate: {', '.join(told['undelegated'])}")
+        notes += self._saturating()
         notes += [island_note(row) for row in self._islands()]
         if self.job.bench:
             notes += slower_than(self.times, "-fp32", "float32")
             notes += against_original(self.times)
+            medians = {name: measured["latency_p50"] for name, measured in self.times.items()}
+            notes += fastest(medians, self.job.runtimes)
         elif self.job.device is None:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "
                 f"{self.job.target.name} is known"
             )
         return tuple(notes)
+
+    def _saturating(self) -> list[str]:
+        """What is not promised of ONNX Runtime on a machine whose sums saturate."""
+        if "onnxruntime" not in self.job.runtimes or not self.job.machine.saturates:
+            return []
+        from paredown.pipeline.lower.integer import beyond
+
+        layers = beyond(self.job.integer_graph(), 63)
+        if not layers:
+            return []
+        return [
+            f"onnxruntime: {len(layers)} layers ({layers[0]} first) have weight codes beyond 63, and this "
+            "machine has no VNNI: sums of products saturate, and nothing is promised; set "
+            "quantize.weight_range = 63, or the session option session.x64quantprecision = 1, which is slow"
+        ]
 
     def sections(self) -> dict[str, list[str]]:
         """Sections of the report, by their heads."""

@@ -37,6 +37,16 @@ GRID = st.builds(
 )
 
 
+@given(WEIGHTS, SIGMAS, st.sampled_from(BITS), st.sampled_from(("threshold", "uniform")))
+def test_codes_stay_within_seven_bits_where_they_must(weight, sigma, bits, grid):
+    config = GridConfig(bits, grid, top=63)
+    codes, step = encode(torch.from_numpy(weight), sigma, config)
+    assert float(codes.abs().max()) <= 63 and len(codes.unique()) <= config.most_codes
+    if bits <= 7 and grid == "uniform":  # which had them for nothing
+        wide, same = encode(torch.from_numpy(weight), sigma, GridConfig(bits, grid))
+        assert torch.equal(codes, wide) and torch.equal(step, same)
+
+
 def round_half_even(x: float) -> int:
     return int(np.rint(x))
 

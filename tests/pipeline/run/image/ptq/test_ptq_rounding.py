@@ -14,7 +14,7 @@ from torch import nn
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
-from paredown.pipeline.lower.ptq.rounding import improve
+from paredown.pipeline.run.image.ptq.rounding import improve
 
 SHAPE = (1, 3, 12, 12)
 

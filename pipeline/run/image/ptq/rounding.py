@@ -44,6 +44,7 @@ def improve(
     codes: bool = True,
     biases: bool = True,
     seed: int = 0,
+    most: int = 127,
 ) -> IntegerGraph:
     """The integer graph with better codes and biases.
 
@@ -54,6 +55,7 @@ def improve(
         codes: whether codes are chosen anew; those that were trained stay.
         biases: whether biases are corrected.
         seed: of the positions that are looked at.
+        most: the largest weight code.
     """
     largest = ALIVE * 4 * max(math.prod(node.shape) for node in graph)
     images = images[: max(1, MEMORY // largest)]
@@ -74,7 +76,7 @@ def improve(
         if node.weight is not None and node.kind in {"conv2d", "linear"} and ALIKE not in node.attrs:
             x = torch.from_numpy(feeds[0].out.dequantize(values[node.inputs[0]]))
             if codes and layer.scale is None:
-                node = _rounded(layer, node, x, generator)
+                node = _rounded(layer, node, x, generator, most)
             if biases:
                 node = _corrected(layer, node, feeds[0].out.scale, x, floats[node.inputs[0]])
         made[node.name] = node
@@ -95,7 +97,9 @@ def _float(graph: Graph, layer: Node, node: IntegerNode, floats: dict[str, Tenso
     return found if own.kind == layer.kind else apply(own, found)
 
 
-def _rounded(layer: Node, node: IntegerNode, x: Tensor, generator: np.random.Generator) -> IntegerNode:
+def _rounded(
+    layer: Node, node: IntegerNode, x: Tensor, generator: np.random.Generator, most: int
+) -> IntegerNode:
     assert layer.weight is not None and node.weight is not None and node.weight_scale is not None
     features = layer.weight[0].numel()
     if node.attrs.get("groups", 1) > 1 or features > MAX_FEATURES or len(node.shape) not in {2, 4}:
@@ -105,7 +109,7 @@ def _rounded(layer: Node, node: IntegerNode, x: Tensor, generator: np.random.Gen
     nearest = torch.from_numpy(node.weight).flatten(1)
     scales = torch.from_numpy(node.weight_scale).reshape(-1, 1)
     found = recoded(
-        layer.weight.flatten(1), nearest, scales, rows.T @ rows / len(rows), (-127, 127),
+        layer.weight.flatten(1), nearest, scales, rows.T @ rows / len(rows), (-most, most),
         torch.zeros_like(nearest, dtype=torch.bool),
     )  # fmt: skip
     return replace(node, weight=found.reshape(layer.weight.shape).numpy().astype(np.int8))

@@ -12,7 +12,7 @@ from paredown.calibration.observers import Several
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
-from paredown.pipeline.lower.ptq.ranges import FEWEST, MOST, Simulation, choose, images_for
+from paredown.pipeline.run.image.ptq.ranges import FEWEST, MOST, Simulation, choose, images_for
 
 SHAPE = (1, 3, 12, 12)
 INPUT = (0.0, 1.0)
@@ -74,7 +74,7 @@ def test_the_simulation_is_near_the_integer_graph():
 
 
 def test_what_a_change_does_not_reach_is_not_computed_again(monkeypatch):
-    from paredown.pipeline.lower.ptq import ranges as module
+    from paredown.pipeline.run.image.ptq import ranges as module
 
     graph, images = case()
     ranges = candidates(graph, images[:8])["minmax"]

@@ -8,7 +8,7 @@ from prune_networks import conv, network
 
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import quantize
-from paredown.pipeline.lower.ptq.starved import starved
+from paredown.pipeline.run.image.ptq.starved import starved
 
 SHAPE = (1, 3, 8, 8)
 

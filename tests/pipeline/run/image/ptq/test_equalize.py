@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
-from paredown.pipeline.lower.ptq.equalize import MOST, Reach, equalize, pairs
+from paredown.pipeline.run.image.ptq.equalize import MOST, Reach, equalize, pairs
 
 SHAPE = (1, 3, 12, 12)
 
