@@ -42,7 +42,7 @@ from paredown.targets.cards.card import load_card
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
     "network", "data", "score", "fp32", "MACs kept", "pruned", "squantized", "int8", "drop, 95 % interval",
-    "codes apart", "rate in the bundle", "int8 ms / fp32 ms (LiteRT)",
+    "codes apart", "rate in the bundle",
 )  # fmt: skip
 
 
@@ -284,7 +284,6 @@ def run_case(name: str, work: Path, options: argparse.Namespace) -> list[str]:
         f"{100 * drop.value:.2f} ({low:.2f} to {high:.2f})",
         " / ".join(apart),
         f"{values['fp32', 'state_bytes'] / values['litert', 'wire_bytes']:.1f}x",
-        f"{values['litert', 'latency_p50']:.2f} / {values['litert-fp32', 'latency_p50']:.2f}",
     ]  # fmt: skip
 
 
@@ -308,7 +307,7 @@ def main() -> None:
             for name in CASES:
                 row = options.work / name / "row.json"
                 if row.exists():
-                    table.row(*read_json(row)["cells"])
+                    table.row(*read_json(row)["cells"][: len(COLUMNS)])
         return
     work = options.work.absolute() / options.case
     work.mkdir(parents=True, exist_ok=True)
