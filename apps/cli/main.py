@@ -228,9 +228,10 @@ def targets(as_json: AsJson = False) -> None:
         if as_json:
             print_json([card.model_dump(mode="json", exclude_none=True) for card in cards])
             return
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table("target", "runtimes", "reach", "summary", box=None, pad_edge=False)
+        name = Column("target", no_wrap=True, min_width=max(len(card.name) for card in cards))
+        table = Table(name, "runtimes", "reach", "summary", box=None, pad_edge=False)
         for card in cards:
             table.add_row(card.name, ", ".join(sorted(card.runtimes)), card.reach.kind, card.summary)
         tables().print(table)
