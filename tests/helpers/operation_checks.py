@@ -20,10 +20,17 @@ from paredown.pipeline.lower.executorch import program as executorch
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, quantize
 from paredown.pipeline.lower.litert import program as litert
 from paredown.pipeline.lower.parity import compare
+from paredown.pipeline.recipe.schema import Lower
+from paredown.targets.cards.card import Target
 
 RUNTIMES = {"executorch": executorch, "litert": litert}
 both = pytest.mark.parametrize("runtime", [litert, executorch], ids=["litert", "executorch"])
 ALL = np.arange(-128, 128).astype(np.int8).reshape(1, 4, 8, 8)
+
+
+def usual_runtimes(card: Target) -> list[str]:
+    """What recipes lower to for a card, unless they say otherwise."""
+    return list(Lower().on(card.runtimes).runtimes)
 
 
 def images(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Tensor:

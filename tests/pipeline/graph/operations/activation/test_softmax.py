@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import Builder, inputs_for, ranges_of
-from operation_checks import assert_exact, both
+from operation_checks import assert_exact, both, usual_runtimes
 from prune_networks import choose, conv, graph_outputs, network, outputs
 from torch import Tensor, nn
 
@@ -125,7 +125,7 @@ def test_litert_micro_computes_it_too():
 def test_targets_are_told_of_it():
     card = load_card("host")
     for placement in inspect_graph(
-        trace(ends(), (1, 3, 8, 8)), card, list(card.runtimes), (0.0, 1.0), "n"
+        trace(ends(), (1, 3, 8, 8)), card, usual_runtimes(card), (0.0, 1.0), "n"
     ).placements:
         assert placement.leaving == () and "softmax" in {operation.kind for operation in placement.operations}
 

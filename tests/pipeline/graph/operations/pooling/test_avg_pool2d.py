@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lowering_networks import Builder, inputs_for, quantized
-from operation_checks import assert_exact, both, integer_of
+from operation_checks import assert_exact, both, integer_of, usual_runtimes
 from prune_networks import assert_near, choose, conv, graph_outputs, masked, network, outputs
 from torch import Tensor, nn
 
@@ -252,7 +252,7 @@ def test_each_channel_is_alike_beside_however_many_others():
 
 def placements(graph: Graph, name: str) -> Callable:
     card = load_card(name)
-    return inspect_graph(graph, card, list(card.runtimes), (0.0, 1.0), "net").placements
+    return inspect_graph(graph, card, usual_runtimes(card), (0.0, 1.0), "net").placements
 
 
 @pytest.mark.parametrize("name", ["host", "cortex-m4", "cortex-m55-ethos-u55-128", "android-vulkan"])

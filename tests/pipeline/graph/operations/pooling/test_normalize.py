@@ -19,6 +19,7 @@ from operation_checks import (  # fmt: skip
     codes_of,
     images,
     unary,
+    usual_runtimes,
 )
 from prune_networks import conv, graph_outputs, network, outputs
 from torch import nn
@@ -186,7 +187,7 @@ def test_litert_micro_and_the_targets_know_it():
     assert difference(reference.predict(graph, x)[0], found).max_lsb <= 2
     card = load_card("host")
     for placement in inspect_graph(
-        trace(NETWORKS["groups"](), (1, 3, 9, 7)), card, list(card.runtimes), (0.0, 1.0), "n"
+        trace(NETWORKS["groups"](), (1, 3, 9, 7)), card, usual_runtimes(card), (0.0, 1.0), "n"
     ).placements:
         assert placement.leaving == () and "normalize" in {o.kind for o in placement.operations}
     assert set(RUNTIMES.values()) == {litert, executorch}
