@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import ranges_of
-from operation_checks import RUNTIMES
+from operation_checks import RUNTIMES, usual_runtimes
 from prune_networks import conv, network
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ def built() -> nn.Module:
 
 def test_inspect_and_both_runtimes_agree_and_parity_grants_a_code():
     graph = trace(built(), SHAPE, opaque=True)
-    report = inspect_graph(graph, HOST, list(HOST.runtimes), (-1.0, 1.0), "net")
+    report = inspect_graph(graph, HOST, usual_runtimes(HOST), (-1.0, 1.0), "net")
     integer = quantize(graph, ranges_of(graph), input_range=(-1.0, 1.0))
     refused(graph, {name: HOST.runtime(name) for name in RUNTIMES})
     for place in report.placements:
@@ -59,7 +59,7 @@ def test_what_one_runtime_has_not_is_refused_before_anything_is_trained():
     refused(graph, {"litert": cards["litert"]})
     with pytest.raises(InputError, match="prune_networks.*topk.*ExecuTorch.*litert alone"):
         refused(graph, cards)
-    report = inspect_graph(graph, HOST, list(HOST.runtimes), (-1.0, 1.0), "net")
+    report = inspect_graph(graph, HOST, usual_runtimes(HOST), (-1.0, 1.0), "net")
     places = {place.runtime: {each.place for each in place.leaving} for place in report.placements}
     assert places == {"executorch": {"refused"}, "litert": {"cpu"}}
 
