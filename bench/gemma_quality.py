@@ -1,7 +1,7 @@
 """What low-bit weights cost a Gemma 3: perplexity, bytes, and how often it would still say the same.
 
     python bench/gemma_quality.py --weights gemma-3-270m.gguf --test wiki.test.txt \\
-        --calibration wiki.valid.txt --work /tmp/quality
+        --calibration wiki.valid.txt --work quality
 
 Without weights and texts it measures the tiny Gemma that ships with paredown, on Python's own help. Prints
 Markdown, a row as soon as it is known. Everything is made as a recipe's run makes it for ExecuTorch, with a

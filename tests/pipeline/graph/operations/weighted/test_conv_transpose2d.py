@@ -78,7 +78,7 @@ def test_it_computes_what_torch_computes(drawn, seed):
 
 
 @both
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(drawn=layers())
 def test_it_is_exact_and_in_one_delegate(runtime: object, drawn):
     assert_exact(integer_of(*drawn), runtime)
