@@ -173,6 +173,8 @@ class Training(Schema):
     """How often the average is evaluated on the held-out images, evenly spread."""
     patience: int = Field(default=5, ge=1)
     """Evaluations without a gain after which it stops."""
+    norm: Literal["live", "frozen"] = "live"
+    """Statistics of batch norm: of each batch, or the network's own, where images are too few for better."""
     seed: int = Field(default=0, ge=0)
     """Of everything that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -189,6 +191,13 @@ class Recover(Training):
 
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the distance from the original network's features."""
+
+    def settings(self) -> dict[str, Any]:
+        """As ever: live statistics, which had no key, are no part of the stage's."""
+        found = super().settings()
+        if found["norm"] == "live":
+            del found["norm"]
+        return found
 
 
 class Squantize(Training):
@@ -215,8 +224,6 @@ class Squantize(Training):
     rounding: Literal["nearest", "gptq"] = "nearest"
     """What training starts from: the weights; or, on the uniform grid, codes with which the layers' outputs
     change least, which is worth most where there are few images to train on."""
-    norm: Literal["live", "frozen"] = "live"
-    """Statistics of batch norm: of each batch, or the network's own, where images are too few for better."""
     bytes: Annotated[float, Field(gt=0, le=1)] | None = None
     """Mixed precision: codes, biases and scales to keep, as a share of their size in int8; weight_bits is the
     most that a layer gets. Bits go where they keep the outputs of held-out training images, label or not."""

@@ -41,6 +41,8 @@ class RecoverConfig:
     """Steps between two evaluations; 0 = every epoch."""
     patience: int = 5
     """Evaluations without a gain after which it stops."""
+    norm: Literal["live", "frozen"] = "live"
+    """Statistics of batch norm: "live": of each batch, and learnt; "frozen": the network's own."""
     checkpoint_every: int = 100
     """Steps between two checkpoints, if they are kept; each evaluation has one too."""
     seed: int = 0
@@ -54,7 +56,11 @@ class RecoverConfig:
         Raises:
             UsageError: a value that cannot work, by its name.
         """
-        for name, known in (("method", ("labels", "distil", "both")), ("optimizer", ("sgd", "adamw"))):
+        for name, known in (
+            ("method", ("labels", "distil", "both")),
+            ("optimizer", ("sgd", "adamw")),
+            ("norm", ("live", "frozen")),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(
                     f"{name} = {getattr(self, name)!r}",

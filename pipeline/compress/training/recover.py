@@ -179,6 +179,10 @@ class _Run:
         # The average stays in torch's own order of memory: it is evaluated as it will be used.
         self.average = copy.deepcopy(student).to(config.device).eval()
         self.network = copy.deepcopy(self.average).train()
+        if config.norm == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):  # what all of them are
+                    module.eval()
         reorder(self.network, torch.channels_last)
         self.optimizer = _optimizer(self.network, config)
         self.masks: dict[str, Tensor] = {}

@@ -100,7 +100,8 @@ class TrainingSetup:
             method=method, epochs=self._epochs, lr=wanted.lr, warmup=wanted.warmup,
             weight_decay=wanted.weight_decay, ema=wanted.ema, distil_weight=wanted.distil_weight,
             feature_weight=feature_weight, evaluate_every=max(1, self.steps // wanted.evaluations),
-            patience=wanted.patience, seed=wanted.seed, device=training_device(wanted.device),
+            patience=wanted.patience, norm=wanted.norm, seed=wanted.seed,
+            device=training_device(wanted.device),
         )  # fmt: skip
         task = self.task
         return recover(

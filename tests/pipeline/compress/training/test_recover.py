@@ -512,10 +512,22 @@ def test_a_full_disk_or_a_wrong_place_is_an_input_error(tmp_path):
         go(net(1), checkpoint=tmp_path / "file" / "ck")
 
 
+def test_frozen_statistics_stay_while_weights_are_trained():
+    """Batch norm computes with the network's own statistics; its gamma and beta are trained like the rest."""
+    before = net(1)
+    live, frozen = (go(net(1), replace(QUICK, norm=norm)).network.state_dict() for norm in ("live", "frozen"))
+    for name, value in before.state_dict().items():
+        if "running_" in name or "num_batches" in name:
+            assert torch.equal(frozen[name], value)
+            assert not torch.equal(live[name], value)
+        else:
+            assert not torch.equal(frozen[name], value)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"method": "magic"}, {"optimizer": "lion"}, {"epochs": 0}, {"lr": 0.0}, {"clip": math.nan}, {"ema": 1.0},
-     {"momentum": -1}, {"patience": 0}, {"distil_weight": math.inf}, {"seed": -9}, {"device": "nowhere"}],
+     {"norm": "thawed"}, {"momentum": -1}, {"patience": 0}, {"distil_weight": math.inf}, {"seed": -9}, {"device": "nowhere"}],
 )  # fmt: skip
 def test_wrong_settings_are_named(wrong):
     name, value = next(iter(wrong.items()))
