@@ -12,11 +12,15 @@ run and to `validate`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import math
+import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,15 +28,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paredown.pipeline.bundle.limits import bounded, check_entries, check_names, check_sizes, json_document
 from paredown.pipeline.bundle.packing import pack_programs
 from paredown.pipeline.lower.integer import Parameters
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.targets.cards.card import RuntimeName, Schema, Target
 from paredown.targets.cards.tomlfile import first_problem
 from paredown.targets.errors import InputError
-from paredown.targets.runners.expand import expand_programs, leads_out
+from paredown.targets.runners.expand import expand_programs
 
 FORMAT = 4  # 3 held the device's code without the folder paredown/
 READABLE = (3, FORMAT)
@@ -42,6 +47,12 @@ LEVEL = 19  # zstd: made once, shipped often
 _COMMENT = b"paredown sha256 "
 _DIGEST = 64  # hex digits
 _MEMBER_LIMIT = 1 << 32  # bytes; a false size must not ask for all memory
+_MOST_VALUES = 1 << 28  # of an input or output
+#: What reading a zip raises that is damaged, or was made to be.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, RecursionError, EOFError, OSError,
+    NotImplementedError, RuntimeError, OverflowError,
+)  # fmt: skip
 _AGAIN = "copy it again, or make it again with `paredown run`"
 
 Count = Annotated[int, Field(ge=0)]
@@ -52,8 +63,15 @@ class TensorSpec(Schema):
 
     name: str
     shape: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
-    scale: Annotated[float, Field(gt=0)]
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     zero_point: int
+
+    @field_validator("shape")
+    @classmethod
+    def _shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
+            raise ValueError(f"{list(shape)} is no shape of a tensor")
+        return shape
 
 
 class Model(Schema):
@@ -181,7 +199,7 @@ class Bundle:
             InputError: there is none, or it is not JSON.
         """
         try:
-            return json.loads(self.read(name))
+            return json_document(self.read(name))
         except (ValueError, RecursionError) as error:
             raise InputError(f"member {name} is not JSON: {error}", where=self.path) from error
 
@@ -218,8 +236,12 @@ def pack(
         The file's bytes; equal for equal arguments.
 
     Raises:
-        ValueError: two members would be stored under one name.
+        ValueError: two members would be stored under one name, or one has a name that no bundle may have.
     """
+    try:
+        check_names([*members, MANIFEST])
+    except InputError as error:
+        raise ValueError(str(error)) from error
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
     contents: dict[str, tuple[str, bytes]] = {}  # name -> what it is stored as
     for name, data in members.items():
@@ -261,8 +283,8 @@ def unpack(path: str | Path) -> Bundle:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        data = bounded(path)
+    except (OSError, ValueError) as error:  # ValueError: too large, endless, or a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read this bundle: {reason}", where=path) from error
     comment = data[-len(_COMMENT) - _DIGEST :]
@@ -275,14 +297,16 @@ def unpack(path: str | Path) -> Bundle:
         raise InputError("damaged: its sha256 is not the one it ends with", where=path, hint=_AGAIN)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _checked(path, archive)
-    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:  # hashed, yet not by `pack`
+            return _checked(path, archive, len(data))
+    except _BROKEN as error:  # hashed, yet not by `pack`
         raise InputError(f"not a bundle: {error}", where=path) from error
 
 
-def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
+def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
+    with _at(path):
+        check_entries(archive, MANIFEST)
     text = archive.read(MANIFEST)
-    document = json.loads(text)
+    document = json_document(text)
     made = document.get("format") if isinstance(document, dict) else None
     if made not in READABLE:
         raise InputError(
@@ -294,6 +318,10 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
         manifest = Manifest.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{MANIFEST}: {first_problem(error)[1]}", where=path) from error
+    with _at(path):
+        check_names([*manifest.members, MANIFEST])
+        check_sizes((entry.bytes for entry in manifest.members.values()), size)
+        _check_listed(archive, manifest)
     together = any(entry.stored == PACKED != name for name, entry in manifest.members.items())
     programs = expand_programs(archive.read(PACKED), f"{path}:{PACKED}") if together else {}
     members = {n: _member(path, archive, n, entry, programs) for n, entry in manifest.members.items()}
@@ -301,6 +329,29 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Bundle:
     for model in manifest.programs:
         bundle.read(model.file)
     return bundle
+
+
+@contextlib.contextmanager
+def _at(path: Path) -> Iterator[None]:
+    """Says of which bundle an error is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.what, where=path, hint="do not trust it, wherever it is from") from error
+
+
+def _check_listed(archive: zipfile.ZipFile, manifest: Manifest) -> None:
+    """Each stored file is one member's, or that of all programs.
+
+    Raises:
+        InputError: a stream that many name would be many times as much; what nobody names is hidden.
+    """
+    stored = [entry.stored for entry in manifest.members.values() if entry.stored != PACKED]
+    if len(stored) != len(set(stored)):
+        raise InputError("has members that are stored as one")
+    listed = {*stored, *(entry.stored for entry in manifest.members.values()), MANIFEST}
+    if hidden := sorted(set(archive.namelist()) - listed):
+        raise InputError(f"holds {hidden[0]!r}, which its manifest does not name")
 
 
 def _member(
@@ -313,7 +364,7 @@ def _member(
         try:
             if zstandard.get_frame_parameters(data).content_size != entry.bytes:
                 raise damaged
-            data = zstandard.ZstdDecompressor().decompress(data)
+            data = zstandard.ZstdDecompressor().decompress(data, max_output_size=entry.bytes)
         except zstandard.ZstdError as error:
             raise damaged from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -332,12 +383,8 @@ def extract(bundle: Bundle, folder: Path) -> None:
     """Writes every member below a folder, as a device gets them.
 
     Raises:
-        InputError: a member's name leads out of the folder (then nothing is written), or one cannot be
-            written.
+        InputError: one cannot be written.
     """
-    for name in bundle.members:
-        if leads_out(name):
-            raise InputError(f"member {name!r} leads out of the folder", where=bundle.path)
     for name, data in {**bundle.members, MANIFEST: bundle.text}.items():
         target = folder / name
         try:

@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from paredown.targets.errors import InputError, ParedownError
 
 LIMIT = 1 << 32  # bytes of anything expanded: a false size must not ask for all memory
+LEAST, RATIO = 64 << 20, 64  # nor may little become more than this, and so many times as much
 CODES, PROGRAMS = b"pdc1", b"pdp1"
 NUMBER, LAYER = "<I", "<IIB"
 LONGEST = 255  # gap in one byte
@@ -163,6 +164,11 @@ def multiplied(numbers: NDArray[np.float32], factor: float) -> bytes:
         return (numbers * np.float32(factor)).astype("<f4").tobytes()
 
 
+def expandable(size: int) -> int:
+    """To how many bytes so many may expand: zeros and low bits make a program some twenty times smaller."""
+    return min(LEAST + RATIO * size, LIMIT)
+
+
 def leads_out(name: str) -> bool:
     """Whether a file of this relative name could come to lie outside the folder it is written below."""
     parts = PurePosixPath(name).parts
@@ -182,11 +188,12 @@ def _unsealed(data: bytes, magic: bytes, where: object) -> bytes:
 
 
 def _inflated(data: bytes, lc: int, lp: int, pb: int) -> bytes:
-    """Decompresses one whole stream, as far as `LIMIT`."""
+    """Decompresses one whole stream, as far as it may expand."""
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(lc, lp, pb))
-    expanded = decoder.decompress(data, LIMIT + 1)
-    if len(expanded) > LIMIT:
-        raise ValueError(f"more than {LIMIT} bytes")
+    limit = expandable(len(data))
+    expanded = decoder.decompress(data, limit + 1)
+    if len(expanded) > limit:
+        raise ValueError(f"more than {limit} bytes")
     if not decoder.eof or decoder.unused_data:
         raise ValueError("its end is missing or not the end")
     return expanded
