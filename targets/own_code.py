@@ -34,3 +34,15 @@ def own_code(names: Iterable[str]) -> dict[str, Path]:
             raise FileNotFoundError(f"paredown has no {name}")
         found |= {f"{PACKAGE}/{path.relative_to(ROOMS).as_posix()}": path for path in files}
     return dict(sorted(found.items()))
+
+
+def installed(name: str) -> Path | None:
+    """The file here of a name that `own_code` gives; None where there is none.
+
+    Args:
+        name: as "paredown/targets/errors.py"; no globs.
+    """
+    if name == f"{PACKAGE}/{INIT}":
+        return own_code([INIT])[name]
+    file = ROOMS / name.removeprefix(f"{PACKAGE}/")
+    return file if name.startswith(f"{PACKAGE}/") and file.is_file() else None

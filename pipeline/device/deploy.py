@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paredown.pipeline.bundle.archive import MANIFEST, PACKED, Bundle, unpack
+from paredown.pipeline.bundle.known_code import require_known_code
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.service.service import Service
@@ -77,11 +78,12 @@ def deploy(
         tell: hears of each step.
 
     Raises:
-        InputError: the bundle is broken, or carries no such app.
+        InputError: the bundle is broken, carries no such app, or code that is not this version's.
         UsageError: this is no name.
         DeviceError: the bundle fails its test vectors there or does not start; what ran before runs on.
     """
     bundle = unpack(path)
+    require_known_code(bundle)
     there = Service(device, name or app)
     module = f"{bundle.package}.device.{app}"
     for member in (f"{module.replace('.', '/')}.py", f"{bundle.house}{PROVE}"):

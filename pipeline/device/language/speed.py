@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paredown.pipeline.bundle.archive import extract, unpack
+from paredown.pipeline.bundle.known_code import require_known_code
 from paredown.pipeline.report.figures import Figure, Tag
 from paredown.targets.errors import DeviceError
 from paredown.targets.host.host import Machine
@@ -42,9 +43,11 @@ def measure_here(
     """Every runtime of a bundle on this machine, round and round; the medians.
 
     Raises:
+        InputError: the bundle holds code that is not this version's.
         DeviceError: one failed.
     """
     opened = unpack(bundle)
+    require_known_code(opened)
     app, names = opened.package, [str(model.runtime) for model in opened.manifest.language]
     context = min(model.context for model in opened.manifest.language)
     prompt, answer, rounds = SMOKE if smoke else (*lengths(context), ROUNDS)

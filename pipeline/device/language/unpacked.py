@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from paredown.pipeline.bundle.archive import MANIFEST, Bundle
+from paredown.pipeline.bundle.known_code import require_known_code
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 
@@ -26,8 +27,10 @@ def bring(bundle: Bundle, device: Device, runtimes: Collection[str], tell: Tell 
         tell: hears what is being brought.
 
     Raises:
+        InputError: the bundle holds code that is not this version's.
         DeviceError: the device failed, or there is no compiler for its architecture.
     """
+    require_known_code(bundle)
     tell(Event(f"bundle: to {device.address}", "running"))
     others = {model.file for model in bundle.manifest.language if model.runtime not in runtimes}
     members = {name: data for name, data in bundle.members.items() if name not in others}

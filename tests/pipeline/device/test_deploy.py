@@ -66,6 +66,12 @@ def changed(bundle: Bundle, path: Path, members: dict[str, bytes], **fields: obj
     return path
 
 
+@pytest.fixture
+def any_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the code of every bundle were the installed version's."""
+    monkeypatch.setattr("paredown.pipeline.device.deploy.require_known_code", lambda bundle: None)
+
+
 def releases(home: Path) -> set[str]:
     return {path.name for path in (home / ".local/share/paredown/camera/releases").iterdir() if path.is_dir()}
 
@@ -123,7 +129,7 @@ def test_a_bundle_that_fails_its_vectors_changes_nothing(tiny, device, home, liv
 
 
 @pytest.mark.slow
-def test_an_app_that_does_not_start_is_taken_back(tiny, device, home, live, tmp_path):
+def test_an_app_that_does_not_start_is_taken_back(tiny, device, home, live, tmp_path, any_code):
     made = deploy(tiny.bundle, device, arguments=live)
     broken = {"paredown/apps/detector/device/camera.py": b"raise SystemExit('this release is no good')\n"}
     bad = changed(unpack(tiny.bundle), tmp_path / "bad.paredown", broken)
@@ -155,7 +161,9 @@ def test_two_apps_do_not_share_a_camera(tiny, device, home, app, own):
 
 @pytest.mark.slow
 @pytest.mark.sample
-def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(tiny, device, home, live, tmp_path):
+def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(
+    tiny, device, home, live, tmp_path, any_code
+):
     """Beside a camera app of the same bundle; a release that fails is taken back, with its own options."""
     port = free_port()
     options = (*live, "--fov", "60", "--mavlink", f"udp:127.0.0.1:{port}")
@@ -202,6 +210,11 @@ def test_what_is_wrong_with_the_bundle_is_known_before_anything_is_sent(tiny, de
     other = changed(bundle, tmp_path / "other.paredown", {}, app="apps.classifier")
     with pytest.raises(InputError, match="carries no apps/classifier/device/camera.py"):
         deploy(other, device)
+    evil = changed(bundle, tmp_path / "evil.paredown", {"paredown/targets/runners/prove.py": b"print()"})
+    with pytest.raises(
+        InputError, match="code that is not this version's: paredown/targets/runners/prove.py"
+    ):
+        deploy(evil, device)
     with pytest.raises(UsageError, match="`../x` is no name of an app"):
         deploy(tiny.bundle, device, name="../x")
     assert not (home / ".local").exists()
