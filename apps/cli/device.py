@@ -40,6 +40,9 @@ def validate(
     device: DeviceAddress = "local:",
     limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many test images.")] = None,
     score: Annotated[bool, typer.Option(help="Score on the recipe's test images.")] = True,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe that it was made with, where that names code of your own.")
+    ] = None,
     times: Annotated[
         int, typer.Option(min=1, help="Timed inferences per runtime (language models: generated tokens).")
     ] = 30,
@@ -52,9 +55,13 @@ def validate(
     """
     with handled(as_json):
         from paredown.pipeline.device.validate import validate as prove
+        from paredown.pipeline.recipe.file import load_recipe
 
         with screen() as (tell, tick):
-            result = prove(bundle, device, limit=limit, score=score, runs=times, tell=tell, tick=tick)
+            result = prove(
+                bundle, device, limit=limit, score=score, runs=times,
+                recipe=None if recipe is None else load_recipe(recipe), tell=tell, tick=tick,
+            )  # fmt: skip
         _print_validation(result, as_json)
         if not result.passed:
             raise typer.Exit(3)

@@ -30,7 +30,14 @@ import zstandard
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from paredown.pipeline.bundle.limits import bounded, check_entries, check_names, check_sizes, json_document
+from paredown.pipeline.bundle.limits import (
+    bounded,
+    check_entries,
+    check_names,
+    check_sizes,
+    check_text,
+    json_document,
+)
 from paredown.pipeline.bundle.packing import pack_programs
 from paredown.pipeline.lower.integer import Parameters
 from paredown.pipeline.recipe.schema import Recipe
@@ -43,6 +50,7 @@ FORMAT = 4  # 3 held the device's code without the folder paredown/
 READABLE = (3, FORMAT)
 MANIFEST = "manifest.json"
 PACKED = "models.packed"
+TEXTS = frozenset({"labels.txt", "app.json"})  # shown to people
 LEVEL = 19  # zstd: made once, shipped often
 _COMMENT = b"paredown sha256 "
 _DIGEST = 64  # hex digits
@@ -129,7 +137,7 @@ class Manifest(Schema):
     name: str
     target: str
     card: Target
-    app: str
+    app: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
     network: Mapping[str, Any]
     recipe: Recipe
     models: Annotated[tuple[Model, ...], Field(strict=False)] = ()
@@ -307,6 +315,8 @@ def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
         check_entries(archive, MANIFEST)
     text = archive.read(MANIFEST)
     document = json_document(text)
+    with _at(path):
+        check_text(document, MANIFEST)
     made = document.get("format") if isinstance(document, dict) else None
     if made not in READABLE:
         raise InputError(
@@ -328,6 +338,9 @@ def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
     bundle = Bundle(path, manifest, text, members)
     for model in manifest.programs:
         bundle.read(model.file)
+    with _at(path):
+        for name in TEXTS & members.keys():
+            check_text(members[name].decode(), name)
     return bundle
 
 

@@ -25,6 +25,8 @@ MANIFEST_BYTES = 8 << 20
 NAME_BYTES = 200
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
 _UTF8 = 0x800  # the only flag of an entry that our own have
+#: Embeddings, overrides and isolates of the direction of text.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: Names that Windows keeps for devices, with any suffix.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
 
@@ -58,6 +60,32 @@ def json_document(text: bytes) -> Any:
         raise ValueError(f"{word} is no number")
 
     return json.loads(text, parse_constant=refused)
+
+
+def check_text(document: Any, what: str) -> None:
+    """Looks for characters that steer a terminal, or turn the order of what it shows.
+
+    Args:
+        document: text, or JSON with texts anywhere.
+        what: names it in the error.
+
+    Raises:
+        InputError: there is one.
+    """
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if found := next((c for c in value if c not in "\n\t" and _steers(c)), None):
+                raise InputError(f"{what} holds the control character {found!r}")
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
 
 
 def check_entries(archive: zipfile.ZipFile, manifest: str) -> None:

@@ -18,7 +18,8 @@ from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Metric, Task, load_task
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.recipe.task import Metric, Task, check_no_code, load_task
 from paredown.pipeline.report.budget import check_budget
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import SCORES, Figure, Tag, parse_figures
@@ -48,6 +49,7 @@ def validate(
     limit: int | None = None,
     score: bool = True,
     runs: int = 30,
+    recipe: Recipe | None = None,
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -59,6 +61,8 @@ def validate(
         limit: score at most this many test images; a partial score is reported, not compared.
         score: whether to score at all.
         runs: timed inferences per runtime; of a language model, tokens that it writes.
+        recipe: that the bundle was made with, whose code may be executed; None = the bundle's own, which may
+            name none.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -72,9 +76,11 @@ def validate(
     if bundle.manifest.language:
         from paredown.pipeline.device.language.validate import validate_language
 
-        return validate_language(bundle, device, limit=limit, score=score, answer=runs, tell=tell, tick=tick)
+        return validate_language(
+            bundle, device, limit=limit, score=score, answer=runs, recipe=recipe, tell=tell, tick=tick
+        )
     with open_executor(device, bundle.manifest.card, tell) as executor:
-        return Validator(bundle, executor, tell, tick).validate(limit, score, runs)
+        return Validator(bundle, executor, tell, tick, recipe=recipe).validate(limit, score, runs)
 
 
 class Validator:
@@ -86,6 +92,7 @@ class Validator:
         tell: hears of each step.
         tick: progress within a step.
         smoke: every figure says so.
+        recipe: see `validate`.
     """
 
     def __init__(
@@ -95,7 +102,9 @@ class Validator:
         tell: Tell,
         tick: Callable[[int, int], None],
         smoke: bool = False,
+        recipe: Recipe | None = None,
     ) -> None:
+        self.recipe = recipe
         self.bundle, self.executor, self.tell, self.tick = bundle, executor, tell, tick
         self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
@@ -217,7 +226,7 @@ class Validator:
 
     def _score(self, programs: Mapping[RuntimeName, Program], limit: int | None) -> None:
         """Scores every runtime from what came back, and compares where the very same images were scored."""
-        task = _task(self.bundle)
+        task = _task(self.bundle, self.recipe)
         if isinstance(task, str):
             self.checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
             return
@@ -317,12 +326,18 @@ def _size(recorded: Sequence[Figure], name: str, size: int) -> Check:
     return Check(f"{name} size", value is None or value == size, f"{size:,} bytes, {said}")
 
 
-def _task(bundle: Bundle) -> Task | str:
+def _task(bundle: Bundle, recipe: Recipe | None) -> Task | str:
     """The recipe's task, or why there is nothing to score here."""
     manifest = bundle.manifest
+    if recipe is None:
+        recipe = manifest.recipe
+        try:
+            check_no_code(recipe, bundle.path)
+        except InputError as error:
+            return str(error)
     try:
-        check_files(manifest.recipe, UNNEEDED)
-        task = load_task(manifest.recipe)
+        check_files(recipe, UNNEEDED)
+        task = load_task(recipe)
     except InputError as error:
         return f"the recipe's files are not here ({error})"
     if task.preprocess.hash != manifest.preprocess_hash or dict(task.network_id) != dict(manifest.network):

@@ -28,6 +28,12 @@ Progress = Callable[[int, int], None]
 Outputs = Sequence[tuple[NDArray[np.float32], ...]]
 
 
+#: The apps whose code comes with paredown.
+APPS = frozenset(
+    f"apps.{name}" for name in ("chat", "classifier", "detector", "outputs", "pose", "segmenter")
+)
+
+
 class Scores(dict[str, float]):
     """Metric to value, fractions of one, and the task's `metric` on resamples of the same images.
 
@@ -182,6 +188,23 @@ def metric_of(task: Any) -> Metric:
 def notes_of(task: Any) -> tuple[str, ...]:
     """What a task says of how its network was read, once it was: sentences, in its attribute `notes`."""
     return tuple(getattr(task, "notes", ()))
+
+
+def check_no_code(recipe: Recipe, where: object) -> None:
+    """Refuses a recipe that came with a bundle and names code: a recipe is a program, a bundle is data.
+
+    Args:
+        recipe: of the bundle.
+        where: names it in errors.
+
+    Raises:
+        InputError: its app or its network is code of somebody's own.
+    """
+    hint = "give the recipe itself, --recipe FILE, if you trust it: a bundle may not name code"
+    if recipe.app not in APPS:
+        raise InputError(f"was made by the app `{recipe.app}`", where=where, hint=hint)
+    if recipe.network is not None and ":" in recipe.network:
+        raise InputError(f"its network is made by `{recipe.network}`", where=where, hint=hint)
 
 
 def load_task(recipe: Recipe) -> Task:

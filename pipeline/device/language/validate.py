@@ -19,7 +19,8 @@ from paredown.pipeline.device.language.speed import ANSWER, ROUNDS, command, fig
 from paredown.pipeline.device.language.unpacked import bring
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import load_language_task
-from paredown.pipeline.recipe.task import Metric
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.recipe.task import Metric, check_no_code
 from paredown.pipeline.report.budget import check_budget
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import Figure, Tag, parse_figures
@@ -45,6 +46,7 @@ def validate_language(
     speed: bool = True,
     answer: int = ANSWER,
     smoke: bool = False,
+    recipe: Recipe | None = None,
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -58,6 +60,7 @@ def validate_language(
         speed: whether to measure speed, which nothing emulated has.
         answer: tokens that are written for it, if they fit the context.
         smoke: every figure says so.
+        recipe: see there.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -70,7 +73,9 @@ def validate_language(
 
     with open_device(address) as device:
         bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, tell)
-        return _Validator(bundle, device, smoke, tell, tick).validate(limit, score, answer if speed else 0)
+        return _Validator(bundle, device, smoke, tell, tick, recipe).validate(
+            limit, score, answer if speed else 0
+        )
 
 
 class _Validator:
@@ -83,7 +88,9 @@ class _Validator:
         smoke: bool,
         tell: Tell,
         tick: Callable[[int, int], None],
+        recipe: Recipe | None,
     ) -> None:
+        self.recipe = recipe
         self.bundle, self.device, self.tell, self.tick = bundle, device, tell, tick
         self.manifest = bundle.manifest
         known = parse_figures(bundle.manifest.figures, bundle.path)
@@ -129,9 +136,12 @@ class _Validator:
         return not done.code
 
     def _score(self, name: str, limit: int | None) -> None:
+        recipe = self.recipe or self.manifest.recipe
         try:
-            check_files(self.manifest.recipe)
-            task = load_language_task(self.manifest.recipe)
+            if self.recipe is None:
+                check_no_code(recipe, self.bundle.path)
+            check_files(recipe)
+            task = load_language_task(recipe)
             if task.fingerprint("test") != self.manifest.test.fingerprint:
                 raise InputError("the test text has changed since this bundle was made")
             pieces = task.pieces("test")[:limit]

@@ -166,8 +166,9 @@ class LanguageJob(Job):
         reach(self.goals())
         limit = self.settings.limit
         found = validate_language(
-            self.packed(), device, limit=limit, smoke=self.smoke, tell=self.tell, tick=self.tick
-        )
+            self.packed(), device, limit=limit, smoke=self.smoke, recipe=self.recipe, tell=self.tell,
+            tick=self.tick,
+        )  # fmt: skip
         note = f"validated on {device}, perplexity from what it computed itself"
         whole = limit is None or limit >= len(self.task.pieces("test"))
         return self, Proof(found.checks, found.figures, (note,), whole)

@@ -211,3 +211,24 @@ def test_a_deep_manifest(tmp_path):
     refused(tmp_path, sealed([(MANIFEST, deep, 8)]), "not a bundle")
     buffer = io.BytesIO(forged(manifest(), GOOD))
     assert zipfile.ZipFile(buffer).testzip() is None
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2J", "a\x07", "\x9b31m", "\u202eabc", "\x00", "a\rb", "\ud800"])
+def test_what_steers_a_terminal_is_in_no_text(tmp_path, bad):
+    for key in ("name", "target"):
+        refused(tmp_path, forged(manifest(**{key: bad}), GOOD), "manifest.json holds the control character")
+    refused(tmp_path, forged(manifest(licences={bad: "x"}), GOOD), "holds the control character")
+    if bad.isascii() or bad != "\ud800":
+        labels = {"labels.txt": bad.encode(errors="surrogatepass")}
+        refused(tmp_path, forged(manifest(), GOOD | labels), "labels.txt holds|not a bundle")
+
+
+def test_texts_of_every_language_pass(tmp_path):
+    labels = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645\n\u0e01\u0e32\n\U0001f469\u200d\U0001f52c\n"
+    made = opened(tmp_path, forged(manifest(name="\u00e9t\u00e9"), GOOD | {"labels.txt": labels.encode()}))
+    assert made.read("labels.txt").decode() == labels
+
+
+@pytest.mark.parametrize("app", ["os; import x", "apps.detector\n", "a b", "", "a..b", "../x", "-c"])
+def test_an_app_is_a_name_of_python(tmp_path, app):
+    refused(tmp_path, forged(manifest(app=app), GOOD), "app")

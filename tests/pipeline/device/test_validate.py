@@ -66,6 +66,29 @@ def test_a_repacked_bundle_is_the_bundle(tiny, tmp_path):
     assert repacked(tiny, tmp_path / "x").read_bytes() == tiny.bundle.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("network", "app", "told"),
+    [
+        ("os:abort", "apps.detector", "its network is made by `os:abort`; give the recipe itself, --recipe"),
+        ("evil:boom", "apps.detector", "its network is made by `evil:boom`"),
+        ("yolov2-nano", "evil", "was made by the app `evil`"),
+    ],
+)
+def test_a_bundle_names_no_code(tiny, tmp_path, monkeypatch, network, app, told):
+    """Not even code that lies where the user is; what needs none of it is checked all the same."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'PWNED')!r}, 'w')\nboom = make_task = print\n")
+    monkeypatch.chdir(tmp_path)
+
+    def change(manifest, members):
+        manifest["recipe"] |= {"network": network, "app": app}
+
+    done = call("validate", repacked(tiny, tmp_path / "x.paredown", change), "--json", "--times", 1)
+    assert done.code == 3 and not (tmp_path / "PWNED").exists()
+    found = checks(done)
+    assert not found["score"]["passed"] and told in found["score"]["detail"]
+    assert found["litert vectors"]["passed"] and found["executorch vectors"]["passed"]
+
+
 def test_a_good_bundle_passes_and_measures(tiny):
     done = call("validate", tiny.bundle, "--json", "--times", 2)
     assert done.code == 0, done.out + done.err
