@@ -5,6 +5,24 @@ This is the lowest file of the house: every room raises these, so it imports not
 
 from __future__ import annotations
 
+import functools
+
+
+@functools.cache
+def _pictures() -> dict[int, int]:
+    """Code points that are not let through, and what stands for them: their picture, or U+FFFD."""
+    pictured = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+    turning = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # the direction of what follows
+    return pictured | dict.fromkeys([*range(0x80, 0xA0), *turning, *range(0xD800, 0xE000)], 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """Text of a file, a device or a model whose control characters are shown instead of obeyed.
+
+    Line ends and tabs stay.
+    """
+    return text.translate(_pictures())
+
 
 class ParedownError(Exception):
     """An error a user can act on: what is wrong, where, and what to do next, in one line.
@@ -22,7 +40,7 @@ class ParedownError(Exception):
         line = what if where is None else f"{where}: {what}"
         if hint:
             line = f"{line.rstrip('.')}; {hint}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(visible(" ".join(line.split())))
 
 
 class UsageError(ParedownError):

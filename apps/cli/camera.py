@@ -86,6 +86,13 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
         run(options_of(context), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
 
 
+def _show(line: str) -> None:
+    """A line of a device's log."""
+    from paredown.targets.errors import visible
+
+    print(visible(line), flush=True)
+
+
 def _apps(incomplete: str) -> list[str]:
     return [name for name in APPS if name.startswith(incomplete)]
 
@@ -132,7 +139,7 @@ def deploy(
                 from paredown.targets.devices.service.service import Service
 
                 with contextlib.suppress(KeyboardInterrupt):  # of the tailing alone
-                    Service(connected, made.name).logs(print, lines=10, follow=True)
+                    Service(connected, made.name).logs(_show, lines=10, follow=True)
 
 
 @app.command(rich_help_panel=USE)
@@ -163,4 +170,4 @@ def logs(
         from paredown.targets.devices.service.service import Service
 
         with open_device(device) as connected:
-            Service(connected, name).logs(print, lines, follow)
+            Service(connected, name).logs(_show, lines, follow)

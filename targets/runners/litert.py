@@ -98,6 +98,11 @@ class Runner:
         self._input = self.interpreter.get_input_details()[0]
         self._outputs = self.interpreter.get_output_details()
 
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """What it makes."""
+        return tuple(map(TensorInfo.of, self._outputs))
+
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Runs one input, (1, channels, height, width), in the model's own dtype; outputs NCHW.
 

@@ -5,9 +5,11 @@ Copied to boards as it is: numpy and one runtime.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,25 @@ from numpy.typing import NDArray
 
 from paredown.targets.errors import InputError
 from paredown.targets.runners.litert import Runner
+
+#: What reading a description raises that somebody else wrote.
+_BROKEN = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def described(where: object) -> Iterator[None]:
+    """Says in one line that a description is not what this version writes.
+
+    Args:
+        where: the file.
+    """
+    try:
+        yield
+    except _BROKEN as error:
+        what = f"does not describe this model: {type(error).__name__}: {str(error)[:200]}"
+        raise InputError(what, where=where, hint="make the bundle again with `paredown run`") from error
 
 
 class Unpacked:
@@ -47,15 +68,42 @@ class Unpacked:
             self._outputs = entry["outputs"]
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise InputError("no unpacked bundle with a LiteRT model", where=folder) from error
+        self._folder = folder
         for name, data in self.files.items():
             if hashlib.sha256(data).hexdigest() != hashes[name]:
                 raise InputError("damaged: not what the manifest says", where=folder / name)
         self._run = Runner(self.files[entry["file"]], threads, folder / entry["file"])
+        made = [info.shape for info in self._run.outputs]
+        with described(folder / "manifest.json"):
+            if made != [tuple(output["shape"]) for output in self._outputs]:
+                raise ValueError(f"outputs of shapes {made}")
+            for tensor in (self.input, *self._outputs):
+                if not 0 < float(tensor["scale"]) < math.inf or int(tensor["zero_point"]) not in range(
+                    -128, 128
+                ):
+                    raise ValueError(f"scale {tensor['scale']}, zero point {tensor['zero_point']}")
+
+    def document(self, name: str) -> dict[str, Any]:
+        """A member that is a JSON object.
+
+        Raises:
+            InputError: it is something else.
+        """
+        with described(self._folder / name):
+            found = json.loads(self.files[name])
+            if not isinstance(found, dict):
+                raise TypeError(f"{type(found).__name__} instead of an object")
+            return found
+
+    def zeros(self) -> list[NDArray[np.float32]]:
+        """Outputs as `infer` gives them, all zero: what reads outputs can be tried on them."""
+        return [np.zeros(output["shape"][1:], np.float32) for output in self._outputs]
 
     @property
     def names(self) -> list[str]:
         """The classes or keypoints that the bundle names, in order."""
-        return self.files["labels.txt"].decode().rstrip("\n").split("\n")
+        with described(self._folder / "labels.txt"):
+            return self.files["labels.txt"].decode().rstrip("\n").split("\n")
 
     def __call__(self, image: NDArray[Any], preprocess: Any) -> list[NDArray[np.float32]]:
         """Runs one image: `infer(prepare(image, preprocess))`."""

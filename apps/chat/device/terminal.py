@@ -7,7 +7,6 @@ every control character is shown by its picture. Width and wrapping are left to 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import TextIO
 
 from paredown.apps.chat.device.generation.session import Chat, Done, End, Forgot, Text, never
 from paredown.apps.chat.device.generation.stats import Stats
-from paredown.targets.errors import InputError
+from paredown.targets.errors import InputError, visible
 
 ASK = "> "
 HELP = """\
@@ -33,19 +32,6 @@ _WHY: dict[End, str] = {
     "full": "the context is full",
     "interrupted": "interrupted",
 }
-_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # let text run the other way
-
-
-def harmless(text: str) -> str:
-    """A text whose control characters, line ends and tabs excepted, are shown instead of obeyed."""
-    return text.translate(_shown())
-
-
-@functools.cache
-def _shown() -> dict[int, int]:
-    """Code points that are not let through, and what stands for them: their picture, or U+FFFD."""
-    pictured = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-    return pictured | dict.fromkeys([*range(0x80, 0xA0), *map(ord, _BIDI)], 0xFFFD)
 
 
 @dataclass(frozen=True)
@@ -195,7 +181,7 @@ class Terminal:
             for event in self._chat.answer(text, interrupted):
                 match event:
                     case Text():
-                        self._show(harmless(event.text))
+                        self._show(visible(event.text))
                         shown = True
                     case Forgot():
                         self._note(f"[forgot the oldest {_exchanges(event.exchanges)}: the context is full]")

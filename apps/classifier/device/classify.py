@@ -17,7 +17,7 @@ import numpy as np
 
 from paredown.calibration.array_input import input_from_dict, read_sample
 from paredown.targets.errors import ParedownError, UsageError
-from paredown.targets.runners.unpacked import Unpacked
+from paredown.targets.runners.unpacked import Unpacked, described
 
 
 class Classifier:
@@ -33,8 +33,12 @@ class Classifier:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
-        self.show: int = json.loads(self._bundle.files["app.json"])["show"]
         self.names = self._bundle.names
+        with described(folder / "app.json"):
+            self.show = int(self._bundle.document("app.json")["show"])
+            (logits,) = self._bundle.zeros()
+            if logits.shape != (len(self.names),) or self.show < 1:
+                raise ValueError(f"{logits.shape} outputs, {len(self.names)} names")
         self.source = input_from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

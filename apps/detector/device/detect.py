@@ -14,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paredown.apps.detector.device.boxes.decode import Detections, decoder_of, detect
+from paredown.apps.detector.device.boxes.decode import Detections, classes_of, decoder_of, detect
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError, ParedownError, UsageError
-from paredown.targets.runners.unpacked import Unpacked
+from paredown.targets.runners.unpacked import Unpacked, described
 
 
 class Detector:
@@ -29,15 +29,21 @@ class Detector:
         threads: of the runtime.
 
     Raises:
-        InputError: the folder is no unpacked bundle with a LiteRT model, a file of it is damaged,
-            or of a later version.
+        InputError: the folder is no unpacked bundle with a LiteRT model, a file of it is damaged, does not
+            fit the model, or is of a later version.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
-        self.app = json.loads(self._bundle.files["app.json"])
+        self.app = self._bundle.document("app.json")
         self.names: list[str] = self._bundle.names
-        self._decoder = decoder_of(self.app)
+        with described(folder / "app.json"):
+            self._decoder = decoder_of(self.app)
+            if (classes := classes_of(self._bundle.zeros(), self._decoder)) != len(self.names):
+                raise ValueError(f"{classes} classes, {len(self.names)} names")
+            for key in ("show_threshold", "nms_iou"):
+                if not 0 <= float(self.app[key]) <= 1:
+                    raise ValueError(f"{key} = {self.app[key]}")
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:

@@ -20,7 +20,7 @@ from paredown.apps.pose.device.region import cut, region
 from paredown.calibration.array_input import read_sample
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import ParedownError, UsageError
-from paredown.targets.runners.unpacked import Unpacked
+from paredown.targets.runners.unpacked import Unpacked, described
 
 Box = tuple[float, float, float, float]
 
@@ -39,6 +39,10 @@ class Pose:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.names = self._bundle.names
+        with described(folder / "labels.txt"):
+            (heatmaps,) = self._bundle.zeros()
+            if heatmaps.ndim != 3 or len(heatmaps) != len(self.names):
+                raise ValueError(f"outputs of {heatmaps.shape}, {len(self.names)} names")
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, box: Box | None = None) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from paredown.apps.segmenter.device.class_map import class_map
 from paredown.calibration.array_input import read_sample
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError, ParedownError, UsageError
-from paredown.targets.runners.unpacked import Unpacked
+from paredown.targets.runners.unpacked import Unpacked, described
 
 
 class Segmenter:
@@ -37,6 +37,10 @@ class Segmenter:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.names = self._bundle.names
+        with described(folder / "labels.txt"):
+            (logits,) = self._bundle.zeros()
+            if logits.ndim != 3 or len(logits) != len(self.names):
+                raise ValueError(f"outputs of {logits.shape}, {len(self.names)} names")
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> NDArray[np.uint8]:

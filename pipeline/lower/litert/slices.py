@@ -7,12 +7,15 @@ operation is found in which two machines differ. Our design.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from paredown.targets.errors import InputError
 from paredown.targets.runners.litert import TensorInfo
 
 
@@ -38,9 +41,13 @@ def prefixes(program: bytes) -> tuple[Slice, ...]:
 
     Args:
         program: a .tflite of one input and one subgraph.
+
+    Raises:
+        InputError: it is something else, or damaged.
     """
-    count = len(_parsed(program).subgraphs[0].operators)
-    return tuple(_sliced(program, length, every=False) for length in range(1, count + 1))
+    with _apart():
+        count = len(_parsed(program).subgraphs[0].operators)
+        return tuple(_sliced(program, length, every=False) for length in range(1, count + 1))
 
 
 def exposed(program: bytes) -> Slice:
@@ -48,8 +55,21 @@ def exposed(program: bytes) -> Slice:
 
     Args:
         program: a .tflite of one input and one subgraph.
+
+    Raises:
+        InputError: it is something else, or damaged.
     """
-    return _sliced(program, None, every=True)
+    with _apart():
+        return _sliced(program, None, every=True)
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Says in one line that a file cannot be taken apart: the generated reader follows every offset."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error) as error:
+        raise InputError(f"not a TFLite model that can be taken apart: {error}") from error
 
 
 def _parsed(program: bytes) -> Any:

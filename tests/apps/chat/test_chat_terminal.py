@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,12 @@ from chat_program import chat_folder
 
 from paredown.apps.chat.device.chat import read_members
 from paredown.apps.chat.device.generation.stats import Stats
-from paredown.apps.chat.device.terminal import described, harmless
+from paredown.apps.chat.device.terminal import described
 from paredown.targets.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "tests" / "helpers" / "chat_program.py"
 GREEDY = ("--temperature", "0")
-BIDI_CONTROLS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +85,6 @@ def test_what_a_terminal_would_obey_is_shown_instead(run):
     assert shown == (
         "red ␛[31m, title ␛]0;x␇, up ␛[A, c1 �2J, back ␍␈, run �back, e\u0301 漢\n"
     )  # fmt: skip
-
-
-def test_every_control_character_is_harmless():
-    everything = "".join(map(chr, range(0x3000)))
-    shown = harmless(everything)
-    assert len(shown) == len(everything)
-    changed = {before for before, after in zip(everything, shown, strict=True) if before != after}
-    control = {c for c in everything if unicodedata.category(c) == "Cc"} - {"\n", "\t"}
-    turning = {c for c in everything if unicodedata.bidirectional(c) in BIDI_CONTROLS}
-    assert changed == control | turning
 
 
 def test_half_a_character_is_never_written(run):

@@ -7,6 +7,7 @@ may be reported once per class, and suppression happens within a class. Other he
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,11 @@ def _candidates(outputs: Sequence[Array], decoder: Decoder, threshold: float) ->
         ]
         boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
     return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+def classes_of(outputs: Sequence[Array], decoder: Decoder) -> int:
+    """How many classes the outputs of one image tell apart; see `decode`."""
+    return int(_candidates(outputs, decoder, math.inf)[1].shape[1])
 
 
 def decode(outputs: Sequence[Array], decoder: Decoder, threshold: float) -> tuple[Array, Array, Array]:

@@ -1,0 +1,94 @@
+"""A fixed share of what `bench/fuzz.py` tries for as long as it is asked to."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from paredown.targets.errors import InputError
+from tests.fuzz import harness
+from tests.fuzz.harness import Target, attempts
+from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
+from tests.fuzz.targets import TARGETS
+
+SHARE = 60  # inputs of each target
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_good_files_are_read(name, tmp_path):
+    """Or else what follows would only show that something is refused."""
+    for file, data in TARGETS[name].seeds().items():
+        (tmp_path / file).write_bytes(data)
+        TARGETS[name].run(tmp_path / file)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_files_are_read_or_refused_in_one_line(name):
+    tried = [finding for _, finding in attempts(TARGETS[name], range(SHARE))]
+    assert len(tried) == SHARE
+    assert [finding for finding in tried if finding] == []
+
+
+#: Inputs in which something was found once, by target.
+FOUND = {
+    "bundle, inner documents": [4, 5, 7, 14, 15, 22, 52, 54], "tflite, edited": [0, 1, 5, 9, 14],
+    "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_stays_mended(name):
+    assert [finding for _, finding in attempts(TARGETS[name], FOUND[name]) if finding] == []
+
+
+def target(run):
+    return Target("a", lambda: {"x": b"0123456789" * 9}, of_bytes, run)
+
+
+def found(run, count=3):
+    return [finding.what if finding else "" for _, finding in attempts(target(run), range(count))]
+
+
+def refuse(text):
+    def run(path):
+        raise InputError(text)
+
+    return run
+
+
+@pytest.mark.unit
+def test_the_harness_tells_what_is_a_finding(monkeypatch):
+    assert found(lambda path: None) == found(refuse("no good")) == ["", "", ""]
+    assert "ZeroDivisionError" in found(lambda path: 1 / 0)[0]
+    assert "wrote ['evil'] outside" in found(lambda path: (path.parent.parent / "evil").write_text(""))[0]
+    assert "SystemExit" in found(lambda path: exit(3))[0]
+    monkeypatch.setattr(harness, "SECONDS", 0.05)
+
+    def hang(path):
+        while True:
+            pass
+
+    assert "takes more than" in found(hang, 1)[0]
+    monkeypatch.setattr(harness, "SECONDS", 20.0)
+    monkeypatch.setattr(harness, "MEMORY", 1 << 20)
+    kept = []
+    assert any("MiB" in what for what in found(lambda path: kept.append(bytearray(64 << 20))))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mutate", [of_bytes, of_text, json_bytes()])
+def test_the_same_number_makes_the_same_damage(mutate):
+    seed = json.dumps({"a": [1, 2, {"b": "c"}], "d": 0.5}, indent=1).encode()
+    made = [mutate(seed, random.Random(number)) for number in range(40)]
+    assert made == [mutate(seed, random.Random(number)) for number in range(40)]
+    assert len(set(made)) > 30 and sum(each == seed for each in made) < 4
+
+
+@pytest.mark.unit
+def test_damaged_json_leaves_the_original_alone():
+    seed = {"a": [1, {"b": None}]}
+    for number in range(100):
+        of_json(seed, random.Random(number))
+    assert seed == {"a": [1, {"b": None}]}
