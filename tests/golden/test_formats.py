@@ -31,6 +31,7 @@ from paredown.pipeline.report.figures import read_figures, write_figures
 from paredown.pipeline.store.checkpoint import load_checkpoint
 from paredown.targets.address import open_device
 from paredown.targets.devices.service.service import Service
+from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import expand_programs, unpack_codes
 from paredown.targets.runners.prove import prove
 
@@ -165,8 +166,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_its_own_device_code_proves_it_and_runs_when_it_is_deployed(
-    bundle: Bundle, home: Path, tmp_path: Path
+    bundle: Bundle, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An older version's code is refused; where it is trusted all the same, it still does what it did."""
+    with open_device("local:") as device, pytest.raises(InputError, match="code that is not this version's"):
+        deploy(bundle.path, device)
+    monkeypatch.setattr("paredown.pipeline.device.deploy.require_known_code", lambda bundle: None)
     film = tmp_path / "film"
     film.mkdir()
     for index in range(3):

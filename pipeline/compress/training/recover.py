@@ -373,6 +373,8 @@ def recover(
     plan = asdict(sparsity) if sparsity else None
     first = hashlib.sha256(batches(0)[0].numpy().tobytes()).hexdigest()
     settings = {**asdict(config), "device": None}  # a run may go on elsewhere
+    if config.norm == "live":  # as before there was another
+        del settings["norm"]
     facts = [settings, identity, batches.per_epoch, first, plan, [asdict(tap) for tap in taps]]
     own = run_identity(facts, *networks)
     run = _Run(student, batches, config, losses, evaluate, sparsity, own)
