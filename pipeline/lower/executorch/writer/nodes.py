@@ -23,7 +23,7 @@ UNARY: Mapping[str, str] = {
     "sigmoid": "Sigmoid", "tanh": "Tanh", "abs": "Abs", "exp": "Exp", "log": "Log", "neg": "Negate",
     "floor": "Floor", "ceil": "Ceiling", "sqrt": "SquareRoot", "gelu": "Gelu",
 }  # fmt: skip
-BINARY: Mapping[str, str] = {"add": "Add", "sub": "Subtract", "mul": "Multiply", "div": "Divide"}
+BINARY: Mapping[str, str] = {"add": "Add", "sub": "Subtract", "mul": "Multiply", "div": "Div"}
 VIEWS = frozenset({"view", "_unsafe_view"})
 
 
@@ -54,7 +54,7 @@ class Wanted:
 
     def layout(self) -> str:
         """The layout of an operation that takes both: that of what it reads."""
-        whole = all(len(each.shape) == 4 for each in self.reads)
+        whole = all(len(each.shape) in (0, 4) for each in self.reads)
         return "nhwc" if whole and any(_native(each) == "nhwc" for each in self.reads) else "plain"
 
     def unary(self, kind: str, clamp: tuple[float, float] | None = None, **fields: Any) -> None:
