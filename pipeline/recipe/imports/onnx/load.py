@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value, listed
+from paredown.pipeline.recipe.imports.onnx.chunks import chunked
 from paredown.pipeline.recipe.imports.onnx.file import Tensors, read_model
 from paredown.pipeline.recipe.imports.onnx.graph import Source, nodes_of, read_graph
 from paredown.pipeline.recipe.imports.onnx.network import Network, needed
@@ -47,8 +48,9 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
         builder, outputs = _built(source, name, full, batch, path)
     except InputError as error:
         raise InputError(str(error), where=path) from error
-    made = [value.name for _, value in outputs]
-    steps = needed(builder.steps, made)
+    whole, renamed = chunked(builder.steps, builder.parts, builder.modules)
+    made = [renamed.get(value.name, value.name) for _, value in outputs]
+    steps = needed(whole, made)
     network = Network({step.path: builder.modules[step.path] for step in steps}, steps, made).eval()
     names = tuple(name for name, _ in outputs)
     return Imported(network, full, f"ONNX, opset {source.opset}", (*notes, *builder.notes), names)
