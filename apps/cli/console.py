@@ -39,7 +39,10 @@ DataPath = Annotated[
     typer.Option(help="Of a model file: a folder of photos or .npy arrays, or a YAML of labelled data."),
 ]
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="Of a model file with labels: detect or classify.")
+    str | None,
+    typer.Option(
+        "--task", help="Of a model file: detect, classify, segment or outputs; unset = by its outputs."
+    ),
 ]
 Mean = Annotated[
     str | None,

@@ -310,7 +310,7 @@ def _recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *gi
 
     mean, scale, channels, shape = given
     asked_for = Asked(
-        data, task or "outputs", numbers(mean, "--mean"), numbers(scale, "--scale"), channels,
+        data, task, numbers(mean, "--mean"), numbers(scale, "--scale"), channels,
         numbers(shape, "--shape", int, "x"),
     )  # fmt: skip
     path, said = model_recipe(Path(recipe), asked_for, runs / Path(recipe).stem)
