@@ -73,14 +73,14 @@ def _first(found: Any) -> bool:
     return next(iter(found), None) is not None
 
 
-def section(found: Found, task: str, names: Sequence[str], folder: Path) -> dict[str, Any]:
+def section(found: Found, task: str, names: Sequence[str], recipe: Path) -> dict[str, Any]:
     """The section [data] of a recipe.
 
     Args:
         found: of `look`.
         task: for which it is; the data have its labels: see `check`.
         names: of the network's classes; none where the task has none.
-        folder: where a list of names goes.
+        recipe: its file; lists of names lie beside it.
     """
     place = str(found.path.absolute())
     if task == "outputs":
@@ -92,9 +92,9 @@ def section(found: Found, task: str, names: Sequence[str], folder: Path) -> dict
             "calibration": place,
             "test": place,
         }
-    made: dict[str, Any] = {"names": _written(names, folder, "names.txt")}
+    made: dict[str, Any] = {"names": _written(names, recipe.with_suffix(".names.txt"))}
     if found.names and tuple(found.names) != tuple(names):
-        made["label_names"] = _written(found.names, folder, "label_names.txt")
+        made["label_names"] = _written(found.names, recipe.with_suffix(".label_names.txt"))
     if task == "segment":
         images = found.places["images"]
         return made | {
@@ -157,10 +157,9 @@ def _yaml(path: Path) -> Found:
     return Found("yaml", path, tuple(str(name) for name in names), data)
 
 
-def _written(names: Sequence[str], folder: Path, file: str) -> str:
+def _written(names: Sequence[str], path: Path) -> str:
     """Writes names of classes beside the recipe."""
     from paredown.pipeline.store.store import write_atomic
 
-    path = folder / file
     write_atomic(path, "".join(f"{name}\n" for name in names).encode())
     return str(path.absolute())

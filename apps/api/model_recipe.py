@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,14 +73,36 @@ def model_recipe(model: Path, asked: Asked, folder: Path) -> tuple[Path, tuple[s
         UsageError: options that do not fit each other.
         InputError: the model cannot be imported, or the data cannot be read.
     """
+    import tomli_w
+
     from paredown.pipeline.recipe.imports.read import read
 
+    path, said = folder / f"{model.stem}.toml", list[str]()
+    tables = proposed(model, read(model, asked.shape), asked, path, said)
+    save(tomli_w.dumps(tables), path, said)
+    said.append(f"the recipe is {path}; change it, and `paredown run {path}`")
+    return path, tuple(said)
+
+
+def proposed(model: Path, found: Imported, asked: Asked, path: Path, said: list[str]) -> dict[str, Any]:
+    """The tables of a model file's recipe.
+
+    Args:
+        model: the file.
+        found: what it holds.
+        asked: what else is known.
+        path: of the recipe; lists of names are written beside it.
+        said: gets what the user should know.
+
+    Raises:
+        UsageError: options that do not fit each other.
+        InputError: the model or the data do not fit.
+    """
     if asked.task is not None and asked.task not in APPS:
         raise UsageError(f"no task {asked.task!r}", where="--task", hint=f"use {', '.join(APPS)}")
-    found, data = read(model, asked.shape), look(asked.data)
-    said = [f"data: {data.line()}"]
+    data = look(asked.data)
+    said.append(f"data: {data.line()}")
     task, decoding = _task(found, data, asked, model, said)
-    folder.mkdir(parents=True, exist_ok=True)
     tables: dict[str, Any] = {"app": APPS[task], "network": str(model.absolute())}
     if decoding:
         tables["decoding"] = decoding
@@ -90,14 +112,15 @@ def model_recipe(model: Path, asked: Asked, folder: Path) -> tuple[Path, tuple[s
                              hint="leave the option out")  # fmt: skip
     else:
         tables["preprocess"] = _preprocess(found, asked, task, model, said)
-    tables["data"] = section(data, task, _names(found, data), folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables["data"] = section(data, task, _names(found, data), path)
     if "train" not in tables["data"] and task != "outputs":
         said.append("the same images calibrate and test")
     elif task == "outputs":
         said.append(
             "the same data calibrates and tests; what is compared are the float network's own outputs"
         )
-    return _written(tables, folder / f"{model.stem}.toml", said), tuple(said)
+    return tables
 
 
 def _names(found: Imported, data: Found) -> tuple[str, ...]:
@@ -180,20 +203,15 @@ def _outputs(found: Imported) -> tuple[list[tuple[int, ...]], list[tuple[int, ..
     return [tuple(part.shape) for part in parts], list(last_maps(found).values())
 
 
-def _written(tables: Mapping[str, Any], path: Path, said: list[str]) -> Path:
+def save(text: str, path: Path, said: list[str]) -> None:
     """Writes a recipe; another one that was there, such as an edited one, is kept beside it."""
-    import tomli_w
-
     from paredown.pipeline.store.store import write_atomic
 
-    text = tomli_w.dumps(dict(tables))
     if path.exists() and path.read_text() != text:
         kept = path.with_suffix(".before.toml")
         path.replace(kept)
         said.append(f"the recipe that was there is kept as {kept}")
     write_atomic(path, text.encode())
-    said.append(f"the recipe is {path}; change it, and `paredown run {path}`")
-    return path
 
 
 def _preprocess(found: Imported, asked: Asked, task: str, model: Path, said: list[str]) -> dict[str, Any]:

@@ -97,8 +97,10 @@ def test_outputs_of_as_many_as_there_are_class_folders_are_a_classifier_and_it_i
 
 def heads_model(tmp_path: Path, classes: int = 2, shape: tuple[int, ...] = (1, 3, 64, 64)) -> Path:
     """Raw heads of two levels, the coarse one first."""
-    nodes = [helper.make_node("Conv", ["x", "a"], ["fine"], "fine", strides=[8, 8]),
-             helper.make_node("Conv", ["fine", "b"], ["coarse"], "coarse", strides=[2, 2], pads=[1] * 4)]  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["fine"], "fine", strides=[8, 8]),
+        helper.make_node("Conv", ["fine", "b"], ["coarse"], "coarse", strides=[2, 2], pads=[1] * 4),
+    ]
     tensors, outputs = {"a": floats(4, 3, 8, 8), "b": floats(4, 4, 3, 3)}, []
     for level in ("coarse", "fine"):
         for part, count in (("box", 64), ("cls", classes)):
