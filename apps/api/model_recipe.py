@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paredown.apps.api.model_data import KINDS, Found, check, look, section
+from paredown.apps.api.recognise import Recognised, recognise
 from paredown.targets.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from paredown.pipeline.recipe.imports.imported import Imported
 
-APPS = {"outputs": "apps.outputs", "classify": "apps.classifier", "detect": "apps.detector"}
+APPS = {
+    "outputs": "apps.outputs", "classify": "apps.classifier", "detect": "apps.detector",
+    "segment": "apps.segmenter",
+}  # fmt: skip
 #: Mean and scale of value 0 to 255 with which most public networks were trained: ImageNet's.
 MEAN, SCALE = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-SPLITS = {"train": "train", "test": "val"}  # key of a recipe -> key of a data YAML
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Asked:
 
     Attributes:
         data: photos, arrays, or a YAML of labelled data.
-        task: one of `APPS`.
+        task: one of `APPS`; None = what the outputs and the data show.
         mean: subtracted from each channel of 0 to 255; None = not said.
         scale: divides what is left; None = not said.
         channels: "rgb", "bgr" or "grey"; None = not said.
@@ -32,7 +36,7 @@ class Asked:
     """
 
     data: Path
-    task: str = "outputs"
+    task: str | None = None
     mean: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     channels: str | None = None
@@ -69,43 +73,148 @@ def model_recipe(model: Path, asked: Asked, folder: Path) -> tuple[Path, tuple[s
         UsageError: options that do not fit each other.
         InputError: the model cannot be imported, or the data cannot be read.
     """
+    import tomli_w
+
     from paredown.pipeline.recipe.imports.read import read
 
-    if asked.task not in APPS:
+    path, said = folder / f"{model.stem}.toml", list[str]()
+    tables = proposed(model, read(model, asked.shape), asked, path, said)
+    save(tomli_w.dumps(tables), path, said)
+    said.append(f"the recipe is {path}; change it, and `paredown run {path}`")
+    return path, tuple(said)
+
+
+def proposed(model: Path, found: Imported, asked: Asked, path: Path, said: list[str]) -> dict[str, Any]:
+    """The tables of a model file's recipe.
+
+    Args:
+        model: the file.
+        found: what it holds.
+        asked: what else is known.
+        path: of the recipe; lists of names are written beside it.
+        said: gets what the user should know.
+
+    Raises:
+        UsageError: options that do not fit each other.
+        InputError: the model or the data do not fit.
+    """
+    if asked.task is not None and asked.task not in APPS:
         raise UsageError(f"no task {asked.task!r}", where="--task", hint=f"use {', '.join(APPS)}")
-    found = read(model, asked.shape)
-    said: list[str] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    data = _data(asked, folder, said)
-    arrays = data["format"] == "arrays"
-    tables: dict[str, Any] = {"app": APPS[asked.task], "network": str(model.absolute())}
-    if arrays:
+    data = look(asked.data)
+    said.append(f"data: {data.line()}")
+    task, decoding = _task(found, data, asked, model, said)
+    tables: dict[str, Any] = {"app": APPS[task], "network": str(model.absolute())}
+    if decoding:
+        tables["decoding"] = decoding
+    if data.kind == "arrays":
         if extra := [n for n in ("mean", "scale", "channels") if getattr(asked, n) is not None]:
             raise UsageError("arrays go into the network as they are", where=f"--{extra[0]}",
                              hint="leave the option out")  # fmt: skip
     else:
-        tables["preprocess"] = _preprocess(found, asked, model, said)
-    tables["data"] = data
-    return _written(tables, folder / f"{model.stem}.toml", said), tuple(said)
+        tables["preprocess"] = _preprocess(found, asked, task, model, said)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables["data"] = section(data, task, _names(found, data), path)
+    if "train" not in tables["data"] and task != "outputs":
+        said.append("the same images calibrate and test")
+    elif task == "outputs":
+        said.append(
+            "the same data calibrates and tests; what is compared are the float network's own outputs"
+        )
+    return tables
 
 
-def _written(tables: Mapping[str, Any], path: Path, said: list[str]) -> Path:
+def _names(found: Imported, data: Found) -> tuple[str, ...]:
+    """The network's classes: by its own files, by the data, else numbers where masks have no names."""
+    if found.labels or data.names or data.kind != "masks":
+        return found.labels or data.names
+    outputs, _ = _outputs(found)
+    return tuple(f"class {index}" for index in range(outputs[0][1]))
+
+
+def _task(
+    found: Imported, data: Found, asked: Asked, model: Path, said: list[str]
+) -> tuple[str, dict[str, Any]]:
+    """What the network is for, and how a detector's outputs become boxes."""
+    if asked.task == "outputs":
+        return "outputs", {}
+    if asked.task is not None:
+        check(data, asked.task)
+    outputs, maps = _outputs(found)
+    names = found.labels or data.names
+    labelled = data.kind in ("yaml", "classes", "masks") and _in_common(found.labels, data.names)
+    seen = recognise(outputs, found.shape, len(names) if labelled and names else None, maps)
+    if asked.task is None:
+        if seen is None or not labelled or data.kind not in KINDS[seen.task]:
+            return _unknown(seen, data, outputs, said), {}
+        count = f", and there are {len(names)} names" if names else ""
+        said.append(f"the task is {seen.task}: {seen.why}{count} (--task)")
+    elif asked.task != "detect":
+        return asked.task, {}
+    elif seen is None or seen.task != "detect":
+        raise InputError(
+            f"its outputs ({_shapes(outputs)}) are no heads of {len(names)} classes that are known",
+            where=model, hint="export the raw convolutions of the heads, or write a recipe with `decoding`",
+        )  # fmt: skip
+    if seen.decoding:
+        kind, strides = seen.decoding["kind"], seen.decoding["strides"]
+        said.append(f"the heads are {kind} of strides {strides}: {seen.why}")
+        if "anchors" in seen.decoding:
+            said.append("assumed: the anchors are those that YOLO v5 begins with (decoding.anchors)")
+    return seen.task, seen.decoding
+
+
+def _in_common(labels: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the data's classes are some of the network's, where both have names."""
+    from paredown.calibration.readers.records import match_name
+
+    return not labels or not names or any(match_name(name, labels) is not None for name in names)
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, each)) for each in shapes)
+
+
+def _unknown(
+    seen: Recognised | None, data: Found, outputs: Sequence[tuple[int, ...]], said: list[str]
+) -> str:
+    """Outputs alone are compared; what else might be possible is said."""
+    if data.kind == "yaml":
+        raise UsageError(
+            f"outputs of {_shapes(outputs)} show no task for {len(data.names)} classes", where="--data",
+            hint=f"say it: --task {', '.join(name for name in APPS if name != 'outputs')}",
+        )  # fmt: skip
+    if seen is not None:
+        said.append(
+            f"it may be a network that can {seen.task} {seen.classes} classes: {seen.why}; "
+            "with labelled --data its score is measured, too"
+        )
+    return "outputs"
+
+
+def _outputs(found: Imported) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The shapes of the outputs, and of the maps that the last convolutions make."""
+    import torch
+
+    from paredown.pipeline.recipe.imports.logits import last_maps
+
+    with torch.no_grad():
+        made = found.module(torch.zeros(found.shape))
+    parts = made if isinstance(made, tuple) else (made,)
+    return [tuple(part.shape) for part in parts], list(last_maps(found).values())
+
+
+def save(text: str, path: Path, said: list[str]) -> None:
     """Writes a recipe; another one that was there, such as an edited one, is kept beside it."""
-    import tomli_w
-
     from paredown.pipeline.store.store import write_atomic
 
-    text = tomli_w.dumps(dict(tables))
     if path.exists() and path.read_text() != text:
         kept = path.with_suffix(".before.toml")
         path.replace(kept)
         said.append(f"the recipe that was there is kept as {kept}")
     write_atomic(path, text.encode())
-    said.append(f"the recipe is {path}; change it, and `paredown run {path}`")
-    return path
 
 
-def _preprocess(found: Imported, asked: Asked, model: Path, said: list[str]) -> dict[str, Any]:
+def _preprocess(found: Imported, asked: Asked, task: str, model: Path, said: list[str]) -> dict[str, Any]:
     """From a photo to the input, in a recipe's terms: of value / 255."""
     shape = found.shape
     if len(shape) != 4 or shape[1] not in (1, 3):
@@ -119,10 +228,17 @@ def _preprocess(found: Imported, asked: Asked, model: Path, said: list[str]) -> 
     if asked.channels is None:
         said.append(f"assumed: the channels are {colour} (--channels)")
     if asked.mean is None and asked.scale is None:
-        grey = count == 1 or asked.task == "detect"
+        own = found.preprocess.get("mean"), found.preprocess.get("std")
+        grey = count == 1 or task == "detect"
         mean, scale = ((0.0,) * count, (255.0,) * count) if grey else (MEAN, SCALE)
         words = "values are divided by 255" if grey else "mean and scale are ImageNet's"
-        said.append(f"assumed: {words} (--mean, --scale)")
+        if any(own):
+            mean, scale = (
+                tuple(255 * v for v in each or (plain,)) for each, plain in zip(own, (0.0, 1.0), strict=True)
+            )
+            said.append("mean, scale and size are those of the model's own files (--mean, --scale, --shape)")
+        else:
+            said.append(f"assumed: {words} (--mean, --scale)")
     else:
         mean, scale = asked.mean or (0.0,), asked.scale or (1.0,)
     for option, values in (("--mean", mean), ("--scale", scale)):
@@ -133,79 +249,5 @@ def _preprocess(found: Imported, asked: Asked, model: Path, said: list[str]) -> 
     return {
         "width": shape[3], "height": shape[2], "colour": colour,
         "mean": [round(v / 255, 7) for v in means], "std": [round(v / 255, 7) for v in scales],
+        **({"resize": found.preprocess["resize"]} if "resize" in found.preprocess else {}),
     }  # fmt: skip
-
-
-# -- data ----------------------------------------------------------------------------------------------------
-
-
-def _data(asked: Asked, folder: Path, said: list[str]) -> dict[str, Any]:
-    """The section [data] of photos, arrays or a YAML."""
-    path = asked.data
-    if not path.exists():
-        raise InputError("no such file or folder", where=path, hint="give --data a folder of photos")
-    if path.suffix.lower() in (".yaml", ".yml"):
-        if asked.task == "outputs":
-            raise UsageError("labels are for a task", where="--data", hint="add --task detect or classify")
-        return _labelled(path, asked.task, folder)
-    if asked.task == "detect":
-        raise UsageError(
-            "--task detect needs labels", where="--data", hint="give a YAML of train, val, names"
-        )
-    place = str(path.absolute())
-    if asked.task == "classify":
-        names = sorted(each.name for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
-        if len(names) < 2:
-            raise InputError("holds no folder for each class", where=path,
-                             hint="give photos/CLASS/*.jpg, or a YAML of train, val, names")  # fmt: skip
-        return {"format": "imagefolder", "names": _names(names, folder), "calibration": place, "test": place}
-    arrays = path.suffix.lower() in (".npy", ".npz") or (path.is_dir() and _first(path.rglob("*.npy")))
-    said.append("the same data calibrates and tests; what is compared are the float network's own outputs")
-    return {"format": "arrays" if arrays else "folder", "calibration": place, "test": place}
-
-
-def _first(found: Any) -> bool:
-    return next(iter(found), None) is not None
-
-
-def _labelled(path: Path, task: str, folder: Path) -> dict[str, Any]:
-    """A YAML of labelled data, as YOLO's trainers read it: path, train, val, names."""
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(
-            f"not a YAML file ({line})", where=path, hint="write path, train, val, names"
-        ) from None
-    if not isinstance(document, Mapping):
-        raise InputError("holds no keys", where=path, hint="write path, train, val, names")
-    names = document.get("names")
-    names = [names[key] for key in sorted(names)] if isinstance(names, Mapping) else names
-    if not isinstance(names, list) or not names or not all(isinstance(n, (str, int, float)) for n in names):
-        raise InputError("names no classes", where=path, hint="write names: [cat, dog]")
-    root = path.parent / str(document.get("path") or ".")
-    data: dict[str, Any] = {"format": "yolo" if task == "detect" else "imagefolder",
-                            "names": _names([str(name) for name in names], folder)}  # fmt: skip
-    for key, word in SPLITS.items():
-        value = document.get(word)
-        if value is None:
-            continue
-        place = root / str(value)
-        if not place.exists():
-            raise InputError(f"{word} is {place}, which is not there", where=path)
-        data[key] = str(place.absolute())
-    if "test" not in data:
-        raise InputError("names no val", where=path, hint="write val: images/val")
-    data.setdefault("train", data["test"])
-    return data
-
-
-def _names(names: Sequence[str], folder: Path) -> str:
-    """Writes the classes' names beside the recipe."""
-    from paredown.pipeline.store.store import write_atomic
-
-    path = folder / "names.txt"
-    write_atomic(path, "".join(f"{name}\n" for name in names).encode())
-    return str(path.absolute())

@@ -15,8 +15,9 @@ import typer
 from paredown.apps.api.recipes import recipe_folders as recipe_folders
 from paredown.apps.cli.group import recipe_names, target_names
 from paredown.pipeline.store.event import Event, Tell
-from paredown.targets.errors import ParedownError
+from paredown.targets.errors import ParedownError, UsageError
 
+FOR_MODELS = ("--mean", "--scale", "--channels", "--shape")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
     list[str] | None,
@@ -39,7 +40,10 @@ DataPath = Annotated[
     typer.Option(help="Of a model file: a folder of photos or .npy arrays, or a YAML of labelled data."),
 ]
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="Of a model file with labels: detect or classify.")
+    str | None,
+    typer.Option(
+        "--task", help="Of a model file: detect, classify, segment or outputs; unset = by its outputs."
+    ),
 ]
 Mean = Annotated[
     str | None,
@@ -56,6 +60,31 @@ TargetName = Annotated[
     str, typer.Option(help="A target card, see `paredown targets`.", autocompletion=target_names)
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Run every stage on a handful of samples.")]
+
+
+def recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *given: str | None) -> str:
+    """The recipe's own name, or the file of one that is written for a model file."""
+    from paredown.pipeline.recipe.imports.read import is_model
+
+    if not is_model(recipe):
+        asked = {"--data": data, "--task": task} | dict(zip(FOR_MODELS, given, strict=True))
+        if used := [option for option, value in asked.items() if value is not None]:
+            raise UsageError("is for model files alone; a recipe says it in its keys", where=used[0])
+        return recipe
+    if data is None:
+        raise UsageError("a model file needs data to calibrate on", where=recipe,
+                         hint="add --data photos/")  # fmt: skip
+    from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
+
+    mean, scale, channels, shape = given
+    asked_for = Asked(
+        data, task, numbers(mean, "--mean"), numbers(scale, "--scale"), channels,
+        numbers(shape, "--shape", int, "x"),
+    )  # fmt: skip
+    path, said = model_recipe(Path(recipe), asked_for, runs / Path(recipe).stem)
+    for line in said:
+        print(line, file=sys.stderr)
+    return str(path)
 
 
 def tables() -> Any:

@@ -17,7 +17,7 @@ from paredown.targets.errors import ParedownError, UsageError
 MAKE, PROVE, USE, LOOK = "Make a bundle", "Prove a bundle", "Use a bundle", "Look inside"
 PANELS = (MAKE, PROVE, USE, LOOK)
 ORDER = (
-    "run", "train", "export",
+    "run", "init", "train", "export",
     "validate", "bench",
     "camera", "drone", "chat", "deploy", "stop", "logs", "web", "serve",
     "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",

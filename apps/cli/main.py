@@ -35,16 +35,17 @@ from paredown.apps.cli.console import (
     handled,
     print_json,
     recipe_folders,
+    recipe_of,
     screen,
     tables,
 )
 from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
 from paredown.apps.cli.options import FromParser, options_of
+from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-FOR_MODELS = ("--mean", "--scale", "--channels", "--shape")
 DRAFT = "https://json-schema.org/draft/2020-12/schema"  # that pydantic writes
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def run(
     outputs are compared with the float network's own.
     """
     with handled(as_json):
-        recipe = _recipe_of(recipe, runs, data, task, mean, scale, channels, shape)
+        recipe = recipe_of(recipe, runs, data, task, mean, scale, channels, shape)
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.run import Run, recipe_name
         from paredown.targets.cards.card import load_card
@@ -107,6 +108,41 @@ def run(
         _print_run(result, as_json)
         if not result.passed:
             raise typer.Exit(3)
+
+
+@app.command(rich_help_panel=MAKE)
+def init(
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL|DATA]", help="A model file, or a folder of data.")
+    ] = None,
+    data: DataPath = None,
+    task: TaskName = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    channels: Channels = None,
+    shape: InputShape = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="A target card, for the command that is printed.", autocompletion=target_names),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe; default: MODEL.toml, here.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the defaults.")] = False,
+) -> None:
+    """Write a recipe by asking, with every key explained.
+
+    The data are looked at, the task is proposed by the network's outputs. Flags answer in advance.
+    """
+    with handled(False):
+        from paredown.apps.api import init as asking
+
+        if not yes and not sys.stdin.isatty():
+            raise UsageError("init asks, and there is no terminal", hint="add --yes to take the defaults")
+        given = {"data": str(data) if data else None, "task": task, "mean": mean, "scale": scale,
+                 "channels": channels, "shape": shape, "target": target}  # fmt: skip
+        path, lines = asking.init(place, given, out, asking.default if yes else asking.asked_for)
+        for line in lines:
+            print(line, file=sys.stderr)
+        print(path)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -291,32 +327,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *given: str | None) -> str:
-    """The recipe's own name, or the file of one that is written for a model file."""
-    from paredown.pipeline.recipe.imports.read import is_model
-    from paredown.targets.errors import UsageError
-
-    if not is_model(recipe):
-        asked = {"--data": data, "--task": task} | dict(zip(FOR_MODELS, given, strict=True))
-        if used := [option for option, value in asked.items() if value is not None]:
-            raise UsageError("is for model files alone; a recipe says it in its keys", where=used[0])
-        return recipe
-    if data is None:
-        raise UsageError("a model file needs data to calibrate on", where=recipe,
-                         hint="add --data photos/")  # fmt: skip
-    from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
-
-    mean, scale, channels, shape = given
-    asked_for = Asked(
-        data, task or "outputs", numbers(mean, "--mean"), numbers(scale, "--scale"), channels,
-        numbers(shape, "--shape", int, "x"),
-    )  # fmt: skip
-    path, said = model_recipe(Path(recipe), asked_for, runs / Path(recipe).stem)
-    for line in said:
-        print(line, file=sys.stderr)
-    return str(path)
 
 
 # -- printing ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Torch is imported only where a network is built: a run in which everything is re
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ import numpy as np
 from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
 from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
 from paredown.apps.detector.device.boxes.decode import Decoder, Detections, detect
-from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads
+from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads, heads_of
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
 from paredown.apps.own.model_file import ModelFile
@@ -150,6 +151,8 @@ class DetectorTask:
 
     def _from_file(self, file: ModelFile) -> Any:
         """The network of a model file, which the recipe says how to decode."""
+        from paredown.pipeline.recipe.imports.logits import before_boxes
+
         if self.recipe.decoding is None:
             raise InputError(
                 "does not say how its outputs become boxes", where=self.recipe.network,
@@ -158,7 +161,10 @@ class DetectorTask:
         wanted = self.recipe.preprocess
         size = (wanted.height, wanted.width) if wanted.height and wanted.width else None
         found = file.imported(size)
-        network = file.network(size)
+        heads = heads_of(self.recipe.decoding, (found.shape[-1], found.shape[-2]))
+        for shapes in heads.expected(len(self._read_names())):
+            found = before_boxes(found, shapes)
+        network = copy.deepcopy(found.module)
         network.decoding, network.input_size = dict(self.recipe.decoding), found.shape[-2:]
         self.notes = found.notes
         return network

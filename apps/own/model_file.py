@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.recipe.imports.imported import Imported
 
 #: Of what importers make of a file: raised when they make another network of the same bytes.
-IMPORTER = 1
+IMPORTER = 2
 
 
 class ModelFile:

@@ -65,13 +65,31 @@ def fastest(times: Mapping[str, float], runtimes: Sequence[str]) -> list[str]:
     return [line]
 
 
-def veto(runtime: str, timings: Mapping[str, Timing], emulated: bool) -> Veto | None:
+def slower_than_float(times: Mapping[str, Mapping[str, float]], runtimes: Sequence[str]) -> list[Veto]:
+    """The runtimes on which int8 is slower than float32 on this machine, by more than the times vary.
+
+    Args:
+        times: variant -> metric -> what was measured side by side.
+        runtimes: that a program was made for.
+    """
+    found = []
+    for name in runtimes:
+        int8, real = times[name]["latency_p50"], times[name + FLOAT]
+        if int8 > max(real["latency_p90"], NOISE * real["latency_p50"]):
+            found.append(Veto(name, FLOAT, int8, real["latency_p50"], "ms"))
+    return found
+
+
+def veto(
+    runtime: str, timings: Mapping[str, Timing], emulated: bool, allow_float: bool = True
+) -> Veto | None:
     """Whether the last program of a runtime is slower than one that it came from.
 
     Args:
         runtime: its name; the program that would be shipped has it as its variant.
         timings: variant -> what was measured in one go on the device.
         emulated: whether instructions count instead of time.
+        allow_float: whether one in float32 may ship.
     """
     unit, noise = ("million instructions", 1.0) if emulated else ("ms", NOISE)  # counts are exact
 
@@ -80,7 +98,9 @@ def veto(runtime: str, timings: Mapping[str, Timing], emulated: bool) -> Veto | 
         return timing.million_instructions if emulated else timing.percentile(50)
 
     shipped, best = cost(""), ""
-    for variant in (ORIGINAL, FLOAT):  # from the last rewrite back to the first
+    for variant in (
+        (ORIGINAL, FLOAT) if allow_float else (ORIGINAL,)
+    ):  # from the last rewrite back to the first
         if runtime + variant in timings and cost(best) > noise * cost(variant):
             best = variant
     return Veto(runtime, best, shipped, cost(best), unit) if best else None

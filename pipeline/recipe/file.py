@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import textwrap
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,46 @@ def _commented(schema: type[BaseModel], values: Mapping[str, Any], prefix: tuple
         else:
             plain.append(tomli_w.dumps({name: value}).rstrip())
     return plain + tables
+
+
+def explained_toml(tables: Mapping[str, Any], leave_out: Collection[str] = ()) -> str:
+    """A recipe as TOML in which every key is explained; those that keep their default are comments.
+
+    Args:
+        tables: the keys that are set.
+        leave_out: sections that are not written.
+    """
+    fields = {name: field for name, field in Recipe.model_fields.items() if name not in leave_out}
+    return "\n".join(_explained(fields, tables, Recipe().model_dump(mode="json"), ())) + "\n"
+
+
+def _explained(
+    fields: Mapping[str, Any], tables: Mapping[str, Any], defaults: Mapping[str, Any], prefix: tuple[str, ...]
+) -> list[str]:
+    plain: list[str] = []
+    sections: list[str] = []  # after all plain keys: they end their own table
+    for name, field in fields.items():
+        words = textwrap.wrap(field.description or "", 100, initial_indent="# ", subsequent_indent="# ")
+        head = ["", *words, f"[{'.'.join((*prefix, name))}]"]
+        if section := _section(field.annotation):
+            inner = section.model_fields, tables.get(name, {}), defaults[name], (*prefix, name)
+            sections += [*head, *_explained(*inner)]
+        elif name not in tables:
+            empty = defaults[name] is None or defaults[name] == {}
+            text = f"{name} =" if empty else _line(name, defaults[name])
+            plain += [*words, *(f"# {line}" for line in text.split("\n"))]
+        elif isinstance(tables[name], Mapping):
+            sections += [*head, tomli_w.dumps(tables[name]).rstrip()]
+        else:
+            plain += [*words, _line(name, tables[name])]
+    return plain + sections
+
+
+def _line(name: str, value: Any) -> str:
+    """A key and its value as TOML, a list of numbers or words in one line."""
+    plain = isinstance(value, list) and all(isinstance(each, (int, float, str)) for each in value)
+    line = f"{name} = {json.dumps(value)}" if plain else ""
+    return line if 0 < len(line) <= 100 and line.isascii() else tomli_w.dumps({name: value}).rstrip()
 
 
 def recipe_keys(schema: type[BaseModel] = Recipe, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

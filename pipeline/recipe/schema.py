@@ -350,12 +350,16 @@ class Lower(Schema):
 
     runtimes: tuple[RuntimeName, ...] = Field(default=("executorch", "litert"), strict=False, min_length=1)
     """The runtimes to make a file for, in the order of the report; unset, those that the target has."""
+    allow_float: bool | None = None
+    """Whether a runtime ships the network in float32 where int8 is slower on the device, or on this machine
+    if it is the target, by more than the times vary; unset, yes."""
 
     def on(self, there: Collection[str]) -> Lower:
         """The section for a target that has these runtimes: of the default only those."""
         if "runtimes" in self.model_fields_set:
             return self
-        return Lower(runtimes=tuple(name for name in self.runtimes if name in there) or self.runtimes)
+        found = tuple(name for name in self.runtimes if name in there) or self.runtimes
+        return Lower(runtimes=found, allow_float=self.allow_float)
 
     @model_validator(mode="after")
     def _distinct(self) -> Lower:

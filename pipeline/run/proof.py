@@ -72,7 +72,7 @@ class Prover:
         self.timings = self.executor.time(programs, x, self.runs, True, self.tick)
         self.tell(Event("speed on the device", "done"))
         for name in self.job.runtimes:
-            if found := veto(name, self.timings, self.executor.emulated):
+            if found := veto(name, self.timings, self.executor.emulated, self.job.allows_float):
                 self.vetoes.append(found)
         return {veto.runtime: veto.variant for veto in self.vetoes}
 

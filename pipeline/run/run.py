@@ -125,7 +125,7 @@ class Run:
         ledger = Ledger.start(self.folder)
         job, proof = self.job, None
         if job.device is None:
-            self.reach(job.goals(), ledger)
+            job = job.settle(lambda goals: self.reach(goals, ledger))
         else:
             job, proof = job.prove(job.device, lambda goals: self.reach(goals, ledger))
         figures, notes = job.figures(), job.notes()

@@ -68,12 +68,15 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
         raise InputError(f"no {WEIGHTS}; pickled and split weights are not read", where=path,
                          hint='call model.save_pretrained(folder, max_shard_size="99GB")')  # fmt: skip
     network = _model(path, *found)
-    size, notes = _preprocessing(path)
+    size, preprocess, notes = _preprocessing(path)
     full = _shape(config, size, shape, path)
     kind_of_weights = str(config.get("dtype", config.get("torch_dtype", "float32")))
     if kind_of_weights not in ("float32", "None"):
         notes.append(f"{kind_of_weights} made float32")
-    return Imported(network.float().eval(), full, f"Hugging Face, {kind}", tuple(notes), found[1])
+    return Imported(
+        network.float().eval(), full, f"Hugging Face, {kind}", tuple(notes), found[1], preprocess,
+        _labels(config),
+    )  # fmt: skip
 
 
 def _model(path: Path, name: str, outputs: tuple[str, ...]) -> nn.Module:
@@ -108,23 +111,45 @@ def _model(path: Path, name: str, outputs: tuple[str, ...]) -> nn.Module:
     return Outputs(made, outputs)
 
 
-def _preprocessing(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
-    """Height and width of the images, and notes of how they are prepared."""
+def _preprocessing(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any], list[str]]:
+    """Height and width of the images, keys of [preprocess], and a note of how they are prepared."""
     if not (path / PREPROCESSOR).is_file():
-        return None, []
+        return None, {}, []
     config = _json(path / PREPROCESSOR)
-    crop, size = config.get("crop_size"), config.get("size")
-    found = _size(crop) if config.get("do_center_crop") else None
-    found = found or _size(size)
-    said = []
-    if found:
-        said.append(f"width = {found[1]}, height = {found[0]}")
+    cropped = bool(config.get("do_center_crop"))
+    size = _size(config.get("crop_size")) if cropped else None
+    size = size or _size(config.get("size"))
+    made: dict[str, Any] = {}
+    if size:
+        made |= {"width": size[1], "height": size[0]}
+    shortest = isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if config.get("do_normalize", True) and isinstance(config.get(theirs), list):
-            said.append(f"{ours} = {config[theirs]}")
-    if not config.get("do_rescale", True):
-        said.append("pixels that are not divided by 255")
-    return found, [f"{PREPROCESSOR} says for [preprocess]: {', '.join(said)}"] if said else []
+        if config.get("do_normalize", True) and _numbers(config.get(theirs)):
+            made[ours] = [float(value) for value in config[theirs]]
+    notes = []
+    if not config.get("do_rescale", True):  # then the network takes 0 to 255, and a recipe speaks of 0 to 1
+        for ours, plain in (("mean", 0.0), ("std", 1.0)):
+            made[ours] = [value / 255 for value in made.get(ours, [plain] * 3)]
+    made["resize"] = "crop" if cropped or shortest else "stretch"
+    said = ", ".join(f"{key} = {value}" for key, value in made.items())
+    notes.append(f"{PREPROCESSOR} says for [preprocess]: {said}")
+    return size, made, notes
+
+
+def _numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list) and 1 <= len(value) <= 4 and all(isinstance(v, (int, float)) for v in value)
+    )
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes by `id2label`; nothing where it is made of numbers alone, or has gaps."""
+    given = config.get("id2label")
+    if not isinstance(given, Mapping) or sorted(given) != sorted(str(i) for i in range(len(given))):
+        return ()
+    names = tuple(" ".join(str(given[str(index)]).split()) for index in range(len(given)))
+    made_up = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return () if made_up or "" in names or len(set(names)) < len(names) else names
 
 
 def _size(given: Any) -> tuple[int, int] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +20,8 @@ class Imported:
         format: of the file, for the user: "ONNX, opset 17".
         notes: what was changed or noticed, each one sentence without its full stop.
         outputs: names of what the module returns, in order; empty where the file has none.
+        preprocess: keys of a recipe's [preprocess] that the model's own files say.
+        labels: names of the classes, where the model's own files say them.
     """
 
     module: nn.Module
@@ -25,3 +29,5 @@ class Imported:
     format: str
     notes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()

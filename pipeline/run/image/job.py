@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PARITY_INPUTS = 32
 SMOKE_INPUTS, SMOKE_RUNS = 2, 3
+FEWEST = 10  # timed inferences, below which nothing is taken back
 FLOAT = "-fp32"
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
@@ -73,6 +74,7 @@ class ImageJob(Job):
         ships: runtime -> variant that ships instead of the last one that was made: `ORIGINAL`, the network
             as it came in int8, or `FLOAT`, the same in float32.
         exported: whether only files are made, which nothing here runs.
+        timed: the stage that timed everything on this machine, before something was taken back.
 
     Attributes:
         task: of the recipe's app.
@@ -93,7 +95,11 @@ class ImageJob(Job):
     kind = "image"
 
     def __init__(
-        self, settings: Settings, ships: Mapping[str, str] | None = None, exported: bool = False
+        self,
+        settings: Settings,
+        ships: Mapping[str, str] | None = None,
+        exported: bool = False,
+        timed: Stage | None = None,
     ) -> None:
         """Opens the data sets, which checks their labels."""
         if not exported:
@@ -133,7 +139,7 @@ class ImageJob(Job):
         floats = ("fp32", *(n for n, active in (("pruned", prune), ("squantized", squantize)) if active))
         self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
         here = self.target.reach.kind == "local" and self.device is None
-        self.bench = self._bench() if here else None
+        self.bench = timed or (self._bench() if here else None)
         self.bundle, self.preview = self._bundle(), self._preview()
 
     def _compress(self, prune: bool, squantize: bool) -> None:
@@ -178,6 +184,28 @@ class ImageJob(Job):
         """Sets torch's threads, which float sums hang on, as the size of the network wants them."""
         if stage is not self.original:
             set_threads(self.path(self.original))
+
+    @property
+    def allows_float(self) -> bool:
+        """Whether a program in float32 may ship where int8 is slower."""
+        return self.recipe.lower.allow_float is not False
+
+    def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
+        """See `Job`; on this machine a runtime on which int8 is slower ships float32."""
+        from paredown.pipeline.device.rollback import slower_than_float
+
+        if (
+            self.bench is not None
+            and self.allows_float
+            and not self.smoke
+            and self.recipe.bench.runs >= FEWEST
+        ):
+            reach((*self.programs(), self.bench))
+            if slow := slower_than_float(self.summary.measured, self.runtimes):
+                job = ImageJob(self.settings, {each.runtime: each.variant for each in slow}, timed=self.bench)
+                reach(job.goals())
+                return job
+        return super().settle(reach)
 
     def prove(self, device: str, reach: Callable[[Sequence[Stage]], None]) -> tuple[Job, Proof]:
         """See `Job`; what is slower on the device than what it was made from is rolled back."""

@@ -84,6 +84,76 @@ def test_folders_of_classes_give_a_classifier(tmp_path, photos):
     assert Path(tables["data"]["names"]).read_text() == "cat\ndog\n"
 
 
+def test_outputs_of_as_many_as_there_are_class_folders_are_a_classifier_and_it_is_said(tmp_path, photos):
+    for name in "xyz":
+        (photos / name).mkdir()
+        (photos / "cat" / "one.png").rename(photos / name / "one.png") if name == "x" else None
+    tables, said = written(small_net(tmp_path), tmp_path, data=photos)
+    assert tables["app"] == "apps.classifier"
+    assert "the task is classify: its output is 1 x 5, and there are 5 names (--task)" in said
+    tables, _ = written(small_net(tmp_path), tmp_path, data=photos, task="outputs")
+    assert tables["app"] == "apps.outputs" and tables["data"]["format"] == "folder"
+
+
+def heads_model(tmp_path: Path, classes: int = 2, shape: tuple[int, ...] = (1, 3, 64, 64)) -> Path:
+    """Raw heads of two levels, the coarse one first."""
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["fine"], "fine", strides=[8, 8]),
+        helper.make_node("Conv", ["fine", "b"], ["coarse"], "coarse", strides=[2, 2], pads=[1] * 4),
+    ]
+    tensors, outputs = {"a": floats(4, 3, 8, 8), "b": floats(4, 4, 3, 3)}, []
+    for level in ("coarse", "fine"):
+        for part, count in (("box", 64), ("cls", classes)):
+            name = f"{level}.{part}"
+            tensors[f"{name}.w"] = floats(count, 4, 1, 1)
+            nodes.append(helper.make_node("Conv", [level, f"{name}.w"], [name], name))
+            outputs.append(name)
+    return saved(tmp_path, model_of(nodes, shape, tensors, outputs), "heads.onnx")
+
+
+def boxes_yaml(tmp_path: Path, names: str = "[cat, dog]") -> Path:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "one.png"), np.zeros((40, 40, 3), np.uint8))
+    (tmp_path / "labels" / "one.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text(f"train: images\nval: images\nnames: {names}\n")
+    return tmp_path / "data.yaml"
+
+
+@pytest.mark.parametrize("task", [None, "detect"])
+def test_heads_are_recognised_and_the_detector_takes_them_in_order(tmp_path, task):
+    tables, said = written(heads_model(tmp_path), tmp_path, data=boxes_yaml(tmp_path), task=task)
+    assert tables["app"] == "apps.detector"
+    assert tables["decoding"] == {"kind": "v8", "strides": [8, 16], "bins": 16}
+    assert "the heads are v8 of strides [8, 16]: its maps of 2 sizes have 2 and 64 channels" in said
+    made = load_task(load_recipe(tmp_path / "heads.toml"))
+    assert made.output_names == ("box1", "cls1", "box2", "cls2")
+    assert any("order of the heads" in note for note in made.notes)
+
+
+def test_what_outputs_do_not_show_is_asked_for(tmp_path):
+    model, data = heads_model(tmp_path), boxes_yaml(tmp_path, "[a, b, c]")
+    with pytest.raises(
+        UsageError, match="show no task for 3 classes; say it: --task classify, detect, segment"
+    ):
+        written(model, tmp_path, data=data)
+    with pytest.raises(InputError, match="are no heads of 3 classes that are known"):
+        written(model, tmp_path, data=data, task="detect")
+
+
+def test_maps_of_as_many_channels_as_classes_are_a_segmenter(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        shape = (16, 16, 3) if folder == "images" else (16, 16)
+        cv2.imwrite(str(tmp_path / folder / "one.png"), np.ones(shape, np.uint8))
+    model = saved(tmp_path, model_of([helper.make_node("Conv", ["x", "w"], ["y"], strides=[4, 4])],
+                                     (1, 3, 16, 16), {"w": floats(3, 3, 4, 4)}))  # fmt: skip
+    tables, said = written(model, tmp_path, data=tmp_path)
+    assert tables["app"] == "apps.segmenter" and "the task is segment: its output is 1x3x4x4" in said
+    assert Path(tables["data"]["names"]).read_text() == "class 0\nclass 1\nclass 2\n"
+    load_task(load_recipe(tmp_path / "model.toml")).network()
+
+
 def test_a_yaml_names_data_and_classes(tmp_path, photos):
     (tmp_path / "data.yaml").write_text("path: photos\ntrain: .\nval: .\nnames:\n  0: cat\n  1: dog\n")
     tables, _ = written(small_net(tmp_path), tmp_path, data=tmp_path / "data.yaml", task="classify")
@@ -105,7 +175,7 @@ def test_arrays_need_no_preprocessing(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"task": "dance"}, "no task 'dance'; use outputs, classify, detect"),
+        ({"task": "dance"}, "no task 'dance'; use outputs, classify, detect, segment"),
         ({"channels": "grey"}, "use grey for one channel"),
         ({"mean": (1.0, 2.0)}, "2 numbers for 3 channels"),
         ({"scale": (0.0,)}, "not above 0"),

@@ -12,6 +12,7 @@ import pytest
 from tiny_project import Tiny, call, copy_project
 
 from paredown.pipeline.bundle.archive import unpack
+from paredown.pipeline.device import timing
 from paredown.pipeline.device.executor import Here
 from paredown.pipeline.device.rollback import fastest, veto
 from paredown.pipeline.run import proof as prove
@@ -169,3 +170,73 @@ def test_the_fastest_of_several_runtimes_is_named_with_both_ratios():
     (line,) = fastest({**times, "litert-fp32": 1.0}, ["litert", "onnxruntime"])
     assert line.endswith(": float32 on litert is the faster program here") and "0.50 times" in line
     assert fastest(times, ["litert"]) == []
+
+
+# -- without a device: this machine is the target --------------------------------------------------------
+
+
+def at_home(
+    tiny: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch, ms: Mapping[str, float], *more: str
+) -> Any:
+    """A run for this machine, whose clock says so many milliseconds, in one run of five 10 % more."""
+
+    def interleaved(runners: Mapping[str, Any], runs: int, tick: Any) -> dict[str, list[float]]:
+        return {
+            name: [ms.get(name, 9.0) * (1.1 if i % 5 == 4 else 1.0) for i in range(runs)] for name in runners
+        }
+
+    monkeypatch.setattr(timing, "interleaved", interleaved)
+    done = call("run", tiny.recipe, "--runs", folder, "--json", "--set", "bench.runs=10", *more)
+    assert done.code == 0, done.err
+    return json.loads(done.out), unpack(folder / "tiny" / "host" / "bundle.paredown")
+
+
+def test_float32_ships_on_this_machine_where_int8_is_slower(
+    tiny: Tiny, tmp_path: Path, monkeypatch: Any
+) -> None:
+    times = {"executorch": 1.0, "executorch-fp32": 1.02, "litert": 1.5, "litert-fp32": 1.04}
+    found, bundle = at_home(tiny, tmp_path, monkeypatch, times)
+    models = {model.runtime: model for model in bundle.manifest.models}
+    assert models["litert"].dtype == "float32" and models["executorch"].dtype == "int8"
+    (note,) = [note for note in found["notes"] if "rolled back" in note]
+    assert (
+        note.startswith("litert: rolled back: the network in float32 is faster")
+        and "1.04 against 1.50" in note
+    )
+    figures = {(f["variant"], f["metric"]): f["value"] for f in found["figures"]}
+    assert figures["litert", "latency_p50"] == pytest.approx(1.04)
+    assert figures["litert-rejected", "latency_p50"] == pytest.approx(1.5)
+    assert figures["litert", "map50"] == pytest.approx(figures["fp32", "map50"], abs=1e-6)
+    assert ("litert", "parity_lsb") not in figures and figures["executorch", "parity_lsb"] == 0
+    again, _ = at_home(
+        tiny,
+        tmp_path,
+        monkeypatch,
+        {},
+    )
+    assert again["figures"] == found["figures"] and again["notes"] == found["notes"]  # not timed anew
+    done = call("validate", tmp_path / "tiny" / "host" / "bundle.paredown", "--times", 1, "--json")
+    assert done.code == 0 and json.loads(done.out)["passed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("litert", "more"),
+    [(1.14, ()), (1.5, ("--set", "lower.allow_float=false"))],
+    ids=["within the spread", "not allowed"],
+)
+def test_int8_ships_where_it_is_no_slower_for_sure(
+    tiny: Tiny, tmp_path: Path, monkeypatch: Any, litert: float, more: tuple[str, ...]
+) -> None:
+    times = {"litert": litert, "litert-fp32": 1.04}
+    found, bundle = at_home(tiny, tmp_path, monkeypatch, times, "--set", 'lower.runtimes=["litert"]', *more)
+    assert [model.dtype for model in bundle.manifest.models] == ["int8"]
+    assert not any("rolled back" in note for note in found["notes"])
+    assert any("int8 is slower than float32 on this machine" in note for note in found["notes"])
+
+
+@pytest.mark.slow
+def test_a_device_keeps_int8_too_where_float32_is_not_allowed(tiny: Tiny, tmp_path: Path, board: Any) -> None:
+    board(FASTER | {"litert": 1.2})
+    _, bundle = run(tiny, tmp_path, "--set", "lower.allow_float=false")
+    assert [model.dtype for model in bundle.manifest.models] == ["int8", "int8"]

@@ -151,6 +151,18 @@ class Heads:
                     where=WHERE, hint="data.names must list the network's classes",
                 )  # fmt: skip
 
+    def expected(self, classes: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The shapes of the outputs, for one image: with a level's parts apart, and in one; needs strides."""
+        cells = [tuple(side // stride for side in reversed(self.input)) for stride in self.strides]
+        return tuple(
+            tuple(
+                (1, self._channels(level, part, classes), *cells[level])
+                for level in range(len(cells))
+                for part in parts
+            )
+            for parts in (range(len(self.parts)), (None,))
+        )
+
     def _channels(self, level: int, part: int | None, classes: int) -> int:
         boxes, sizes = self.layout(level)
         each = [*sizes, classes + (self.kind == "ssd")]

@@ -90,6 +90,7 @@ def described(
     makes = _dtype(made)
     if makes == "int64":
         _whole(node, made)
+    _equal(node, read, held)
     name = f"{schema.name}.{schema.overload_name or 'default'}"
     takes = tuple(_dtype(each.meta["val"]) for each in read)
     held_at = tuple(index for index, each in enumerate(read) if held(each))
@@ -145,6 +146,19 @@ def _whole(node: fx.Node, made: Tensor) -> None:
         raise NotFloat(
             f"says which of {count}; 8 bits hold 256: return the scores, and choose behind the network"
         )
+
+
+def _equal(node: fx.Node, read: Sequence[fx.Node], held: Callable[[fx.Node], bool]) -> None:
+    """A value of 8 bits is rounded: it equals one of many numbers by chance alone."""
+    if target(node) not in {"eq", "ne"}:
+        return
+    given = {held(each): each.meta["val"] for each in read}
+    if given.keys() != {True, False} or _dtype(given[False]) != "float32" or given[True].numel() == 1:
+        return
+    raise NotFloat(
+        f"compares rounded values with {given[True].numel()} numbers; 8 bits are seldom equal to one",
+        "give the network what is behind it as its input: the one-hot rows, or the embedded values",
+    )
 
 
 def _functional(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from paredown.pipeline.recipe.imports.onnx.chunks import Part
 from paredown.pipeline.recipe.imports.onnx.network import INPUT, Call, Held, Slot, Step, flat
 from paredown.targets.errors import InputError
 
@@ -81,6 +82,7 @@ class Builder:
         self.batch = batch
         self.permuted: dict[str, tuple[Live, tuple[int, ...]]] = {}  # the same of a permute, and its order
         self.reshaped: dict[str, Live] = {}  # what a reshape made -> what it was made of
+        self.parts: dict[str, Part] = {}  # what a slice made -> what it takes
         self._held: dict[int, Tensor] = {}  # keeps them, so that no identity comes twice
         self._parameters: dict[int, nn.Parameter] = {}
         self._derived: dict[tuple[int, str], Tensor] = {}

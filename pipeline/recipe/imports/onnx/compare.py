@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,8 @@ def difference(
     worst = 0.0
     for name, ours in zip(found.outputs, outputs, strict=True):
         theirs = made[name].astype(np.float64)
+        if theirs.shape != ours.shape and _long(theirs) == _long(ours):  # the batch is first here
+            theirs = theirs.reshape(ours.shape)
         theirs = theirs[: len(ours)] if theirs.ndim and theirs.shape != ours.shape else theirs
         if theirs.shape != ours.shape:
             return float("inf")
@@ -62,6 +65,10 @@ def difference(
             size = max(float(np.abs(theirs).max()), 1e-9)
             worst = max(worst, float(np.abs(theirs - ours.astype(np.float64)).max()) / size)
     return worst
+
+
+def _long(value: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(size for size in value.shape if size != 1)
 
 
 def _opened(path: Path, found: Imported) -> str | bytes:

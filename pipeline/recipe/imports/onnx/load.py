@@ -12,9 +12,11 @@ from torch import Tensor
 
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value, listed
+from paredown.pipeline.recipe.imports.onnx.chunks import chunked
 from paredown.pipeline.recipe.imports.onnx.file import Tensors, read_model
 from paredown.pipeline.recipe.imports.onnx.graph import Source, nodes_of, read_graph
 from paredown.pipeline.recipe.imports.onnx.network import Network, needed
+from paredown.pipeline.recipe.imports.onnx.operations.moves import permuted
 from paredown.pipeline.recipe.imports.onnx.operations.table import OPERATIONS
 from paredown.pipeline.recipe.imports.onnx.patterns import fused
 from paredown.targets.errors import InputError
@@ -47,8 +49,9 @@ def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
         builder, outputs = _built(source, name, full, batch, path)
     except InputError as error:
         raise InputError(str(error), where=path) from error
-    made = [value.name for _, value in outputs]
-    steps = needed(builder.steps, made)
+    whole, renamed = chunked(builder.steps, builder.parts, builder.modules)
+    made = [renamed.get(value.name, value.name) for _, value in outputs]
+    steps = needed(whole, made)
     network = Network({step.path: builder.modules[step.path] for step in steps}, steps, made).eval()
     names = tuple(name for name, _ in outputs)
     return Imported(network, full, f"ONNX, opset {source.opset}", (*notes, *builder.notes), names)
@@ -153,7 +156,7 @@ def _built(
     for output in source.outputs:
         made = values.get(output)
         if isinstance(made, Live):
-            outputs.append((output, made))
+            outputs.append((output, _batch_first(builder, output, made)))
         else:
             builder.note(f"the output {output} does not depend on the input and is left out")
     if not outputs:
@@ -161,6 +164,25 @@ def _built(
     if not builder.steps:
         raise InputError("the model returns its input", hint="export the model again")
     return builder, outputs
+
+
+def _batch_first(builder: Builder, name: str, value: Live) -> Live:
+    """An output with the batch of one as its first axis, as programs have it."""
+    shape = builder.shape(value)
+    if shape[:1] == (1,):
+        return value
+    node = Node(f"{name}.batch", "Transpose", (), (name,))
+    found: Live
+    if 1 in shape:
+        axis = shape.index(1)
+        found = permuted(builder, node, value, [axis, *(i for i in range(len(shape)) if i != axis)])
+    else:
+        found = builder.call(node, torch.unsqueeze, value, 0)
+    said = "x".join(map(str, builder.shape(found)))
+    builder.note(
+        f"the output {name} is {'x'.join(map(str, shape))} in the file; here it is {said}, the batch first"
+    )
+    return found
 
 
 def _needed(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:

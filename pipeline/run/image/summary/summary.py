@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from paredown.pipeline.device.rollback import fastest
+from paredown.pipeline.device.rollback import fastest, slower_than_float
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
 from paredown.pipeline.report.islands import island_note, island_report
 from paredown.pipeline.run.image.read import traced_notes
@@ -88,12 +88,22 @@ class Summary:
         return tuple(figures)
 
     @functools.cached_property
-    def times(self) -> dict[str, dict[str, float]]:
-        """Variant -> metric -> what was measured on this machine; empty where the target is another."""
+    def measured(self) -> dict[str, dict[str, float]]:
+        """Variant -> metric -> what was measured on this machine, before anything was taken back.
+
+        Empty where the target is another.
+        """
         if not self.job.bench:
             return {}
         found: dict[str, dict[str, float]] = read_json(self.job.path(self.job.bench) / "bench.json")
         return found
+
+    @property
+    def times(self) -> dict[str, dict[str, float]]:
+        """`measured`, by the variants that ship."""
+        taken = {f"{name}-rejected": self.measured[name] for name in self.job.ships if self.measured}
+        instead = {name: self.measured[name + was] for name, was in self.job.ships.items() if self.measured}
+        return {**self.measured, **instead, **taken}
 
     @functools.cached_property
     def squantized(self) -> SquantizeFacts:
@@ -120,8 +130,10 @@ class Summary:
         if self.job.bench:
             notes += slower_than(self.times, "-fp32", "float32")
             notes += against_original(self.times)
-            medians = {name: measured["latency_p50"] for name, measured in self.times.items()}
+            medians = {name: measured["latency_p50"] for name, measured in self.measured.items()}
             notes += fastest(medians, self.job.runtimes)
+            slow = slower_than_float(self.measured, self.job.runtimes) if self.job.ships else []
+            notes += [veto.line() for veto in slow]
         elif self.job.device is None:
             notes.append(
                 f"not validated on a device: scores and parity are from this machine, no latency for "

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from paredown.pipeline.graph.trace import trace
-from paredown.pipeline.recipe.imports import folders
+from paredown.pipeline.recipe.imports import folders, huggingface
 from paredown.pipeline.recipe.imports.huggingface import load
 from paredown.pipeline.recipe.imports.read import files, is_model, read
 from paredown.targets.errors import InputError
@@ -57,7 +57,31 @@ def test_the_preprocessors_numbers_are_said(tmp_path: Path):
     found = load(tmp_path)
     assert found.shape == (1, 3, 32, 32)
     assert "width = 32, height = 32, mean = [0.5, 0.5, 0.5], std = [0.25, 0.25, 0.25]" in found.notes[0]
+    assert found.preprocess == {
+        "width": 32,
+        "height": 32,
+        "resize": "crop",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    assert found.labels == ()  # LABEL_0, LABEL_1 and so on say nothing
     assert load(tmp_path, (3, 40, 48)).shape == (1, 3, 40, 48)
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ({"1": "dog", "0": "cat", "2": " big  cow"}, ("cat", "dog", "big cow")),
+        ({"0": "a", "2": "b"}, ()),
+        ([], ()),
+    ],
+)
+def test_the_names_of_the_classes_are_read(tmp_path: Path, given, labels):
+    made("resnet", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, "do_rescale": False}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert huggingface._labels(config | {"id2label": given}) == labels
+    assert load(tmp_path).preprocess["std"] == [1 / 255] * 3
     with pytest.raises(InputError, match="takes images of 3 channels"):
         load(tmp_path, (1, 40, 48))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.pipeline.recipe.imports.onnx.builder import MOST, Builder, Live, Node, Value
+from paredown.pipeline.recipe.imports.onnx.chunks import Part
 
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 #: Parts of which the ends of a slice are taken, so that they follow when channels are pruned.
@@ -226,12 +227,14 @@ def slices(b: Builder, node: Node, x: Value, *given: Value) -> Any:
         low, high, step = slice(start, end, step).indices(size)
         if (low, max(high, low), step) == (0, size, 1):
             continue
-        live = isinstance(value, Live) and axis == 1
+        source = value
         ends_at = _ends(low, size), _ends(max(high, low), size)
-        if live and step == 1 and None not in ends_at and (low or high < size):
+        if isinstance(source, Live) and axis == 1 and step == 1 and None not in ends_at:
             value = b.call(node, _shares, value, axis, ends_at[0], ends_at[1])
         else:
             value = b.call(node, sliced, value, axis, low, max(high, low), step)
+        if isinstance(source, Live) and isinstance(value, Live) and step == 1:
+            b.parts[value.name] = Part(source.name, axis, size, low, max(high, low))
     return value
 
 

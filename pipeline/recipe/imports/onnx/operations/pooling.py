@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node, Value
 from paredown.pipeline.recipe.imports.onnx.operations.layers import padded, window
+from paredown.pipeline.recipe.imports.onnx.operations.moves import shaped
 
 MAX_POOLS: Mapping[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOLS: Mapping[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -112,8 +113,11 @@ def reduce(b: Builder, node: Node, x: Value, axes: Value = None) -> Any:
         return x
     over = tuple(sorted(axis % rank for axis in named)) if named else tuple(range(rank))
     keep = bool(node.attrs.get("keepdims", 1))
-    kind = node.kind.removeprefix("Reduce")
-    return b.call(node, REDUCTIONS[kind], x, over, keep)
+    reduction = REDUCTIONS[node.kind.removeprefix("Reduce")]
+    if isinstance(x, Live) and not keep and over == tuple(range(1, rank)):
+        # a value for each image has an axis besides the batch: most give it one again at once
+        return shaped(b, node, b.call(node, reduction, x, over, True), [b.shape(x)[0]])
+    return b.call(node, reduction, x, over, keep)
 
 
 def _l1(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:

@@ -105,9 +105,9 @@ def test_an_import_traces_and_couples_as_the_original(tmp_path):
     found = read(path)
     ours, theirs = (trace(module, (1, 3, 16, 16)) for module in (found.module, network))
     assert ours.macs == theirs.macs and len(ours.nodes) <= len(theirs.nodes)
-    free = [sorted(group.units for group in couple_on_trial(module, graph) if not group.locked)
-            for module, graph in ((found.module, ours), (network, theirs))]  # fmt: skip
-    assert free[0] == free[1] == [4, 4]
+    groups = [sorted((g.units, g.locked == "") for g in couple_on_trial(m, g))
+              for m, g in ((found.module, ours), (network, theirs))]  # fmt: skip
+    assert groups[0] == groups[1]
 
 
 def test_an_import_takes_more_than_one_image_and_trains(tmp_path):
@@ -180,6 +180,52 @@ def test_an_output_that_is_constant_is_left_out_and_it_is_said(tmp_path):
     found = read(saved(tmp_path, model_of(nodes, (1, 4), outputs=("y", "z"))))
     assert found.outputs == ("y",)
     assert found.notes == ("the output z does not depend on the input and is left out",)
+
+
+@pytest.mark.parametrize(
+    ("order", "shape", "here"), [([2, 0, 1], (4, 1, 3), (1, 4, 3)), ([1, 2], (3, 4), (1, 3, 4))]
+)
+def test_an_output_gets_its_batch_first_and_it_is_said(tmp_path, order, shape, here):
+    first = helper.make_node("Relu", ["x"], ["a"])
+    nodes = [first, helper.make_node("Transpose", ["a"], ["y"], perm=order)]
+    if len(order) == 2:
+        nodes = [first, helper.make_node("Squeeze", ["a", "zero"], ["y"])]
+    path = saved(tmp_path, model_of(nodes, (1, 3, 4), {"zero": np.array([0])}))
+    found, far = compared(path)
+    assert far == 0
+    assert tuple(found.module(torch.zeros(found.shape)).shape) == here
+    words = ["x".join(map(str, each)) for each in (shape, here)]
+    assert found.notes == (f"the output y is {words[0]} in the file; here it is {words[1]}, the batch first",)
+    assert trace(found.module, found.shape)[trace(found.module, found.shape).outputs[0]].shape == here
+
+
+def test_one_value_for_each_image_is_traced_where_it_is_spread_again(tmp_path):
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["a"], "least", axes=[1, 2], keepdims=0),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+        helper.make_node("Sub", ["x", "b"], ["y"]),
+    ]
+    found, far = compared(saved(tmp_path, model_of(nodes, (1, 3, 4), {"shape": np.array([1, 1, 1])})))
+    graph = trace(found.module, found.shape)
+    assert far == 0 and graph["least"].shape == (1, 1, 1)
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(graph.run(x)[graph.outputs[0]], x - x.amin((1, 2), keepdim=True))
+
+
+def test_an_embedding_by_comparison_is_refused_in_one_line(tmp_path):
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last"], ["a"]),
+        helper.make_node("Equal", ["a", "rows"], ["b"], "one_hot"),
+        helper.make_node("Cast", ["b"], ["c"], to=1),
+        helper.make_node("MatMul", ["c", "w"], ["y"]),
+    ]
+    tensors = {"last": np.array([2]), "rows": np.arange(9, dtype=np.float32), "w": floats(9, 2)}
+    found, far = compared(saved(tmp_path, model_of(nodes, (1, 4), tensors)))
+    assert far == 0
+    with pytest.raises(
+        InputError, match="layer one_hot: operation eq compares rounded values with 9 numbers"
+    ):
+        trace(found.module, found.shape)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 18, 20, 22])

