@@ -74,7 +74,8 @@ class ImageSet:
                 where=record.image,
                 hint="its EXIF orientation turns it: label the upright image" if turned else None,
             )
-        return Sample(record.name, image, record.boxes, record.classes, record.labelled)
+        labels = record.boxes, record.classes, record.labelled
+        return Sample(record.name, image, *labels, ignored=record.ignored)
 
     def classes_of(self, index: int) -> np.ndarray | None:
         """(N,) int64, the sample's classes, without decoding its image; None where it is unlabelled."""
@@ -105,7 +106,9 @@ class ImageSet:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise InputError(f"cannot read the image: {error.strerror}", where=record.image) from error
-            yield [record.name, digest, record.labelled, record.digest]
+            part: list[object] = [record.name, digest, record.labelled, record.digest]
+            # The label file says them already; but scores of before left them out.
+            yield [*part, "ignored"] if len(record.ignored) else part
 
 
 class First:

@@ -15,6 +15,8 @@ from paredown.targets.errors import InputError
 Box = tuple[float, float, float, float]  # cx, cy, w, h, normalised to the image
 Row = tuple[int, Box]  # the network's class, and the box
 
+_NO, _YES = ("", "0", "no", "false", "none", "n", "f"), ("1", "yes", "true", "y", "t")
+
 # How far a box may reach over the image's edge and still be rounding, not an error: a hundredth of the side,
 # or a pixel where pixels are known. Real sets have 0.2 % (labelled on a larger copy) and one pixel. Ours.
 EDGE_SLACK = 0.01
@@ -22,6 +24,24 @@ EDGE_SLACK = 0.01
 # COCO's classes have these names in its JSON; darknet's coco.names, and VOC, call the same classes otherwise.
 # (dining table and potted plant differ by a blank only, which match_name ignores.)
 _SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
+
+
+@dataclass(frozen=True, eq=False)
+class Ignored:
+    """Objects of an image that are neither to be found nor to be missed; nothing trains on them.
+
+    Attributes:
+        boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
+        classes: (N,) int64, indices into the network's names.
+        crowd: (N,) bool; a region of many objects (COCO), else one object that is hard to see (VOC).
+    """
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __len__(self) -> int:
+        return len(self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +56,7 @@ class Record:
         classes: (N,) int64, indices into the network's names.
         digest: sha256 of the bytes of the label file; empty where there is none.
         size: width and height that the labels state; None where they state none.
+        ignored: objects that no score counts.
     """
 
     name: str
@@ -45,6 +66,7 @@ class Record:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digest: str = ""
     size: tuple[int, int] | None = None
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +79,7 @@ class Sample:
         boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
         classes: (N,) int64, indices into the data set's ``names``.
         labelled: whether there are labels; True with no boxes is an image without objects.
+        ignored: objects that no score counts.
     """
 
     name: str
@@ -64,6 +87,7 @@ class Sample:
     boxes: np.ndarray
     classes: np.ndarray
     labelled: bool
+    ignored: Ignored = field(default_factory=Ignored, kw_only=True)
 
 
 def pack(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +97,27 @@ def pack(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     boxes.setflags(write=False)
     classes.setflags(write=False)
     return boxes, classes
+
+
+def pack_ignored(rows: Sequence[Row], crowd: bool) -> Ignored:
+    """The ignored objects of a record; all are regions of many, or none is."""
+    return Ignored(*pack(rows), np.full(len(rows), crowd))
+
+
+def is_marked(value: object, key: str, where: str) -> bool:
+    """Whether a mark in a label file says yes: a word, a number or a truth value; nothing at all is no.
+
+    Raises:
+        InputError: it is neither a yes nor a no.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int | float) and value in (0, 1):
+        return value == 1
+    word = value.strip().casefold() if isinstance(value, str) else None
+    if word in _NO or word in _YES:
+        return word in _YES
+    raise InputError(f"{key} is {str(value)[:40]!r}, neither 0 nor 1", where=where)
 
 
 @dataclass(frozen=True)

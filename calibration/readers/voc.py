@@ -17,15 +17,24 @@ from paredown.calibration.readers.images import (
     read_image,
     read_text,
 )
-from paredown.calibration.readers.records import Classes, Record, Row, fit_box, pack, pixel_slack
+from paredown.calibration.readers.records import (
+    Classes,
+    Record,
+    Row,
+    fit_box,
+    is_marked,
+    pack,
+    pack_ignored,
+    pixel_slack,
+)
 from paredown.targets.errors import InputError
 
 
 def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | None) -> list[Record]:
     """Reads a VOC data set.
 
-    Objects marked ``difficult`` are left out, as in darknet's training lists; VOC's own scoring does not
-    count them as truths either. An image without an XML file is unlabelled.
+    Objects marked ``difficult`` are ignored: nothing trains on them, as in darknet's lists, and no score
+    counts them or what finds them, as in VOC's own. An image without an XML file is unlabelled.
 
     Args:
         path: a folder with ``JPEGImages`` and ``Annotations``, or a split list ``ImageSets/Main/NAME.txt`` in
@@ -54,7 +63,7 @@ def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | N
 
 def parse_voc(
     data: bytes, classes: Classes, where: str, image_size: Callable[[], tuple[int, int]] | None = None
-) -> tuple[list[Row], tuple[int, int] | None]:
+) -> tuple[list[Row], list[Row], tuple[int, int] | None]:
     """Parses one annotation.
 
     VOC counts pixels from 1 and its corners are inclusive (VOC devkit): a box covers ``xmin - 1`` to
@@ -67,16 +76,17 @@ def parse_voc(
         image_size: gives width and height of the image, for an annotation that does not state them.
 
     Returns:
-        A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; and the width and
-        height that the annotation states, or None.
+        A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; the same of
+        objects marked ``difficult``; and the width and height that the annotation states, or None.
 
     Raises:
         InputError: malformed XML, a missing or wrong element, an unknown class, a box outside the image, or
-            boxes without a size to measure them by.
+            boxes without a size to measure them by, or a `difficult` that is neither yes nor no.
     """
     root = _parse_xml(data, where)
     size = stated = _stated_size(root, where)
-    rows = []
+    rows: list[Row] = []
+    ignored: list[Row] = []
     for number, item in enumerate(root.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         at = f"{where}: object {number} ({name!r})" if name else f"{where}: object {number}"
@@ -94,9 +104,10 @@ def parse_voc(
         width, height = size
         edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
         fitted = fit_box(edges, at, pixel_slack(width, height))
-        if index is not None and (item.findtext("difficult") or "0").strip() in ("", "0"):
-            rows.append((index, fitted))
-    return rows, stated
+        difficult = is_marked(item.findtext("difficult"), "<difficult>", at)
+        if index is not None:
+            (ignored if difficult else rows).append((index, fitted))
+    return rows, ignored, stated
 
 
 def _record(name: str, image: Path, note: Path, classes: Classes) -> Record:
@@ -108,9 +119,9 @@ def _record(name: str, image: Path, note: Path, classes: Classes) -> Record:
         height, width = read_image(image).shape[:2]
         return width, height
 
-    rows, stated = parse_voc(data, classes, str(note), image_size)
-    boxes, indices = pack(rows)
-    return Record(name, image, True, boxes, indices, hashlib.sha256(data).hexdigest(), stated)
+    rows, difficult, stated = parse_voc(data, classes, str(note), image_size)
+    digest, ignored = hashlib.sha256(data).hexdigest(), pack_ignored(difficult, crowd=False)
+    return Record(name, image, True, *pack(rows), digest, stated, ignored)
 
 
 def _read_split(path: Path, folder: Path) -> list[tuple[str, Path]]:

@@ -258,12 +258,13 @@ def _decoder(network: nn.Module, preprocess: Preprocess) -> Any:
 def evaluate(
     network: nn.Module, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
 ) -> dict[str, float]:
-    """Scores a network on labelled images, as `apps.detector.scoring.score` does it for every runtime.
+    """Scores a network on labelled images, as a run does it for every runtime.
 
     Returns:
-        map50 (all-point AP at IoU 0.5, mean over the classes that occur) and COCO's map.
+        map50 (all-point AP at IoU 0.5, mean over the classes that occur), COCO's map, and the classes' own.
     """
-    from paredown.apps.detector.device.boxes.decode import Detections, detect
+    from paredown.apps.detector.device.boxes.decode import Detections
+    from paredown.apps.detector.scoring.located import located
     from paredown.apps.detector.scoring.score import score_detections
 
     decoder = _decoder(network, preprocess)
@@ -275,8 +276,7 @@ def evaluate(
             image = dataset[index].image
             made = network(torch.from_numpy(preprocess(image))[None].to(device))
             outputs = [made] if isinstance(made, Tensor) else made
-            one = detect([part[0].cpu().numpy() for part in outputs], decoder)
-            boxes = preprocess.geometry(*image.shape[:2]).to_image(one.boxes)
-            found.append(replace(one, boxes=boxes))
+            parts = [part[0].cpu().numpy() for part in outputs]
+            found.append(located(parts, decoder, preprocess, image.shape[:2]))
     network.train(mode)
-    return score_detections(found, dataset)
+    return score_detections(found, dataset, dataset.names)

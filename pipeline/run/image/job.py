@@ -342,8 +342,9 @@ class ImageJob(Job):
 
     def _score(self, variant: str) -> Stage:
         params = ScoreParams(
-            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id)
-        )
+            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id),
+            rule=getattr(self.task, "score_rule", None),
+        )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
