@@ -377,7 +377,8 @@ class DetectorTask:
         label_names = read_names(data.label_names) if data.label_names else None
         found = open_dataset(
             data.format, path, names=self.names, label_names=label_names, images=data.images,
-            labels=data.labels, require_labels=split == "test",
+            labels=data.labels, require_labels=split == "test", clip=data.boxes == "clip",
+            orientation=data.orientation or "upright",
         )  # fmt: skip
         return First(found, data.limit) if data.limit else found
 

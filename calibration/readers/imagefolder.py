@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paredown.calibration.readers.images import IMAGE_SUFFIXES, find_images, is_dir
+from paredown.calibration.readers.images import IMAGE_SUFFIXES, find_images, is_dir, walk
+from paredown.calibration.readers.reading import Reading
 from paredown.calibration.readers.records import Classes, Record
 from paredown.targets.errors import InputError
 
 
-def read_imagefolder(path: Path, classes: Classes) -> list[Record]:
+def read_imagefolder(path: Path, classes: Classes, reading: Reading) -> list[Record]:
     """Reads a folder with a sub-folder per class, named as the class; images lie anywhere below it.
 
     A folder that holds images and no sub-folders is a set without labels. Images of classes that only
@@ -22,6 +23,7 @@ def read_imagefolder(path: Path, classes: Classes) -> list[Record]:
     Args:
         path: the folder.
         classes: the network's and the folders' classes; folders are matched by name, in any order.
+        reading: what is noticed.
 
     Returns:
         Records without boxes; ``classes`` is the image's one class.
@@ -44,20 +46,26 @@ def read_imagefolder(path: Path, classes: Classes) -> list[Record]:
             hint="move it into a class folder",
         )
     if not folders:
-        return [Record(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+        return [
+            Record(file.relative_to(path).as_posix(), file) for file in find_images(path, reading.skipped)
+        ]
     columns = []
     for folder in folders:
-        index = classes.by_name(folder.name, str(folder))
+        with reading.collected():
+            index = None
+            index = classes.by_name(folder.name, str(folder))
         if index is None or not _has_images(folder):
+            reading.left_out["class folders left out (without images, or of another class)"] += 1
             continue
         label = np.array([index], np.int64)
         label.setflags(write=False)
         columns.append(
             [
                 Record(file.relative_to(path).as_posix(), file, labelled=True, classes=label)
-                for file in find_images(folder)
+                for file in find_images(folder, reading.skipped)
             ]
         )
+    reading.check()
     rows = itertools.zip_longest(*columns)
     records = [record for row in rows for record in row if record is not None]
     if not records:
@@ -70,4 +78,4 @@ def read_imagefolder(path: Path, classes: Classes) -> list[Record]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*"))
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in walk(folder))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paredown.calibration.readers.reading import Reading
 from paredown.targets.errors import InputError
 
 Box = tuple[float, float, float, float]  # cx, cy, w, h, normalised to the image
@@ -195,16 +196,22 @@ def match_name(name: str, names: Sequence[str]) -> int | None:
     return None
 
 
-def fit_box(edges: Box, where: str, slack: tuple[float, float] = (EDGE_SLACK, EDGE_SLACK)) -> Box:
-    """Checks a box, and clips what reaches over the image's edge by no more than rounding.
+def fit_box(
+    edges: Box,
+    where: str,
+    slack: tuple[float, float] = (EDGE_SLACK, EDGE_SLACK),
+    reading: Reading | None = None,
+) -> Box | None:
+    """Checks a box, and clips what reaches over the image's edge: by rounding, or as far as is asked for.
 
     Args:
         edges: left, top, right, bottom, normalised to the image.
         where: file and line or object, for the message.
         slack: how far a box may reach over the edge, of the width and of the height.
+        reading: says whether larger overhangs are clipped too, and counts them.
 
     Returns:
-        cx, cy, w, h, normalised to the image.
+        cx, cy, w, h, normalised to the image; None of a box that lies outside, where boxes are clipped.
 
     Raises:
         InputError: a value is not finite, the box has no area, or it reaches further outside.
@@ -215,12 +222,19 @@ def fit_box(edges: Box, where: str, slack: tuple[float, float] = (EDGE_SLACK, ED
     if right <= left or bottom <= top:
         raise InputError(f"a box without area: width {right - left:g}, height {bottom - top:g}", where=where)
     over = max((-left) / slack[0], (right - 1) / slack[0], (-top) / slack[1], (bottom - 1) / slack[1])
-    if over > 1 + 1e-9:
+    clip = reading is not None and reading.clip
+    if over > 1 + 1e-9 and not clip:
         found = f"left {left:.4g}, top {top:.4g}, right {right:.4g}, bottom {bottom:.4g}"
-        raise InputError(f"a box outside the image: {found} of its width and height", where=where)
+        raise InputError(f"a box outside the image: {found} of its width and height", where=where,
+                         hint='data.boxes = "clip" cuts such boxes at the edge')  # fmt: skip
     left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)
     if right <= left or bottom <= top:
+        if reading is not None and clip:
+            reading.left_out["boxes left out, since they lie outside the image"] += 1
+            return None
         raise InputError("a box that lies outside the image, beyond its edge", where=where)
+    if reading is not None and over > 1 + 1e-9:
+        reading.clipped += 1
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 

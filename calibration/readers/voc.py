@@ -16,7 +16,9 @@ from paredown.calibration.readers.images import (
     read_bytes,
     read_image,
     read_text,
+    with_any_case,
 )
+from paredown.calibration.readers.reading import Reading
 from paredown.calibration.readers.records import (
     Classes,
     Record,
@@ -30,7 +32,9 @@ from paredown.calibration.readers.records import (
 from paredown.targets.errors import InputError
 
 
-def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | None) -> list[Record]:
+def read_voc(
+    path: Path, classes: Classes, images: Path | None, labels: Path | None, reading: Reading
+) -> list[Record]:
     """Reads a VOC data set.
 
     Objects marked ``difficult`` are ignored: nothing trains on them, as in darknet's lists, and no score
@@ -42,6 +46,7 @@ def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | N
         classes: the network's and the labels' classes.
         images: folder of images, instead of ``JPEGImages`` or ``path``.
         labels: folder of XML files, instead of ``Annotations`` or the images' folder.
+        reading: what is noticed; errors of annotations are kept there.
 
     Raises:
         InputError: a missing file or image, malformed XML, an unknown class or a box outside the image.
@@ -54,15 +59,21 @@ def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | N
     if listed:
         stems = _read_split(path, folder)
     else:
-        files = find_images(folder)
+        files = find_images(folder, reading.skipped)
         stems = [(file.relative_to(folder).with_suffix("").as_posix(), file) for file in files]
     if labels is not None and not is_dir(labels):
         raise InputError("no such folder of annotations", where=labels)
-    return [_record(name, image, notes / f"{name}.xml", classes) for name, image in stems]
+    return [
+        _record(name, image, with_any_case(notes / f"{name}.xml"), classes, reading) for name, image in stems
+    ]
 
 
 def parse_voc(
-    data: bytes, classes: Classes, where: str, image_size: Callable[[], tuple[int, int]] | None = None
+    data: bytes,
+    classes: Classes,
+    where: str,
+    image_size: Callable[[], tuple[int, int]] | None = None,
+    reading: Reading | None = None,
 ) -> tuple[list[Row], list[Row], tuple[int, int] | None]:
     """Parses one annotation.
 
@@ -74,6 +85,7 @@ def parse_voc(
         classes: the network's and the labels' classes.
         where: name of the file, for messages.
         image_size: gives width and height of the image, for an annotation that does not state them.
+        reading: keeps the errors of objects; without it the first is raised.
 
     Returns:
         A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; the same of
@@ -85,41 +97,61 @@ def parse_voc(
     """
     root = _parse_xml(data, where)
     size = stated = _stated_size(root, where)
+    items = root.findall("object")
+    if size is None and items:
+        if image_size is None:
+            raise InputError("boxes, but no <size> with a width and a height", where=where)
+        size = image_size()
     rows: list[Row] = []
     ignored: list[Row] = []
-    for number, item in enumerate(root.findall("object"), start=1):
-        name = (item.findtext("name") or "").strip()
-        at = f"{where}: object {number} ({name!r})" if name else f"{where}: object {number}"
-        if not name:
-            raise InputError("no <name>", where=at)
-        index = classes.by_name(name, at)
-        box = item.find("bndbox")
-        if box is None:
-            raise InputError("no <bndbox>", where=at)
-        left, top, right, bottom = (_number(box, key, at) for key in ("xmin", "ymin", "xmax", "ymax"))
-        if size is None and image_size is not None:
-            size = image_size()
-        if size is None:
-            raise InputError("boxes, but no <size> with a width and a height", where=where)
-        width, height = size
-        edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
-        fitted = fit_box(edges, at, pixel_slack(width, height))
-        difficult = is_marked(item.findtext("difficult"), "<difficult>", at)
-        if index is not None:
-            (ignored if difficult else rows).append((index, fitted))
+    found = reading or Reading()
+    for number, item in enumerate(items, start=1):
+        with found.collected():
+            assert size is not None  # there is an object
+            row, difficult = _object(item, f"{where}: object {number}", size, classes, found)
+            if row is not None:
+                (ignored if difficult else rows).append(row)
+    if reading is None:
+        found.check()
     return rows, ignored, stated
 
 
-def _record(name: str, image: Path, note: Path, classes: Classes) -> Record:
+def _object(
+    item: ElementTree.Element, at: str, size: tuple[int, int], classes: Classes, reading: Reading
+) -> tuple[Row | None, bool]:
+    """The box of an object, None where it is left out, and whether it is difficult."""
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise InputError("no <name>", where=at)
+    at = f"{at} ({name!r})"
+    index = classes.by_name(name, at)
+    box = item.find("bndbox")
+    if box is None:
+        raise InputError("no <bndbox>", where=at)
+    left, top, right, bottom = (_number(box, key, at) for key in ("xmin", "ymin", "xmax", "ymax"))
+    width, height = size
+    edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
+    fitted = fit_box(edges, at, pixel_slack(width, height), reading)
+    difficult = is_marked(item.findtext("difficult"), "<difficult>", at)
+    if index is None:
+        reading.left_out["boxes of other classes left out"] += 1
+    return None if index is None or fitted is None else (index, fitted), difficult
+
+
+def _record(name: str, image: Path, note: Path, classes: Classes, reading: Reading) -> Record:
     if not is_file(note):
         return Record(name, image)
     data = read_bytes(note, "annotation")
 
     def image_size() -> tuple[int, int]:
-        height, width = read_image(image).shape[:2]
+        height, width = read_image(image, reading.orientation == "upright").shape[:2]
         return width, height
 
-    rows, difficult, stated = parse_voc(data, classes, str(note), image_size)
+    try:
+        rows, difficult, stated = parse_voc(data, classes, str(note), image_size, reading)
+    except InputError as error:  # of the whole file
+        reading.faults.append(error)
+        return Record(name, image)
     digest, ignored = hashlib.sha256(data).hexdigest(), pack_ignored(difficult, crowd=False)
     return Record(name, image, True, *pack(rows), digest, stated, ignored)
 
