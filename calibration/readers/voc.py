@@ -164,6 +164,10 @@ def _read_split(path: Path, folder: Path) -> list[tuple[str, Path]]:
         tokens = line.split()
         if not tokens:
             continue
+        image = find_image(folder / line.strip())
+        if image is not None:  # a name with a blank in it
+            stems.append((line.strip(), image))
+            continue
         image = find_image(folder / tokens[0])
         if image is None:
             raise InputError(
