@@ -6,16 +6,26 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from paredown.calibration.readers.arrays import read_arrays
-from paredown.calibration.readers.cifar import read_cifar
+from paredown.calibration.census import Census, count_classes, count_records
+from paredown.calibration.readers.arrays import ArraySet, read_arrays
+from paredown.calibration.readers.cifar import Cifar, read_cifar
 from paredown.calibration.readers.coco import read_coco
 from paredown.calibration.readers.imagefolder import read_imagefolder
-from paredown.calibration.readers.images import find_images, is_dir, is_file, read_image, read_text
+from paredown.calibration.readers.images import (
+    find_images,
+    is_dir,
+    is_file,
+    jpeg_facts,
+    read_image,
+    read_text,
+)
+from paredown.calibration.readers.reading import Orientation, Reading
 from paredown.calibration.readers.records import Classes, Record, Sample
 from paredown.calibration.readers.voc import read_voc
 from paredown.calibration.readers.yolo import read_yolo
@@ -24,6 +34,7 @@ from paredown.targets.errors import InputError, UsageError
 CLASS_FORMATS = ("imagefolder", "cifar")  # one class per image, no boxes
 BOX_FORMATS = ("yolo", "voc", "coco", "folder")
 ARRAYS = "arrays"  # instead of images
+TURNED = 'its EXIF orientation turns it: label the upright image, or set data.orientation = "stored"'
 FORMATS = (*BOX_FORMATS, *CLASS_FORMATS, ARRAYS)
 
 
@@ -49,10 +60,11 @@ class Dataset(Protocol):
 class ImageSet:
     """A data set of image files; ``open_dataset`` makes it."""
 
-    def __init__(self, records: Sequence[Record], classes: Classes) -> None:
-        """Takes the records in their order, already checked, and the classes that they were read with."""
+    def __init__(self, records: Sequence[Record], classes: Classes, reading: Reading | None = None) -> None:
+        """Takes the records in their order, already checked, and how they were read."""
         self.names = classes.names
         self.records = tuple(records)
+        self.reading = reading or Reading()
         self._classes = classes
         self._fingerprint: str | None = None
 
@@ -64,7 +76,7 @@ class ImageSet:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        image = read_image(record.image)
+        image = read_image(record.image, self.reading.orientation == "upright")
         height, width = image.shape[:2]
         if record.size is not None and record.size != (width, height):
             turned = record.size == (height, width)
@@ -72,9 +84,15 @@ class ImageSet:
             raise InputError(
                 f"the image is {width}x{height} pixels, its labels were made for {stated}",
                 where=record.image,
-                hint="its EXIF orientation turns it: label the upright image" if turned else None,
+                hint=TURNED if turned and self.reading.orientation == "upright" else None,
             )
-        return Sample(record.name, image, record.boxes, record.classes, record.labelled)
+        labels = record.boxes, record.classes, record.labelled
+        return Sample(record.name, image, *labels, ignored=record.ignored)
+
+    @property
+    def census(self) -> Census:
+        """What is in it, and what was left out."""
+        return count_records(self.records, self.names, self.reading)
 
     def classes_of(self, index: int) -> np.ndarray | None:
         """(N,) int64, the sample's classes, without decoding its image; None where it is unlabelled."""
@@ -98,14 +116,17 @@ class ImageSet:
         return self._fingerprint
 
     def _digested(self) -> Iterator[list[object]]:
-        yield [self.names, self._classes.label_names]
+        stored = ["stored"] if self.reading.orientation == "stored" else []
+        yield [self.names, self._classes.label_names, *stored]
         for record in self.records:
             try:
                 with record.image.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise InputError(f"cannot read the image: {error.strerror}", where=record.image) from error
-            yield [record.name, digest, record.labelled, record.digest]
+            part: list[object] = [record.name, digest, record.labelled, record.digest]
+            # The label file says them already; but scores of before left them out.
+            yield [*part, "ignored"] if len(record.ignored) else part
 
 
 class First:
@@ -117,7 +138,7 @@ class First:
     """
 
     def __init__(self, data: Dataset, count: int) -> None:
-        self._data, self._count = data, min(count, len(data))
+        self.whole, self._count = data, min(count, len(data))
         self.names = data.names
 
     def __len__(self) -> int:
@@ -126,15 +147,27 @@ class First:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._count:
             raise IndexError(f"image {index} of {self._count}")
-        return self._data[index]
+        return self.whole[index]
 
     def classes_of(self, index: int) -> np.ndarray | None:
         """Those of the whole set."""
-        return classes_of(self._data, index)
+        return classes_of(self.whole, index)
 
     def fingerprint(self) -> str:
         """Of the whole set and the count."""
-        return hashlib.sha256(f"{self._data.fingerprint()}:{self._count}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.whole.fingerprint()}:{self._count}".encode()).hexdigest()
+
+
+def census_of(data: Dataset) -> Census | None:
+    """What is in a data set, without decoding an image; None where it does not say."""
+    if isinstance(data, First):
+        whole = census_of(data.whole)
+        return whole if whole is None or whole.images == len(data) else replace(whole, used=len(data))
+    found: Census | None = getattr(data, "census", None)
+    if found is None and isinstance(data, Cifar | ArraySet):
+        labels = [data.classes_of(index) for index in range(len(data))]
+        return count_classes([None if label is None else int(label[0]) for label in labels], data.names)
+    return found
 
 
 def classes_of(data: Dataset, index: int) -> np.ndarray | None:
@@ -156,6 +189,8 @@ def open_dataset(
     labels: str | Path | None = None,
     require_labels: bool = False,
     split: str | None = None,
+    clip: bool = False,
+    orientation: Orientation = "upright",
 ) -> Dataset:
     """Opens a data set and checks all of its labels; images are decoded when they are asked for.
 
@@ -173,6 +208,8 @@ def open_dataset(
         labels: where the label files are, if not where the format expects them (yolo, voc).
         require_labels: refuse a set without any box, or label, of the network's classes.
         split: "train", "calibration" or "test": selects the files of a folder that holds all (cifar).
+        clip: cut boxes that reach outside the image at its edge; else they are errors.
+        orientation: whether images are turned as EXIF says, or left as they are stored.
 
     Raises:
         UsageError: an unknown format, or an option that this format does not have.
@@ -194,6 +231,7 @@ def open_dataset(
         raise InputError("no such file or folder", where=path)
     images, labels = (None if folder is None else Path(folder) for folder in (images, labels))
     classes = Classes(tuple(names), None if label_names is None else tuple(label_names))
+    reading = Reading(clip, orientation)
 
     if format == "cifar":
         return read_cifar(path, classes, split)
@@ -206,18 +244,21 @@ def open_dataset(
             )  # fmt: skip
         return arrays
     if format == "yolo":
-        records = read_yolo(path, classes, images, labels)
+        records = read_yolo(path, classes, images, labels, reading)
     elif format == "voc":
-        records = read_voc(path, classes, images, labels)
+        records = read_voc(path, classes, images, labels, reading)
     elif format == "coco":
-        records = read_coco(path, classes, images)
+        records = read_coco(path, classes, images, reading)
     elif format == "imagefolder":
-        records = read_imagefolder(path, classes)
+        records = read_imagefolder(path, classes, reading)
     else:
-        records = [Record(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+        found = find_images(path, reading.skipped)
+        records = [Record(file.relative_to(path).as_posix(), file) for file in found]
+    _note_turned(records, reading)
+    reading.check()
     if require_labels:
         _check_labelled(format, path, records)
-    return ImageSet(records, classes)
+    return ImageSet(records, classes, reading)
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
@@ -238,6 +279,23 @@ def read_names(path: str | Path) -> tuple[str, ...]:
         if name in names[: number - 1]:
             raise InputError(f"class {name!r} for the second time", where=f"{path}:{number}")
     return tuple(names)
+
+
+def _note_turned(records: Sequence[Record], reading: Reading) -> None:
+    """Counts images that EXIF turns; labels that fit only the pixels as they are stored are errors."""
+    for record in records:
+        orientation, size = jpeg_facts(record.image)
+        if orientation == 1:
+            continue
+        reading.turned += 1
+        if (
+            reading.orientation == "upright"
+            and orientation >= 5
+            and size
+            and record.size == size != size[::-1]
+        ):
+            made = f"its labels were made for {size[0]}x{size[1]} pixels as stored, and EXIF turns the image"
+            reading.faults.append(InputError(made, where=record.image, hint=TURNED))
 
 
 def _check_labelled(format: str, path: Path, records: Sequence[Record]) -> None:

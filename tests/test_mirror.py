@@ -38,6 +38,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "a folder is known by the files of transformers",
         ("pipeline/recipe/imports/folders.py",),
     ),
+    "apps/api/training/test_training_source.py": (
+        "a part is held out of every layout",
+        ("apps/api/training/hold_out.py",),
+    ),
+    "apps/api/training/test_training_command.py": (
+        "the training as a user calls it",
+        ("apps/api/training/networks.py", "apps/api/training/outcome.py"),
+    ),
     "test_api.py": ("the API as a user calls it", ("apps/api/",)),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",
@@ -374,7 +382,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "apps/detector/train/augment.py",
             "apps/detector/train/batches.py",
-            "apps/detector/train/command.py",
             "apps/detector/train/config.py",
         ),
     ),

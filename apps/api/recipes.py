@@ -56,3 +56,39 @@ def _toml(key: str, value: Any) -> str:
         hint = "leave the key out to keep its default" if value is None else None
         raise UsageError(f"{value!r} is no value of a recipe", where=f"set, key {key}", hint=hint) from error
     return text.partition("[")[2].rpartition("]")[0].strip().removesuffix(",")
+
+
+def examples() -> dict[str, Path]:
+    """The example recipes that ship, for networks and data of the user's own: name -> file."""
+    return {path.stem: path for path in sorted(APPS.glob("*/examples/*.toml"))}
+
+
+def example_line(path: Path) -> str:
+    """What an example is for: the first sentence of its comment."""
+    first = path.read_text().splitlines()[0].removeprefix("# ")
+    return first.partition(", from")[0].partition(". ")[0].rstrip(".")
+
+
+def copy_example(name: str, out: Path) -> None:
+    """Copies an example recipe to a file, or into a folder; nothing is overwritten.
+
+    Raises:
+        UsageError: there is none of that name, or the file is there.
+        InputError: it cannot be written.
+    """
+    import difflib
+
+    from paredown.targets.errors import InputError, UsageError
+
+    known = examples()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        guess = f", did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"no example {name!r}{guess}", hint=f"known: {', '.join(known)}")
+    try:
+        with out.open("xb") as file:
+            file.write(known[name].read_bytes())
+    except FileExistsError as error:
+        raise UsageError("is there already", where=out, hint="--out gives another file") from error
+    except OSError as error:
+        raise InputError(f"cannot write the recipe: {error.strerror}", where=out) from error

@@ -87,6 +87,10 @@ class ClassifierTask(OwnTask):
             "cfg": hashlib.sha256(text.encode()).hexdigest(),
         }
 
+    def untrained(self) -> Any:
+        """The network with random weights, in training mode."""
+        return self._build().train()
+
     def network(self) -> Any:
         """The trained network in evaluation mode."""
         if not self._is_darknet:

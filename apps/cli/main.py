@@ -290,20 +290,43 @@ def schema() -> None:
         print_json({"$schema": DRAFT, **Recipe.model_json_schema()})
 
 
+@app.command(rich_help_panel=LOOK)
+def examples(
+    name: Annotated[str | None, typer.Argument(help="The example to copy; without, all are listed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe to write (default: NAME.toml).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the example recipes for own networks and data, or copy one."""
+    with handled(as_json):
+        from paredown.apps.api import recipes
+
+        if name is None:
+            known = {each: recipes.example_line(path) for each, path in recipes.examples().items()}
+            if as_json:
+                print_json(known)
+                return
+            for each, line in known.items():
+                print(f"{each:<14} {line}")
+            return
+        path = out or Path(f"{name}.toml")
+        recipes.copy_example(name, path)
+        print_json({"recipe": str(path)}) if as_json else print(f"wrote {path}")
+
+
 class _Train(FromParser):
     """The options of the trainer's own parser."""
 
     def parser(self) -> ArgumentParser:
-        from paredown.apps.detector.train.command import parser
+        from paredown.apps.api.training.command import parser
 
         return parser("paredown train")
 
 
 @app.command(cls=_Train, rich_help_panel=MAKE)
 def train(context: typer.Context) -> None:
-    """Train a YOLO-v2 detector; the weights are for a recipe."""
+    """Train a detector or a classifier on labelled images; writes weights and a recipe."""
     with handled(False):
-        from paredown.apps.detector.train.command import run
+        from paredown.apps.api.training.command import run
 
         run(options_of(context))
 

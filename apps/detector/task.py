@@ -18,9 +18,10 @@ import numpy as np
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
 from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
-from paredown.apps.detector.device.boxes.decode import Decoder, Detections, detect
+from paredown.apps.detector.device.boxes.decode import Decoder, Detections
 from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads, heads_of
 from paredown.apps.detector.device.drawing.draw import draw
+from paredown.apps.detector.scoring.located import SCORE_THRESHOLD, located
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
 from paredown.apps.own.model_file import ModelFile
 from paredown.apps.own.task import input_size
@@ -34,7 +35,6 @@ from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError
 from paredown.targets.own_code import own_code
 
-SCORE_THRESHOLD = 0.005  # darknet's, to score mAP
 SHOW_THRESHOLD = 0.5  # darknet's, to show a box
 PSEUDO_THRESHOLD = 0.5  # for a box to count as a label; YOLO-LITE VOC's F1 on COCO peaks at .4 to .5
 #: The networks of `network.v8`, which is not imported for their names alone.
@@ -83,6 +83,7 @@ class DetectorTask:
 
     name = "apps.detector"
     metric = "map50"
+    score_rule = "clipped, by class"  # boxes were once scored as they came, and classes only together
     output_names: tuple[str, ...] = ("xy", "wh", "obj", "cls")
     notes: tuple[str, ...] = ()  # how the weights were read, once they were
 
@@ -382,26 +383,24 @@ class DetectorTask:
         label_names = read_names(data.label_names) if data.label_names else None
         found = open_dataset(
             data.format, path, names=self.names, label_names=label_names, images=data.images,
-            labels=data.labels, require_labels=split == "test",
+            labels=data.labels, require_labels=split == "test", clip=data.boxes == "clip",
+            orientation=data.orientation or "upright",
         )  # fmt: skip
         return First(found, data.limit) if data.limit else found
 
     # -- score ---------------------------------------------------------------------------------------------
 
-    def detections(
-        self, predict: Predict, image: np.ndarray, threshold: float, clip: bool = True
-    ) -> Detections:
-        """What the network finds in an image, boxes normalised to the image."""
+    def detections(self, predict: Predict, image: np.ndarray, threshold: float) -> Detections:
+        """What the network finds in an image, boxes normalised to the image and clipped to it."""
         outputs = predict(self._preprocess(image)[None])
         height, width = image.shape[:2]
-        return self._located(outputs, (height, width), threshold, clip)
+        return self._located(outputs, (height, width), threshold)
 
     def _located(
-        self, outputs: Sequence[np.ndarray], size: tuple[int, int], threshold: float, clip: bool = False
+        self, outputs: Sequence[np.ndarray], size: tuple[int, int], threshold: float = SCORE_THRESHOLD
     ) -> Detections:
-        found = detect([output[0] for output in outputs], self.decoder, threshold)
-        boxes = self._preprocess.geometry(*size).to_image(found.boxes, clip)
-        return Detections(boxes, found.scores, found.classes)
+        made = [output[0] for output in outputs]
+        return located(made, self.decoder, self._preprocess, size, threshold)
 
     def _truths(self, data: Dataset) -> Truths:
         """The labels of a data set, in memory once they were read: it is scored many times."""
@@ -417,7 +416,7 @@ class DetectorTask:
         key = digest.hexdigest()
         if self._last is None or self._last[0] != key:
             pairs = zip(outputs, truths, strict=True)
-            self._last = key, [self._located(one, truth.size, SCORE_THRESHOLD) for one, truth in pairs]
+            self._last = key, [self._located(one, truth.size) for one, truth in pairs]
         return self._last[1], truths
 
     def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
@@ -427,7 +426,7 @@ class DetectorTask:
             sample = data[index]
             size = truths.note(index, sample).size
             # decoded at once: the outputs of a large set would fill the memory
-            found.append(self._located(predict(self._preprocess(sample.image)[None]), size, SCORE_THRESHOLD))
+            found.append(self._located(predict(self._preprocess(sample.image)[None]), size))
             if progress:
                 progress(index + 1, len(data))
         return self._scored(found, truths.first(len(data)))
@@ -439,7 +438,7 @@ class DetectorTask:
     def _scored(self, found: list[Detections], truths: list[Truth]) -> Scores:
         from paredown.apps.detector.scoring.score import resampled_map50, score_detections
 
-        scores = score_detections(found, truths)
+        scores = score_detections(found, truths, self.names)
         return Scores(scores, len(found), lambda weights: resampled_map50(found, truths)(weights))
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:

@@ -107,7 +107,10 @@ class OutputsTask(TallyTask):
     # -- data ----------------------------------------------------------------------------------------------
 
     def _open(self, split: str, path: str) -> Dataset:
-        return open_dataset(self.recipe.data.format, path, names=(), images=self.recipe.data.images)
+        data = self.recipe.data
+        return open_dataset(
+            data.format, path, names=(), images=data.images, orientation=data.orientation or "upright"
+        )
 
     def batches(self, data: Dataset, batch: int, seed: int) -> Batches:
         """The inputs as they are, without labels."""

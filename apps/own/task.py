@@ -25,6 +25,8 @@ from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError, UsageError
 from paredown.targets.own_code import own_code
 
+#: Formats whose images may be left as they are stored.
+TURNABLE = ("imagefolder", "folder")
 #: Mean and standard deviation of ImageNet's pixels / 255, with which most public networks were trained.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -64,6 +66,13 @@ class OwnTask:
                 where="recipe, key data.format",
                 hint=f"use {', '.join(self.formats)}",
             )
+        if recipe.data.boxes is not None:
+            raise InputError(f"{self.what} has no boxes", where="recipe, key data.boxes", hint="leave it out")
+        if recipe.data.orientation is not None and recipe.data.format not in TURNABLE:
+            raise InputError(
+                f'format = "{recipe.data.format}" does not read it', where="recipe, key data.orientation",
+                hint=f"it is for {' and '.join(TURNABLE)}",
+            )  # fmt: skip
         named = is_model(recipe.network)
         self.model_file = ModelFile(recipe.network, self.logits) if named else None
         if recipe.weights == EMBEDDED and self.model_file is None:
@@ -271,6 +280,7 @@ class OwnTask:
         return open_dataset(
             data.format, path, names=self.names, label_names=self._label_names(), images=data.images,
             labels=data.labels, require_labels=split == "test", split=split,
+            orientation=data.orientation or "upright",
         )  # fmt: skip
 
     def _label_names(self) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ from paredown.calibration.readers.coco import (
     parse_json,
 )
 from paredown.calibration.readers.images import read_bytes, read_image, read_text
+from paredown.calibration.readers.records import is_marked
 from paredown.targets.errors import InputError
 
 Points = NDArray[np.float32]
@@ -143,7 +144,7 @@ def read_people(
     people = []
     for number, entry in enumerate(entries_of(document, "annotations", where)):
         at = f"{where}: annotations[{number}]"
-        if entry.get("iscrowd"):
+        if is_marked(entry.get("iscrowd"), "iscrowd", at):
             continue
         key, category = id_of(entry, "image_id", at), id_of(entry, "category_id", at)
         if key not in files:

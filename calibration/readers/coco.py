@@ -8,34 +8,53 @@ from pathlib import Path
 from typing import Any
 
 from paredown.calibration.readers.images import is_dir, is_file, read_text
-from paredown.calibration.readers.records import Box, Classes, Record, Row, fit_box, pack, pixel_slack
+from paredown.calibration.readers.reading import Reading
+from paredown.calibration.readers.records import (
+    Box,
+    Classes,
+    Record,
+    Row,
+    fit_box,
+    is_marked,
+    pack,
+    pack_ignored,
+    pixel_slack,
+)
 from paredown.targets.errors import InputError
 
 
-def read_coco(path: Path, classes: Classes, images: Path | None) -> list[Record]:
+def read_coco(path: Path, classes: Classes, images: Path | None, reading: Reading) -> list[Record]:
     """Reads a COCO data set.
 
-    Left out are crowd regions (``iscrowd``: not one object) and boxes of zero width or height, of which
-    COCO's own files have some. A file without an ``annotations`` list, like those of COCO's test sets, is an
-    unlabelled set.
+    Regions marked ``iscrowd`` or ``ignore`` are ignored: nothing trains on them, and no score counts what is
+    found there. Boxes of zero width or height are left out; COCO's own files have some. A file without an
+    ``annotations`` list, like those of COCO's test sets, is an unlabelled set.
 
     Args:
         path: the JSON file.
         classes: the network's and the labels' classes; a category with boxes that is in neither is an error.
         images: folder of the images; without it they are beside the JSON file, or in ``images`` beside it.
+        reading: what is noticed; errors of annotations and missing images are kept there.
 
     Raises:
-        InputError: a missing file or image, malformed JSON, a wrong entry, an unknown class, or a box outside
+        InputError: a missing file, malformed JSON, a wrong entry, an unknown class, or a box outside
             the image.
     """
     text, data = read_text(path, "COCO annotation file")
-    entries, rows, labelled = parse_coco(text, classes, str(path))
+    entries, rows, regions, labelled = parse_coco(text, classes, str(path), reading)
     digest = hashlib.sha256(data).hexdigest() if labelled else ""
+    if images is not None and not is_dir(images):
+        raise InputError("no such folder of images", where=images)
     records = []
     for image_id, (name, size) in entries.items():
-        file = find_file(name, path, images)
-        boxes, indices = pack(rows.get(image_id, []))
-        records.append(Record(name, file, labelled, boxes, indices, digest, size))
+        file = None
+        with reading.collected():
+            file = find_file(name, path, images)
+        if file is None:
+            continue
+        ignored = pack_ignored(regions.get(image_id, []), crowd=True)
+        packed = pack(rows.get(image_id, []))
+        records.append(Record(name, file, labelled, *packed, digest, size, ignored))
     return records
 
 
@@ -43,39 +62,52 @@ Images = dict[int | str, tuple[str, tuple[int, int]]]
 _Boxes = dict[int | str, list[Row]]
 
 
-def parse_coco(text: str, classes: Classes, where: str) -> tuple[Images, _Boxes, bool]:
+def parse_coco(
+    text: str, classes: Classes, where: str, reading: Reading | None = None
+) -> tuple[Images, _Boxes, _Boxes, bool]:
     """Parses a COCO annotation file.
 
     Args:
         text: the JSON.
         classes: the network's and the labels' classes.
         where: name of the file, for messages.
+        reading: keeps the errors of annotations; without it the first is raised.
 
     Returns:
         The images, id -> (file name, (width, height)), in the file's order; the boxes, image id -> a
-        (class, (cx, cy, w, h)) per box, normalised to the image; and whether the file has annotations at all.
+        (class, (cx, cy, w, h)) per box, normalised to the image; the same of regions to ignore; and whether
+        the file has annotations at all.
 
     Raises:
-        InputError: malformed JSON, a missing or wrong entry, an unknown class, or a box outside the image.
+        InputError: malformed JSON, a missing or wrong entry, an unknown class, a box outside the image, or an
+            `iscrowd` or `ignore` that is neither yes nor no.
     """
     document = parse_json(text, where)
     images = images_of(document, where)
     if "annotations" not in document:
-        return images, {}, False
+        return images, {}, {}, False
     categories = _categories(document, where)
     boxes: _Boxes = {}
+    regions: _Boxes = {}
+    found = reading or Reading()
     for number, entry in enumerate(entries_of(document, "annotations", where)):
         at = f"{where}: annotations[{number}]"
-        image_id, category = id_of(entry, "image_id", at), id_of(entry, "category_id", at)
-        if image_id not in images:
-            raise InputError(f"image_id {image_id!r} is not among the images", where=at)
-        if category not in categories:
-            raise InputError(f"category_id {category!r} is not among the categories", where=at)
-        index = classes.by_name(categories[category], at)
-        box = _box(entry, images[image_id][1], at)
-        if index is not None and box is not None:
-            boxes.setdefault(image_id, []).append((index, box))
-    return images, boxes, True
+        with found.collected():
+            image_id, category = id_of(entry, "image_id", at), id_of(entry, "category_id", at)
+            if image_id not in images:
+                raise InputError(f"image_id {image_id!r} is not among the images", where=at)
+            if category not in categories:
+                raise InputError(f"category_id {category!r} is not among the categories", where=at)
+            index = classes.by_name(categories[category], at)
+            box = _box(entry, images[image_id][1], at, found)
+            marked = [is_marked(entry.get(key), key, at) for key in ("iscrowd", "ignore")]
+            if index is None:
+                found.left_out["boxes of other classes left out"] += 1
+            elif box is not None:
+                (regions if any(marked) else boxes).setdefault(image_id, []).append((index, box))
+    if reading is None:
+        found.check()
+    return images, boxes, regions, True
 
 
 def images_of(document: dict[str, Any], where: str) -> Images:
@@ -125,15 +157,16 @@ def find_file(name: str, path: Path, images: Path | None) -> Path:
     return file
 
 
-def _box(entry: dict[str, Any], size: tuple[int, int], where: str) -> Box | None:
+def _box(entry: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> Box | None:
     values = entry.get("bbox")
     if not isinstance(values, list) or len(values) != 4 or not all(is_number(value) for value in values):
         raise InputError(f"bbox {str(values)[:80]} is not four finite numbers x, y, w, h", where=where)
-    if entry.get("iscrowd") or ((values[2] == 0 or values[3] == 0) and min(values[2:]) >= 0):
+    if (values[2] == 0 or values[3] == 0) and min(values[2:]) >= 0:
+        reading.left_out["boxes without width or height left out"] += 1
         return None
     (x, y, w, h), (width, height) = values, size
     edges = x / width, y / height, (x + w) / width, (y + h) / height
-    return fit_box(edges, where, pixel_slack(width, height))
+    return fit_box(edges, where, pixel_slack(width, height), reading)
 
 
 def _categories(document: dict[str, Any], where: str) -> dict[int | str, str]:

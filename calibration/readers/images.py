@@ -6,10 +6,11 @@ import os
 import tempfile
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +18,12 @@ import numpy as np
 from paredown.targets.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: Files that lie beside images and are none: labels, lists, what tools leave.
+BESIDE_SUFFIXES = (
+    ".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".names", ".md", ".cache", ".data", ".toml", ".npy",
+    ".npz", ".db", ".ini", ".html", ".log", ".zip", ".py",
+)  # fmt: skip
+_HEADER_BYTES = 256 * 1024  # EXIF has 64 KiB at most, and stands first
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _REDIRECT = threading.Lock()
@@ -67,7 +74,7 @@ def read_text(path: Path, what: str) -> tuple[str, bytes]:
         raise InputError(f"the {what} is not UTF-8 text (byte {error.start})", where=path) from error
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, upright: bool = True) -> np.ndarray:
     """Decodes an image file, whatever its depth and channels, to 8-bit BGR.
 
     The EXIF orientation is applied (darknet ignores it): people label the picture that a viewer shows, which
@@ -76,6 +83,10 @@ def read_image(path: Path) -> np.ndarray:
 
     A JPEG or PNG that ends early is refused before it is decoded: some versions of OpenCV fill the missing
     part with grey and say nothing that a program can see.
+
+    Args:
+        path: of the file.
+        upright: False leaves the pixels as they are stored.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -92,7 +103,8 @@ def read_image(path: Path) -> np.ndarray:
     with tempfile.TemporaryFile() as words:
         try:
             with _stderr_to(words):
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+                how = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+                image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
         except cv2.error as error:
             raise InputError(f"OpenCV cannot decode the image: {error}", where=path) from error
         words.seek(0)
@@ -104,25 +116,101 @@ def read_image(path: Path) -> np.ndarray:
     return np.asarray(image)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, in the order of their paths; hidden ones are left out.
+def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
+    """The image files in a folder and below it, in the order of their paths; links to folders are followed.
+
+    Hidden files are left out: of ._x.jpg a macOS archive has one beside each x.jpg.
+
+    Args:
+        folder: where to look.
+        skipped: counts the suffixes of other files, but for those that belong to data sets.
 
     Raises:
         InputError: there is none, or the folder is missing.
     """
     if not is_dir(folder):
         raise InputError("no such folder of images", where=folder)
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        # ._x.jpg: a macOS archive has one beside each x.jpg
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and is_file(path)
-    ]
+    found: list[Path] = []
+    others = Counter[str]() if skipped is None else skipped
+    for path in walk(folder):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES and is_file(path):
+            found.append(path)
+        elif suffix not in BESIDE_SUFFIXES:
+            others[suffix or path.name] += 1
     if not found:
-        raise InputError("no images in this folder", where=folder, hint=f"known: {' '.join(IMAGE_SUFFIXES)}")
+        told = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3))
+        hint = f"known: {' '.join(IMAGE_SUFFIXES)}" + (f"; found {told}" if told else "")
+        raise InputError("no images in this folder", where=folder, hint=hint)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below it; hidden ones are left out, a folder that links make twice is not."""
+    above: dict[str, tuple[str, ...]] = {}
+    for name, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        way = (*above.get(str(Path(name).parent), ()), real)
+        if real in way[:-1]:  # a link to a folder that it lies in has no end
+            folders.clear()
+            continue
+        above[name] = way
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        yield from (Path(name, each) for each in files if not each.startswith("."))
+
+
+def with_any_case(path: Path) -> Path:
+    """The path, or that of an existing file whose suffix is written otherwise (.TXT, .Txt)."""
+    if is_file(path):
+        return path
+    suffix = path.suffix
+    for spelling in (suffix.upper(), suffix.capitalize(), f".{suffix[1:].capitalize()}"):
+        other = path.with_name(path.name.removesuffix(suffix) + spelling)
+        if is_file(other):
+            return other
+    return path
+
+
+def jpeg_facts(path: Path) -> tuple[int, tuple[int, int] | None]:
+    """EXIF's orientation, 1 where there is none, and width and height as stored, of a JPEG's first bytes.
+
+    Anything else than a JPEG, or a file that cannot be read, is upright and of unknown size.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_HEADER_BYTES)
+    except OSError:
+        return 1, None
+    if not data.startswith(_JPEG_MAGIC):
+        return 1, None
+    at, orientation = 2, 1
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _orientation(data[at + 10 : at + 2 + length])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[at + s : at + s + 2], "big") for s in (5, 7))
+            return orientation, (width, height)
+        at += 2 + length
+    return orientation, None
+
+
+def _orientation(tiff: bytes) -> int:
+    """Tag 0x0112 of the first directory of EXIF's TIFF; 1 without."""
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    start = number(4, 4)
+    for entry in range(number(start, 2)):
+        at = start + 2 + 12 * entry
+        if at + 12 > len(tiff):
+            break
+        if number(at, 2) == 0x0112:
+            value = number(at + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def find_image(stem: Path) -> Path | None:

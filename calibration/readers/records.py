@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from paredown.calibration.readers.reading import Reading
 from paredown.targets.errors import InputError
 
 Box = tuple[float, float, float, float]  # cx, cy, w, h, normalised to the image
 Row = tuple[int, Box]  # the network's class, and the box
+
+_NO, _YES = ("", "0", "no", "false", "none", "n", "f"), ("1", "yes", "true", "y", "t")
 
 # How far a box may reach over the image's edge and still be rounding, not an error: a hundredth of the side,
 # or a pixel where pixels are known. Real sets have 0.2 % (labelled on a larger copy) and one pixel. Ours.
@@ -22,6 +25,24 @@ EDGE_SLACK = 0.01
 # COCO's classes have these names in its JSON; darknet's coco.names, and VOC, call the same classes otherwise.
 # (dining table and potted plant differ by a blank only, which match_name ignores.)
 _SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}
+
+
+@dataclass(frozen=True, eq=False)
+class Ignored:
+    """Objects of an image that are neither to be found nor to be missed; nothing trains on them.
+
+    Attributes:
+        boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
+        classes: (N,) int64, indices into the network's names.
+        crowd: (N,) bool; a region of many objects (COCO), else one object that is hard to see (VOC).
+    """
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __len__(self) -> int:
+        return len(self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +57,7 @@ class Record:
         classes: (N,) int64, indices into the network's names.
         digest: sha256 of the bytes of the label file; empty where there is none.
         size: width and height that the labels state; None where they state none.
+        ignored: objects that no score counts.
     """
 
     name: str
@@ -45,6 +67,7 @@ class Record:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digest: str = ""
     size: tuple[int, int] | None = None
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +80,7 @@ class Sample:
         boxes: (N, 4) float32 cx, cy, w, h, normalised to the image.
         classes: (N,) int64, indices into the data set's ``names``.
         labelled: whether there are labels; True with no boxes is an image without objects.
+        ignored: objects that no score counts.
     """
 
     name: str
@@ -64,6 +88,7 @@ class Sample:
     boxes: np.ndarray
     classes: np.ndarray
     labelled: bool
+    ignored: Ignored = field(default_factory=Ignored, kw_only=True)
 
 
 def pack(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +98,27 @@ def pack(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     boxes.setflags(write=False)
     classes.setflags(write=False)
     return boxes, classes
+
+
+def pack_ignored(rows: Sequence[Row], crowd: bool) -> Ignored:
+    """The ignored objects of a record; all are regions of many, or none is."""
+    return Ignored(*pack(rows), np.full(len(rows), crowd))
+
+
+def is_marked(value: object, key: str, where: str) -> bool:
+    """Whether a mark in a label file says yes: a word, a number or a truth value; nothing at all is no.
+
+    Raises:
+        InputError: it is neither a yes nor a no.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int | float) and value in (0, 1):
+        return value == 1
+    word = value.strip().casefold() if isinstance(value, str) else None
+    if word in _NO or word in _YES:
+        return word in _YES
+    raise InputError(f"{key} is {str(value)[:40]!r}, neither 0 nor 1", where=where)
 
 
 @dataclass(frozen=True)
@@ -150,16 +196,22 @@ def match_name(name: str, names: Sequence[str]) -> int | None:
     return None
 
 
-def fit_box(edges: Box, where: str, slack: tuple[float, float] = (EDGE_SLACK, EDGE_SLACK)) -> Box:
-    """Checks a box, and clips what reaches over the image's edge by no more than rounding.
+def fit_box(
+    edges: Box,
+    where: str,
+    slack: tuple[float, float] = (EDGE_SLACK, EDGE_SLACK),
+    reading: Reading | None = None,
+) -> Box | None:
+    """Checks a box, and clips what reaches over the image's edge: by rounding, or as far as is asked for.
 
     Args:
         edges: left, top, right, bottom, normalised to the image.
         where: file and line or object, for the message.
         slack: how far a box may reach over the edge, of the width and of the height.
+        reading: says whether larger overhangs are clipped too, and counts them.
 
     Returns:
-        cx, cy, w, h, normalised to the image.
+        cx, cy, w, h, normalised to the image; None of a box that lies outside, where boxes are clipped.
 
     Raises:
         InputError: a value is not finite, the box has no area, or it reaches further outside.
@@ -170,12 +222,19 @@ def fit_box(edges: Box, where: str, slack: tuple[float, float] = (EDGE_SLACK, ED
     if right <= left or bottom <= top:
         raise InputError(f"a box without area: width {right - left:g}, height {bottom - top:g}", where=where)
     over = max((-left) / slack[0], (right - 1) / slack[0], (-top) / slack[1], (bottom - 1) / slack[1])
-    if over > 1 + 1e-9:
+    clip = reading is not None and reading.clip
+    if over > 1 + 1e-9 and not clip:
         found = f"left {left:.4g}, top {top:.4g}, right {right:.4g}, bottom {bottom:.4g}"
-        raise InputError(f"a box outside the image: {found} of its width and height", where=where)
+        raise InputError(f"a box outside the image: {found} of its width and height", where=where,
+                         hint='data.boxes = "clip" cuts such boxes at the edge')  # fmt: skip
     left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)
     if right <= left or bottom <= top:
+        if reading is not None and clip:
+            reading.left_out["boxes left out, since they lie outside the image"] += 1
+            return None
         raise InputError("a box that lies outside the image, beyond its edge", where=where)
+    if reading is not None and over > 1 + 1e-9:
+        reading.clipped += 1
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 

@@ -16,16 +16,29 @@ from paredown.calibration.readers.images import (
     read_bytes,
     read_image,
     read_text,
+    with_any_case,
 )
-from paredown.calibration.readers.records import Classes, Record, Row, fit_box, pack, pixel_slack
+from paredown.calibration.readers.reading import Reading
+from paredown.calibration.readers.records import (
+    Classes,
+    Record,
+    Row,
+    fit_box,
+    is_marked,
+    pack,
+    pack_ignored,
+    pixel_slack,
+)
 from paredown.targets.errors import InputError
 
 
-def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | None) -> list[Record]:
+def read_voc(
+    path: Path, classes: Classes, images: Path | None, labels: Path | None, reading: Reading
+) -> list[Record]:
     """Reads a VOC data set.
 
-    Objects marked ``difficult`` are left out, as in darknet's training lists; VOC's own scoring does not
-    count them as truths either. An image without an XML file is unlabelled.
+    Objects marked ``difficult`` are ignored: nothing trains on them, as in darknet's lists, and no score
+    counts them or what finds them, as in VOC's own. An image without an XML file is unlabelled.
 
     Args:
         path: a folder with ``JPEGImages`` and ``Annotations``, or a split list ``ImageSets/Main/NAME.txt`` in
@@ -33,6 +46,7 @@ def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | N
         classes: the network's and the labels' classes.
         images: folder of images, instead of ``JPEGImages`` or ``path``.
         labels: folder of XML files, instead of ``Annotations`` or the images' folder.
+        reading: what is noticed; errors of annotations are kept there.
 
     Raises:
         InputError: a missing file or image, malformed XML, an unknown class or a box outside the image.
@@ -45,16 +59,22 @@ def read_voc(path: Path, classes: Classes, images: Path | None, labels: Path | N
     if listed:
         stems = _read_split(path, folder)
     else:
-        files = find_images(folder)
+        files = find_images(folder, reading.skipped)
         stems = [(file.relative_to(folder).with_suffix("").as_posix(), file) for file in files]
     if labels is not None and not is_dir(labels):
         raise InputError("no such folder of annotations", where=labels)
-    return [_record(name, image, notes / f"{name}.xml", classes) for name, image in stems]
+    return [
+        _record(name, image, with_any_case(notes / f"{name}.xml"), classes, reading) for name, image in stems
+    ]
 
 
 def parse_voc(
-    data: bytes, classes: Classes, where: str, image_size: Callable[[], tuple[int, int]] | None = None
-) -> tuple[list[Row], tuple[int, int] | None]:
+    data: bytes,
+    classes: Classes,
+    where: str,
+    image_size: Callable[[], tuple[int, int]] | None = None,
+    reading: Reading | None = None,
+) -> tuple[list[Row], list[Row], tuple[int, int] | None]:
     """Parses one annotation.
 
     VOC counts pixels from 1 and its corners are inclusive (VOC devkit): a box covers ``xmin - 1`` to
@@ -65,52 +85,75 @@ def parse_voc(
         classes: the network's and the labels' classes.
         where: name of the file, for messages.
         image_size: gives width and height of the image, for an annotation that does not state them.
+        reading: keeps the errors of objects; without it the first is raised.
 
     Returns:
-        A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; and the width and
-        height that the annotation states, or None.
+        A (class, (cx, cy, w, h)) per box of the network's classes, normalised to the image; the same of
+        objects marked ``difficult``; and the width and height that the annotation states, or None.
 
     Raises:
         InputError: malformed XML, a missing or wrong element, an unknown class, a box outside the image, or
-            boxes without a size to measure them by.
+            boxes without a size to measure them by, or a `difficult` that is neither yes nor no.
     """
     root = _parse_xml(data, where)
     size = stated = _stated_size(root, where)
-    rows = []
-    for number, item in enumerate(root.findall("object"), start=1):
-        name = (item.findtext("name") or "").strip()
-        at = f"{where}: object {number} ({name!r})" if name else f"{where}: object {number}"
-        if not name:
-            raise InputError("no <name>", where=at)
-        index = classes.by_name(name, at)
-        box = item.find("bndbox")
-        if box is None:
-            raise InputError("no <bndbox>", where=at)
-        left, top, right, bottom = (_number(box, key, at) for key in ("xmin", "ymin", "xmax", "ymax"))
-        if size is None and image_size is not None:
-            size = image_size()
-        if size is None:
+    items = root.findall("object")
+    if size is None and items:
+        if image_size is None:
             raise InputError("boxes, but no <size> with a width and a height", where=where)
-        width, height = size
-        edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
-        fitted = fit_box(edges, at, pixel_slack(width, height))
-        if index is not None and (item.findtext("difficult") or "0").strip() in ("", "0"):
-            rows.append((index, fitted))
-    return rows, stated
+        size = image_size()
+    rows: list[Row] = []
+    ignored: list[Row] = []
+    found = reading or Reading()
+    for number, item in enumerate(items, start=1):
+        with found.collected():
+            assert size is not None  # there is an object
+            row, difficult = _object(item, f"{where}: object {number}", size, classes, found)
+            if row is not None:
+                (ignored if difficult else rows).append(row)
+    if reading is None:
+        found.check()
+    return rows, ignored, stated
 
 
-def _record(name: str, image: Path, note: Path, classes: Classes) -> Record:
+def _object(
+    item: ElementTree.Element, at: str, size: tuple[int, int], classes: Classes, reading: Reading
+) -> tuple[Row | None, bool]:
+    """The box of an object, None where it is left out, and whether it is difficult."""
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise InputError("no <name>", where=at)
+    at = f"{at} ({name!r})"
+    index = classes.by_name(name, at)
+    box = item.find("bndbox")
+    if box is None:
+        raise InputError("no <bndbox>", where=at)
+    left, top, right, bottom = (_number(box, key, at) for key in ("xmin", "ymin", "xmax", "ymax"))
+    width, height = size
+    edges = ((left - 1) / width, (top - 1) / height, right / width, bottom / height)
+    fitted = fit_box(edges, at, pixel_slack(width, height), reading)
+    difficult = is_marked(item.findtext("difficult"), "<difficult>", at)
+    if index is None:
+        reading.left_out["boxes of other classes left out"] += 1
+    return None if index is None or fitted is None else (index, fitted), difficult
+
+
+def _record(name: str, image: Path, note: Path, classes: Classes, reading: Reading) -> Record:
     if not is_file(note):
         return Record(name, image)
     data = read_bytes(note, "annotation")
 
     def image_size() -> tuple[int, int]:
-        height, width = read_image(image).shape[:2]
+        height, width = read_image(image, reading.orientation == "upright").shape[:2]
         return width, height
 
-    rows, stated = parse_voc(data, classes, str(note), image_size)
-    boxes, indices = pack(rows)
-    return Record(name, image, True, boxes, indices, hashlib.sha256(data).hexdigest(), stated)
+    try:
+        rows, difficult, stated = parse_voc(data, classes, str(note), image_size, reading)
+    except InputError as error:  # of the whole file
+        reading.faults.append(error)
+        return Record(name, image)
+    digest, ignored = hashlib.sha256(data).hexdigest(), pack_ignored(difficult, crowd=False)
+    return Record(name, image, True, *pack(rows), digest, stated, ignored)
 
 
 def _read_split(path: Path, folder: Path) -> list[tuple[str, Path]]:
@@ -120,6 +163,10 @@ def _read_split(path: Path, folder: Path) -> list[tuple[str, Path]]:
     for number, line in enumerate(text.split("\n"), start=1):
         tokens = line.split()
         if not tokens:
+            continue
+        image = find_image(folder / line.strip())
+        if image is not None:  # a name with a blank in it
+            stems.append((line.strip(), image))
             continue
         image = find_image(folder / tokens[0])
         if image is None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
-from paredown.calibration.readers.images import find_images, is_dir, is_file, read_text
+from paredown.calibration.readers.images import find_images, is_dir, is_file, read_text, with_any_case
+from paredown.calibration.readers.reading import Reading
 from paredown.calibration.readers.records import Classes, Record, Row, fit_box, pack
 from paredown.targets.errors import InputError, UsageError
 
 _COLUMNS = "class cx cy w h"
 
 
-def read_yolo(path: Path, classes: Classes, images: Path | None, labels: Path | None) -> list[Record]:
+def read_yolo(
+    path: Path, classes: Classes, images: Path | None, labels: Path | None, reading: Reading
+) -> list[Record]:
     """Reads a folder of images, or a ``.txt`` list of them, with their YOLO labels.
 
     A label file is looked for under ``labels`` if that is given, else where the last ``images`` or
@@ -26,6 +30,7 @@ def read_yolo(path: Path, classes: Classes, images: Path | None, labels: Path | 
         classes: the network's and the labels' classes.
         images: where the entries of a list start; with a folder it is an error.
         labels: folder of label files, in the folders that the images have below ``path`` or ``images``.
+        reading: what is noticed; errors of label lines are kept there.
 
     Raises:
         InputError: a missing file, no images, or a label line that is wrong, with file and line.
@@ -34,21 +39,22 @@ def read_yolo(path: Path, classes: Classes, images: Path | None, labels: Path | 
     if is_dir(path):
         if images is not None:
             raise UsageError(f"goes with a list of images; {path} is a folder", where="data.images")
-        files = [(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+        files = [(file.relative_to(path).as_posix(), file) for file in find_images(path, reading.skipped)]
     else:
         files = _read_list(path, images)
     if labels is not None and not is_dir(labels):
         raise InputError("no such folder of labels", where=labels)
-    return [_record(name, file, classes, labels) for name, file in files]
+    return [_record(name, file, classes, labels, reading) for name, file in files]
 
 
-def parse_yolo(text: str, classes: Classes, where: str) -> list[Row]:
+def parse_yolo(text: str, classes: Classes, where: str, reading: Reading | None = None) -> list[Row]:
     """Parses one label file.
 
     Args:
         text: its content; blank lines are skipped.
         classes: the network's and the labels' classes.
         where: name of the file, for messages.
+        reading: keeps the errors; without it the first is raised.
 
     Returns:
         A (class, (cx, cy, w, h)) per box of the network's classes.
@@ -57,42 +63,56 @@ def parse_yolo(text: str, classes: Classes, where: str) -> list[Row]:
         InputError: a malformed line, a class out of range or a box outside the image, as ``file:line``.
     """
     rows = []
+    found = reading or Reading()
     for number, line in enumerate(text.split("\n"), start=1):
-        tokens = line.split()
-        if not tokens:
-            continue
-        at = f"{where}:{number}"
-        if len(tokens) != 5:
-            hint = "polygons and scores are not read" if len(tokens) > 5 else None
-            raise InputError(f"expected 5 columns, {_COLUMNS}, found {len(tokens)}", where=at, hint=hint)
-        if not (tokens[0].isascii() and tokens[0].isdigit()) or len(tokens[0]) > 9:
-            raise InputError(f"class {tokens[0][:40]!r} is not a whole number", where=at)
-        index = classes.by_index(int(tokens[0]), at)
-        cx, cy, w, h = (_number(token, at) for token in tokens[1:])
-        box = fit_box((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), at)
-        if index is not None:
-            rows.append((index, box))
+        if tokens := line.split():
+            with found.collected():
+                row = _row(tokens, classes, f"{where}:{number}", found)
+                if row is not None:
+                    rows.append(row)
+    if reading is None:
+        found.check()
     return rows
+
+
+def _row(tokens: list[str], classes: Classes, at: str, reading: Reading) -> Row | None:
+    """The box of a line; None where it is left out."""
+    if len(tokens) != 5:
+        hint = "polygons and scores are not read" if len(tokens) > 5 else None
+        raise InputError(f"expected 5 columns, {_COLUMNS}, found {len(tokens)}", where=at, hint=hint)
+    if not (tokens[0].isascii() and tokens[0].isdigit()) or len(tokens[0]) > 9:
+        raise InputError(f"class {tokens[0][:40]!r} is not a whole number", where=at)
+    index = classes.by_index(int(tokens[0]), at)
+    cx, cy, w, h = (_number(token, at) for token in tokens[1:])
+    if max(cx, cy, w, h) > 2:
+        raise InputError(
+            f"a box outside the image, not normalised to it: {' '.join(tokens[1:])[:60]}", where=at,
+            hint="YOLO labels are shares of width and height, not pixels",
+        )  # fmt: skip
+    box = fit_box((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), at, reading=reading)
+    if index is None:
+        reading.left_out["boxes of other classes left out"] += 1
+    return None if index is None or box is None else (index, box)
 
 
 def label_path(image: Path) -> Path:
     """Where the label file of an image is: in the ``labels`` tree if it is there, else beside the image."""
     parts = list(image.absolute().parts)
-    beside = image.with_suffix(".txt")
+    beside = with_any_case(image.with_suffix(".txt"))
     for at in range(len(parts) - 2, -1, -1):
         if parts[at] in ("images", "JPEGImages"):
             parts[at] = "labels"
-            mirrored = Path(*parts).with_suffix(".txt")
+            mirrored = with_any_case(Path(*parts).with_suffix(".txt"))
             return mirrored if is_file(mirrored) or not is_file(beside) else beside
     return beside
 
 
-def _record(name: str, image: Path, classes: Classes, labels: Path | None) -> Record:
-    path = label_path(image) if labels is None else (labels / name).with_suffix(".txt")
+def _record(name: str, image: Path, classes: Classes, labels: Path | None, reading: Reading) -> Record:
+    path = label_path(image) if labels is None else with_any_case((labels / name).with_suffix(".txt"))
     if not is_file(path):
         return Record(name, image)
     text, data = read_text(path, "label file")
-    boxes, indices = pack(parse_yolo(text, classes, str(path)))
+    boxes, indices = pack(parse_yolo(text, classes, str(path), reading))
     return Record(name, image, True, boxes, indices, hashlib.sha256(data).hexdigest())
 
 
@@ -115,6 +135,10 @@ def _read_list(path: Path, images: Path | None) -> list[tuple[str, Path]]:
         files.append((file.name if Path(entry).is_absolute() else Path(entry).as_posix(), file))
     if not files:
         raise InputError("no images in this list", where=path)
+    if len({name for name, _ in files}) < len({file for _, file in files}):
+        # The same file name in several folders: what they have in common above is left out instead.
+        above = Path(os.path.commonpath([file.absolute().parent for _, file in files]))
+        files = [(file.absolute().relative_to(above).as_posix(), file) for _, file in files]
     return files
 
 

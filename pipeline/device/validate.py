@@ -22,7 +22,7 @@ from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Task, check_no_code, load_task
 from paredown.pipeline.report.budget import check_budget
 from paredown.pipeline.report.checks import Check, Validation
-from paredown.pipeline.report.figures import SCORES, Figure, Tag, parse_figures
+from paredown.pipeline.report.figures import CLASS, SCORES, Figure, Tag, parse_figures
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
@@ -249,6 +249,9 @@ class Validator:
         known = self.bundle.manifest.test
         if data.fingerprint() != known.fingerprint:
             return Check(check, False, f"{said}; the test data have changed since this bundle was made")
+        classes = [each for each in scores if each.startswith(CLASS)]
+        if classes and not any(_recorded(self.recorded, name, each) is not None for each in classes):
+            return Check(check, True, f"{said}; recorded by the rule of an earlier version")
         values = {each: _recorded(self.recorded, name, each) for each in scores}
         if count != known.images or None in values.values() or not self.executor.exact:
             return Check(check, True, f"{said}; nothing to compare with")

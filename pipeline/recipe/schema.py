@@ -69,6 +69,11 @@ class Data(Schema):
     """Folder of the images where the label file, or the list, does not lie beside them (coco, masks)."""
     labels: PathText | None = None
     """Folder of the labels where they do not lie where the format has them."""
+    boxes: Literal["clip", "error"] | None = None
+    """What becomes of boxes that reach outside the image: cut at its edge, or an error (unset). An overhang
+    that is rounding is always cut."""
+    orientation: Literal["stored", "upright"] | None = None
+    """Whether images are turned as EXIF says (unset), or left as they are stored."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many images of each split, from the start; unset = all."""
 

@@ -91,7 +91,8 @@ class Task(Protocol):
     Attributes:
         name: import path of the app.
         metric: the metric of `score` that budgets and tables speak of. A task whose metric is better when it
-            is less says so in an attribute `less_is_better`.
+            is less says so in an attribute `less_is_better`. One whose score has changed for the same outputs
+            names its present rule in an attribute `score_rule`.
         output_names: what the network returns, in order.
         network_id: everything but weights and data that decides what the network is; JSON-able.
     """

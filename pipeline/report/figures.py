@@ -39,6 +39,8 @@ HEADS = {
     "prefill_rate": "prefill\ntok/s", "decode_rate": "decode\ntok/s", "first_token": "first\nms",
 }  # fmt: skip
 SIZES = {"KiB": 1024, "MiB": 1024**2}
+CLASS = "class_score_"
+"""What begins the metrics of single classes; the class's name follows."""
 MARKS = {"measured": "", "simulated": "s", "predicted": "p", "smoke": "!"}
 
 
@@ -167,7 +169,7 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
 def own_scores(figures: Sequence[Figure]) -> tuple[str, ...]:
     """Metrics of scores that are not among the known ones: those of a task of the user's own."""
     found = (f.metric for f in figures if f.stage == "score" and f.metric not in HEADS)
-    return tuple(dict.fromkeys(found))
+    return tuple(name for name in dict.fromkeys(found) if not name.startswith(CLASS))
 
 
 def _cell(figure: Figure, size: str) -> str:

@@ -41,6 +41,7 @@ class ScoreParams:
         app: what identifies the network.
         window: tokens of a piece of text.
         tokens: that are scored.
+        rule: by which the app scores, where it once was another.
     """
 
     variant: str
@@ -50,6 +51,7 @@ class ScoreParams:
     app: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)
     window: int | None = field(default=None, metadata=OPTIONAL)
     tokens: int | None = field(default=None, metadata=OPTIONAL)
+    rule: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

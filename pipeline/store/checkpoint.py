@@ -15,10 +15,16 @@ from paredown.pipeline.store.store import write_atomic
 from paredown.targets.errors import InputError
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    """Writes a network's state_dict as .safetensors: the same weights give the same bytes."""
+def save_weights(path: Path, network: nn.Module, metadata: dict[str, str] | None = None) -> None:
+    """Writes a network's state_dict as .safetensors: the same weights give the same bytes.
+
+    Args:
+        path: of the file.
+        network: whose tensors.
+        metadata: what the file's head says of them.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomic(path, save(state))
+    write_atomic(path, save(state, metadata))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -3,6 +3,10 @@
 The first follows the VOC development kit since 2010: the detections of a class, over all images and by
 descending score, each claim the box they overlap most; a box can be claimed once; average precision is the
 area under the precision envelope at every point; classes without a labelled box are left out of the mean.
+
+Ignored objects are no truths, and what finds one is neither right nor wrong: of an object that VOC calls
+difficult what overlaps it most, and enough; of a crowd region (COCO) what finds no other box and lies in it
+with that share of its own area. pycocotools gets both as crowd regions, the one kind that it ignores.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ from typing import Protocol
 import numpy as np
 
 from paredown.apps.detector.device.boxes.decode import Detections, iou_matrix
+from paredown.calibration.readers.records import Ignored
+from paredown.pipeline.report.figures import CLASS
 from paredown.targets.errors import InputError
 
 Array = np.ndarray
+REAL, HARD, CROWD = 0, 1, 2  # kinds of labelled boxes; the last two are ignored
 
 
 class Labelled(Protocol):
@@ -36,6 +43,10 @@ class Labelled(Protocol):
     def labelled(self) -> bool:
         """Whether somebody looked for objects in this image."""
 
+    @property
+    def ignored(self) -> Ignored:
+        """Objects that no score counts."""
+
 
 class Labels(Protocol):
     """A data set, or a list of samples; only boxes and classes are looked at."""
@@ -47,15 +58,24 @@ class Labels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Flat:
-    """Boxes of many images in one list: xyxy, the class and the image of each."""
+    """Boxes of many images in one list: xyxy, class, image and kind of each."""
 
     boxes: Array
     classes: Array
     images: Array
+    kinds: Array
 
     def of(self, category: int) -> _Flat:
-        mine = self.classes == category
-        return _Flat(self.boxes[mine], self.classes[mine], self.images[mine])
+        return self.at(self.classes == category)
+
+    def at(self, chosen: Array) -> _Flat:
+        """Those at these places, or where a mask is true."""
+        return _Flat(self.boxes[chosen], self.classes[chosen], self.images[chosen], self.kinds[chosen])
+
+    @property
+    def real(self) -> Array:
+        """Classes of the boxes that are not ignored, each once."""
+        return np.unique(self.classes[self.kinds == REAL])
 
 
 def _corners(boxes: Array) -> Array:
@@ -64,21 +84,28 @@ def _corners(boxes: Array) -> Array:
 
 
 def _flatten(detections: Sequence[Detections], labels: Labels) -> tuple[_Flat, Array, _Flat]:
-    """Returns detections, their scores and the labelled boxes, of the labelled images only."""
+    """Returns detections, their scores and the boxes of the labels, ignored too, of the labelled images."""
     if len(detections) != len(labels):
         raise ValueError(f"detections of {len(detections)} images, labels of {len(labels)}")
     found: list[tuple[Array, Array, Array, Array]] = []
-    truth: list[tuple[Array, Array, Array]] = []
+    truth: list[tuple[Array, Array, Array, Array]] = []
     for image, seen in enumerate(detections):
         label = labels[image]
         if not label.labelled:
             continue  # nobody knows what is there: a detection is neither right nor wrong
         found.append((seen.boxes, seen.classes, np.full(len(seen), image), seen.scores))
-        truth.append((_corners(label.boxes), label.classes, np.full(len(label.classes), image)))
-    if not sum(len(classes) for _, classes, _ in truth):
+        ignored = label.ignored
+        for objects, kinds in (
+            (label, np.full(len(label.classes), REAL)),
+            (ignored, np.where(ignored.crowd, CROWD, HARD)),
+        ):
+            images = np.full(len(objects.classes), image)
+            truth.append((_corners(objects.boxes), objects.classes, images, kinds))
+    if not sum((kinds == REAL).sum() for *_, kinds in truth):
         raise InputError("no labelled boxes to score against", hint="check data.test and data.label_names")
     boxes, classes, images, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-    detected = _Flat(boxes.astype(np.float64).reshape(-1, 4), classes, images)
+    kinds = np.full(len(classes), REAL)
+    detected = _Flat(boxes.astype(np.float64).reshape(-1, 4), classes, images, kinds)
     return (
         detected,
         scores.astype(np.float64),
@@ -101,25 +128,43 @@ def average_precision(correct: Array, labelled: int) -> float:
     )  # recall rises by 1 / labelled at each
 
 
-def _correct(found: _Flat, truth: _Flat, iou: float) -> Array:
-    """Says which detections (by descending score, one class) are right."""
+def _covered(found: Array, regions: Array) -> Array:
+    """The largest share of each box's area that lies in one of the regions, (N,); 0 of a box without area."""
+    low = np.maximum(found[:, None, :2], regions[None, :, :2])
+    high = np.minimum(found[:, None, 2:], regions[None, :, 2:])
+    shared = (high - low).clip(0).prod(axis=-1).max(axis=1)
+    area = (found[:, 2:] - found[:, :2]).clip(0).prod(axis=-1)
+    return np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
+
+
+def _matched(found: _Flat, truth: _Flat, iou: float) -> tuple[Array, Array]:
+    """Says which detections (by descending score, one class) are right, and which count at all."""
     claimed = np.full(len(found.boxes), -1)
+    excused = np.zeros(len(found.boxes), dtype=bool)
     for image in np.unique(truth.images):
         mine, theirs = np.flatnonzero(found.images == image), np.flatnonzero(truth.images == image)
         if not len(mine):
             continue
-        overlaps = iou_matrix(found.boxes[mine], truth.boxes[theirs])
-        best = overlaps.argmax(axis=1)
-        claimed[mine] = np.where(overlaps.max(axis=1) >= iou, theirs[best], -1)
+        single, crowds = theirs[truth.kinds[theirs] != CROWD], theirs[truth.kinds[theirs] == CROWD]
+        if len(single):
+            overlaps = iou_matrix(found.boxes[mine], truth.boxes[single])
+            best = overlaps.argmax(axis=1)
+            claimed[mine] = np.where(overlaps.max(axis=1) >= iou, single[best], -1)
+        if len(crowds):
+            excused[mine] = _covered(found.boxes[mine], truth.boxes[crowds]) >= iou
+    claims = claimed >= 0
+    hard = claims.copy()
+    hard[claims] = truth.kinds[claimed[claims]] == HARD
     _, first = np.unique(claimed, return_index=True)
     correct = np.zeros(len(claimed), dtype=bool)
     correct[first] = True
-    return correct & (claimed >= 0)
+    correct &= claims & ~hard
+    return correct, correct | ~(hard | excused)
 
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    """One class after matching: its detections by descending score, and its labelled boxes.
+    """One class after matching: its detections by descending score, and its boxes; nothing ignored.
 
     Attributes:
         correct: bool (D,), which detections are right.
@@ -134,14 +179,15 @@ class _Ranked:
 
 
 def _ranked(detections: Sequence[Detections], labels: Labels, iou: float) -> list[_Ranked]:
-    """Matches every class that occurs in the labels, in the order of the classes."""
+    """Matches every class that has a box, in the order of the classes."""
     found, scores, truth = _flatten(detections, labels)
     order = np.argsort(-scores, kind="stable")
-    found = _Flat(found.boxes[order], found.classes[order], found.images[order])
-    result = []
-    for category in np.unique(truth.classes):
+    found, result = found.at(order), []
+    for category in truth.real:
         mine, seen = truth.of(category), found.of(category)
-        result.append(_Ranked(int(category), _correct(seen, mine, iou), seen.images, mine.images))
+        correct, counts = _matched(seen, mine, iou)
+        real = mine.images[mine.kinds == REAL]
+        result.append(_Ranked(int(category), correct[counts], seen.images[counts], real))
     return result
 
 
@@ -151,8 +197,8 @@ def class_average_precisions(
     """Computes the average precision of every class that occurs in the labels.
 
     Args:
-        detections: one per image, boxes x1, y1, x2, y2 normalised to the image. Nothing is clipped here: the
-            region layer gives boxes that reach outside, and clipping them raises mAP by up to .01.
+        detections: one per image, boxes x1, y1, x2, y2 normalised to the image. Nothing is clipped here; what
+            `located` gives is, as boxes are that a device shows: it raises mAP by up to .01.
         labels: the images' labels, in the same order. Images that nobody labelled are left out.
         iou: the least overlap of a right detection.
 
@@ -250,14 +296,16 @@ def coco_map(detections: Sequence[Detections], labels: Labels) -> float:
         return [
             # ids from 1: pycocotools takes a match with annotation 0 for no match
             {"id": i, "image_id": int(image), "category_id": int(category), "bbox": box.tolist(),
-             "area": float(box[2] * box[3]), "iscrowd": 0}
-            for i, (box, category, image) in enumerate(zip(boxes, flat.classes, flat.images, strict=True), 1)
+             "area": float(box[2] * box[3]), "iscrowd": int(kind != REAL)}
+            for i, (box, category, image, kind) in enumerate(
+                zip(boxes, flat.classes, flat.images, flat.kinds, strict=True), 1
+            )
         ]  # fmt: skip
 
     reference = COCO()
     reference.dataset = {
         "images": [{"id": i} for i in range(len(detections))],
-        "categories": [{"id": int(c)} for c in np.unique(truth.classes)],
+        "categories": [{"id": int(c)} for c in truth.real],
         "annotations": records(truth),
     }
     results = COCO()
@@ -275,6 +323,16 @@ def coco_map(detections: Sequence[Detections], labels: Labels) -> float:
     return float(precision[precision > -1].mean())
 
 
-def score_detections(detections: Sequence[Detections], labels: Labels) -> dict[str, float]:
-    """Computes {"map50": ..., "map": ...}; arguments and errors as for `class_average_precisions`."""
-    return {"map50": map50(detections, labels), "map": coco_map(detections, labels)}
+def score_detections(
+    detections: Sequence[Detections], labels: Labels, names: Sequence[str] = ()
+) -> dict[str, float]:
+    """Computes {"map50": ..., "map": ...}, and with names the average precision of every class that occurs.
+
+    Args:
+        detections: as for `class_average_precisions`, and so are the errors.
+        labels: likewise.
+        names: of the classes; each gives a metric of its own, at IoU 0.5.
+    """
+    single = class_average_precisions(detections, labels)
+    scores = {"map50": float(np.mean(list(single.values()))), "map": coco_map(detections, labels)}
+    return scores | {f"{CLASS}{names[category]}": value for category, value in single.items() if names}

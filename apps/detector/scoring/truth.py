@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from paredown.apps.detector.device.boxes.decode import Detections
 from paredown.calibration.datasets import Dataset, Sample
+from paredown.calibration.readers.records import Ignored
 
 Array = np.ndarray
 
@@ -23,12 +24,14 @@ class Truth:
         classes: (N,).
         labelled: whether somebody looked for objects in this image.
         size: height and width in pixels.
+        ignored: objects that no score counts.
     """
 
     boxes: Array
     classes: Array
     labelled: bool
     size: tuple[int, int]
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 class Truths:
@@ -46,7 +49,8 @@ class Truths:
     def note(self, index: int, sample: Sample) -> Truth:
         """Keeps the truth of a sample that was decoded for something else."""
         height, width = sample.image.shape[:2]
-        known = Truth(sample.boxes, sample.classes, sample.labelled, (height, width))
+        labels = sample.boxes, sample.classes, sample.labelled
+        known = Truth(*labels, (height, width), sample.ignored)
         self._known[index] = known
         return known
 

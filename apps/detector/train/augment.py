@@ -1,7 +1,8 @@
-"""What training changes about an image, by chance: zoom and shift, mirror, colour."""
+"""What training changes about an image, by chance: zoom and shift, mirror, colour; four in one (mosaic)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +21,10 @@ class Augment:
     """Mirror half of the images left to right; wrong for digits and letters."""
     colour: float = 0.2
     """Largest change of each channel's gain; half of it, of the whole range, is the largest offset."""
+    hsv: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Largest change of hue, as a share of the circle, and of the gain of saturation and brightness."""
+    mosaic: float = 0.0
+    """Share of images that are put together of four (arXiv 2004.10934, section 3.3)."""
     visible: float = 0.5
     """A box of which less than this share stays inside the image is dropped."""
 
@@ -32,7 +37,7 @@ class Augment:
             image: (H, W, 3) uint8.
             boxes: (N, 4) cx, cy, w, h normalised to the image.
             classes: (N,).
-            random: where chance comes from; always as many draws, whatever the settings.
+            random: where chance comes from; always as many draws, whatever the settings but for hsv.
 
         Returns:
             The image (same shape), and the boxes and classes that can still be seen.
@@ -55,6 +60,8 @@ class Augment:
             gain, offset = 1 + self.colour * draws[6:9], 128 * self.colour * draws[9]
             table = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)
             image = cv2.LUT(image, table[None])
+        if any(self.hsv):
+            image = _recoloured(image, np.array(self.hsv) * random.uniform(-1, 1, 3))
         return image, boxes.astype(np.float32), classes
 
     def _moved(
@@ -65,3 +72,59 @@ class Augment:
         area = size.prod(-1)
         keep = (high - low).prod(-1) >= np.maximum(self.visible * area, 1e-9)
         return np.concatenate([(low + high) / 2, high - low], axis=1)[keep], classes[keep]
+
+
+def mosaic(
+    images: Sequence[np.ndarray],
+    boxes: Sequence[np.ndarray],
+    classes: Sequence[np.ndarray],
+    size: tuple[int, int],
+    random: np.random.Generator,
+    visible: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puts four images around a point, each as large as it would be alone, a little more or less.
+
+    Args:
+        images: four of (H, W, 3) uint8.
+        boxes: (N, 4) of each, cx, cy, w, h normalised to it.
+        classes: (N,) of each.
+        size: height and width of what is made.
+        random: where chance comes from.
+        visible: a box of which less than this share is seen is dropped.
+
+    Returns:
+        The image, (height, width, 3), and the boxes and classes that can be seen.
+    """
+    height, width = size
+    canvas = np.full((height, width, 3), 128, np.uint8)
+    middle = (random.uniform(0.3, 0.7, 2) * (width, height)).astype(int)
+    kept, kinds = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    for corner, (image, found, labels) in enumerate(zip(images, boxes, classes, strict=True)):
+        scale = random.uniform(0.7, 1.3) * np.array([width, height])
+        side = np.maximum(1, scale.round()).astype(int)
+        right, below = corner % 2, corner // 2
+        start = middle - side * (1 - right, 1 - below)  # the image's corner lies at the middle
+        low = np.maximum(start, (middle[0] * right, middle[1] * below))
+        high = np.minimum(start + side, (width if right else middle[0], height if below else middle[1]))
+        part = cv2.resize(image, (int(side[0]), int(side[1])), interpolation=cv2.INTER_LINEAR)
+        (left, top), (stop_x, stop_y) = low - start, high - start
+        canvas[low[1] : high[1], low[0] : high[0]] = part[top:stop_y, left:stop_x]
+        corners = np.concatenate([found[:, :2] - found[:, 2:] / 2, found[:, :2] + found[:, 2:] / 2], 1)
+        corners = corners * np.tile(side, 2) + np.tile(start, 2)
+        cut = np.concatenate([np.maximum(corners[:, :2], low), np.minimum(corners[:, 2:], high)], 1)
+        area = (corners[:, 2:] - corners[:, :2]).prod(1)
+        seen = (cut[:, 2:] - cut[:, :2]).clip(0).prod(1) >= np.maximum(visible * area, 1e-9)
+        cut = cut[seen] / np.tile((width, height), 2)
+        kept.append(np.concatenate([(cut[:, :2] + cut[:, 2:]) / 2, cut[:, 2:] - cut[:, :2]], 1))
+        kinds.append(labels[seen])
+    return canvas, np.concatenate(kept).astype(np.float32), np.concatenate(kinds)
+
+
+def _recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) with hue turned, and saturation and brightness scaled, by these shares."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    steps = np.arange(256)
+    turned = ((steps + change[0] * 180) % 180).astype(np.uint8)
+    tables = [turned, *(np.clip(steps * (1 + share), 0, 255).astype(np.uint8) for share in change[1:])]
+    parts = [cv2.LUT(p, table) for p, table in zip((hue, saturation, value), tables, strict=True)]
+    return np.asarray(cv2.cvtColor(cv2.merge(parts), cv2.COLOR_HSV2BGR))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from paredown.apps.detector.train.augment import mosaic
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.loss import Target
 from paredown.calibration.datasets import Dataset, Sample
@@ -64,11 +65,26 @@ class Batches:
         for index in chosen:
             sample = self._sample(int(index))
             chance = np.random.default_rng([self.config.seed, epoch, int(index), 1])
-            image, boxes, classes = self.config.augment(sample.image, sample.boxes, sample.classes, chance)
+            parts = self._put_together(sample, epoch, int(index))
+            image, boxes, classes = self.config.augment(*parts, chance)
             images.append(preprocess(image))
             labelled &= sample.labelled
             targets.append(_target(preprocess, image, boxes, classes))
         return torch.from_numpy(np.stack(images)), targets if labelled else None
+
+    def _put_together(
+        self, sample: Sample, epoch: int, index: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The image with its boxes and classes, or with those of three more; not in the last tenth."""
+        chance = np.random.default_rng([self.config.seed, epoch, index, 3])
+        share = self.config.augment.mosaic if epoch < 0.9 * self.config.epochs else 0.0
+        if not share or chance.random() >= share or not sample.labelled:
+            return sample.image, sample.boxes, sample.classes
+        others = chance.integers(0, len(self.dataset), 3)
+        four = [sample, *(self._sample(int(other)) for other in others)]
+        size = self.preprocess.height, self.preprocess.width
+        images, boxes, classes = zip(*((one.image, one.boxes, one.classes) for one in four), strict=True)
+        return mosaic(images, boxes, classes, size, chance, self.config.augment.visible)
 
     def _sample(self, index: int) -> Sample:
         sample = self._cache.get(index)

@@ -38,6 +38,8 @@ class TrainConfig:
     """Of the order and the augmentation."""
     evaluate_every: int = 5
     """Epochs between two scores on the validation set, if there is one."""
+    patience: int = 0
+    """Scores on the validation set without a gain after which it stops; 0 = never."""
     checkpoint_every: int = 100
     """Steps between two checkpoints, if they are kept; each epoch's end has one too."""
     cache_mib: int = 1024
@@ -56,6 +58,6 @@ class TrainConfig:
             whole=("epochs", "batch", "evaluate_every", "checkpoint_every"),
             positive=("lr", "clip"),
             shares=("momentum", "ema"),
-            floored=("weight_decay", "warmup", "last_lr", "cache_mib", "seed"),
+            floored=("weight_decay", "warmup", "last_lr", "cache_mib", "seed", "patience"),
         )
         check_device(self.device)

@@ -16,11 +16,8 @@ mAP 0.696 on the 200 validation scenes; 0.989 and 0.679 on the 300 test scenes, 
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +29,13 @@ from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.network.own import checked_heads, is_own
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
-from paredown.apps.detector.train.loss import RegionTerms, Target, region_terms
+from paredown.apps.detector.train.loss import RegionTerms, region_terms
 from paredown.apps.detector.train.v8_loss import V8Terms, v8_terms
 from paredown.apps.own.task import input_size
+from paredown.apps.own.trainer import Listener, Run, teach
 from paredown.calibration.datasets import Dataset
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.compress.training.loop import (
-    decayed_groups,
-    descend,
-    fit,
-    learning_rate,
-    reorder,
-    run_identity,
-    update_average,
-)
-from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
+from paredown.pipeline.compress.training.loop import reorder
 from paredown.targets.errors import InputError, UsageError
 
 
@@ -65,8 +54,10 @@ class TrainResult:
     seen: int
 
 
-class _Run:
-    """The state of a training: the live network, the average, the optimizer and how far it is."""
+class DetectorLesson:
+    """Boxes of labelled images; satisfies `apps.own.trainer.Lesson`."""
+
+    metric = "map50"
 
     def __init__(
         self,
@@ -74,85 +65,35 @@ class _Run:
         dataset: Dataset,
         config: TrainConfig,
         preprocess: Preprocess,
-        checkpoint: Path | None,
         heads: Heads | None,
+        validation: Dataset | None,
     ) -> None:
-        self.config, self.heads = config, heads
+        """Takes what is learned; `heads` are None for a [region]."""
         stride = network.stride if isinstance(network, Yolo) else max(heads.strides if heads else (1,))
         self.batches = Batches(dataset, preprocess, config, stride)
-        self.steps, self.step = config.epochs * self.batches.per_epoch, 0
-        self.started_at = network.header.seen if isinstance(network, Yolo) else 0
-        facts = [asdict(config), preprocess.hash, dataset.fingerprint(), self.started_at]
-        self.identity = run_identity(facts, network)
-        self.network = network.to(config.device).train()
-        reorder(self.network, torch.channels_last)
-        self.average = copy.deepcopy(network).eval()
-        self.optimizer = torch.optim.SGD(
-            decayed_groups(network, config.weight_decay), lr=config.lr, momentum=config.momentum
-        )
-        self.history: list[dict[str, float]] = []
-        self.sums = [0.0, 0.0]  # of loss and IoU since the epoch began
-        if checkpoint and checkpoint.exists():
-            self._resume(checkpoint)
+        self.per_epoch = self.batches.per_epoch
+        self._anchors = network.anchors if isinstance(network, Yolo) else ()
+        self._heads, self._preprocess = heads, preprocess
+        self._validation, self._device = validation, config.device
 
-    @property
-    def seen(self) -> int:
-        """Images trained on, in the network's whole life."""
-        return self.started_at + self.step * self.config.batch
+    def batch(self, step: int) -> tuple[Tensor, Any]:
+        """See `Lesson`."""
+        return self.batches(step)
 
-    def advance(self) -> float:
-        """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
-        images, targets = self.batches(self.step)
-        assert targets is not None  # the batches require labels
-        outputs = self.network(images.to(self.config.device, memory_format=torch.channels_last))
-        terms = self._terms(outputs, targets)
-        rate = learning_rate(self.config, self.step, self.steps)
-        parameters = self.network.parameters()
-        loss = descend(terms.total, self.optimizer, parameters, clip=self.config.clip, rate=rate)
-        if not math.isfinite(loss):
-            return loss
-        update_average(self.average, self.network, self.step, self.config.ema)
-        self.step += 1
-        self.sums[0] += loss
-        self.sums[1] += float(terms.iou)
-        return loss
+    def loss(self, outputs: Any, labels: Any, seen: int) -> tuple[Tensor, dict[str, float]]:
+        """See `Lesson`."""
+        terms: RegionTerms | V8Terms
+        if self._heads is None:
+            terms = region_terms(outputs, labels, self._anchors, seen)
+        else:
+            terms = v8_terms([outputs] if isinstance(outputs, Tensor) else outputs, labels, self._heads)
+        return terms.total, {"iou": float(terms.iou)}
 
-    def _terms(self, outputs: Any, targets: list[Target]) -> RegionTerms | V8Terms:
-        if isinstance(self.network, Yolo):
-            return region_terms(outputs, targets, self.network.anchors, self.seen)
-        assert self.heads is not None  # `train` has refused any other
-        return v8_terms([outputs] if isinstance(outputs, Tensor) else outputs, targets, self.heads)
-
-    def close_epoch(self, epoch: int) -> dict[str, float]:
-        """Starts the next epoch's sums and gives the row of this one, which the history keeps."""
-        count = self.batches.per_epoch
-        row = {"epoch": epoch, "step": self.step, "loss": self.sums[0] / count, "iou": self.sums[1] / count}
-        self.sums = [0.0, 0.0]
-        self.history.append(row)
-        return row
-
-    def save(self, path: Path) -> None:
-        """Writes everything that a resumed run needs."""
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "sums": self.sums,
-            "history": self.history,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_checkpoint(path, state)
-
-    def _resume(self, path: Path) -> None:
-        state = load_run(path, self.identity)
-        try:
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise damaged(path, error) from error
+    def score(self, network: nn.Module) -> dict[str, float] | None:
+        """See `Lesson`."""
+        if self._validation is None:
+            return None
+        return evaluate(network, self._validation, self._preprocess, self._device)
 
 
 def _heads_to_train(network: nn.Module, dataset: Dataset, preprocess: Preprocess) -> Heads | None:
@@ -183,6 +124,7 @@ def train(
     checkpoint: Path | None = None,
     report: Callable[[str], None] | None = None,
     tick: Callable[[int, int], None] | None = None,
+    keep: Callable[[nn.Module, Sequence[dict[str, float]], bool], None] | None = None,
 ) -> TrainResult:
     """Trains a network in place.
 
@@ -192,10 +134,11 @@ def train(
         dataset: labelled images; its classes must be the network's.
         config: how; the defaults where None.
         preprocess: how an image becomes the input; stretched RGB in 0..1 where None.
-        validation: scored now and then, for the report only: nothing is chosen by it.
+        validation: scored now and then; patience, and what `keep` is told is best, go by it.
         checkpoint: a file to resume from if it is there, and to keep up to date.
         report: takes one line per epoch.
         tick: takes (steps done, steps in all) after every step.
+        keep: takes the averaged network at each epoch's end, the history, and whether it is the best so far.
 
     Raises:
         UsageError: a network with heads of another kind, a configuration that cannot work, or a loss that is
@@ -211,23 +154,11 @@ def train(
             where="train",
             hint="set classes= in the .cfg's [region] and filters= before it",
         )
-    run = _Run(network, dataset, config, preprocess, checkpoint, heads)
-    started, before = time.monotonic(), run.step
-
-    def look() -> None:
-        epoch = run.step // run.batches.per_epoch
-        row = run.close_epoch(epoch)
-        if validation and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
-            row["map50"] = evaluate(run.average, validation, preprocess, config.device)["map50"]
-        if report:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
-
-    fit(
-        run, where="train", lr=config.lr, every=run.batches.per_epoch, look=look, checkpoint=checkpoint,
-        checkpoint_every=config.checkpoint_every, tick=tick,
-    )  # fmt: skip
-    network.load_state_dict(run.average.state_dict())
+    lesson = DetectorLesson(network, dataset, config, preprocess, heads, validation)
+    started_at = network.header.seen if isinstance(network, Yolo) else 0
+    facts = [preprocess.hash, dataset.fingerprint(), started_at]
+    run = Run(network, lesson, config, facts, checkpoint, started_at)
+    network.load_state_dict(teach(run, checkpoint, Listener(report, tick, keep)))
     if isinstance(network, Yolo):
         network.header = replace(network.header, seen=run.seen)
     reorder(network.cpu().eval(), torch.contiguous_format)
@@ -258,12 +189,13 @@ def _decoder(network: nn.Module, preprocess: Preprocess) -> Any:
 def evaluate(
     network: nn.Module, dataset: Dataset, preprocess: Preprocess, device: str = "cpu"
 ) -> dict[str, float]:
-    """Scores a network on labelled images, as `apps.detector.scoring.score` does it for every runtime.
+    """Scores a network on labelled images, as a run does it for every runtime.
 
     Returns:
-        map50 (all-point AP at IoU 0.5, mean over the classes that occur) and COCO's map.
+        map50 (all-point AP at IoU 0.5, mean over the classes that occur), COCO's map, and the classes' own.
     """
-    from paredown.apps.detector.device.boxes.decode import Detections, detect
+    from paredown.apps.detector.device.boxes.decode import Detections
+    from paredown.apps.detector.scoring.located import located
     from paredown.apps.detector.scoring.score import score_detections
 
     decoder = _decoder(network, preprocess)
@@ -275,8 +207,7 @@ def evaluate(
             image = dataset[index].image
             made = network(torch.from_numpy(preprocess(image))[None].to(device))
             outputs = [made] if isinstance(made, Tensor) else made
-            one = detect([part[0].cpu().numpy() for part in outputs], decoder)
-            boxes = preprocess.geometry(*image.shape[:2]).to_image(one.boxes)
-            found.append(replace(one, boxes=boxes))
+            parts = [part[0].cpu().numpy() for part in outputs]
+            found.append(located(parts, decoder, preprocess, image.shape[:2]))
     network.train(mode)
-    return score_detections(found, dataset)
+    return score_detections(found, dataset, dataset.names)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.calibration.datasets import First
+from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
@@ -85,6 +85,7 @@ class ImageJob(Job):
         baseline: runtime -> the original network in float32.
         originals: runtime -> the original network in int8, where another is made of it.
         rejected: runtime -> a program that was slower on the device.
+        training: the data that is trained on; None where nothing is.
         scores: variant -> what scores it.
 
     Raises:
@@ -116,6 +117,7 @@ class ImageJob(Job):
         self.pruning: PruneStages | None = None
         self.squantizing: SquantizeStages | None = None
         self.trace = self.original
+        self.training: Dataset | None = None
         if prune or squantize:
             self._compress(prune, squantize)
         self.baseline = {name: self._lower_float(name) for name in self.runtimes}
@@ -144,6 +146,7 @@ class ImageJob(Job):
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
+        self.training = split.data
         if prune:
             machine = self.machine.identity()
             self.pruning = PruneStages(self.settings, self.task, split, self.original, machine)
@@ -370,8 +373,9 @@ class ImageJob(Job):
 
     def _score(self, variant: str) -> Stage:
         params = ScoreParams(
-            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id)
-        )
+            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id),
+            rule=getattr(self.task, "score_rule", None),
+        )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
@@ -445,7 +449,7 @@ class ImageJob(Job):
         if self.pruning is not None:
             reads |= {"prune": self.pruning.prune, "recover": self.pruning.recover}
         params = self.bundle_params(self.task, machine=True)
-        return Stage("bundle", 6, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
+        return Stage("bundle", 7, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
 
     def _preview(self) -> Stage:
         name = self.runtimes[-1]

@@ -9,12 +9,12 @@ import pytest
 import typer
 from tiny_project import call, python
 
+from paredown.apps.api.training.command import parser as train_parser
 from paredown.apps.chat.device.chat import parser as chat_parser
 from paredown.apps.cli.main import app
 from paredown.apps.cli.options import FromParser, actions, options_of
 from paredown.apps.detector.device.camera import parser as camera_parser
 from paredown.apps.detector.device.drone import parser as drone_parser
-from paredown.apps.detector.train.command import parser as train_parser
 from paredown.targets.errors import ParedownError
 
 PARSERS = {"camera": camera_parser, "drone": drone_parser, "chat": chat_parser, "train": train_parser}

@@ -35,8 +35,9 @@ def test_coco_round_trip(rows):
         {"image_id": 7, "category_id": c, "bbox": [(cx - w / 2) * W, (cy - h / 2) * H, w * W, h * H]}
         for c, (cx, cy, w, h) in rows
     ]
-    images, found, labelled = parse_coco(json.dumps(coco(annotations=annotations)), Classes(NAMES), "a.json")
-    assert labelled and images == {7: ("a.png", (W, H))}
+    document = json.dumps(coco(annotations=annotations))
+    images, found, ignored, labelled = parse_coco(document, Classes(NAMES), "a.json")
+    assert labelled and not ignored and images == {7: ("a.png", (W, H))}
     got = found.get(7, [])
     assert [index for index, _ in got] == [{18: 1, 3: 0}[c] for c, _ in rows]
     np.testing.assert_allclose([box for _, box in got], [box for _, box in rows], rtol=1e-6, atol=1e-9)
@@ -64,7 +65,7 @@ def test_coco_with_one_wrong_value_is_boxes_or_an_input_error(key, field, value)
     else:
         document[key] = value
     try:
-        _, boxes, _ = parse_coco(json.dumps(document), Classes(NAMES), "a.json")
+        _, boxes, *_ = parse_coco(json.dumps(document), Classes(NAMES), "a.json")
     except InputError as error:
         assert "a.json" in str(error)
     else:
@@ -135,15 +136,27 @@ def test_coco_images_beside_below_or_elsewhere(tmp_path):
         open_dataset("coco", path, names=NAMES, images=tmp_path / "nowhere")
 
 
-def test_coco_leaves_out_crowds_and_boxes_without_width_or_height(tmp_path):
+def test_coco_sets_crowds_apart_and_leaves_out_boxes_without_width_or_height(tmp_path):
     put_image(tmp_path / "a.png")
     annotations = [
         {"image_id": 7, "category_id": 18, "bbox": [1, 1, 5, 5], "iscrowd": 1},
+        {"image_id": 7, "category_id": 18, "bbox": [1, 1, 5, 5], "iscrowd": "0", "ignore": True},
         {"image_id": 7, "category_id": 18, "bbox": [1, 1, 0, 5]},
         {"image_id": 7, "category_id": 3, "bbox": [1, 1, 5, 5]},
     ]
     path = put(tmp_path / "a.json", json.dumps(coco(annotations=annotations)))
-    assert open_dataset("coco", path, names=NAMES)[0].classes.tolist() == [0]
+    data = open_dataset("coco", path, names=NAMES)
+    assert data[0].classes.tolist() == [0]
+    ignored = data[0].ignored
+    assert ignored.classes.tolist() == [1, 1] and ignored.crowd.all() and ignored.boxes.shape == (2, 4)
+    whole = data.fingerprint()
+    annotations[0]["iscrowd"] = "perhaps"
+    put(path, json.dumps(coco(annotations=annotations)))
+    with pytest.raises(InputError, match=r"a\.json: annotations\[0\]: iscrowd is 'perhaps', neither 0 nor 1"):
+        open_dataset("coco", path, names=NAMES)
+    annotations[0]["iscrowd"] = False
+    put(path, json.dumps(coco(annotations=annotations)))
+    assert open_dataset("coco", path, names=NAMES).fingerprint() != whole
 
 
 def test_coco_test_set_is_unlabelled(tmp_path):

@@ -45,8 +45,8 @@ def corners(draw: st.DrawFn) -> tuple[str, int, int, int, int]:
 @settings(deadline=None)
 @given(st.lists(corners(), max_size=5))
 def test_voc_round_trip(objects):
-    rows, size = parse_voc(voc_xml(*objects).encode(), Classes(NAMES), "a.xml")
-    assert size == (W, H) and len(rows) == len(objects)
+    rows, ignored, size = parse_voc(voc_xml(*objects).encode(), Classes(NAMES), "a.xml")
+    assert size == (W, H) and not ignored and len(rows) == len(objects)
     for (index, (cx, cy, w, h)), (name, left, top, right, bottom) in zip(rows, objects, strict=True):
         assert NAMES[index] == name
         assert ((cx - w / 2) * W + 1, (cx + w / 2) * W) == pytest.approx((left, right))
@@ -58,7 +58,7 @@ def test_voc_round_trip(objects):
 def test_damaged_voc_is_boxes_or_an_input_error(noise, at, cut):
     data = voc_xml(("dog", 1, 1, 10, 10), ("car", 2, 2, 8, 8)).encode()
     try:
-        rows, _ = parse_voc(data[:at] + noise + data[at + cut :], Classes(NAMES), "a.xml")
+        rows, *_ = parse_voc(data[:at] + noise + data[at + cut :], Classes(NAMES), "a.xml")
     except InputError as error:
         assert "a.xml" in str(error)
     else:
@@ -66,20 +66,27 @@ def test_damaged_voc_is_boxes_or_an_input_error(noise, at, cut):
 
 
 def test_a_box_over_all_of_the_image_is_all_of_it():
-    ((index, box),), _ = parse_voc(voc_xml(("dog", 1, 1, W, H)).encode(), Classes(NAMES), "a.xml")
+    ((index, box),), *_ = parse_voc(voc_xml(("dog", 1, 1, W, H)).encode(), Classes(NAMES), "a.xml")
     assert index == 1 and box == (0.5, 0.5, 1.0, 1.0)
 
 
-def test_voc_leaves_out_difficult_objects_and_does_not_read_parts():
+def test_voc_sets_difficult_objects_apart_and_does_not_read_parts():
     part = "<part><name>head</name><bndbox><xmin>-9</xmin></bndbox></part>"
-    for extra, count in (
-        ("<difficult>1</difficult>", 0),
-        ("<difficult>0</difficult>", 1),
-        (part, 1),
-        ("", 1),
+    words = {w: 0 for w in ("1", "true", "Yes", " 1\n")} | {w: 1 for w in ("0", "False", "no", "", " ")}
+    extras = {f"<difficult>{word}</difficult>": count for word, count in words.items()}
+    for extra, count in {**extras, part: 1, "": 1}.items():
+        rows, ignored, _ = parse_voc(
+            voc_xml(("dog", 1, 1, 9, 9), extra=extra).encode(), Classes(NAMES), "a.xml"
+        )
+        assert (len(rows), len(ignored)) == (count, 1 - count), extra
+
+
+def test_a_difficult_that_is_neither_yes_nor_no_is_an_error():
+    xml = voc_xml(("dog", 1, 1, 9, 9), extra="<difficult>maybe</difficult>").encode()
+    with pytest.raises(
+        InputError, match=r"a\.xml: object 1 \('dog'\): <difficult> is 'maybe', neither 0 nor 1"
     ):
-        rows, _ = parse_voc(voc_xml(("dog", 1, 1, 9, 9), extra=extra).encode(), Classes(NAMES), "a.xml")
-        assert len(rows) == count
+        parse_voc(xml, Classes(NAMES), "a.xml")
 
 
 @pytest.mark.parametrize(
@@ -179,5 +186,5 @@ def test_labels_made_for_another_size_are_noticed(tmp_path):
 
 def test_voc_drops_what_label_names_has_and_the_network_has_not():
     xml = voc_xml(("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)).encode()
-    rows, _ = parse_voc(xml, Classes(NAMES, ("cat", "dog")), "a.xml")
+    rows, *_ = parse_voc(xml, Classes(NAMES, ("cat", "dog")), "a.xml")
     assert [index for index, _ in rows] == [1]

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from paredown.calibration.census import Census
+from paredown.calibration.datasets import census_of
 from paredown.pipeline.device.rollback import fastest, slower_than_float
 from paredown.pipeline.report.figures import NOISE, ORIGINAL, Figure
 from paredown.pipeline.report.islands import island_note, island_report
@@ -34,6 +36,8 @@ class Summary:
     def stage_figures(self) -> list[Figure]:
         """Every figure that is the same on each run: scores, parity, sizes."""
         stages, figures = self.job, []
+        for split, census in self._counts().items():
+            figures += [self._figure("data", split, *row, "1") for row in census.rows()]
         for metric, value in read_json(stages.path(stages.original) / "size.json").items():
             figures.append(self._figure("trace", "fp32", metric, value, "1"))
         if stages.pruning is not None:
@@ -58,6 +62,12 @@ class Summary:
                 undelegated = len(facts["undelegated"])
                 figures.append(self._figure("lower", variant, "undelegated_ops", undelegated, "1"))
         return figures
+
+    def _counts(self) -> dict[str, Census]:
+        """Split -> what is in its data; nothing of the data that an app brings along."""
+        splits = {"train": self.job.training, "calibration": self.job.calibration, "test": self.job.test}
+        counts = {split: census_of(data) for split, data in splits.items() if data is not None}
+        return {split: census for split, census in counts.items() if census is not None}
 
     def _parity_figures(self, name: str) -> list[Figure]:
         """How far a runtime is from the integer graph, whole and by kind of operation."""
@@ -112,7 +122,8 @@ class Summary:
 
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
-        notes = traced_notes(self.job.path(self.job.original))
+        notes = [f"data.{split}: {census.line()}" for split, census in self._counts().items()]
+        notes += traced_notes(self.job.path(self.job.original))
         notes += prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
         notes += self.job.quantizing.notes()

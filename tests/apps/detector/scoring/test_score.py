@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import io
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -25,6 +28,7 @@ from paredown.apps.detector.scoring.score import (
 from paredown.apps.detector.weights import load_checkpoint
 from paredown.calibration.datasets import open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.readers.records import Ignored
 from paredown.targets.errors import InputError
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
@@ -36,13 +40,23 @@ class Truth:
     boxes: np.ndarray
     classes: np.ndarray
     labelled: bool = True
+    ignored: Ignored = field(default_factory=Ignored)
 
 
-def truth(*rows: tuple[int, float, float, float, float], labelled: bool = True) -> Truth:
-    """Rows of class, x1, y1, x2, y2."""
+Row = tuple[int, float, float, float, float]
+
+
+def arrays(rows) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of class, x1, y1, x2, y2 as boxes cx, cy, w, h and classes."""
     table = np.array([r[1:] for r in rows], np.float64).reshape(-1, 4)
     boxes = np.concatenate([(table[:, :2] + table[:, 2:]) / 2, table[:, 2:] - table[:, :2]], axis=1)
-    return Truth(boxes.astype(np.float32), np.array([r[0] for r in rows], np.int64), labelled)
+    return boxes.astype(np.float32), np.array([r[0] for r in rows], np.int64)
+
+
+def truth(*rows: Row, labelled: bool = True, difficult=(), crowd=()) -> Truth:
+    """Rows of class, x1, y1, x2, y2; of ignored objects likewise."""
+    marks = np.array([False] * len(difficult) + [True] * len(crowd), bool)
+    return Truth(*arrays(rows), labelled, Ignored(*arrays([*difficult, *crowd]), marks))
 
 
 def found(*rows: tuple[int, float, float, float, float, float]) -> Detections:
@@ -134,8 +148,17 @@ def devkit(seen, labels, category: int) -> float | None:
         corners = [
             (x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in label.boxes.astype(np.float64)
         ]
-        gt.append([[box, False] for box, c in zip(corners, label.classes, strict=True) if c == category])
-    count = sum(len(boxes) for boxes in gt)
+        hard = [
+            (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            for x, y, w, h in label.ignored.boxes.astype(np.float64)
+        ]
+        gt.append(
+            [[box, False, False] for box, c in zip(corners, label.classes, strict=True) if c == category]
+        )
+        gt[-1] += [
+            [b, False, True] for b, c in zip(hard, label.ignored.classes, strict=True) if c == category
+        ]
+    count = sum(not object_[2] for objects in gt for object_ in objects)
     if not count:
         return None
     rows = [
@@ -145,13 +168,16 @@ def devkit(seen, labels, category: int) -> float | None:
         if c == category
     ]
     rows.sort(key=lambda row: -row[0])
-    tp, precision, recall = 0, [], []
-    for n, (_, image, box) in enumerate(rows, start=1):
+    tp, n, precision, recall = 0, 0, [], []
+    for _, image, box in rows:
         best, claimed = -1.0, None
         for candidate in gt[image]:
             o = overlap(box, candidate[0])
             if o > best:
                 best, claimed = o, candidate
+        if best >= 0.5 and claimed[2]:
+            continue  # "if ~gt(i).diff(jmax)": else it is neither a tp nor a fp
+        n += 1
         if best >= 0.5 and not claimed[1]:
             claimed[1] = True
             tp += 1
@@ -173,9 +199,10 @@ seen_in = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(labelled, seen_in), min_size=1, max_size=4))
+@given(st.lists(st.tuples(labelled, labelled, seen_in), min_size=1, max_size=4))
 def test_equal_to_the_voc_devkit(images):
-    labels, seen = [truth(*gt) for gt, _ in images], [found(*dt) for _, dt in images]
+    labels = [truth(*gt, difficult=hard) for gt, hard, _ in images]
+    seen = [found(*dt) for *_, dt in images]
     expected = {c: ap for c in range(3) if (ap := devkit(seen, labels, c)) is not None}
     if not expected:
         return
@@ -190,6 +217,89 @@ def test_coco_map_counts_ten_thresholds():
     seen = [found((0, 0.9, 0.0, 0.0, 0.5, 0.401), (1, 0.8, *RIGHT))]
     assert coco_map(seen, labels) == pytest.approx((0.7 + 1.0) / 2)
     assert map50(seen, labels) == 1.0
+
+
+def test_what_finds_a_difficult_object_is_neither_right_nor_wrong():
+    """Twice found, it is still neither; an image of nothing else has no say at all."""
+    labels = [truth((0, *LEFT), difficult=[(0, *RIGHT), (1, *LEFT)])]
+    seen = [found((0, 0.9, *RIGHT), (0, 0.8, *RIGHT), (0, 0.7, *LEFT), (1, 0.9, *LEFT))]
+    assert class_average_precisions(seen, labels) == {0: 1.0}
+    assert coco_map(seen, labels) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="no labelled boxes"):
+        map50(seen, [truth(difficult=[(0, *RIGHT)])])
+
+
+def test_what_lies_in_a_crowd_region_is_neither_right_nor_wrong():
+    """By the share of its own area; what finds a box there is right all the same."""
+    inside, half, outside = (0.1, 0.1, 0.15, 0.2), (0.35, 0.1, 0.45, 0.2), (0.38, 0.1, 0.5, 0.2)
+    labels = [truth((0, *inside), crowd=[(0, *LEFT)])]
+    for box_, expected in ((inside, 1.0), (half, 1.0), (outside, 0.5)):
+        seen = [found((0, 0.9, *box_), (0, 0.8, *inside))]
+        assert map50(seen, labels) == pytest.approx(expected)
+
+
+@st.composite
+def coco_scenes(draw):
+    """A COCO document with crowds, empty images, categories that are never used, and detections."""
+    annotations, results = [], []
+    count = draw(st.integers(1, 4))
+    for image in range(1, count + 1):
+        for category, crowd, (x1, y1, x2, y2) in draw(
+            st.lists(st.tuples(st.sampled_from([7, 9]), st.booleans(), box), max_size=5)
+        ):
+            sides = [64 * (x2 - x1), 64 * (y2 - y1)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image, "category_id": category,
+                "iscrowd": int(crowd), "bbox": [64 * x1, 64 * y1, *sides], "area": sides[0] * sides[1],
+            })  # fmt: skip
+        for category, (x1, y1, x2, y2) in draw(st.lists(st.tuples(st.sampled_from([7, 9]), box), max_size=6)):
+            results.append({
+                "image_id": image, "category_id": category, "score": 1 - len(results) / 100,
+                "bbox": [64 * x1, 64 * y1, 64 * (x2 - x1), 64 * (y2 - y1)],
+            })  # fmt: skip
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(1, count + 1)]
+    categories = [{"id": i, "name": n} for i, n in ((7, "red"), (8, "unused"), (9, "white"))]
+    return {"images": images, "categories": categories, "annotations": annotations}, results
+
+
+@settings(max_examples=60, deadline=None)
+@given(scene=coco_scenes())
+def test_coco_files_with_crowds_score_as_pycocotools_says(tmp_path_factory, scene):
+    """The whole way: our reader and score, against pycocotools on the very file."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    document, results = scene
+    if all(entry["iscrowd"] for entry in document["annotations"]):
+        return  # nothing to score by; pycocotools says -1
+    folder = tmp_path_factory.mktemp("coco")
+    for entry in document["images"]:
+        cv2.imwrite(str(folder / entry["file_name"]), np.zeros((64, 64, 3), np.uint8))
+    (folder / "a.json").write_text(json.dumps(document))
+    names = ("red", "unused", "white")
+    data = open_dataset("coco", folder / "a.json", names=names)
+    seen = []
+    for entry in document["images"]:
+        rows = []
+        for result in results:
+            if result["image_id"] == entry["id"]:
+                x, y, w, h = np.divide(result["bbox"], 64)
+                rows.append((result["category_id"] - 7, result["score"], x, y, x + w, y + h))
+        seen.append(found(*sorted(rows, key=lambda row: -row[1])))
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(folder / "a.json"))
+        evaluation = COCOeval(reference, reference.loadRes(results) if results else COCO(), "bbox")
+        if results:
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+    expected = evaluation.stats[0] if results else 0.0
+    scores = score_detections(seen, [data[i] for i in range(len(data))], names)
+    assert scores["map"] == pytest.approx(expected, abs=1e-9)
+    occurring = {names[e["category_id"] - 7] for e in document["annotations"] if not e["iscrowd"]}
+    assert {name for name in scores if name.startswith("class_score_")} == {
+        f"class_score_{n}" for n in occurring
+    }
 
 
 TABLE = {  # shared/data/README.md: coco/val, coco/train, both together

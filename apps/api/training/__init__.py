@@ -1,0 +1,1 @@
+"""`paredown train`: from labelled images to weights, and the recipe that a run takes."""

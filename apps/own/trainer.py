@@ -1,0 +1,196 @@
+"""Training from labels, of any task: what a detector's and a classifier's have in common.
+
+A run is a pure function of its settings, the data and the initial weights: what a step does depends on its
+number only, so a resumed run ends where an uninterrupted one would have (on the same machine with the same
+number of threads).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from paredown.pipeline.compress.training.loop import (
+    decayed_groups,
+    descend,
+    fit,
+    learning_rate,
+    reorder,
+    run_identity,
+    update_average,
+)
+from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
+
+Row = dict[str, float]
+
+
+class Lesson(Protocol):
+    """What is learned.
+
+    Attributes:
+        per_epoch: steps after which every image has come once.
+        metric: of `score`, higher is better.
+    """
+
+    per_epoch: int
+    metric: str
+
+    def batch(self, step: int) -> tuple[Tensor, Any]:
+        """The images of a step, (N, C, H, W) float32, and their labels."""
+
+    def loss(self, outputs: Any, labels: Any, seen: int) -> tuple[Tensor, Row]:
+        """The loss of a batch, and what else is worth telling; `seen` images were trained on before."""
+
+    def score(self, network: nn.Module) -> Row | None:
+        """The scores of a network on images that are not trained on; None without any."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a training.
+
+    Attributes:
+        report: takes one line per epoch.
+        tick: takes (steps done, steps in all) after every step.
+        keep: takes the averaged network at each look, the history, and whether no score before was better.
+    """
+
+    report: Callable[[str], None] | None = None
+    tick: Callable[[int, int], None] | None = None
+    keep: Callable[[nn.Module, Sequence[Row], bool], None] | None = None
+
+
+class Run:
+    """The state of a training: the live network, the average, the optimizer and how far it is.
+
+    Args:
+        network: from its present weights.
+        lesson: what it learns.
+        config: a detector's `TrainConfig`, or another with its fields.
+        facts: what identifies data and preprocessing, JSON-able.
+        checkpoint: a file to resume from if it is there.
+        started_at: images that it has seen before.
+    """
+
+    def __init__(
+        self, network: nn.Module, lesson: Lesson, config: Any, facts: Sequence[Any],
+        checkpoint: Path | None, started_at: int = 0,
+    ) -> None:  # fmt: skip
+        self.config, self.lesson, self.started_at = config, lesson, started_at
+        self.steps, self.step = config.epochs * lesson.per_epoch, 0
+        self.identity = run_identity([asdict(config), *facts], network)
+        self.network = network.to(config.device).train()
+        reorder(self.network, torch.channels_last)
+        self.average = copy.deepcopy(network).eval()
+        self.optimizer = torch.optim.SGD(
+            decayed_groups(network, config.weight_decay), lr=config.lr, momentum=config.momentum
+        )
+        self.history: list[Row] = []
+        self.sums: Row = {}  # of the loss and the rest since the epoch began
+        self.best, self.stale = -math.inf, 0  # the best score, and looks since then
+        if checkpoint and checkpoint.exists():
+            self._resume(checkpoint)
+
+    @property
+    def seen(self) -> int:
+        """Images trained on, in the network's whole life."""
+        return self.started_at + self.step * self.config.batch
+
+    def advance(self) -> float:
+        """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
+        images, labels = self.lesson.batch(self.step)
+        outputs = self.network(images.to(self.config.device, memory_format=torch.channels_last))
+        total, told = self.lesson.loss(outputs, labels, self.seen)
+        rate = learning_rate(self.config, self.step, self.steps)
+        parameters = self.network.parameters()
+        loss = descend(
+            total, self.optimizer, parameters, clip=self.config.clip, rate=rate, device=self.config.device
+        )
+        if not math.isfinite(loss):
+            return loss
+        update_average(self.average, self.network, self.step, self.config.ema)
+        self.step += 1
+        for name, value in {"loss": loss, **told}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return loss
+
+    def close_epoch(self, epoch: int) -> Row:
+        """Starts the next epoch's sums and gives the row of this one, which the history keeps."""
+        count = self.lesson.per_epoch
+        row: Row = {"epoch": epoch, "step": self.step}
+        row |= {name: value / count for name, value in self.sums.items()}
+        self.sums = {}
+        self.history.append(row)
+        return row
+
+    def judge(self, score: float) -> bool:
+        """Whether a score is the best so far."""
+        better = score > self.best
+        self.best, self.stale = max(self.best, score), 0 if better else self.stale + 1
+        return better
+
+    def save(self, path: Path) -> None:
+        """Writes everything that a resumed run needs."""
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "sums": self.sums,
+            "history": self.history,
+            "best": [self.best, self.stale],
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(path, state)
+
+    def _resume(self, path: Path) -> None:
+        state = load_run(path, self.identity)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
+            self.best, self.stale = state["best"]
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise damaged(path, error) from error
+
+
+def teach(run: Run, checkpoint: Path | None, listener: Listener) -> Mapping[str, Tensor]:
+    """Runs a training to its end, or until its patience is out; gives the averaged weights.
+
+    Raises:
+        UsageError: a loss that is no longer a number; the last good checkpoint stays.
+    """
+    config, lesson = run.config, run.lesson
+    started, before = time.monotonic(), run.step
+
+    def look() -> None:
+        epoch = run.step // lesson.per_epoch
+        row, better = run.close_epoch(epoch), False
+        if epoch % config.evaluate_every == 0 or epoch == config.epochs:
+            scores = lesson.score(run.average)
+            if scores:
+                row[lesson.metric] = scores[lesson.metric]
+                better = run.judge(scores[lesson.metric])
+        if listener.keep:
+            listener.keep(run.average, run.history, better)
+        if listener.report:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            listener.report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
+
+    def stopped() -> bool:
+        return bool(config.patience) and run.stale >= config.patience
+
+    fit(
+        run, where="train", lr=config.lr, every=lesson.per_epoch, look=look, checkpoint=checkpoint,
+        checkpoint_every=config.checkpoint_every, tick=listener.tick, stopped=stopped,
+    )  # fmt: skip
+    return run.average.state_dict()

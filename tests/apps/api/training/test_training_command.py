@@ -1,0 +1,131 @@
+"""The newcomer's way: own photos in, weights at any moment and a recipe that runs out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from blood_cells import NAMES, blood_cells
+from safetensors import safe_open
+from tiny_project import call
+
+from paredown.apps.api.training.networks import box_sizes, choose_size, shaped_cfg, start_from
+from paredown.apps.api.training.outcome import Files
+from paredown.apps.detector.network import Yolo
+from paredown.calibration.datasets import open_dataset
+from paredown.pipeline.recipe.file import load_recipe
+from paredown.targets.errors import InputError
+
+QUICK = ("--epochs", "2", "--batch", "4", "--warmup", "1", "--threads", "1", "--size", "96")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory) -> Path:
+    """A tiny VOC set of three classes."""
+    return blood_cells(tmp_path_factory.mktemp("cells"), {"train": 8, "val": 3})
+
+
+def test_anchors_and_input_size_suit_the_boxes(cells):
+    data = open_dataset("voc", cells / "ImageSets/Main/train.txt", names=NAMES)
+    size, said = choose_size(data)
+    assert size % 32 == 0 and 160 <= size <= 256 and f"input {size}x{size}" in said
+    cfg, told = shaped_cfg("yolov2-nano", data, size, "stretch")
+    assert cfg.classes == 3 and (cfg.net.width, cfg.net.height) == (size, size)
+    smallest = np.array(cfg.region.anchors).prod(1).min() * 16**2
+    assert smallest == pytest.approx((box_sizes(data) * size).prod(1).min(), rel=2.0)
+    assert float(told.split("mean IoU ")[1].split()[0]) > 0.7
+    network = Yolo.from_cfg(cfg)
+    assert network.head.cls.out_channels == 3 * len(cfg.region.anchors)
+
+
+def test_layers_that_fit_are_taken_and_the_rest_named(cells, tmp_path):
+    from paredown.apps.detector import digits
+
+    data = open_dataset("voc", cells / "ImageSets/Main/train.txt", names=NAMES)
+    network = Yolo.from_cfg(shaped_cfg("yolov2-nano", data, 96, "stretch")[0])
+    shipped = Path(digits.__file__).with_name("digits.safetensors")
+    assert start_from(network, shipped) == "digits.safetensors: 23 of 24 weight tensors taken; new: head.cls"
+    with safe_open(shipped, "pt") as file:
+        name = next(name for name in file.keys() if name.endswith("conv.weight"))
+        assert network.state_dict()[name].equal(file.get_tensor(name))
+    other = tmp_path / "other.safetensors"
+    from safetensors.torch import save_file
+
+    save_file({"far.weight": network.state_dict()[name].clone()}, other)
+    with pytest.raises(InputError, match="no layer of these weights fits the network"):
+        start_from(network, other)
+
+
+def test_a_set_of_three_classes_is_trained_and_its_recipe_reads(cells, tmp_path):
+    files = Files(tmp_path / "net.safetensors")
+    done = call("train", cells, "--out", files.out, *QUICK)
+    assert done.code == 0 and done.out == ""
+    for words in ("3 classes: Platelets, RBC, WBC", "anchors by k-means", "map50", "next: paredown run"):
+        assert words in done.err
+    recipe = load_recipe(str(files.recipe), (), ())
+    assert recipe.app == "apps.detector" and Path(recipe.weights) == files.out
+    assert files.names.read_text().split() == list(NAMES) and not files.checkpoint.exists()
+    assert cv2.imread(str(files.plot)).shape[2] == 3
+    with safe_open(files.out, "pt") as file:
+        facts = file.metadata()
+    assert json.loads(facts["names"]) == list(NAMES) and json.loads(facts["preprocess"])["width"] == 96
+    from paredown.apps.detector.task import DetectorTask
+
+    task = DetectorTask(recipe)
+    assert task.network().classes == 3 and len(task.data("test")) == 3
+
+
+def test_a_killed_training_leaves_weights_and_goes_on(cells, tmp_path):
+    """Killed as hard as can be, after its first epoch; it ends where an unbroken one does."""
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    assert call("train", cells, "--out", whole, *QUICK).code == 0
+    words = [sys.executable, "-m", "paredown.apps.cli", "train", cells, "--out", broken, *QUICK]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 1"):
+            process.kill()
+    process.wait()
+    if not Files(broken).checkpoint.exists():  # it was over before the signal came
+        assert broken.read_bytes() == whole.read_bytes()
+        return
+    assert broken.exists()
+    done = call("train", cells, "--out", broken, *QUICK)
+    assert done.code == 0 and not Files(broken).checkpoint.exists()
+    assert Files(broken).last.read_bytes() == Files(whole).last.read_bytes()
+
+
+def test_a_classifier_is_trained_on_folders(tmp_path):
+    random = np.random.default_rng(0)
+    for channel, kind in enumerate(("blue", "green", "red")):
+        for number in range(8):
+            image = random.integers(0, 80, (36, 40, 3)).astype(np.uint8)
+            image[..., channel] += 120
+            file = tmp_path / "set" / kind / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), image)
+    files = Files(tmp_path / "net.safetensors")
+    options = ("--epochs", "4", "--batch", "6", "--threads", "1", "--warmup", "1", "--patience", "0")
+    done = call("train", tmp_path / "set", "--out", files.out, *options)
+    assert done.code == 0, done.err
+    assert "3 classes: blue, green, red" in done.err and "top1" in done.err
+    from paredown.apps.classifier.task import ClassifierTask
+
+    task = ClassifierTask(load_recipe(str(files.recipe), (), ()))
+    data = task.data("test")
+    network = task.network()
+
+    def predict(x):
+        import torch
+
+        with torch.no_grad():
+            return (network(torch.from_numpy(x)).numpy(),)
+
+    told = [line.split(", top1 ")[1] for line in done.err.splitlines() if ", top1 " in line]
+    best = max(float(line.split(",")[0]) for line in told)
+    assert task.score(predict, data)["top1"] == pytest.approx(best, abs=1e-4)
