@@ -18,10 +18,11 @@ from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Metric, Task, load_task
-from paredown.pipeline.report.budget import check_budget
+from paredown.pipeline.recipe.task import Metric, Scores, Task, load_task
+from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
-from paredown.pipeline.report.figures import SCORES, Figure, Tag, parse_figures
+from paredown.pipeline.report.figures import CLASS, SCORES, Figure, Tag, parse_figures
+from paredown.pipeline.report.verdict import decide
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
@@ -124,6 +125,8 @@ class Validator:
             self._vectors(model, program)
         if score:
             self._score(programs, limit)
+        else:
+            self.checks.append(Check("score", None, "not scored, as was asked"))
         budget = manifest.recipe.budget.over(manifest.card.budget)
         timed = {str(name): program for name, program in programs.items()}
         if runs is not None:
@@ -134,8 +137,10 @@ class Validator:
             original = []
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
-        violations = check_budget(budget, [*original, *figures], judged)
-        return Validation(tuple(self.checks), tuple(figures), violations, self.scored)
+        limits = budget_limits(budget, [*original, *figures], judged)
+        verdict = decide(limits, self.checks, [*original, *figures], judged)
+        checks = tuple(self.checks)
+        return Validation(checks, tuple(figures), violations(limits), self.scored, limits, verdict)
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
@@ -232,6 +237,9 @@ class Validator:
             self.checks.append(self._compared(name, task.metric, scores, data, count))
             for metric, value in scores.items():
                 self._figure("score", name, metric, value, "1")
+            if isinstance(scores, Scores):
+                for each in scores.details().get("classes", ()):
+                    self._figure("classes", name, CLASS + each["name"], each["score"], "1")
 
     def _compared(
         self, name: str, metric: str, scores: Mapping[str, float], data: Dataset, count: int
@@ -242,7 +250,8 @@ class Validator:
             return Check(check, False, f"{said}; the test data have changed since this bundle was made")
         values = {each: _recorded(self.recorded, name, each) for each in scores}
         if count != known.images or None in values.values() or not self.executor.exact:
-            return Check(check, True, f"{said}; nothing to compare with")
+            part = count != len(data) and f"{count} of {len(data)} test images: no proof"
+            return Check(check, None if part else True, f"{said}; {part or 'nothing to compare with'}")
         apart = [m for m, v in values.items() if v is None or abs(scores[m] - v) > SCORE_TOLERANCE]
         told = [f"recorded {values[metric]:.4f}"]
         told += [f"{m} {scores[m]:.4f}, recorded {values[m]:.4f}" for m in apart if m != metric]
@@ -253,7 +262,7 @@ class Validator:
         manifest, executor = self.bundle.manifest, self.executor
         if not stands_for(executor, manifest.card):
             detail = f"not measured: this machine is no {manifest.target}; {manifest.card.reach.text}"
-            self.checks.append(Check("latency", True, detail))
+            self.checks.append(Check("latency", None, detail))
             return
         self.tell(Event("latency", "running"))
         x = test_inputs(manifest.models[0].input.shape, 1)
@@ -262,7 +271,7 @@ class Validator:
                 self._figure("bench", variant, *stage_figure)
         if executor.emulated:
             detail = f"not measured: {executor.machine.name} is emulated, its milliseconds mean nothing"
-            self.checks.append(Check("latency", True, detail))
+            self.checks.append(Check("latency", None, detail))
 
 
 def _metric(manifest: Manifest, scored: Collection[str]) -> Metric:

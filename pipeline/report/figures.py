@@ -39,6 +39,8 @@ HEADS = {
     "prefill_rate": "prefill\ntok/s", "decode_rate": "decode\ntok/s", "first_token": "first\nms",
 }  # fmt: skip
 SIZES = {"KiB": 1024, "MiB": 1024**2}
+CLASS = "class_score_"
+"""What begins the metrics of single classes; the class's name follows."""
 MARKS = {"measured": "", "simulated": "s", "predicted": "p", "smoke": "!"}
 
 
@@ -137,20 +139,14 @@ def _figure(fields: Any, path: object, number: int) -> Figure:
 def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     """One row per variant, one column per metric, at most 80 columns wide.
 
-    A number that was not measured carries a mark (s simulated, p predicted, ! smoke); the caption explains
-    the marks and names the machines. Of figures for the same cell the last one shows.
+    A number that was not measured carries a mark (s simulated, p predicted, ! smoke), see `caption`. Of
+    figures for the same cell the last one shows.
     """
-    present = {figure.metric for figure in figures}
-    thinner = len({figure.value for figure in figures if figure.metric == "macs"}) > 1
-    costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
-    scores = (*SCORES, *own_scores(figures))
-    metrics = [metric for metric in (*scores, *costs) if metric in present]
+    metrics = shown_metrics(figures)
     cells = {(figure.variant, figure.metric): figure for figure in figures}
     sizes = [figure.value for figure in figures if figure.unit == "B"]
     size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left"
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
     for metric in metrics:
         table.add_column(HEADS.get(metric, metric).format(size), justify="right", no_wrap=True)
@@ -159,9 +155,16 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
         table.add_row(
             variant, *(Text(_cell(figure, size)) if figure else Text("-", style="dim") for figure in row)
         )
-    shown = [figure for (_, metric), figure in cells.items() if metric in metrics]
-    table.caption = Text("\n".join(_caption(shown)))
     return table
+
+
+def shown_metrics(figures: Sequence[Figure]) -> list[str]:
+    """The metrics that have a column, in order."""
+    present = {figure.metric for figure in figures}
+    thinner = len({figure.value for figure in figures if figure.metric == "macs"}) > 1
+    costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
+    scores = (*SCORES, *own_scores(figures))
+    return [metric for metric in (*scores, *costs) if metric in present]
 
 
 def own_scores(figures: Sequence[Figure]) -> tuple[str, ...]:
@@ -184,8 +187,10 @@ def _cell(figure: Figure, size: str) -> str:
     return number + MARKS[figure.tag]
 
 
-def _caption(figures: Sequence[Figure]) -> list[str]:
-    """What the marks in these cells mean, then each machine once."""
+def caption(figures: Sequence[Figure]) -> list[str]:
+    """What the marks in the cells of a table mean, then each machine once."""
+    metrics = set(shown_metrics(figures))
+    figures = [figure for figure in figures if figure.metric in metrics]
     tags = {figure.tag for figure in figures}
     words = {
         "measured": "no mark: measured",

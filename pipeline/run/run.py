@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from paredown.pipeline.recipe.file import resolved_toml
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.report.budget import Violation, check_budget
+from paredown.pipeline.report.budget import Limit, Violation, budget_limits, violations
 from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
+from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only, kind_of
 from paredown.pipeline.store.event import Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
@@ -44,6 +45,8 @@ class Result:
         violations: of the budget.
         notes: one sentence each.
         checks: of the validation on a device.
+        limits: of the budget, also those that are kept.
+        verdict: whether the bundle may ship.
     """
 
     folder: Path
@@ -51,6 +54,8 @@ class Result:
     violations: tuple[Violation, ...]
     notes: tuple[str, ...]
     checks: tuple[Check, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def bundle(self) -> Path:
@@ -59,8 +64,8 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is over the budget, and every check on the device passed."""
-        return not self.violations and all(check.passed for check in self.checks)
+        """Whether nothing is over the budget, and no check on the device failed."""
+        return not self.violations and not any(check.passed is False for check in self.checks)
 
 
 class Run:
@@ -135,16 +140,26 @@ class Run:
             figures, notes, checks = (*figures, *proof.figures), (*notes, *proof.notes), proof.checks
             # a part's score says nothing of what was lost on the whole
             judged = (*judged, *(f for f in proof.figures if proof.whole or f.stage != "score"))
-        violations = check_budget(job.recipe.budget.over(self.target.budget), judged, job.metric)
+        limits = budget_limits(job.recipe.budget.over(self.target.budget), judged, job.metric)
+        missing = self._unproven() if proof is None else proof.missing
+        verdict = decide(limits, checks, judged, job.metric, missing)
         files = job.files()
         for name, (stage, file) in files.items():
             write_atomic(self.folder / name, (job.path(stage) / file).read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(job.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
-        lines = [violation.line() for violation in violations]
-        text = markdown(self.name, self.target, figures, lines, notes, job.sections(), PREVIEW in files)
+        text = markdown(
+            self.name, self.target, figures, limits, verdict, notes, job.sections(), PREVIEW in files
+        )
         write_atomic(self.folder / REPORT, text.encode())
-        return Result(self.folder, figures, violations, notes, checks)
+        return Result(self.folder, figures, violations(limits), notes, checks, limits, verdict)
+
+    def _unproven(self) -> list[str]:
+        """What a run without a device leaves open."""
+        if self.target.reach.kind == "local":
+            return []
+        hint = "" if self.target.reach.kind == "none" else ", with --device ADDRESS"
+        return [f"a validation on {self.target.name}{hint}"]
 
     def sense(self) -> tuple[Sensitivity, tuple[Group, ...], Graph]:
         """Runs the sensitivity test alone, and writes its table's JSON and its plot.

@@ -352,7 +352,7 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
         name = f"score-{variant}{self._instead(variant)}"
-        return Stage(name, 3, params, inputs, build, self._read(variant))
+        return Stage(name, 4, params, inputs, build, self._read(variant))  # 4: with details for the report
 
     def _bench(self) -> Stage:
         runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
