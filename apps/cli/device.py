@@ -250,5 +250,5 @@ def _print_validation(result: Any, as_json: bool) -> None:
         return
     printing.print_checks(result.checks)
     printing.print_figures(result.figures)
-    printing.print_limits(result.limits)
+    printing.print_budget(result.limits)
     printing.print_verdict(result.verdict)

@@ -40,6 +40,7 @@ from paredown.apps.cli.console import (
 )
 from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
 from paredown.apps.cli.options import FromParser, options_of
+from paredown.apps.cli.results import command as cli_results
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -276,6 +277,7 @@ app.add_typer(cli_device.app)
 app.add_typer(cli_camera.app)
 app.add_typer(cli_web.app)
 app.add_typer(cli_chat.app)
+app.add_typer(cli_results.app)
 
 
 def _version(asked: bool) -> None:
@@ -340,10 +342,10 @@ def _print_plan(work: Any, recipe: Any, as_json: bool) -> None:
 
 def _print_run(result: Any, as_json: bool) -> None:
     from paredown.apps.cli.results import printing
+    from paredown.pipeline.report.page.document import PAGE
     from paredown.pipeline.run.job import BUNDLE, PREVIEW
-    from paredown.pipeline.run.run import REPORT
 
-    files = {"bundle": BUNDLE, "preview": PREVIEW, "report": REPORT}
+    files = {"bundle": BUNDLE, "preview": PREVIEW, "report": PAGE}
     files = {name: file for name, file in files.items() if (result.folder / file).exists()}
     if as_json:
         paths = {name: str(result.folder / file) for name, file in files.items()}
@@ -356,7 +358,7 @@ def _print_run(result: Any, as_json: bool) -> None:
         tables().print(f"note: {note}", markup=False)
     for name, file in files.items():
         print(f"{name:<8} {result.folder / file}")
-    printing.print_limits(result.limits)
+    printing.print_budget(result.limits)
     printing.print_verdict(result.verdict)
 
 

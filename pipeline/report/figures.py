@@ -142,20 +142,27 @@ def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     A number that was not measured carries a mark (s simulated, p predicted, ! smoke), see `caption`. Of
     figures for the same cell the last one shows.
     """
+    heads, rows = figure_rows(figures)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for variant, cells in rows:
+        table.add_row(variant, *(Text(cell) if cell else Text("-", style="dim") for cell in cells))
+    return table
+
+
+def figure_rows(figures: Sequence[Figure]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The table of figures as text: heads of its columns, then each variant with its cells, "" for none."""
     metrics = shown_metrics(figures)
     cells = {(figure.variant, figure.metric): figure for figure in figures}
     sizes = [figure.value for figure in figures if figure.unit == "B"]
     size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("variant", no_wrap=True)
-    for metric in metrics:
-        table.add_column(HEADS.get(metric, metric).format(size), justify="right", no_wrap=True)
+    rows = []
     for variant in sorted({variant for variant, metric in cells if metric in metrics}, key=_rank):
-        row = [cells.get((variant, metric)) for metric in metrics]
-        table.add_row(
-            variant, *(Text(_cell(figure, size)) if figure else Text("-", style="dim") for figure in row)
-        )
-    return table
+        found = [cells.get((variant, metric)) for metric in metrics]
+        rows.append((variant, [_cell(figure, size) if figure else "" for figure in found]))
+    return [HEADS.get(metric, metric).format(size) for metric in metrics], rows
 
 
 def shown_metrics(figures: Sequence[Figure]) -> list[str]:

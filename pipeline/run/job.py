@@ -159,6 +159,14 @@ class Job:
         """Head -> lines of a section of the report."""
         return {}
 
+    def page(self) -> dict[str, Any]:
+        """What the report's page shows beside figures, see `pipeline.report.page.document.NOTHING`."""
+        return {}
+
+    def data_words(self) -> str:
+        """What the test data are, in words, without where they lie."""
+        return f"data.format = {self.recipe.data.format!r}"
+
     def prove(self, device: str, reach: Callable[[Sequence[Stage]], None]) -> tuple[Job, Proof]:
         """Runs what there is to run, and proves the bundle on a device.
 

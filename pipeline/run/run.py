@@ -6,6 +6,7 @@ the stages' artefacts each time, so a run in which nothing changed takes a secon
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,33 @@ class Run:
             self.name, self.target, figures, limits, verdict, notes, job.sections(), PREVIEW in files
         )
         write_atomic(self.folder / REPORT, text.encode())
+        self._write_page(job, figures, notes, checks, limits, verdict)
         return Result(self.folder, figures, violations(limits), notes, checks, limits, verdict)
+
+    def _write_page(
+        self, job: Job, figures: Sequence[Figure], notes: Sequence[str], checks: Sequence[Check],
+        limits: Sequence[Limit], verdict: Verdict,
+    ) -> None:  # fmt: skip
+        """The report as a page, and the document that it is made from."""
+        from paredown.pipeline.report.page.document import DOCUMENT, PAGE, document
+        from paredown.pipeline.report.page.render import render
+
+        device = f" --device {job.device}" if self.job.settings.device else ""
+        about, versions = job.recipe.about, ", ".join(f"{n} {v}" for n, v in job.machine.versions)
+        told = (
+            ("intended use", about.use), ("test data", about.data), ("scored on", job.data_words()),
+            ("licence of weights and data", about.licence), ("licence of the device code", "Apache-2.0"),
+            ("app", job.recipe.app), ("network", Path(job.recipe.network).name), ("versions", versions),
+        )  # fmt: skip
+        made = document(
+            self.name, self.target.name, self.target.summary, job.metric, figures, limits=limits,
+            verdict=verdict, checks=checks, notes=notes, facts=job.page(),
+            card=[(name, value or "not given (recipe, section [about])") for name, value in told],
+            command=f"paredown run {RECIPE} --target {self.target.name}{device}",
+            recipe=resolved_toml(job.recipe),
+        )  # fmt: skip
+        write_atomic(self.folder / DOCUMENT, (json.dumps(made, allow_nan=False) + "\n").encode())
+        write_atomic(self.folder / PAGE, render(made))
 
     def _unproven(self) -> list[str]:
         """What a run without a device leaves open."""

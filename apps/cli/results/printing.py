@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paredown.apps.cli.console import tables
-from paredown.pipeline.report.budget import Limit, limit_rows
+from paredown.pipeline.report.budget import Limit, limit_rows, violations
 from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import Figure, caption, figures_table
 
@@ -28,8 +28,8 @@ def print_checks(checks: Sequence[Check]) -> None:
         tables().print(line, markup=False, soft_wrap=True)
 
 
-def print_limits(limits: Sequence[Limit]) -> None:
-    """The budget: what is allowed and what was reached, also where it is kept."""
+def print_budget(limits: Sequence[Limit]) -> None:
+    """What is allowed and what was reached, also where it is kept, and a line for each broken limit."""
     from rich.table import Table
 
     if not limits:
@@ -39,6 +39,8 @@ def print_limits(limits: Sequence[Limit]) -> None:
     for row in limit_rows(limits):
         table.add_row(*row)
     tables().print(table)
+    for violation in violations(limits):
+        tables().print(f"over budget: {violation.line()}", markup=False, soft_wrap=True)
 
 
 def print_verdict(verdict: Any) -> None:

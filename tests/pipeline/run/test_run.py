@@ -56,6 +56,7 @@ def sound(runs: Path) -> bool:
 def test_a_run_leaves_what_it_says(tiny):
     assert {path.name for path in tiny.run.iterdir()} == {
         "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml", "stages.json",
+        "report.html", "report.json", "model.pte", "model.tflite",
     }  # fmt: skip
     figures = {(f["variant"], f["metric"]): f for f in tiny.figures()}
     assert {f["tag"] for f in figures.values()} == {"measured"}
@@ -168,7 +169,7 @@ def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(tiny, tmp_path):
     done = call("run", tiny.recipe, "--runs", tmp_path / "none", "--dry-run", "--set", "bench.runs=7")
     assert done.code == 0 and not (tmp_path / "none").exists()
     assert "runs = 7" in done.out and "calibration_images = 128" in done.out
-    assert done.out.count("would run") == 16 and "reused" not in done.out
+    assert done.out.count("would run") == 17 and "reused" not in done.out
     runs = copy_runs(tiny, tmp_path / "runs")
     before = tree(runs)
     done = call("run", tiny.recipe, "--runs", runs, "--dry-run", "--json", "--set", "bench.runs=7")
@@ -207,7 +208,7 @@ def test_a_broken_budget_is_exit_code_3_and_says_what_by_how_much(tiny, tmp_path
     lines = [line for line in done.out.splitlines() if line.startswith("over budget: ")]
     assert len(lines) == 4
     assert f"over budget: litert: bundle_kib is {size:.4g}, {size - 10:.4g} over the budget of 10" in lines
-    assert "## Over budget" in (runs / "tiny" / "host" / "report.md").read_text()
+    assert "| BROKEN |" in (runs / "tiny" / "host" / "report.md").read_text()
     done = call("run", tiny.recipe, "--runs", runs, *limits, "--json")
     assert done.code == 3 and len(json.loads(done.out)["over_budget"]) == 4
     assert set(outcomes(done).values()) == {"reused"}

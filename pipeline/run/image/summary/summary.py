@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.run.image.job import ImageJob
 
 LEDGER = "ledger.json"
+EXAMPLES, TIMES = "examples.json", "times.json"
 ISLANDS = "islands.json"  # of the bench: runtime -> name -> milliseconds
 
 
