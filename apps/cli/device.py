@@ -43,6 +43,10 @@ def validate(
     times: Annotated[
         int, typer.Option(min=1, help="Timed inferences per runtime (language models: generated tokens).")
     ] = 30,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the recipe's files, or of test images; default: those of the run."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle on a device: outputs, score, latency, budget.
@@ -54,7 +58,9 @@ def validate(
         from paredown.pipeline.device.validate import validate as prove
 
         with screen() as (tell, tick):
-            result = prove(bundle, device, limit=limit, score=score, runs=times, tell=tell, tick=tick)
+            result = prove(
+                bundle, device, limit=limit, score=score, runs=times, data=data, tell=tell, tick=tick
+            )
         _print_validation(result, as_json)
         if not result.passed:
             raise typer.Exit(3)

@@ -7,6 +7,7 @@ device's milliseconds and memory mean nothing and are no figures; everything els
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
-from paredown.pipeline.recipe.file import check_files
+from paredown.pipeline.recipe.file import check_files, load_recipe
+from paredown.pipeline.recipe.places import relocated, same_files
+from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Scores, Task, load_task
 from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
@@ -26,7 +29,7 @@ from paredown.pipeline.report.verdict import decide
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
-from paredown.targets.errors import InputError
+from paredown.targets.errors import InputError, ParedownError
 from paredown.targets.host.host import this_machine
 from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
@@ -38,8 +41,11 @@ Floats = NDArray[np.float32]
 SCORE_TOLERANCE = 1e-6
 #: Float kernels add in an order of their own: of the largest output.
 FLOAT_TOLERANCE = 1e-3
+#: What a run writes beside its bundle.
+RUN_RECIPE = "recipe.toml"
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
+DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
 
 
 def validate(
@@ -49,6 +55,7 @@ def validate(
     limit: int | None = None,
     score: bool = True,
     runs: int = 30,
+    data: Path | None = None,
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -60,6 +67,7 @@ def validate(
         limit: score at most this many test images; a partial score is reported, not compared.
         score: whether to score at all.
         runs: timed inferences per runtime; of a language model, tokens that it writes.
+        data: the folder where the recipe's files lie; None = those of the run beside the bundle.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -73,9 +81,42 @@ def validate(
     if bundle.manifest.language:
         from paredown.pipeline.device.language.validate import validate_language
 
-        return validate_language(bundle, device, limit=limit, score=score, answer=runs, tell=tell, tick=tick)
+        return validate_language(
+            bundle, device, limit=limit, score=score, answer=runs, recipe=recipe_here(bundle, data),
+            tell=tell, tick=tick,
+        )  # fmt: skip
     with open_executor(device, bundle.manifest.card, tell) as executor:
-        return Validator(bundle, executor, tell, tick).validate(limit, score, runs)
+        found = Validator(
+            bundle, executor, tell, tick, recipe=recipe_here(bundle, data), own=data is not None
+        )
+        return found.validate(limit, score, runs)
+
+
+def recipe_here(bundle: Bundle, data: Path | None) -> Recipe:
+    """A bundle's recipe with the files of this machine.
+
+    Args:
+        bundle: whose recipe names no folder.
+        data: where the files lie; None = where the recipe of the run says that lies beside the bundle, else
+            below the working folder.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    recipe = bundle.manifest.recipe
+    if data is not None:
+        if not data.is_dir():
+            raise InputError(
+                "no such folder", where=data, hint="--data names the folder of the recipe's files"
+            )
+        return relocated(recipe, data)
+    beside = bundle.path.with_name(RUN_RECIPE)
+    if beside.exists():
+        with contextlib.suppress(ParedownError):
+            known = load_recipe(beside)
+            if same_files(known, recipe):
+                return known
+    return relocated(recipe, Path.cwd())
 
 
 class Validator:
@@ -87,6 +128,8 @@ class Validator:
         tell: hears of each step.
         tick: progress within a step.
         smoke: every figure says so.
+        recipe: with the files of this machine; None = the bundle's own.
+        own: whether the test data may be others than those of the bundle.
     """
 
     def __init__(
@@ -96,7 +139,10 @@ class Validator:
         tell: Tell,
         tick: Callable[[int, int], None],
         smoke: bool = False,
+        recipe: Recipe | None = None,
+        own: bool = False,
     ) -> None:
+        self.recipe, self.own = recipe or bundle.manifest.recipe, own
         self.bundle, self.executor, self.tell, self.tick = bundle, executor, tell, tick
         self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
@@ -222,9 +268,9 @@ class Validator:
 
     def _score(self, programs: Mapping[RuntimeName, Program], limit: int | None) -> None:
         """Scores every runtime from what came back, and compares where the very same images were scored."""
-        task = _task(self.bundle)
+        task = _task(self.bundle, self.recipe)
         if isinstance(task, str):
-            self.checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
+            self.checks.append(Check("score", False, f"{task}; {DATA_HINT}"))
             return
         data = task.data("test")
         self.scored = count = len(data) if limit is None else min(limit, len(data))
@@ -247,6 +293,8 @@ class Validator:
         check, said = f"{name} score", f"{metric} {scores[metric]:.4f} on {count} images"
         known = self.bundle.manifest.test
         if data.fingerprint() != known.fingerprint:
+            if self.own:
+                return Check(check, None, f"{said}; these are other test data than the bundle's")
             return Check(check, False, f"{said}; the test data have changed since this bundle was made")
         values = {each: _recorded(self.recorded, name, each) for each in scores}
         if count != known.images or None in values.values() or not self.executor.exact:
@@ -326,12 +374,12 @@ def _size(recorded: Sequence[Figure], name: str, size: int) -> Check:
     return Check(f"{name} size", value is None or value == size, f"{size:,} bytes, {said}")
 
 
-def _task(bundle: Bundle) -> Task | str:
+def _task(bundle: Bundle, recipe: Recipe) -> Task | str:
     """The recipe's task, or why there is nothing to score here."""
     manifest = bundle.manifest
     try:
-        check_files(manifest.recipe, UNNEEDED)
-        task = load_task(manifest.recipe)
+        check_files(recipe, UNNEEDED)
+        task = load_task(recipe)
     except InputError as error:
         return f"the recipe's files are not here ({error})"
     if task.preprocess.hash != manifest.preprocess_hash or dict(task.network_id) != dict(manifest.network):

@@ -86,7 +86,7 @@ class Prover:
         whole = images is None or images >= job.images
         if self.smoke:
             images = min(job.images, images or job.images)
-        validator = Validator(job.packed(), self.executor, self.tell, self.tick, self.smoke)
+        validator = Validator(job.packed(), self.executor, self.tell, self.tick, self.smoke, job.recipe)
         found = validator.validate(images, True, None)
         tag = tag_of(self.executor, self.smoke)
         machine = self.executor.machine

@@ -19,6 +19,7 @@ from paredown.pipeline.device.language.speed import ANSWER, ROUNDS, command, fig
 from paredown.pipeline.device.language.unpacked import bring
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import load_language_task
+from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
@@ -35,6 +36,7 @@ TOLERANCE = 0.01  # of a perplexity, as a share: other kernels round activations
 TOKEN_S = 60.0  # seconds that a token may take, on an emulator
 START_S = 600.0  # seconds until a model is loaded there
 METRIC = "perplexity"
+DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
 
 
 def validate_language(
@@ -46,6 +48,7 @@ def validate_language(
     speed: bool = True,
     answer: int = ANSWER,
     smoke: bool = False,
+    recipe: Recipe | None = None,
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -59,6 +62,7 @@ def validate_language(
         speed: whether to measure speed, which nothing emulated has.
         answer: tokens that are written for it, if they fit the context.
         smoke: every figure says so.
+        recipe: with the files of this machine; None = the bundle's own.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -71,7 +75,8 @@ def validate_language(
 
     with open_device(address) as device:
         bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, tell)
-        return _Validator(bundle, device, smoke, tell, tick).validate(limit, score, answer if speed else 0)
+        made = _Validator(bundle, device, smoke, tell, tick, recipe or bundle.manifest.recipe)
+        return made.validate(limit, score, answer if speed else 0)
 
 
 class _Validator:
@@ -84,7 +89,9 @@ class _Validator:
         smoke: bool,
         tell: Tell,
         tick: Callable[[int, int], None],
+        recipe: Recipe,
     ) -> None:
+        self.recipe = recipe
         self.bundle, self.device, self.tell, self.tick = bundle, device, tell, tick
         self.manifest = bundle.manifest
         known = parse_figures(bundle.manifest.figures, bundle.path)
@@ -136,13 +143,13 @@ class _Validator:
 
     def _score(self, name: str, limit: int | None) -> None:
         try:
-            check_files(self.manifest.recipe)
-            task = load_language_task(self.manifest.recipe)
+            check_files(self.recipe)
+            task = load_language_task(self.recipe)
             if task.fingerprint("test") != self.manifest.test.fingerprint:
                 raise InputError("the test text has changed since this bundle was made")
             pieces = task.pieces("test")[:limit]
         except InputError as error:
-            self.checks.append(Check(f"{name} score", False, f"{error}; --no-score leaves it out"))
+            self.checks.append(Check(f"{name} score", False, f"{error}; {DATA_HINT}"))
             return
         self.tell(Event(f"{name}: score", "running"))
         with tempfile.TemporaryDirectory() as folder:

@@ -107,6 +107,28 @@ def test_a_second_run_reuses_everything_and_imports_no_torch(tiny, tmp_path):
     assert all(line.endswith(": reused: nothing changed") for line in explained.out.splitlines())
 
 
+@pytest.mark.slow
+def test_two_makers_of_the_same_inputs_get_the_same_bytes(tiny, tmp_path):
+    made = []
+    for user in ("ann", "bob-with-a-longer-name"):
+        recipe = copy_project(tiny, tmp_path / "home" / user / "project")
+        home = {"HOME": str(tmp_path / "home" / user), "USER": user, "LOGNAME": user}
+        command = [
+            sys.executable,
+            "-m",
+            "paredown.apps.cli.main",
+            "run",
+            recipe.name,
+            "--set",
+            "bench.runs=1",
+        ]
+        env = {**os.environ, **home, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=recipe.parent, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        made.append((recipe.parent / "runs" / "tiny" / "host" / "bundle.paredown").read_bytes())
+    assert made[0] == made[1]
+
+
 # -- what changed, and why -----------------------------------------------------------------------------------
 
 
