@@ -46,6 +46,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "the training as a user calls it",
         ("apps/api/training/networks.py", "apps/api/training/outcome.py"),
     ),
+    "pipeline/report/page/test_page_render.py": (
+        "documents and sections are shown as the page has them",
+        ("pipeline/report/page/document.py", "pipeline/report/page/sections.py"),
+    ),
     "test_api.py": ("the API as a user calls it", ("apps/api/",)),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",

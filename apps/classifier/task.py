@@ -6,7 +6,7 @@ Torch is imported only where a network is built: a run in which everything is re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from paredown.apps.classifier.labels import Relabelled, label_of, ranks, wilson
 from paredown.apps.classifier.sheet import Entry, contact_sheet
 from paredown.apps.detector.darknet.darknet import read_cfg
 from paredown.apps.detector.darknet.write import format_cfg
-from paredown.apps.own.sheet import picture
+from paredown.apps.own.sheet import SIDE, captioned, fitted, picture
 from paredown.apps.own.task import OwnTask, first_output, write_png
-from paredown.calibration.datasets import ARRAYS, CLASS_FORMATS, Dataset, read_names
+from paredown.calibration.datasets import ARRAYS, CLASS_FORMATS, Dataset, Sample, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.cifar import read_cifar_names
 from paredown.pipeline.recipe.schema import Recipe
@@ -199,7 +199,36 @@ class ClassifierTask(OwnTask):
         if len(self.names) > TOP:
             scores["top5"] = float((found < TOP).mean())
         right = (found == 0).astype(np.float64)
-        return Scores(scores, len(right), lambda weights: weights @ right / weights.sum(axis=1))
+        return Scores(
+            scores, len(right), lambda weights: weights @ right / weights.sum(axis=1),
+            lambda: self._details(outputs, data),
+        )  # fmt: skip
+
+    def _details(self, outputs: Outputs, data: Dataset) -> dict[str, Any]:
+        """Top-1 of each class with Wilson's interval, what is taken for what, the margin in each image."""
+        logits = np.nan_to_num(np.concatenate([output[0] for output in outputs]).astype(np.float64))
+        true, said = self._labels(data, len(outputs)), logits.argmax(axis=1)
+        right, classes, images = self._ranks(outputs, data) == 0, [], []
+        for label in np.unique(true):
+            mine = right[true == label]
+            low, high = wilson(int(mine.sum()), len(mine))
+            classes.append({"name": self.names[label], "score": float(mine.mean()), "low": low, "high": high,
+                            "count": len(mine)})  # fmt: skip
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        for index, label in enumerate(true):
+            images.append({"index": index, "quality": round(float(shares[index, label]), 6),
+                           "found": [int(said[index]), round(float(shares[index].max()), 4)]})  # fmt: skip
+        pairs, counts = np.unique(np.stack([true, said], axis=1), axis=0, return_counts=True)
+        confused = [[int(t), int(s), int(n)] for (t, s), n in zip(pairs, counts, strict=True)]
+        return {"classes": classes, "names": list(self.names), "confusion": confused, "images": images}
+
+    def drawn(self, sample: Sample, found: Sequence[float] | None) -> np.ndarray:
+        """A sample as a picture with its class, or with what it was taken for and how surely."""
+        square = fitted(picture(sample.image), SIDE)
+        if found is None:
+            return captioned(square, ", ".join(self.names[int(each)] for each in sample.classes))
+        return captioned(square, f"{self.names[int(found[0])]} {found[1]:.2f}")
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """Wilson's 95 % interval of top-1."""

@@ -46,6 +46,10 @@ def validate(
     times: Annotated[
         int, typer.Option(min=1, help="Timed inferences per runtime (language models: generated tokens).")
     ] = 30,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the recipe's files, or of test images; default: those of the run."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle on a device: outputs, score, latency, budget.
@@ -59,7 +63,7 @@ def validate(
 
         with screen() as (tell, tick):
             result = prove(
-                bundle, device, limit=limit, score=score, runs=times,
+                bundle, device, limit=limit, score=score, runs=times, data=data,
                 recipe=None if recipe is None else load_recipe(recipe), tell=tell, tick=tick,
             )  # fmt: skip
         _print_validation(result, as_json)
@@ -89,6 +93,9 @@ def bench(
         if as_json:
             print_json(result.to_dict())
             return
+        from paredown.apps.cli.results.printing import print_figures
+
+        print_figures(result.figures)
         for table in result.tables():
             tables().print(table)
         for note in result.notes:
@@ -149,7 +156,7 @@ def inspect(
 ) -> None:
     """Predict which operators leave the target's delegate, and why."""
     with handled(as_json):
-        from paredown.apps.cli.untrained import untrained
+        from paredown.apps.api.untrained import untrained
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.lower.predict.inspect import inspect as predict
         from paredown.pipeline.lower.predict.inspect import inspect_graph
@@ -247,22 +254,12 @@ def doctor(
 
 
 def _print_validation(result: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "passed": result.passed,
-                "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in result.checks],
-                "figures": [figure.to_dict() for figure in result.figures],
-                "over_budget": [violation.line() for violation in result.violations],
-            }
-        )
-        return
-    from paredown.pipeline.report.figures import figures_table
+    from paredown.apps.cli.results import printing
 
-    width = max(len(check.name) for check in result.checks)
-    for check in result.checks:
-        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.detail}")
-    tables().print(figures_table(result.figures))
-    for violation in result.violations:
-        print(f"over budget: {violation.line()}")
-    print("passed" if result.passed else "FAILED")
+    if as_json:
+        print_json({"passed": result.passed, **printing.judged(result)})
+        return
+    printing.print_checks(result.checks)
+    printing.print_figures(result.figures)
+    printing.print_budget(result.limits)
+    printing.print_verdict(result.verdict)

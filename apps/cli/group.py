@@ -19,8 +19,8 @@ PANELS = (MAKE, PROVE, USE, LOOK)
 ORDER = (
     "run", "init", "train", "export",
     "validate", "bench",
-    "camera", "drone", "chat", "deploy", "stop", "logs", "web", "serve",
-    "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
+    "camera", "drone", "chat", "deploy", "stop", "logs", "web", "serve", "unpack",
+    "report", "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
 )  # fmt: skip
 ROOMS = Path(__file__).parents[2]  # the folder that holds apps/, calibration/, pipeline/ and targets/
 

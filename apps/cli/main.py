@@ -41,6 +41,7 @@ from paredown.apps.cli.console import (
 )
 from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
 from paredown.apps.cli.options import FromParser, options_of
+from paredown.apps.cli.results import command as cli_results
 from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -335,6 +336,7 @@ app.add_typer(cli_device.app)
 app.add_typer(cli_camera.app)
 app.add_typer(cli_web.app)
 app.add_typer(cli_chat.app)
+app.add_typer(cli_results.app)
 
 
 def _version(asked: bool) -> None:
@@ -372,35 +374,25 @@ def _print_plan(work: Any, recipe: Any, as_json: bool) -> None:
 
 
 def _print_run(result: Any, as_json: bool) -> None:
+    from paredown.apps.cli.results import printing
+    from paredown.pipeline.report.page.document import PAGE
     from paredown.pipeline.run.job import BUNDLE, PREVIEW
-    from paredown.pipeline.run.run import REPORT
 
-    files = {"bundle": BUNDLE, "preview": PREVIEW, "report": REPORT}
+    files = {"bundle": BUNDLE, "preview": PREVIEW, "report": PAGE}
     files = {name: file for name, file in files.items() if (result.folder / file).exists()}
     if as_json:
-        print_json(
-            {
-                "run": str(result.folder),
-                **{name: str(result.folder / file) for name, file in files.items()},
-                "figures": [figure.to_dict() for figure in result.figures],
-                "over_budget": [violation.line() for violation in result.violations],
-                "notes": list(result.notes),
-                "checks": [dataclasses.asdict(check) for check in result.checks],
-            }
-        )
+        paths = {name: str(result.folder / file) for name, file in files.items()}
+        judged = printing.judged(result)
+        print_json({"run": str(result.folder), **paths, "notes": list(result.notes), **judged})
         return
-    from paredown.pipeline.report.figures import figures_table
-
-    console = tables()
-    console.print(figures_table(result.figures))
-    for check in result.checks:
-        console.print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}", markup=False)
+    printing.print_figures(result.figures)
+    printing.print_checks(result.checks)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False)
-    for violation in result.violations:
-        console.print(f"over budget: {violation.line()}", markup=False)
+        tables().print(f"note: {note}", markup=False)
     for name, file in files.items():
         print(f"{name:<8} {result.folder / file}")
+    printing.print_budget(result.limits)
+    printing.print_verdict(result.verdict)
 
 
 def main() -> None:

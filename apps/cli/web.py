@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,14 @@ import typer
 
 from paredown.apps.cli.console import AsJson, handled, print_json
 from paredown.apps.cli.group import USE
+
+#: What a phone's browser does with a certificate that nobody signed.
+PHONE = (
+    "phone: the same Wi-Fi; scan the code, or type the address",
+    "phone: the browser warns that the connection is not private: the certificate is this machine's own. "
+    "Chrome: Advanced, Proceed. Safari: Show Details, visit this website",
+    "phone: then it asks for the camera: Allow",
+)
 
 app = typer.Typer()
 
@@ -41,6 +50,7 @@ def web(
             return
         print(f"page     {site.folder}: {len(site.files)} files, {site.bytes / 2**20:.1f} MiB")
         print(f"try it   paredown serve {site.folder}")
+        print(f"phone    paredown serve {site.folder} --phone")
 
 
 @app.command(rich_help_panel=USE)
@@ -51,8 +61,16 @@ def serve(
         bool, typer.Option("--lan", help="Let other machines of the local network open it.")
     ] = False,
     https: Annotated[bool, typer.Option("--https", help="Use HTTPS with a self-signed certificate.")] = False,
+    phone: Annotated[
+        bool, typer.Option("--phone", help="--lan and --https, with a QR code to scan; says what comes.")
+    ] = False,
 ) -> None:
-    """Serve that web page on this machine, until Ctrl-C."""
+    """Serve that web page on this machine, until Ctrl-C.
+
+    With --phone a telephone in the same network opens it: scan the code. The certificate is made anew each
+    time and is signed by nobody, so the browser warns once.
+    """
+    lan, https = lan or phone, https or phone
     with handled(False), tempfile.TemporaryDirectory() as scratch:
         from paredown.apps.detector.web.serve import (
             EVERYWHERE,
@@ -62,16 +80,35 @@ def serve(
             secure,
             self_signed,
         )
+        from paredown.targets.errors import DeviceError
 
-        address = (lan_address() if lan else None) or "localhost"
+        found = lan_address() if lan else None
+        if phone and found is None:
+            hint = "join the telephone's network (Wi-Fi), then try again"
+            raise DeviceError("this machine is in no network", where="--phone", hint=hint)
+        address = found or "localhost"
         with open_server(site, EVERYWHERE if lan else LOOPBACK, port) as server:
             if https:
                 secure(server, self_signed(sorted({"localhost", LOOPBACK, address})), Path(scratch))
-            print(f"{'https' if https else 'http'}://{address}:{server.server_port}/", flush=True)
-            for line in _warnings(lan, https):
+            url = f"{'https' if https else 'http'}://{address}:{server.server_port}/"
+            if phone:
+                _print_code(url)
+            print(url, flush=True)
+            for line in (*_warnings(lan, https), *(PHONE if phone else ())):
                 print(line, file=sys.stderr)
             with contextlib.suppress(KeyboardInterrupt):  # the way to end it
                 server.serve_forever()
+
+
+def _print_code(url: str) -> None:
+    """A QR code of half-height blocks, light on dark whatever the terminal's own colours are."""
+    import segno
+
+    out = io.StringIO()
+    segno.make(url, error="m").terminal(out=out, compact=True)
+    before, after = ("\x1b[97;40m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    for line in out.getvalue().splitlines():
+        print(f"{before}{line}{after}")
 
 
 def _warnings(lan: bool, https: bool) -> list[str]:

@@ -20,12 +20,12 @@ from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
 from paredown.apps.detector.darknet.layers import Cfg, Route, coarsest_stride
 from paredown.apps.detector.device.boxes.decode import Decoder, Detections
 from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads, heads_of
-from paredown.apps.detector.device.drawing.draw import draw
+from paredown.apps.detector.device.drawing.draw import draw, draw_labels
 from paredown.apps.detector.scoring.located import SCORE_THRESHOLD, located
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
 from paredown.apps.own.model_file import ModelFile
 from paredown.apps.own.task import input_size
-from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, open_dataset, read_names
+from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, Sample, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.imports.read import is_model
@@ -436,10 +436,14 @@ class DetectorTask:
         return self._scored(*self._found(outputs, data))
 
     def _scored(self, found: list[Detections], truths: list[Truth]) -> Scores:
+        from paredown.apps.detector.scoring.details import details
         from paredown.apps.detector.scoring.score import resampled_map50, score_detections
 
         scores = score_detections(found, truths, self.names)
-        return Scores(scores, len(found), lambda weights: resampled_map50(found, truths)(weights))
+        return Scores(
+            scores, len(found), lambda weights: resampled_map50(found, truths)(weights),
+            lambda: details(found, truths, self.names, SHOW_THRESHOLD),
+        )  # fmt: skip
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """The 95 % bootstrap interval of "map50" over images."""
@@ -451,6 +455,16 @@ class DetectorTask:
         """The first images; where there are no labels, the boxes with a score over `PSEUDO_THRESHOLD`."""
         found, _ = self._found(outputs, data)
         return PseudoLabelled(data, [one.above(PSEUDO_THRESHOLD) for one in found])
+
+    def drawn(self, sample: Sample, found: Sequence[Sequence[float]] | None) -> np.ndarray:
+        """A sample with its labels, or with what was found: class, score and x1, y1, x2, y2 of each."""
+        if found is None:
+            centre, size = sample.boxes[:, :2], sample.boxes[:, 2:]
+            boxes, classes = np.concatenate([centre - size / 2, centre + size / 2], axis=1), sample.classes
+            return draw_labels(sample.image, boxes, classes, self.names)
+        rows = np.array(found, np.float64).reshape(-1, 6)
+        seen = Detections(rows[:, 2:].astype(np.float32), rows[:, 1], rows[:, 0].astype(np.int64))
+        return draw(sample.image, seen, self.names)
 
     def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
         """Four test images, two by two, with what is found in them."""

@@ -85,7 +85,14 @@ class TallyTask(OwnTask):
         sums = tallies.sum(0)
         self._check(sums)
         found = {name: float(value) for name, value in self._statistics(sums).items()}
-        return Scores(found, len(tallies), lambda weights: self._resampled(weights, tallies))
+        return Scores(
+            found, len(tallies), lambda weights: self._resampled(weights, tallies),
+            lambda: self._details(tallies),
+        )  # fmt: skip
+
+    def _details(self, tallies: Sums) -> dict[str, Any]:
+        """What a report shows beside the scores, see `Scores.details`; nothing, unless a subclass knows."""
+        return {}
 
     def _resampled(self, weights: NDArray[Any], tallies: Sums) -> Sums:
         """The metric of each resample, in which sample i counts weights[:, i] times."""

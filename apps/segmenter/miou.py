@@ -26,11 +26,16 @@ def counts(found: NDArray[np.uint8], mask: NDArray[np.uint8], classes: int) -> N
 
 def miou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the classes that are there or are found, of sums (..., classes, 3); NaN where none is."""
-    union = sums[..., TRUE] + sums[..., FOUND] - sums[..., HIT]
-    there = union > 0
-    shares = sums[..., HIT] / np.where(there, union, 1)
+    shares = class_ious(sums)
+    there = ~np.isnan(shares)
     count = there.sum(-1)
-    return np.where(count > 0, shares.sum(-1) / np.maximum(count, 1), np.nan)
+    return np.where(count > 0, np.where(there, shares, 0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+def class_ious(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each class, of sums (..., classes, 3); NaN where it neither is there nor is found."""
+    union = sums[..., TRUE] + sums[..., FOUND] - sums[..., HIT]
+    return np.where(union > 0, sums[..., HIT] / np.where(union > 0, union, 1), np.nan)
 
 
 def accuracy(sums: NDArray[np.float64]) -> NDArray[np.float64]:

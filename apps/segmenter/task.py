@@ -15,7 +15,7 @@ from paredown.apps.own.tally import Sums, TallyTask, unlabelled
 from paredown.apps.own.task import first_output, write_png
 from paredown.apps.segmenter.device.class_map import IGNORED, class_map
 from paredown.apps.segmenter.masks import Mask, MaskSample, read_masks, with_mask
-from paredown.apps.segmenter.miou import TRUE, accuracy, counts, miou
+from paredown.apps.segmenter.miou import TRUE, accuracy, class_ious, counts, miou
 from paredown.calibration.datasets import Dataset, Sample, classes_of
 from paredown.calibration.readers.records import Classes
 from paredown.pipeline.recipe.schema import Recipe
@@ -125,6 +125,16 @@ class SegmenterTask(TallyTask):
     def _check(self, sums: Sums) -> None:
         if not sums[..., TRUE].sum():
             raise _nothing()
+
+    def _details(self, tallies: Sums) -> dict[str, Any]:
+        """The intersection over union of each class that is there, and of how many pixels."""
+        shares, sums = class_ious(tallies.sum(0)), tallies.sum(0)
+        classes = [
+            {"name": name, "score": float(share), "low": None, "high": None, "count": int(count)}
+            for name, share, count in zip(self.names, shares, sums[:, TRUE], strict=True)
+            if count > 0
+        ]
+        return {"classes": classes, "names": list(self.names)}
 
     def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
         """Test images, what the network finds in them, and the truth; the classes' colours below."""

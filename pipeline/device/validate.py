@@ -7,6 +7,7 @@ device's milliseconds and memory mean nothing and are no figures; everything els
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,18 @@ from numpy.typing import NDArray
 from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
-from paredown.pipeline.recipe.file import check_files
+from paredown.pipeline.recipe.file import check_files, load_recipe
+from paredown.pipeline.recipe.places import relocated, same_files
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import Metric, Task, check_no_code, load_task
-from paredown.pipeline.report.budget import check_budget
+from paredown.pipeline.recipe.task import Metric, Scores, Task, check_no_code, load_task
+from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import CLASS, SCORES, Figure, Tag, parse_figures
+from paredown.pipeline.report.verdict import decide
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.cards.card import RuntimeName
 from paredown.targets.devices.programs import Outputs, Program, Timing
-from paredown.targets.errors import InputError
+from paredown.targets.errors import InputError, ParedownError
 from paredown.targets.host.host import this_machine
 from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
@@ -38,8 +41,11 @@ Floats = NDArray[np.float32]
 SCORE_TOLERANCE = 1e-6
 #: Float kernels add in an order of their own: of the largest output.
 FLOAT_TOLERANCE = 1e-3
+#: What a run writes beside its bundle.
+RUN_RECIPE = "recipe.toml"
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
+DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
 
 
 def validate(
@@ -50,6 +56,7 @@ def validate(
     score: bool = True,
     runs: int = 30,
     recipe: Recipe | None = None,
+    data: Path | None = None,
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -63,6 +70,7 @@ def validate(
         runs: timed inferences per runtime; of a language model, tokens that it writes.
         recipe: that the bundle was made with, whose code may be executed; None = the bundle's own, which may
             name none.
+        data: the folder where the recipe's files lie; None = those of the run beside the bundle.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -77,10 +85,47 @@ def validate(
         from paredown.pipeline.device.language.validate import validate_language
 
         return validate_language(
-            bundle, device, limit=limit, score=score, answer=runs, recipe=recipe, tell=tell, tick=tick
-        )
+            bundle, device, limit=limit, score=score, answer=runs, recipe=recipe or recipe_here(bundle, data),
+            tell=tell, tick=tick,
+        )  # fmt: skip
     with open_executor(device, bundle.manifest.card, tell) as executor:
-        return Validator(bundle, executor, tell, tick, recipe=recipe).validate(limit, score, runs)
+        known, own = recipe or recipe_here(bundle, data), data is not None
+        return Validator(bundle, executor, tell, tick, recipe=known, own=own).validate(limit, score, runs)
+
+
+def recipe_here(bundle: Bundle, data: Path | None) -> Recipe | str:
+    """A bundle's recipe with the files of this machine.
+
+    Args:
+        bundle: whose recipe names no folder, and may name no code.
+        data: where the files lie; None = where the recipe of the run says that lies beside the bundle, else
+            below the working folder.
+
+    Returns:
+        Or why it is not used.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    recipe = bundle.manifest.recipe
+    try:
+        check_no_code(recipe, bundle.path)
+    except InputError as error:
+        return str(error)
+    if data is not None:
+        if not data.is_dir():
+            raise InputError(
+                "no such folder", where=data, hint="--data names the folder of the recipe's files"
+            )
+        return relocated(recipe, data)
+    beside = bundle.path.with_name(RUN_RECIPE)
+    if beside.exists():
+        with contextlib.suppress(ParedownError):
+            known = load_recipe(beside)
+            check_no_code(known, beside)
+            if same_files(known, recipe):
+                return known
+    return relocated(recipe, Path.cwd())
 
 
 class Validator:
@@ -92,7 +137,8 @@ class Validator:
         tell: hears of each step.
         tick: progress within a step.
         smoke: every figure says so.
-        recipe: see `validate`.
+        recipe: with the files of this machine, its code trusted; or why there is none.
+        own: whether the test data may be others than those of the bundle.
     """
 
     def __init__(
@@ -102,9 +148,11 @@ class Validator:
         tell: Tell,
         tick: Callable[[int, int], None],
         smoke: bool = False,
-        recipe: Recipe | None = None,
+        *,
+        recipe: Recipe | str,
+        own: bool = False,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self.own = recipe, own
         self.bundle, self.executor, self.tell, self.tick = bundle, executor, tell, tick
         self.recorded = parse_figures(bundle.manifest.figures, bundle.path)
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
@@ -133,6 +181,8 @@ class Validator:
             self._vectors(model, program)
         if score:
             self._score(programs, limit)
+        else:
+            self.checks.append(Check("score", None, "not scored, as was asked"))
         budget = manifest.recipe.budget.over(manifest.card.budget)
         timed = {str(name): program for name, program in programs.items()}
         if runs is not None:
@@ -143,8 +193,10 @@ class Validator:
             original = []
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
-        violations = check_budget(budget, [*original, *figures], judged)
-        return Validation(tuple(self.checks), tuple(figures), violations, self.scored)
+        limits = budget_limits(budget, [*original, *figures], judged)
+        verdict = decide(limits, self.checks, [*original, *figures], judged)
+        checks = tuple(self.checks)
+        return Validation(checks, tuple(figures), violations(limits), self.scored, limits, verdict)
 
     def _figure(self, stage: str, variant: str, metric: str, value: float, unit: str) -> None:
         self.figures.append(Figure(stage, variant, metric, value, unit, self.tag, self.executor.machine))
@@ -228,7 +280,7 @@ class Validator:
         """Scores every runtime from what came back, and compares where the very same images were scored."""
         task = _task(self.bundle, self.recipe)
         if isinstance(task, str):
-            self.checks.append(Check("score", False, f"{task}; --no-score leaves it out"))
+            self.checks.append(Check("score", False, f"{task}; {DATA_HINT}"))
             return
         data = task.data("test")
         self.scored = count = len(data) if limit is None else min(limit, len(data))
@@ -241,6 +293,9 @@ class Validator:
             self.checks.append(self._compared(name, task.metric, scores, data, count))
             for metric, value in scores.items():
                 self._figure("score", name, metric, value, "1")
+            if isinstance(scores, Scores):
+                for each in scores.details().get("classes", ()):
+                    self._figure("classes", name, CLASS + each["name"], each["score"], "1")
 
     def _compared(
         self, name: str, metric: str, scores: Mapping[str, float], data: Dataset, count: int
@@ -248,13 +303,16 @@ class Validator:
         check, said = f"{name} score", f"{metric} {scores[metric]:.4f} on {count} images"
         known = self.bundle.manifest.test
         if data.fingerprint() != known.fingerprint:
+            if self.own:
+                return Check(check, None, f"{said}; these are other test data than the bundle's")
             return Check(check, False, f"{said}; the test data have changed since this bundle was made")
         classes = [each for each in scores if each.startswith(CLASS)]
         if classes and not any(_recorded(self.recorded, name, each) is not None for each in classes):
             return Check(check, True, f"{said}; recorded by the rule of an earlier version")
         values = {each: _recorded(self.recorded, name, each) for each in scores}
         if count != known.images or None in values.values() or not self.executor.exact:
-            return Check(check, True, f"{said}; nothing to compare with")
+            part = count != len(data) and f"{count} of {len(data)} test images: no proof"
+            return Check(check, None if part else True, f"{said}; {part or 'nothing to compare with'}")
         apart = [m for m, v in values.items() if v is None or abs(scores[m] - v) > SCORE_TOLERANCE]
         told = [f"recorded {values[metric]:.4f}"]
         told += [f"{m} {scores[m]:.4f}, recorded {values[m]:.4f}" for m in apart if m != metric]
@@ -265,7 +323,7 @@ class Validator:
         manifest, executor = self.bundle.manifest, self.executor
         if not stands_for(executor, manifest.card):
             detail = f"not measured: this machine is no {manifest.target}; {manifest.card.reach.text}"
-            self.checks.append(Check("latency", True, detail))
+            self.checks.append(Check("latency", None, detail))
             return
         self.tell(Event("latency", "running"))
         x = test_inputs(manifest.models[0].input.shape, 1)
@@ -274,7 +332,7 @@ class Validator:
                 self._figure("bench", variant, *stage_figure)
         if executor.emulated:
             detail = f"not measured: {executor.machine.name} is emulated, its milliseconds mean nothing"
-            self.checks.append(Check("latency", True, detail))
+            self.checks.append(Check("latency", None, detail))
 
 
 def _metric(manifest: Manifest, scored: Collection[str]) -> Metric:
@@ -329,15 +387,11 @@ def _size(recorded: Sequence[Figure], name: str, size: int) -> Check:
     return Check(f"{name} size", value is None or value == size, f"{size:,} bytes, {said}")
 
 
-def _task(bundle: Bundle, recipe: Recipe | None) -> Task | str:
+def _task(bundle: Bundle, recipe: Recipe | str) -> Task | str:
     """The recipe's task, or why there is nothing to score here."""
     manifest = bundle.manifest
-    if recipe is None:
-        recipe = manifest.recipe
-        try:
-            check_no_code(recipe, bundle.path)
-        except InputError as error:
-            return str(error)
+    if isinstance(recipe, str):
+        return recipe
     try:
         check_files(recipe, UNNEEDED)
         task = load_task(recipe)

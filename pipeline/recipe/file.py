@@ -20,6 +20,7 @@ from paredown.targets.cards.tomlfile import first_problem, nearest, place, read_
 from paredown.targets.errors import InputError, UsageError
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".weights", ".gguf")
+LATENCY_TABLE = "prune.latency_table"
 
 
 def known_recipes(search: Sequence[Path]) -> dict[str, Path]:
@@ -115,6 +116,15 @@ def _resolved(tables: dict[str, Any], overrides: Sequence[str], source: str, tex
     return recipe
 
 
+def named_files(recipe: Recipe) -> dict[str, str]:
+    """The files and folders that a recipe names: key -> path."""
+    named = {f"data.{key}": getattr(recipe.data, key) for key in DATA_PATHS}
+    named["weights"] = recipe.weights if _is_weights_file(recipe.weights) else None
+    named["network"] = recipe.network if _is_network_file(recipe.network) else None
+    named[LATENCY_TABLE] = recipe.prune.latency_table
+    return {key: value for key, value in named.items() if value is not None}
+
+
 def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:
     """Checks that every file the recipe names exists, before any work.
 
@@ -125,12 +135,9 @@ def check_files(recipe: Recipe, unneeded: Sequence[str] = ()) -> None:
     Raises:
         InputError: one does not; the line names its key.
     """
-    named = {f"data.{key}": getattr(recipe.data, key) for key in DATA_PATHS}
-    named["weights"] = recipe.weights if _is_weights_file(recipe.weights) else None
-    named["network"] = recipe.network if _is_network_file(recipe.network) else None
-    for key, value in named.items():
+    for key, value in named_files(recipe).items():
         try:
-            if value is None or key in unneeded or Path(value).exists():
+            if key in unneeded or key == LATENCY_TABLE or Path(value).exists():
                 continue
         except OSError as error:  # such as a name longer than the file system takes
             raise InputError(f"{error.strerror} (`{key}` of the recipe)", where=value) from error

@@ -382,6 +382,17 @@ class Bench(Schema):
     """Threads of each runtime."""
 
 
+class About(Schema):
+    """What a bundle's card says, as its maker gives it."""
+
+    use: str | None = None
+    """What the network is meant for, and what not."""
+    data: str | None = None
+    """Where the training and test data come from."""
+    licence: str | None = None
+    """Of the weights and the data."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a recipe was read from; any two are equal, so that recipes are compared by their keys alone."""
@@ -421,6 +432,8 @@ class Recipe(Schema):
     """Latency."""
     budget: Budget = Budget()
     """Limits, over those of the target's card."""
+    about: About = About()
+    """Words for the bundle's card."""
     _origin: Origin = PrivateAttr(Origin())
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
-from paredown.calibration.datasets import Dataset
+from paredown.calibration.datasets import Dataset, Sample
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.targets.errors import InputError
 
@@ -21,6 +21,8 @@ from paredown.targets.errors import InputError
 Predict = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 #: How often each image counts in each resample, (resamples, images), to a metric of each resample.
 Resampled = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+#: Makes what a report shows of a score, beside its numbers.
+Details = Callable[[], Mapping[str, Any]]
 #: Told after each image: how many are done, of how many.
 Progress = Callable[[int, int], None]
 
@@ -42,13 +44,21 @@ class Scores(dict[str, float]):
         samples: how many images, or pieces of text, were scored.
         resampled: an image that counts twice in a resample is as good as two equal ones. NaN where a resample
             has nothing to score.
+        details: makes what a report shows of them, JSON-able, each part as far as the task has it:
+            `classes`, a list of {name, score, low, high, count, curve}, the metric of each class that occurs,
+            its 95 % interval, how often it occurs, and points (recall, precision); `names` of all classes
+            and `confusion`, a list of [true, said, count], -1 for nothing; `images`, a list of {index,
+            quality, found}, 0 to 1, and what `Task.drawn` takes.
     """
 
-    def __init__(self, values: Mapping[str, float], samples: int, resampled: Resampled) -> None:
+    def __init__(
+        self, values: Mapping[str, float], samples: int, resampled: Resampled, details: Details | None = None
+    ) -> None:
         """A dictionary like any other, since a task may as well give a plain one."""
         super().__init__(values)
         self.samples = samples
         self.resampled = resampled
+        self.details: Details = details or dict
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,16 @@ def check_no_code(recipe: Recipe, where: object) -> None:
         raise InputError(f"was made by the app `{recipe.app}`", where=where, hint=hint)
     if recipe.network is not None and ":" in recipe.network:
         raise InputError(f"its network is made by `{recipe.network}`", where=where, hint=hint)
+
+
+def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
+    """How a task draws a sample for a report; None of a task that draws nothing.
+
+    What it takes beside the sample is what was found in it (`images` of its details), or None for the labels;
+    what it gives is a picture, (H, W, 3) uint8 BGR.
+    """
+    found: Callable[[Sample, Any], Any] | None = getattr(task, "drawn", None)
+    return found
 
 
 def load_task(recipe: Recipe) -> Task:

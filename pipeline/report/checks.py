@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paredown.pipeline.report.budget import Violation
+from paredown.pipeline.report.budget import Limit, Violation
 from paredown.pipeline.report.figures import Figure
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a validation: what was checked, how it went, and the words for it."""
-
-    name: str
-    passed: bool
-    detail: str
+from paredown.pipeline.report.verdict import Check as Check
+from paredown.pipeline.report.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -25,8 +18,10 @@ class Validation:
     figures: tuple[Figure, ...]
     violations: tuple[Violation, ...]
     scored: int = 0
+    limits: tuple[Limit, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed and the budget is kept."""
-        return all(check.passed for check in self.checks) and not self.violations
+        """Whether no check failed and the budget is kept."""
+        return not any(check.passed is False for check in self.checks) and not self.violations

@@ -19,7 +19,10 @@ from paredown.pipeline.store.files import read_json, write_json
 
 #: What a score stage keeps of it: the metric on each resample.
 RESAMPLED = "resampled.json"
+#: And what a report shows beside it: each class, each image.
+DETAILS = "details.json"
 DROP = "accuracy_drop"
+MOST_IMAGES = 2000  # whose single results are kept
 RESAMPLES = 1000
 SEED = 0
 #: Of weights in memory; larger sets are resampled less often, and need it less.
@@ -77,6 +80,17 @@ def write_scores(out: Path, scores: Mapping[str, float]) -> None:
         values = scores.resampled(draws(scores.samples))
         known = [float(value) if np.isfinite(value) else None for value in values]
         write_json(out / RESAMPLED, {"samples": scores.samples, "values": known})
+        details = dict(scores.details())
+        if "images" in details:
+            details["images"] = details["images"][:MOST_IMAGES]
+        if details:
+            write_json(out / DETAILS, details)
+
+
+def read_details(folder: Path) -> dict[str, Any]:
+    """What a report shows of a score; empty where the task gives nothing."""
+    path = folder / DETAILS
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def drops(metric: Metric, scores: Mapping[str, Path]) -> list[Drop]:

@@ -139,31 +139,39 @@ def _figure(fields: Any, path: object, number: int) -> Figure:
 def figures_table(figures: Sequence[Figure], title: str | None = None) -> Table:
     """One row per variant, one column per metric, at most 80 columns wide.
 
-    A number that was not measured carries a mark (s simulated, p predicted, ! smoke); the caption explains
-    the marks and names the machines. Of figures for the same cell the last one shows.
+    A number that was not measured carries a mark (s simulated, p predicted, ! smoke), see `caption`. Of
+    figures for the same cell the last one shows.
     """
+    heads, rows = figure_rows(figures)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for variant, cells in rows:
+        table.add_row(variant, *(Text(cell) if cell else Text("-", style="dim") for cell in cells))
+    return table
+
+
+def figure_rows(figures: Sequence[Figure]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The table of figures as text: heads of its columns, then each variant with its cells, "" for none."""
+    metrics = shown_metrics(figures)
+    cells = {(figure.variant, figure.metric): figure for figure in figures}
+    sizes = [figure.value for figure in figures if figure.unit == "B"]
+    size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
+    rows = []
+    for variant in sorted({variant for variant, metric in cells if metric in metrics}, key=_rank):
+        found = [cells.get((variant, metric)) for metric in metrics]
+        rows.append((variant, [_cell(figure, size) if figure else "" for figure in found]))
+    return [HEADS.get(metric, metric).format(size) for metric in metrics], rows
+
+
+def shown_metrics(figures: Sequence[Figure]) -> list[str]:
+    """The metrics that have a column, in order."""
     present = {figure.metric for figure in figures}
     thinner = len({figure.value for figure in figures if figure.metric == "macs"}) > 1
     costs = ("macs", *COSTS[:-1]) if thinner else COSTS  # there is no room for both
     scores = (*SCORES, *own_scores(figures))
-    metrics = [metric for metric in (*scores, *costs) if metric in present]
-    cells = {(figure.variant, figure.metric): figure for figure in figures}
-    sizes = [figure.value for figure in figures if figure.unit == "B"]
-    size = "MiB" if max(sizes, default=0) >= 10_000 * SIZES["KiB"] else "KiB"
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left"
-    )
-    table.add_column("variant", no_wrap=True)
-    for metric in metrics:
-        table.add_column(HEADS.get(metric, metric).format(size), justify="right", no_wrap=True)
-    for variant in sorted({variant for variant, metric in cells if metric in metrics}, key=_rank):
-        row = [cells.get((variant, metric)) for metric in metrics]
-        table.add_row(
-            variant, *(Text(_cell(figure, size)) if figure else Text("-", style="dim") for figure in row)
-        )
-    shown = [figure for (_, metric), figure in cells.items() if metric in metrics]
-    table.caption = Text("\n".join(_caption(shown)))
-    return table
+    return [metric for metric in (*scores, *costs) if metric in present]
 
 
 def own_scores(figures: Sequence[Figure]) -> tuple[str, ...]:
@@ -186,8 +194,10 @@ def _cell(figure: Figure, size: str) -> str:
     return number + MARKS[figure.tag]
 
 
-def _caption(figures: Sequence[Figure]) -> list[str]:
-    """What the marks in these cells mean, then each machine once."""
+def caption(figures: Sequence[Figure]) -> list[str]:
+    """What the marks in the cells of a table mean, then each machine once."""
+    metrics = set(shown_metrics(figures))
+    figures = [figure for figure in figures if figure.metric in metrics]
     tags = {figure.tag for figure in figures}
     words = {
         "measured": "no mark: measured",

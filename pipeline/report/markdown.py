@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paredown.pipeline.report.budget import Limit, limit_rows
 from paredown.pipeline.report.figures import Figure, own_scores
+from paredown.pipeline.report.verdict import Verdict
 from paredown.targets.cards.card import Target
 
 _COLUMNS = (
@@ -46,7 +48,8 @@ def markdown(
     name: str,
     target: Target,
     figures: Sequence[Figure],
-    violations: Sequence[str],
+    limits: Sequence[Limit],
+    verdict: Verdict | None,
     notes: Sequence[str],
     sections: Mapping[str, Sequence[str]] | None = None,
     preview: bool = True,
@@ -57,7 +60,8 @@ def markdown(
         name: of the recipe.
         target: the card.
         figures: of the run; their order is kept.
-        violations: one line each.
+        limits: of the budget.
+        verdict: whether it may ship; None where nobody decides.
         notes: one sentence each.
         sections: head -> lines of a section of its own; empty ones are left out.
         preview: whether there is a picture.
@@ -67,6 +71,8 @@ def markdown(
     own = tuple((metric, metric, "{:.4f}") for metric in own_scores(figures))
     columns = [c for c in (*own, *_COLUMNS) if any((v, c[0]) in cells for v in variants)]
     lines = [f"# {name} for {target.name}", "", target.summary, ""]
+    if verdict is not None:
+        lines += [f"**{verdict.word}**", *(["", *(f"- {each}" for each in verdict.reasons)]), ""]
     lines.append("| variant | " + " | ".join(head for _, head, _ in columns) + " |")
     lines.append("|---" * (len(columns) + 1) + "|")
     for variant in variants:
@@ -79,8 +85,11 @@ def markdown(
     lines += ["", "Figures without a mark were measured."]
     lines += [f"- {where}" for where in sorted({f.where.line() for f in figures})]
     lines += _parity(cells, variants)
-    if violations:
-        lines += ["", "## Over budget", "", *(f"- {line}" for line in violations)]
+    if limits:
+        lines += ["", "## Budget", "", "| limit | variant | allowed | reached | |", "|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(row) + " |" for row in limit_rows(limits)]
+    if verdict is not None and verdict.warnings:
+        lines += ["", "## Warnings", "", *(f"- {line}" for line in verdict.warnings)]
     for head, section in (sections or {}).items():
         lines += ["", f"## {head}", "", *section] if section else []
     lines += ["", "## What zeros and fewer bits buy on this target", ""]

@@ -14,8 +14,8 @@ from paredown.pipeline.recipe.file import default_recipe, recipe_keys, value_of
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.checks import Check
-from paredown.pipeline.report.drop import Drop, drops
-from paredown.pipeline.report.figures import Figure, Tag
+from paredown.pipeline.report.drop import Drop, drops, read_details
+from paredown.pipeline.report.figures import CLASS, Figure, Tag
 from paredown.pipeline.run.params import BundleParams
 from paredown.pipeline.store.event import Tell, nobody
 from paredown.pipeline.store.stage import Stage, stored
@@ -43,7 +43,7 @@ SHARED = (
 #: Sections and keys that only one kind of job reads; what is not named here is read by both.
 ONLY: Mapping[str, Kind] = {
     "preprocess": "image", "prune": "image", "recover": "image", "squantize": "image", "quantize": "image",
-    "bench.runs": "image", "language": "language",
+    "bench.runs": "image", "language": "language", "budget.least_class_score": "image",
 }  # fmt: skip
 
 
@@ -83,12 +83,14 @@ class Proof:
         figures: of the device.
         notes: one sentence each.
         whole: whether its scores are of all test data, and so may be judged.
+        missing: what it leaves to be proven.
     """
 
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
     notes: tuple[str, ...]
     whole: bool = True
+    missing: tuple[str, ...] = ()
 
 
 class HasFiles(Protocol):
@@ -169,6 +171,14 @@ class Job:
         reach(self.goals())
         return self
 
+    def page(self) -> dict[str, Any]:
+        """What the report's page shows beside figures, see `pipeline.report.page.document.NOTHING`."""
+        return {}
+
+    def data_words(self) -> str:
+        """What the test data are, in words, without where they lie."""
+        return f"data.format = {self.recipe.data.format!r}"
+
     def prove(self, device: str, reach: Callable[[Sequence[Stage]], None]) -> tuple[Job, Proof]:
         """Runs what there is to run, and proves the bundle on a device.
 
@@ -203,6 +213,14 @@ class Job:
     def drops(self) -> list[Drop]:
         """How much worse each variant is than the original network."""
         return drops(self.metric, {variant: self.path(stage) for variant, stage in self.scores.items()})
+
+    def class_figures(self) -> list[Figure]:
+        """The score of each class, of the original network and of what ships."""
+        return [
+            self.figure("classes", variant, CLASS + each["name"], each["score"], "1")
+            for variant in ("fp32", *self.runtimes)
+            for each in read_details(self.path(self.scores[variant])).get("classes", ())
+        ]
 
     def drop_notes(self) -> list[str]:
         """The drop of what ships; a smoke run's handful of samples says nothing of it."""

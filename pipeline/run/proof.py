@@ -86,7 +86,9 @@ class Prover:
         whole = images is None or images >= job.images
         if self.smoke:
             images = min(job.images, images or job.images)
-        validator = Validator(job.packed(), self.executor, self.tell, self.tick, self.smoke, job.recipe)
+        validator = Validator(
+            job.packed(), self.executor, self.tell, self.tick, self.smoke, recipe=job.recipe
+        )
         found = validator.validate(images, True, None)
         tag = tag_of(self.executor, self.smoke)
         machine = self.executor.machine
@@ -109,10 +111,13 @@ class Prover:
             notes.append(f"{machine.name} is emulated: its milliseconds mean nothing, instructions are exact")
         if not stands_for(self.executor, self.target):
             notes.append(f"nothing was timed: this machine is no {self.target.name}")
+        missing = [] if whole else [f"a score of all {job.images} test images on {machine.name}"]
+        if not self.timings or self.executor.emulated:
+            missing.append(f"a time on a real {self.target.name}")
         for found_there in self.footprints:
             figures += found_there.figures
             notes += found_there.notes
-        return Proof(found.checks, (*found.figures, *figures), tuple(notes), whole)
+        return Proof(found.checks, (*found.figures, *figures), tuple(notes), whole, tuple(missing))
 
     def _programs(self) -> dict[str, Program]:
         """Every program that could be shipped: variant -> program."""

@@ -6,6 +6,7 @@ the stages' artefacts each time, so a run in which nothing changed takes a secon
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from paredown.pipeline.recipe.file import resolved_toml
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.report.budget import Violation, check_budget
+from paredown.pipeline.report.budget import Limit, Violation, budget_limits, violations
 from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
+from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only, kind_of
 from paredown.pipeline.store.event import Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
@@ -44,6 +46,8 @@ class Result:
         violations: of the budget.
         notes: one sentence each.
         checks: of the validation on a device.
+        limits: of the budget, also those that are kept.
+        verdict: whether the bundle may ship.
     """
 
     folder: Path
@@ -51,6 +55,8 @@ class Result:
     violations: tuple[Violation, ...]
     notes: tuple[str, ...]
     checks: tuple[Check, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def bundle(self) -> Path:
@@ -59,8 +65,8 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is over the budget, and every check on the device passed."""
-        return not self.violations and all(check.passed for check in self.checks)
+        """Whether nothing is over the budget, and no check on the device failed."""
+        return not self.violations and not any(check.passed is False for check in self.checks)
 
 
 class Run:
@@ -135,16 +141,52 @@ class Run:
             figures, notes, checks = (*figures, *proof.figures), (*notes, *proof.notes), proof.checks
             # a part's score says nothing of what was lost on the whole
             judged = (*judged, *(f for f in proof.figures if proof.whole or f.stage != "score"))
-        violations = check_budget(job.recipe.budget.over(self.target.budget), judged, job.metric)
+        limits = budget_limits(job.recipe.budget.over(self.target.budget), judged, job.metric)
+        missing = self._unproven() if proof is None else proof.missing
+        verdict = decide(limits, checks, judged, job.metric, missing)
         files = job.files()
         for name, (stage, file) in files.items():
             write_atomic(self.folder / name, (job.path(stage) / file).read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(job.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
-        lines = [violation.line() for violation in violations]
-        text = markdown(self.name, self.target, figures, lines, notes, job.sections(), PREVIEW in files)
+        text = markdown(
+            self.name, self.target, figures, limits, verdict, notes, job.sections(), PREVIEW in files
+        )
         write_atomic(self.folder / REPORT, text.encode())
-        return Result(self.folder, figures, violations, notes, checks)
+        self._write_page(job, figures, notes, checks, limits, verdict)
+        return Result(self.folder, figures, violations(limits), notes, checks, limits, verdict)
+
+    def _write_page(
+        self, job: Job, figures: Sequence[Figure], notes: Sequence[str], checks: Sequence[Check],
+        limits: Sequence[Limit], verdict: Verdict,
+    ) -> None:  # fmt: skip
+        """The report as a page, and the document that it is made from."""
+        from paredown.pipeline.report.page.document import DOCUMENT, PAGE, document
+        from paredown.pipeline.report.page.render import render
+
+        device = f" --device {job.device}" if self.job.settings.device else ""
+        about, versions = job.recipe.about, ", ".join(f"{n} {v}" for n, v in job.machine.versions)
+        told = (
+            ("intended use", about.use), ("test data", about.data), ("scored on", job.data_words()),
+            ("licence of weights and data", about.licence), ("licence of the device code", "Apache-2.0"),
+            ("app", job.recipe.app), ("network", Path(job.recipe.network).name), ("versions", versions),
+        )  # fmt: skip
+        made = document(
+            self.name, self.target.name, self.target.summary, job.metric, figures, limits=limits,
+            verdict=verdict, checks=checks, notes=notes, facts=job.page(),
+            card=[(name, value or "not given (recipe, section [about])") for name, value in told],
+            command=f"paredown run {RECIPE} --target {self.target.name}{device}",
+            recipe=resolved_toml(job.recipe),
+        )  # fmt: skip
+        write_atomic(self.folder / DOCUMENT, (json.dumps(made, allow_nan=False) + "\n").encode())
+        write_atomic(self.folder / PAGE, render(made))
+
+    def _unproven(self) -> list[str]:
+        """What a run without a device leaves open."""
+        if self.target.reach.kind == "local":
+            return []
+        hint = "" if self.target.reach.kind == "none" else ", with --device ADDRESS"
+        return [f"a validation on {self.target.name}{hint}"]
 
     def sense(self) -> tuple[Sensitivity, tuple[Group, ...], Graph]:
         """Runs the sensitivity test alone, and writes its table's JSON and its plot.

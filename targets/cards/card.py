@@ -45,6 +45,10 @@ class Budget(Schema):
     """The size of the bundle file, in KiB."""
     memory_mib: Annotated[float, Field(gt=0)] | None = None
     """The peak resident memory of the process on the target, in MiB."""
+    least_score: Annotated[float, Field(ge=0)] | None = None
+    """The worst score that may ship, whatever the original network has (0.5 = mAP@50 of 50 %)."""
+    least_class_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The worst score of any class that may ship; unset = a class that is never found is a warning."""
 
     def over(self, default: Budget) -> Budget:
         """This budget where it sets a limit, `default` elsewhere (a recipe's over its card's)."""

@@ -336,3 +336,42 @@ def score_detections(
     single = class_average_precisions(detections, labels)
     scores = {"map50": float(np.mean(list(single.values()))), "map": coco_map(detections, labels)}
     return scores | {f"{CLASS}{names[category]}": value for category, value in single.items() if names}
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How one class is found.
+
+    Attributes:
+        score: average precision.
+        interval: its 95 % interval, by the bootstrap over images; None where no resample has the class.
+        labelled: boxes of the class.
+        points: (N, 2), recall and the precision envelope at each detection that is right.
+    """
+
+    score: float
+    interval: tuple[float, float] | None
+    labelled: int
+    points: Array
+
+
+def class_curves(detections: Sequence[Detections], labels: Labels, weights: Array) -> dict[int, Curve]:
+    """Gives the curve of every class that occurs in the labels.
+
+    Args:
+        detections: as for `class_average_precisions`, errors too.
+        labels: likewise.
+        weights: (R, images), how often an image counts in each resample.
+    """
+    found = {}
+    for one in _ranked(detections, labels, 0.5):
+        values = _weighted_average_precision(one, weights)
+        values = values[~np.isnan(values)]
+        ends = np.percentile(values, (2.5, 97.5)).tolist() if len(values) else None
+        right, count = np.cumsum(one.correct), len(one.truth)
+        precision = right / np.arange(1, len(right) + 1)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        points = np.stack([right / count, envelope], axis=1)[np.asarray(one.correct, dtype=bool)]
+        interval = (ends[0], ends[1]) if ends else None
+        found[one.category] = Curve(average_precision(one.correct, count), interval, count, points)
+    return found

@@ -50,12 +50,10 @@ class Bench:
         }
 
     def tables(self) -> list[Any]:
-        """The figures, and the profile, for a terminal."""
+        """The profile, for a terminal."""
         from rich.table import Table
 
-        from paredown.pipeline.report.figures import figures_table
-
-        found: list[Any] = [figures_table(self.figures)]
+        found: list[Any] = []
         if self.profile is not None:
             table = Table("operation", "makes", self.profile.unit, "share", box=None, pad_edge=False)
             for row in self.profile.rows:

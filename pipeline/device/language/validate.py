@@ -20,10 +20,11 @@ from paredown.pipeline.device.language.unpacked import bring
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import load_language_task
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import Metric, check_no_code
-from paredown.pipeline.report.budget import check_budget
+from paredown.pipeline.recipe.task import Metric
+from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import Figure, Tag, parse_figures
+from paredown.pipeline.report.verdict import decide
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.facts import facts as facts_of
@@ -35,6 +36,7 @@ TOLERANCE = 0.01  # of a perplexity, as a share: other kernels round activations
 TOKEN_S = 60.0  # seconds that a token may take, on an emulator
 START_S = 600.0  # seconds until a model is loaded there
 METRIC = "perplexity"
+DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
 
 
 def validate_language(
@@ -46,7 +48,7 @@ def validate_language(
     speed: bool = True,
     answer: int = ANSWER,
     smoke: bool = False,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str = "no recipe",
     tell: Tell = nobody,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Validation:
@@ -60,7 +62,7 @@ def validate_language(
         speed: whether to measure speed, which nothing emulated has.
         answer: tokens that are written for it, if they fit the context.
         smoke: every figure says so.
-        recipe: see there.
+        recipe: with the files of this machine, its code trusted; or why there is none.
         tell: hears of each step.
         tick: progress within a step.
 
@@ -73,9 +75,8 @@ def validate_language(
 
     with open_device(address) as device:
         bring(bundle, device, {str(model.runtime) for model in bundle.manifest.language}, tell)
-        return _Validator(bundle, device, smoke, tell, tick, recipe).validate(
-            limit, score, answer if speed else 0
-        )
+        made = _Validator(bundle, device, smoke, tell, tick, recipe)
+        return made.validate(limit, score, answer if speed else 0)
 
 
 class _Validator:
@@ -88,7 +89,7 @@ class _Validator:
         smoke: bool,
         tell: Tell,
         tick: Callable[[int, int], None],
-        recipe: Recipe | None,
+        recipe: Recipe | str,
     ) -> None:
         self.recipe = recipe
         self.bundle, self.device, self.tell, self.tick = bundle, device, tell, tick
@@ -114,13 +115,18 @@ class _Validator:
             ran.append(name)
             if score:
                 self._score(name, limit)
+            else:
+                self.checks.append(Check(f"{name} score", None, "not scored, as was asked"))
             if answer:
                 self._speed(name, *lengths(model.context, answer))
         self.checks.append(Check("runs there", bool(ran), ", ".join(ran) or "no runtime of this bundle"))
         originals = [f for (variant, _), f in self.recorded.items() if variant == "fp32" and limit is None]
         budget = self.manifest.recipe.budget.over(self.manifest.card.budget)
-        violations = check_budget(budget, [*originals, *self.figures], Metric(METRIC, less_is_better=True))
-        return Validation(tuple(self.checks), tuple(self.figures), violations, self.scored)
+        metric, figures = Metric(METRIC, less_is_better=True), [*originals, *self.figures]
+        limits = budget_limits(budget, figures, metric)
+        verdict = decide(limits, self.checks, figures, metric)
+        found = tuple(self.checks), tuple(self.figures), violations(limits)
+        return Validation(*found, self.scored, limits, verdict)
 
     def _python(self, *arguments: str, seconds: float, on_line: Callable[[str], None] | None = None) -> str:
         return self.device.run(["python3", *arguments], timeout=seconds, on_line=on_line).out
@@ -132,21 +138,20 @@ class _Validator:
         done = self.device.run(["python3", "-c", probe], timeout=START_S, check=False)
         if done.code:
             last = (done.err.strip().splitlines() or ["it says nothing"])[-1]
-            self.checks.append(Check(f"{name} loads", True, f"not there: {last}"))
+            self.checks.append(Check(f"{name} loads", None, f"not there: {last}"))
         return not done.code
 
     def _score(self, name: str, limit: int | None) -> None:
-        recipe = self.recipe or self.manifest.recipe
         try:
-            if self.recipe is None:
-                check_no_code(recipe, self.bundle.path)
-            check_files(recipe)
-            task = load_language_task(recipe)
+            if isinstance(self.recipe, str):
+                raise InputError(self.recipe)
+            check_files(self.recipe)
+            task = load_language_task(self.recipe)
             if task.fingerprint("test") != self.manifest.test.fingerprint:
                 raise InputError("the test text has changed since this bundle was made")
             pieces = task.pieces("test")[:limit]
         except InputError as error:
-            self.checks.append(Check(f"{name} score", False, f"{error}; --no-score leaves it out"))
+            self.checks.append(Check(f"{name} score", False, f"{error}; {DATA_HINT}"))
             return
         self.tell(Event(f"{name}: score", "running"))
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +172,9 @@ class _Validator:
         said = f"{METRIC} {perplexity:.3f} on {len(pieces)} pieces of text, read there"
         known = self.recorded.get((name, METRIC))
         if known is None or known.tag == "smoke" or len(pieces) != self.manifest.test.images:
-            self.checks.append(Check(f"{name} score", True, f"{said}; nothing to compare with"))
+            part = known is not None and known.tag != "smoke"
+            state = None if part else True
+            self.checks.append(Check(f"{name} score", state, f"{said}; nothing to compare with"))
             return
         apart = abs(perplexity / known.value - 1)
         self.checks.append(Check(f"{name} score", apart <= TOLERANCE, f"{said}; recorded {known.value:.3f}"))
@@ -175,11 +182,11 @@ class _Validator:
     def _speed(self, name: str, prompt: int, answer: int) -> None:
         if self.device.emulated:
             detail = f"not measured: {self.device.address} is emulated, its milliseconds mean nothing"
-            self.checks.append(Check(f"{name} speed", True, detail))
+            self.checks.append(Check(f"{name} speed", None, detail))
             return
         if self.device.kind == "local" and self.manifest.card.reach.kind != "local":
             detail = f"not measured: this machine is no {self.manifest.target}"
-            self.checks.append(Check(f"{name} speed", True, detail))
+            self.checks.append(Check(f"{name} speed", None, detail))
             return
         self.tell(Event(f"{name}: speed", "running"))
         asked = command(self.bundle.package, name, prompt, answer, self.manifest.recipe.bench.threads)

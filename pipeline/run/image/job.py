@@ -1,7 +1,7 @@
 """The job of an image network, as stages: what each makes, from what, with which parameters.
 
     trace -> (sense -> prune -> recover -> trace-pruned ->) (squantize ->) calibrate -> integer
-    -> lower-RUNTIME -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview
+    -> lower-RUNTIME -> parity-RUNTIME, score-VARIANT, bench -> bundle, preview, examples
 
 Where the network is pruned or squantized, the original one is quantized and lowered too, to be timed beside
 it. What is slower on the device than what it was made from is rolled back: that is another job, whose stages
@@ -23,8 +23,8 @@ from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, load_task, metric_of, notes_of
-from paredown.pipeline.report.drop import write_scores
+from paredown.pipeline.recipe.task import Predict, Task, drawn_by, load_task, metric_of, notes_of
+from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
 from paredown.pipeline.run.image.quantize_stages import SMOKE_IMAGES, QuantizeStages
@@ -142,7 +142,7 @@ class ImageJob(Job):
         self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
         here = self.target.reach.kind == "local" and self.device is None
         self.bench = timed or (self._bench() if here else None)
-        self.bundle, self.preview = self._bundle(), self._preview()
+        self.bundle, self.preview, self.examples = self._bundle(), self._preview(), self._examples()
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
@@ -181,7 +181,8 @@ class ImageJob(Job):
 
     def goals(self) -> tuple[Stage, ...]:
         """See `Job`."""
-        return (*self.programs(), *([self.bench] if self.bench else []), self.bundle, self.preview)
+        shown = [stage for stage in (self.bench, self.bundle, self.preview, self.examples) if stage]
+        return (*self.programs(), *shown)
 
     def prepare(self, stage: Stage) -> None:
         """Sets torch's threads, which float sums hang on, as the size of the network wants them."""
@@ -240,6 +241,7 @@ class ImageJob(Job):
     def files(self) -> dict[str, tuple[Stage, str]]:
         """See `Job`."""
         found = {BUNDLE: (self.bundle, BUNDLE), PREVIEW: (self.preview, PREVIEW)}
+        found |= {f"model{runtime(name).suffix}": (stage, "program") for name, stage in self.lower.items()}
         if self.pruning is not None:
             if self.recipe.prune.budget:
                 found |= {name: (self.pruning.sense, name) for name in (SENSE, PLOT)}
@@ -251,6 +253,17 @@ class ImageJob(Job):
     def sections(self) -> dict[str, list[str]]:
         """See `Job`."""
         return self.summary.sections()
+
+    def page(self) -> dict[str, Any]:
+        """See `Job`."""
+        from paredown.pipeline.run.image.summary.page import page_facts
+
+        return page_facts(self)
+
+    def data_words(self) -> str:
+        """See `Job`."""
+        classes = len(self.test.names)
+        return f"{self.images} test images of {classes} classes, data.format = {self.recipe.data.format!r}"
 
     # -- what artefacts hold ---------------------------------------------------------------------------------
 
@@ -384,7 +397,7 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
         name = f"score-{variant}{self._instead(variant)}"
-        return Stage(name, 3, params, inputs, build, self._read(variant))
+        return Stage(name, 4, params, inputs, build, self._read(variant))  # 4: with details for the report
 
     def _bench(self) -> Stage:
         runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
@@ -421,14 +434,16 @@ class ImageJob(Job):
                 for name, values in times.items()
             }
             write_json(out / "bench.json", figures)
-            from paredown.pipeline.run.image.summary.summary import ISLANDS
+            from paredown.pipeline.run.image.summary.summary import ISLANDS, TIMES
+
+            write_json(out / TIMES, {name: np.round(values, 4).tolist() for name, values in times.items()})
 
             costs = {name: island_times(name, integer, runs) for name in self.runtimes if islands(integer)}
             write_json(out / ISLANDS, costs)
 
         params = BenchParams(threads, self.machine.identity(), runs)
         reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
-        return Stage("bench", 3, params, {"trace": self.original, **stages}, build, reads)
+        return Stage("bench", 4, params, {"trace": self.original, **stages}, build, reads)
 
     def _bundle(self) -> Stage:
         made = (self.integers, self.lower, self.baseline, self.parity, self.scores)
@@ -461,6 +476,22 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"program": self.lower[name], "data": self.test.fingerprint()}
         return Stage("preview", 1, PreviewParams(name), inputs, build, self._read(name))
+
+    def _examples(self) -> Stage | None:
+        """The worst test images; None of a task that draws none."""
+        drawn, name = drawn_by(self.task), self.runtimes[-1]
+        if drawn is None:
+            return None
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.run.image.summary.examples import examples
+            from paredown.pipeline.run.image.summary.summary import EXAMPLES
+
+            old, new = (read_details(inputs[each]).get("images", ()) for each in ("before", "after"))
+            write_json(out / EXAMPLES, examples(old, new, self.test, drawn, name))
+
+        inputs: dict[str, Stage | str] = {"before": self.scores["fp32"], "after": self.scores[name]}
+        return Stage("examples", 1, PreviewParams(name), inputs | {"data": self.test.fingerprint()}, build)
 
 
 def check_target(target: Any) -> None:

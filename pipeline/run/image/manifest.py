@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.recipe.places import portable
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.run.image.summary.summary import Summary
 from paredown.pipeline.run.job import plain
@@ -29,7 +30,7 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
         "name": job.settings.name, "target": job.target.name, "card": plain(job.target),
         "app": recipe.app, "network": dict(task.network_id), "models": models,
         "preprocess": job.preprocess.to_dict(), "preprocess_hash": job.preprocess.hash,
-        "recipe": plain(recipe), "metric": asdict(job.metric),
+        "recipe": plain(portable(recipe)), "metric": asdict(job.metric),
         "test": {"images": job.images, "fingerprint": job.test.fingerprint()},
         "figures": [figure.to_dict() for figure in Summary(job).stage_figures()],
         "versions": dict(job.machine.versions),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
+from paredown.pipeline.recipe.places import portable
 from paredown.pipeline.recipe.schema import Language, Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.drop import write_scores
@@ -389,7 +390,7 @@ class LanguageJob(Job):
             manifest = {
                 "name": self.settings.name, "target": self.target.name, "card": plain(self.target),
                 "app": self.recipe.app, "network": dict(self.task.network_id), "language": models,
-                "preprocess": {}, "preprocess_hash": "", "recipe": plain(self.recipe),
+                "preprocess": {}, "preprocess_hash": "", "recipe": plain(portable(self.recipe)),
                 "metric": asdict(self.metric),
                 "test": {"images": len(test), "fingerprint": self.task.fingerprint("test")},
                 "figures": [figure.to_dict() for figure in Summary(self).stage_figures()],

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paredown.pipeline.recipe.task import Metric
-from paredown.pipeline.report.budget import Violation, check_budget
+from paredown.pipeline.report.budget import (
+    Limit,
+    Violation,
+    budget_limits,
+    check_budget,
+    limit_rows,
+    shipped,
+    violations,
+)
 from paredown.pipeline.report.figures import Figure
 from paredown.targets.cards.card import Budget
 from paredown.targets.host.host import Machine
@@ -104,3 +112,52 @@ def test_where_less_is_better_a_rise_is_the_drop(before, after, over):
     found.append(Figure("lower", "litert", "file_bytes", 1, "B", "measured", HOST))
     broken = check_budget(Budget(accuracy_drop=0.01), found, Metric("perplexity", less_is_better=True))
     assert [violation.variant for violation in broken] == (["litert"] if over else [])
+
+
+def scored(value=0.4, **classes):
+    rows = [*figures(drop=0.5 - value)]
+    rows += [
+        Figure("classes", "litert", f"class_score_{n}", v, "1", "measured", HOST) for n, v in classes.items()
+    ]
+    return rows
+
+
+def test_floors_are_broken_from_below():
+    budget = Budget(least_score=0.5, least_class_score=0.3)
+    over = check_budget(budget, scored(0.4, cat=0.9, dog=0.1, cow=0.2), MAP)
+    assert [each.line() for each in over] == [
+        "litert: least_score is 0.4, 0.1 below the floor of 0.5",
+        "litert: least_class_score of class 'dog' is 0.1, 0.2 below the floor of 0.3",
+        "litert: least_class_score of class 'cow' is 0.2, 0.1 below the floor of 0.3",
+    ]
+    kept = budget_limits(budget, scored(0.6, cat=0.9, dog=0.31), MAP)
+    assert [(row[0], *row[2:]) for row in limit_rows(kept)] == [
+        ("least_score", "at least 0.5", "0.6", "kept"),
+        ("least_class_score (dog)", "at least 0.3", "0.31", "kept"),
+    ]
+    unknown = budget_limits(budget, scored(0.6), MAP)
+    assert [limit.state for limit in unknown] == ["kept", "not known"] and violations(unknown) == ()
+
+
+def test_where_less_is_better_the_worst_score_is_the_highest():
+    rows = [Figure("score", "litert", "perplexity", 20.0, "1", "measured", HOST)]
+    rows.append(Figure("lower", "litert", "file_bytes", 1, "B", "measured", HOST))
+    metric = Metric("perplexity", less_is_better=True)
+    assert check_budget(Budget(least_score=21), rows, metric) == ()
+    (over,) = check_budget(Budget(least_score=19), rows, metric)
+    assert over.line() == "litert: least_score is 20, 1 over the budget of 19"
+
+
+def test_what_does_not_ship_is_not_judged():
+    rows = [
+        Figure("x", name, "file_bytes", 1, "B", "measured", HOST)
+        for name in ("litert", "litert-original", "litert-rejected", "litert-fp32", "executorch")
+    ]
+    assert shipped(rows) == ("executorch", "litert")
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1), st.floats(0, 1), st.booleans())
+def test_a_limit_is_kept_broken_or_not_known(found, allowed, floor):
+    limits = [Limit("litert", "least_score", allowed, value, floor=floor) for value in found]
+    assert len(violations(limits)) == [limit.kept for limit in limits].count(False)
+    assert [limit.kept is None for limit in limits] == [value is None for value in found]

@@ -14,6 +14,7 @@ from paredown.pipeline.report.figures import (
     TAGS,
     VARIANTS,
     Figure,
+    caption,
     figures_table,
     read_figures,
     write_figures,
@@ -32,6 +33,8 @@ def figure(variant="fp32", metric="map50", value=0.5, unit="1", tag="measured", 
 def rendered(figures, width=100):
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(figures_table(figures))
+    for line in caption(figures):
+        console.print(line, markup=False)
     return console.file.getvalue()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from paredown.pipeline.report.budget import Limit
 from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.report.markdown import markdown
+from paredown.pipeline.report.verdict import Verdict
 from paredown.targets.cards.card import load_card
 from paredown.targets.host.host import Machine
 
@@ -22,7 +24,7 @@ FIGURES = (
 
 
 def test_the_table_has_a_row_per_variant_and_a_mark_on_what_was_not_measured():
-    lines = markdown("tiny", load_card("host"), FIGURES, (), ()).splitlines()
+    lines = markdown("tiny", load_card("host"), FIGURES, (), None, ()).splitlines()
     assert lines[0] == "# tiny for host"
     at = next(i for i, line in enumerate(lines) if line.startswith("| variant"))
     assert lines[at : at + 4] == [
@@ -36,11 +38,16 @@ def test_the_table_has_a_row_per_variant_and_a_mark_on_what_was_not_measured():
 
 def test_budget_notes_and_what_pays_are_said():
     card = load_card("raspberry-pi-5")
-    text = markdown("tiny", card, FIGURES, ["litert: bundle_kib is 9"], ["not validated on a device"])
-    assert "## Over budget\n\n- litert: bundle_kib is 9\n" in text
+    limits = (Limit("litert", "bundle_kib", 8, 9.0), Limit("litert", "least_score", 0.5, None, floor=True))
+    verdict = Verdict("DO NOT SHIP", ("litert: bundle_kib is 9",), ("class 'x' is never found",))
+    text = markdown("tiny", card, FIGURES, limits, verdict, ["not validated on a device"])
+    assert "| bundle_kib | litert | at most 8 | 9 | BROKEN |" in text
+    assert "| least_score | litert | at least 0.5 | - | not known |" in text
+    assert "**DO NOT SHIP**\n\n- litert: bundle_kib is 9\n" in text
+    assert "## Warnings\n\n- class 'x' is never found\n" in text
     assert "## Notes\n\n- not validated on a device\n" in text
     for name, runtime in card.runtimes.items():
         assert f"- {name}, zeros: {runtime.pays.zeros.buys} ({runtime.pays.zeros.note})" in text
-    quiet = markdown("tiny", card, FIGURES, (), ())
-    assert "Over budget" not in quiet and "## Notes" not in quiet
+    quiet = markdown("tiny", card, FIGURES, (), None, ())
+    assert "## Budget" not in quiet and "## Notes" not in quiet
     assert quiet.endswith("![What the model finds on test images](preview.png)\n")

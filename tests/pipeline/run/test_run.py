@@ -56,6 +56,7 @@ def sound(runs: Path) -> bool:
 def test_a_run_leaves_what_it_says(tiny):
     assert {path.name for path in tiny.run.iterdir()} == {
         "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml", "stages.json",
+        "report.html", "report.json", "model.pte", "model.tflite",
     }  # fmt: skip
     figures = {(f["variant"], f["metric"]): f for f in tiny.figures()}
     assert {f["tag"] for f in figures.values()} == {"measured"}
@@ -104,6 +105,28 @@ def test_a_second_run_reuses_everything_and_imports_no_torch(tiny, tmp_path):
     assert took < 10  # one or two seconds where nothing else runs
     explained = call("explain", runs / "tiny" / "host")
     assert all(line.endswith(": reused: nothing changed") for line in explained.out.splitlines())
+
+
+@pytest.mark.slow
+def test_two_makers_of_the_same_inputs_get_the_same_bytes(tiny, tmp_path):
+    made = []
+    for user in ("ann", "bob-with-a-longer-name"):
+        recipe = copy_project(tiny, tmp_path / "home" / user / "project")
+        home = {"HOME": str(tmp_path / "home" / user), "USER": user, "LOGNAME": user}
+        command = [
+            sys.executable,
+            "-m",
+            "paredown.apps.cli.main",
+            "run",
+            recipe.name,
+            "--set",
+            "bench.runs=1",
+        ]
+        env = {**os.environ, **home, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=recipe.parent, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        made.append((recipe.parent / "runs" / "tiny" / "host" / "bundle.paredown").read_bytes())
+    assert made[0] == made[1]
 
 
 # -- what changed, and why -----------------------------------------------------------------------------------
@@ -168,7 +191,7 @@ def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(tiny, tmp_path):
     done = call("run", tiny.recipe, "--runs", tmp_path / "none", "--dry-run", "--set", "bench.runs=7")
     assert done.code == 0 and not (tmp_path / "none").exists()
     assert "runs = 7" in done.out and "calibration_images = 128" in done.out
-    assert done.out.count("would run") == 16 and "reused" not in done.out
+    assert done.out.count("would run") == 17 and "reused" not in done.out
     runs = copy_runs(tiny, tmp_path / "runs")
     before = tree(runs)
     done = call("run", tiny.recipe, "--runs", runs, "--dry-run", "--json", "--set", "bench.runs=7")
@@ -207,7 +230,7 @@ def test_a_broken_budget_is_exit_code_3_and_says_what_by_how_much(tiny, tmp_path
     lines = [line for line in done.out.splitlines() if line.startswith("over budget: ")]
     assert len(lines) == 4
     assert f"over budget: litert: bundle_kib is {size:.4g}, {size - 10:.4g} over the budget of 10" in lines
-    assert "## Over budget" in (runs / "tiny" / "host" / "report.md").read_text()
+    assert "| BROKEN |" in (runs / "tiny" / "host" / "report.md").read_text()
     done = call("run", tiny.recipe, "--runs", runs, *limits, "--json")
     assert done.code == 3 and len(json.loads(done.out)["over_budget"]) == 4
     assert set(outcomes(done).values()) == {"reused"}

@@ -79,3 +79,13 @@ def draw(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.
         name = names[category] if category < len(names) else str(category)
         draw_box(picture, box, category, f"{name} {score:.2f}")
     return picture
+
+
+def draw_labels(
+    image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """Draws labelled boxes with their class names; arguments as for `draw`."""
+    picture = np.ascontiguousarray(image).copy()
+    for box, category in zip(boxes, classes.tolist(), strict=True):
+        draw_box(picture, box, category, names[category] if category < len(names) else str(category))
+    return picture

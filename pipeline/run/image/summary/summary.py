@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.run.image.job import ImageJob
 
 LEDGER = "ledger.json"
+EXAMPLES, TIMES = "examples.json", "times.json"
 ISLANDS = "islands.json"  # of the bench: runtime -> name -> milliseconds
 
 
@@ -46,6 +47,7 @@ class Summary:
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
         figures += [self._figure(*row) for drop in stages.drops() for row in drop.rows()]
+        figures += stages.class_figures()
         for name in stages.runtimes:
             if name in stages.parity:
                 figures += self._parity_figures(name)

@@ -20,7 +20,7 @@ from tiny_project import ROOT, Tiny, predict_of
 from typer.testing import CliRunner
 from web_browser import served
 
-from paredown.apps.cli.web import app
+from paredown.apps.cli.web import _print_code, app
 from paredown.apps.detector.web.serve import open_server, secure, self_signed
 from paredown.apps.detector.web.site import MODEL, PROGRAM, build, pinned
 from paredown.pipeline.bundle.archive import unpack
@@ -223,6 +223,28 @@ def test_serve_says_where_and_ends_when_interrupted(site: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and err == ""
+
+
+def test_the_code_in_the_terminal_is_read_as_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """OpenCV reads what a telephone would; a block is light, as it is on a dark terminal."""
+    url = "https://192.168.178.123:8000/"
+    _print_code(url)
+    halves = {"█": (255, 255), "▀": (255, 0), "▄": (0, 255), " ": (0, 0)}
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[halves[c][part] for c in line] for line in lines for part in (0, 1)]
+    picture = np.kron(np.array(rows, np.uint8), np.ones((8, 8), np.uint8))
+    said, _, _ = cv2.QRCodeDetector().detectAndDecode(np.pad(picture, 32, constant_values=255))
+    assert said == url and max(map(len, lines)) <= 40
+
+
+def test_a_phone_needs_a_network_and_is_told_what_comes(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paredown.apps.detector.web.serve.lan_address", lambda: None)
+    code, _, err = run("serve", site, "--phone", "--port", 0)
+    assert code == 5
+    assert (
+        err
+        == "paredown: --phone: this machine is in no network; join the telephone's network (Wi-Fi), then try again\n"
+    )
 
 
 def test_no_page_and_a_taken_port_are_told(site: Path, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The test images on which the result is worst: their labels, what the original found, what ships finds."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from paredown.calibration.datasets import Dataset, Sample
+
+COUNT = 6
+SIDE = 300  # pixels of a picture, at most
+QUALITY = 80  # of JPEG
+WORDS = "Quality of an image: 1 where everything in it is found right and nothing else."
+
+Told = Sequence[Mapping[str, Any]]
+
+
+def worst(before: Told, after: Told, count: int = COUNT) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Pairs of the same image, the lowest quality first, then the largest loss.
+
+    Args:
+        before: `images` of the details of the original network.
+        after: likewise, of what ships.
+        count: at most so many.
+    """
+    known = {each["index"]: each for each in before}
+    pairs = [(known[each["index"]], each) for each in after if each["index"] in known]
+
+    def order(pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[float, float, int]:
+        return pair[1]["quality"], pair[1]["quality"] - pair[0]["quality"], pair[1]["index"]
+
+    return sorted(pairs, key=order)[:count]
+
+
+def examples(
+    before: Told, after: Told, data: Dataset, drawn: Callable[[Sample, Any], Any], runtime: str
+) -> dict[str, Any]:
+    """As the report's document has it; pictures are small JPEG files in base64.
+
+    Args:
+        before: `images` of the details of the original network.
+        after: likewise, of what ships.
+        data: the test images.
+        drawn: of the task, see `pipeline.recipe.task.drawn_by`.
+        runtime: that ships.
+    """
+    rows = []
+    for old, new in worst(before, after):
+        sample = data[old["index"]]
+        small = replace(sample, image=_small(sample.image))
+        pictures = [_jpeg(drawn(small, found)) for found in (None, old["found"], new["found"])]
+        rows.append({"name": sample.name.rpartition("/")[2], "before": old["quality"],
+                     "after": new["quality"], "pictures": pictures})  # fmt: skip
+    return {"columns": ["labels", "fp32", f"{runtime}, int8"], "rows": rows, "words": WORDS}
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """An image of `SIDE` pixels at its longer side; an array that is no image stays."""
+    if image.dtype != np.uint8 or image.ndim != 3:
+        return image
+    scale = SIDE / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    assert ok
+    return base64.b64encode(data.tobytes()).decode()

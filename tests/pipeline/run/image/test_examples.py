@@ -1,0 +1,42 @@
+"""The worst images: which, and small."""
+
+from __future__ import annotations
+
+import base64
+
+import cv2
+import numpy as np
+import pytest
+
+from paredown.calibration.datasets import Sample
+from paredown.pipeline.run.image.summary.examples import SIDE, examples, worst
+
+pytestmark = pytest.mark.unit
+
+
+def told(*qualities):
+    return [{"index": i, "quality": q, "found": [i]} for i, q in enumerate(qualities)]
+
+
+def test_the_lowest_quality_comes_first_then_the_largest_loss():
+    pairs = worst(told(1.0, 0.5, 0.9, 1.0), told(1.0, 0.2, 0.5, 0.5), 3)
+    assert [new["index"] for _, new in pairs] == [1, 3, 2]
+    assert worst(told(1.0), told(1.0, 0.0)) == [(told(1.0)[0], told(1.0)[0])], "of what both have"
+
+
+def test_pictures_are_small_and_drawn_thrice():
+    image = np.zeros((900, 1200, 3), np.uint8)
+    sample = Sample("folder/a.png", image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), True)
+    calls = []
+
+    def drawn(small, found):
+        calls.append((small.image.shape, found))
+        return small.image
+
+    made = examples(told(1.0), told(0.5), [sample], drawn, "litert")
+    assert calls == [((225, SIDE, 3), found) for found in (None, [0], [0])]
+    (row,) = made["rows"]
+    assert (row["name"], row["before"], row["after"]) == ("a.png", 1.0, 0.5)
+    for picture in row["pictures"]:
+        data = np.frombuffer(base64.b64decode(picture), np.uint8)
+        assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == (225, SIDE, 3) and len(data) < 20_000
