@@ -39,6 +39,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("pipeline/recipe/imports/folders.py",),
     ),
     "test_api.py": ("the API as a user calls it", ("apps/api/",)),
+    "pipeline/bundle/finished/test_finished_program.py": (
+        "what a child process says is asked for by its parent",
+        ("pipeline/bundle/finished/child.py",),
+    ),
+    "apps/api/test_finished.py": (
+        "preprocessing and data are shown by the bundle that is made with them",
+        ("apps/api/finished_input.py",),
+    ),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",
         ("pipeline/store/event.py", "pipeline/store/ledger.py"),

@@ -33,14 +33,16 @@ class Classifier:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
-        self.show: int = json.loads(self._bundle.files["app.json"])["show"]
+        facts = json.loads(self._bundle.files["app.json"])
+        self.show: int = facts["show"]
+        self._probabilities = bool(facts.get("probabilities"))
         self.names = self._bundle.names
         self.source = input_from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR or an array."""
         (logits,) = self._bundle(image, self.source)
-        return softmax(logits)
+        return logits if self._probabilities else softmax(logits)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
