@@ -22,6 +22,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "every layer is shown beside Keras's own",
         ("pipeline/recipe/imports/keras/layers/", "pipeline/recipe/imports/keras/maker.py"),
     ),
+    "pipeline/recipe/imports/keras/tflite/test_tflite_load.py": (
+        "every operation is shown beside TFLite's own",
+        ("pipeline/recipe/imports/keras/tflite/operations.py",),
+    ),
     "pipeline/recipe/imports/keras/test_keras_load.py": (
         "a configuration is shown by the model that is made of it",
         ("pipeline/recipe/imports/keras/graph.py",),

@@ -123,7 +123,12 @@ def _onnxruntime(data: bytes, path: Path) -> dict[str, Any]:
 def _load_litert(data: bytes, path: Path, exact: bool) -> Callable[..., Any] | None:
     from paredown.targets.runners.litert import Runner
 
-    return Runner(data, 1, path, reference=exact)
+    try:
+        return Runner(data, 1, path, reference=exact)
+    except InputError:
+        if not exact:
+            raise
+        return None  # some operations have no reference kernel
 
 
 def _load_executorch(data: bytes, path: Path, exact: bool) -> Callable[..., Any] | None:
