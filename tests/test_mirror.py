@@ -22,6 +22,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "every layer is shown beside Keras's own",
         ("pipeline/recipe/imports/keras/layers/", "pipeline/recipe/imports/keras/maker.py"),
     ),
+    "pipeline/recipe/imports/keras/tflite/test_tflite_load.py": (
+        "every operation is shown beside TFLite's own",
+        ("pipeline/recipe/imports/keras/tflite/operations.py",),
+    ),
     "pipeline/recipe/imports/keras/test_keras_load.py": (
         "a configuration is shown by the model that is made of it",
         ("pipeline/recipe/imports/keras/graph.py",),
@@ -51,6 +55,14 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("pipeline/report/page/document.py", "pipeline/report/page/sections.py"),
     ),
     "test_api.py": ("the API as a user calls it", ("apps/api/",)),
+    "pipeline/bundle/finished/test_finished_program.py": (
+        "what a child process says is asked for by its parent",
+        ("pipeline/bundle/finished/child.py",),
+    ),
+    "apps/api/test_finished.py": (
+        "preprocessing and data are shown by the bundle that is made with them",
+        ("apps/api/finished_input.py",),
+    ),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",
         ("pipeline/store/event.py", "pipeline/store/ledger.py"),

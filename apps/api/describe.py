@@ -66,7 +66,8 @@ class Description:
         if self.groups:
             found.append(f"pruning     {self.groups[1]} of {self.groups[0]} groups of channels can be cut")
         if self.difference is not None:
-            found.append(f"compared    {self.difference:.1e} from onnxruntime, relative, on random numbers")
+            runtime = "LiteRT" if self.format == "TFLite" else "onnxruntime"
+            found.append(f"compared    {self.difference:.1e} from {runtime}, relative, on random numbers")
         return found + [f"note: {note}" for note in self.notes]
 
 
@@ -116,7 +117,15 @@ def describe(path: Path, shape: tuple[int, ...] | None, target: Target, couple: 
 
 
 def _difference(path: Path, found: Imported, example: Any, parts: Any) -> float | None:
-    """The largest difference from onnxruntime, where it is installed and runs the file for this shape."""
+    """The largest difference from the file's own runtime, where it is here and runs it for this shape."""
+    if path.suffix.lower() == ".tflite":
+        from paredown.pipeline.bundle.finished.program import describe as described
+        from paredown.pipeline.bundle.finished.program import run
+
+        made = zip(parts, run(described(path), example.numpy()).exact, strict=True)
+        return max(
+            float(abs(ours.numpy() - theirs).max() / max(abs(theirs).max(), 1e-9)) for ours, theirs in made
+        )
     if path.suffix.lower() != ".onnx" or importlib.util.find_spec("onnxruntime") is None:
         return None
     from paredown.pipeline.recipe.imports.onnx.compare import difference

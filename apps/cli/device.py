@@ -1,4 +1,4 @@
-"""The commands that work with a device, or predict one: validate, bench, cost, inspect, doctor."""
+"""The commands that work with a device, or predict one: validate, bench, cost, inspect, bundle, doctor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paredown.apps.cli.console import (
     screen,
     tables,
 )
-from paredown.apps.cli.group import LOOK, PROVE, recipe_names
+from paredown.apps.cli.group import LOOK, MAKE, PROVE, recipe_names
 from paredown.pipeline.store.event import Event
 from paredown.targets.errors import InputError
 
@@ -224,6 +224,43 @@ def import_(
                 print(f"paredown: {problem}", file=sys.stderr)
                 raise typer.Exit(problem.exit_code)
             raise problem
+
+
+@app.command("bundle", rich_help_panel=MAKE)
+def bundle_(
+    programs: Annotated[
+        list[Path], typer.Argument(help="Finished programs of one network: .tflite, .pte, .onnx.")
+    ],
+    preprocess: Annotated[
+        Path | None, typer.Option(help="A .toml with a recipe's keys of [preprocess], and decoding.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="The classes' names, one a line.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Photos or .npy arrays; photos in class folders are scored.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="outputs, classify or detect.")] = "outputs",
+    target: TargetName = "host",
+    out: Annotated[Path | None, typer.Option(help="The bundle; default: PROGRAM.paredown.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle of a finished program, as it is.
+
+    Nothing is trained or quantized. Test vectors are made by running the program here; then validate, bench
+    and deploy work as for any bundle.
+    """
+    with handled(as_json):
+        from paredown.apps.api.finished import Asked, bundle
+        from paredown.targets.cards.card import load_card
+
+        card, asked = load_card(target), Asked(tuple(programs), preprocess, labels, data, task)
+        with screen() as (tell, tick):
+            made = bundle(asked, card, out or Path(f"{programs[0].stem}.paredown"), tell, tick)
+        if as_json:
+            figures = [figure.to_dict() for figure in made.figures]
+            print_json({"bundle": str(made.path), "figures": figures, "notes": list(made.notes)})
+            return
+        for line in made.lines():
+            tables().print(line, markup=False)
 
 
 @app.command(rich_help_panel=LOOK)

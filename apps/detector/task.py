@@ -29,7 +29,7 @@ from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, Sample, o
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.imports.read import is_model
-from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
+from paredown.pipeline.recipe.schema import EMBEDDED, FINISHED, Recipe
 from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress, Scores
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError
@@ -91,7 +91,7 @@ class DetectorTask:
         self.recipe = recipe
         self._factory_file: Path | None = None
         self.model_file = ModelFile(recipe.network) if is_model(recipe.network) else None
-        if recipe.decoding is not None and self.model_file is None:
+        if recipe.decoding is not None and self.model_file is None and recipe.network != FINISHED:
             raise InputError("only a model file needs it", where="recipe, key decoding",
                              hint="give the network an attribute `decoding`")  # fmt: skip
         self._known: dict[str, Truths] = {}
@@ -107,6 +107,8 @@ class DetectorTask:
 
             shape = self._preprocess.input_shape
             self.heads, self.output_names = checked_heads(own, shape, self.classes, recipe.network)
+        if recipe.network == FINISHED:
+            self.heads = heads_of(recipe.decoding, (self._preprocess.width, self._preprocess.height))
         self.anchors = self.cfg.region.anchors if self.cfg and self.cfg.region else ()
         self.decoder = self._decoder()
         if isinstance(self.decoder, YoloHeads) and self.heads is None:
@@ -121,6 +123,8 @@ class DetectorTask:
     def _read_network(self) -> Any:
         """Reads the .cfg; a network that is no darknet's is returned."""
         network = self.recipe.network
+        if network == FINISHED:
+            return None
         if self.model_file is None and ":" not in network and network not in BUILTIN:
             self.cfg = read_cfg(network) if network.endswith(".cfg") else builtin_cfg(network, BUILTIN)
             return None
@@ -180,7 +184,7 @@ class DetectorTask:
         """RGB / 255 of the network's size, unless the recipe says otherwise."""
         changes = self.recipe.preprocess.changes()
         if self.cfg is None:
-            size: dict[str, Any] = dict(input_size(own))
+            size: dict[str, Any] = {} if own is None else dict(input_size(own))
             if missing := [name for name in ("width", "height") if name not in {**size, **changes}]:
                 raise InputError(
                     f"{self.recipe.network} does not say its input's {' and '.join(missing)}",

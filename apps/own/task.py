@@ -20,7 +20,7 @@ from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.arrays import array_shape
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.imports.read import is_model
-from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
+from paredown.pipeline.recipe.schema import EMBEDDED, FINISHED, Recipe
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError, UsageError
 from paredown.targets.own_code import own_code
@@ -89,8 +89,8 @@ class OwnTask:
 
     @property
     def _is_own(self) -> bool:
-        """Whether it is the user's: a factory's, or a model file's."""
-        return self.model_file is not None or self._is_factory
+        """Whether it is the user's: a factory's, a model file's, or a finished program."""
+        return self.model_file is not None or self._is_factory or self.recipe.network == FINISHED
 
     def _file_shape(self) -> tuple[int, ...] | None:
         """What is known of the input of a model file beforehand."""
@@ -111,6 +111,8 @@ class OwnTask:
         if self.model_file is not None:
             return self.model_file.network(self._file_shape())
         if not self._is_factory:
+            if self.recipe.network == FINISHED:
+                raise UsageError("a finished program has no network to train", where="recipe, key network")
             raise UsageError(
                 f"{self.what} has no built-in network {self.recipe.network!r}",
                 where="recipe, key network", hint='use "my_package.nets:factory" or a model file',
@@ -220,6 +222,8 @@ class OwnTask:
                     hint='use data.format = "arrays"',
                 )  # fmt: skip
             return {"width": shape[3], "height": shape[2]}
+        if self.recipe.network == FINISHED:
+            return {}
         return input_size(self._build())
 
     def _make_preprocess(self) -> AnyInput:

@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from paredown.targets.cards.card import Budget, RuntimeName, Schema
 
 EMBEDDED = "digits"  # data and weights that an app brings along
+FINISHED = "finished"  # network and weights of a bundle of a finished program, which has none to train
 EMBEDDED_DATA = (EMBEDDED, "pydoc")
 DATA_PATHS = ("names", "label_names", "train", "calibration", "test", "images", "labels")
 

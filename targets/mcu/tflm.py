@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from paredown.targets.errors import DeviceError, InputError
 from paredown.targets.mcu.memory import kib
+from paredown.targets.runners.litert import signed
 
 ENOUGH = 1 << 28  # bytes of arena to measure in; no microcontroller has as much
 #: LiteRT Micro's own words, where it refuses a program.
@@ -107,7 +108,8 @@ def _process(folder: Path, arena_bytes: int, timeout: float) -> subprocess.Compl
 def _read(folder: Path, report: str) -> Ran:
     facts: dict[str, Any] = json.loads(report)
     arena = Arena(facts["total"], facts["head"], facts["tail"])
-    outputs = [np.load(folder / f"output{index}.npy") for index in range(facts["outputs"])]
+    loaded = [np.load(folder / f"output{index}.npy") for index in range(facts["outputs"])]
+    outputs = [signed(o) if o.dtype == np.uint8 else o for o in loaded]
     nchw = (np.ascontiguousarray(o.transpose(0, 3, 1, 2)) if o.ndim == 4 else o for o in outputs)
     return Ran(tuple(nchw), arena)
 

@@ -20,7 +20,7 @@ class TensorInfo:
 
     Attributes:
         shape: with a batch of one; NCHW where it has four axes.
-        dtype: numpy's name.
+        dtype: numpy's name; codes of uint8 are int8 here, each 128 less.
     """
 
     shape: tuple[int, ...]
@@ -38,7 +38,18 @@ class TensorInfo:
         if len(shape) == 4:
             batch, height, width, channels = shape
             shape = (batch, channels, height, width)
-        return cls(shape, np.dtype(detail["dtype"]).name)
+        dtype = np.dtype(detail["dtype"]).name
+        return cls(shape, "int8" if dtype == "uint8" else dtype)
+
+
+def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Codes, each 128 more."""
+    return codes.view(np.uint8) ^ np.uint8(128)
+
+
+def signed(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Codes, each 128 less."""
+    return (codes ^ np.uint8(128)).view(np.int8)
 
 
 def interpreter_class() -> Any:
@@ -65,7 +76,7 @@ def _reference_kernels() -> dict[str, Any]:
 
 
 class Runner:
-    """A loaded .tflite of one input; NCHW outside, the file's own NHWC inside.
+    """A loaded .tflite of one input; NCHW and int8 outside, the file's own NHWC, and perhaps uint8, inside.
 
     Args:
         data: the file's bytes.
@@ -104,7 +115,7 @@ class Runner:
         return tuple(map(TensorInfo.of, self._outputs))
 
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Runs one input, (1, channels, height, width), in the model's own dtype; outputs NCHW.
+        """Runs one input, (1, channels, height, width), in the model's own dtype, int8 for uint8; NCHW out.
 
         Raises:
             InputError: the model does not take this input, or the interpreter stops on the way.
@@ -114,7 +125,8 @@ class Runner:
             self.interpreter.invoke()
         except RuntimeError as error:  # some damage shows only here
             raise InputError(f"the model does not run: {error}", where=self._where) from error
-        outputs = (self.interpreter.get_tensor(o["index"]) for o in self._outputs)
+        raw = (self.interpreter.get_tensor(o["index"]) for o in self._outputs)
+        outputs = (signed(o) if o.dtype == np.uint8 else o for o in raw)
         return tuple(np.ascontiguousarray(o.transpose(0, 3, 1, 2)) if o.ndim == 4 else o for o in outputs)
 
     def bound(self, x: NDArray[Any]) -> Callable[[], object]:
@@ -124,6 +136,8 @@ class Runner:
 
     def _set(self, x: NDArray[Any]) -> None:
         nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
+        if self._input["dtype"] == np.uint8 and nhwc.dtype == np.int8:
+            nhwc = unsigned(nhwc)
         try:
             self.interpreter.set_tensor(self._input["index"], nhwc)
         except ValueError as error:

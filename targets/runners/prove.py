@@ -52,16 +52,21 @@ def prove(folder: Path) -> dict[str, Any]:
     facts = json.loads((folder / f"{vectors}.json").read_bytes())
     data = (folder / f"{vectors}.bin").read_bytes()
     runner = Runner((folder / file).read_bytes(), 1, file)
-    found = [runner(x[None]) for x in _inputs(facts, dtype)]
+    real = folder / f"{vectors}.in"
+    found = [runner(x[None]) for x in _inputs(facts, dtype, real.read_bytes() if real.exists() else b"")]
+    given = hashlib.sha256()
     worst, differing, compared, offset = 0.0, 0, 0, 0
     for place, shape in enumerate(facts["outputs"]):
         ours = np.concatenate([sample[place] for sample in found])
         expected = np.frombuffer(data, dtype, ours.size, offset).reshape(facts["count"], *shape[1:])
         offset += expected.nbytes
+        given.update(ours.tobytes())
         apart = np.abs(ours.astype(np.float64) - expected)
         scale = max(float(np.abs(expected).max()), 1e-9) if dtype == np.float32 else 1.0
         worst, compared = max(worst, float(apart.max()) / scale), compared + apart.size
         differing += int(np.count_nonzero(apart))
+    if facts.get("also") == given.hexdigest():  # the runtime's reference kernels: right, too
+        worst, differing = 0.0, 0
     if not worst <= allowed:  # NaN, too
         what = f"its test vectors differ here: {differing} of {compared} values, by up to {worst:g}"
         raise DeviceError(what, where=file, hint="`paredown validate` finds the first operation that does")
@@ -77,8 +82,11 @@ def _allowed(figures: Any, dtype: np.dtype[Any]) -> float:
     return max((float(f["value"]) for f in known if f["tag"] != "smoke"), default=0.0)
 
 
-def _inputs(facts: dict[str, Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    codes = test_inputs(tuple(facts["input"]), facts["count"], facts["seed"])
+def _inputs(facts: dict[str, Any], dtype: np.dtype[Any], real: bytes) -> NDArray[Any]:
+    if facts["seed"] is None:
+        codes = np.frombuffer(real, np.int8).reshape(facts["count"], *facts["input"][1:])
+    else:
+        codes = test_inputs(tuple(facts["input"]), facts["count"], facts["seed"])
     if dtype == np.int8:
         return codes
     return (codes.astype(np.float32) - facts["zero_point"]) * np.float32(facts["scale"])

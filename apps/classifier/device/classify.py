@@ -35,7 +35,8 @@ class Classifier:
         self._bundle = Unpacked(folder, ("app.json", "labels.txt"), threads)
         self.names = self._bundle.names
         with described(folder / "app.json"):
-            self.show = int(self._bundle.document("app.json")["show"])
+            facts = self._bundle.document("app.json")
+            self.show, self._probabilities = int(facts["show"]), bool(facts.get("probabilities"))
             (logits,) = self._bundle.zeros()
             if logits.shape != (len(self.names),) or self.show < 1:
                 raise ValueError(f"{logits.shape} outputs, {len(self.names)} names")
@@ -44,7 +45,7 @@ class Classifier:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The probability of each class, (classes,) float32, for an image (H, W, 3) BGR or an array."""
         (logits,) = self._bundle(image, self.source)
-        return softmax(logits)
+        return logits if self._probabilities else softmax(logits)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

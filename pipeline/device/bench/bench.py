@@ -12,6 +12,7 @@ from paredown.pipeline.device.bench.profile import Profile, profile
 from paredown.pipeline.device.bench.sustained import Burst, Probe, ends, sustain
 from paredown.pipeline.device.executor import SIMULATED, Executor, OnDevice, open_executor
 from paredown.pipeline.device.validate import bundle_program, tag_of, time_figures
+from paredown.pipeline.lower.litert.slices import divisible
 from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.programs import Program
@@ -103,14 +104,18 @@ def bench(
             for metric, value, unit in time_figures(timing, executor.emulated)
         ]
         found = None
-        if "litert" in programs:
+        stateless = "litert" in programs and divisible(programs["litert"].data)
+        if stateless:
             tell(Event("operations", "running"))
             found = profile(executor, programs["litert"], x, tick=tick)
         bursts: tuple[Burst, ...] = ()
         if not executor.emulated:
             tell(Event("minutes", "running"))
             bursts = sustain(executor, programs, x, minutes, _probe(executor), tick)
-    return Bench(tuple(figures), bursts, found, _notes(executor, programs, bursts))
+    notes = _notes(executor, programs, bursts)
+    if "litert" in programs and not stateless:
+        notes += ("litert: it keeps a state from call to call, so its operations are not timed one by one",)
+    return Bench(tuple(figures), bursts, found, notes)
 
 
 def _probe(executor: Executor) -> Probe:

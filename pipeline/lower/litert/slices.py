@@ -50,6 +50,12 @@ def prefixes(program: bytes) -> tuple[Slice, ...]:
         return tuple(_sliced(program, length, every=False) for length in range(1, count + 1))
 
 
+def divisible(program: bytes) -> bool:
+    """Whether a program has one subgraph, whose operations all make a tensor: it keeps no state."""
+    model = _parsed(program)
+    return len(model.subgraphs) == 1 and all(len(op.outputs) for op in model.subgraphs[0].operators)
+
+
 def exposed(program: bytes) -> Slice:
     """The whole program, returning the output of every operation, in running order.
 
@@ -114,7 +120,8 @@ def _described(tensor: Any, schema: Any) -> TensorInfo:
     shape = tuple(int(size) for size in tensor.shape)
     if len(shape) == 4:
         shape = (shape[0], shape[3], shape[1], shape[2])
-    return TensorInfo(shape, "int8" if tensor.type == schema.TensorType.INT8 else "float32")
+    codes = (schema.TensorType.INT8, schema.TensorType.UINT8)
+    return TensorInfo(shape, "int8" if tensor.type in codes else "float32")
 
 
 def first_difference(names: Iterable[str], ours: Iterable[Any], theirs: Iterable[Any]) -> str:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 #: Suffix -> format, of the files that are read here.
 SUFFIXES = {
-    ".onnx": "ONNX", ".keras": "Keras", ".h5": "Keras", ".hdf5": "Keras", ".pt2": "torch.export",
+    ".onnx": "ONNX", ".tflite": "TFLite", ".keras": "Keras", ".h5": "Keras", ".hdf5": "Keras",
+    ".pt2": "torch.export",
     ".pt": "TorchScript", ".pth": "TorchScript", ".ts": "TorchScript", ".torchscript": "TorchScript",
 }  # fmt: skip
 FOLDERS = "a folder of Hugging Face or TensorFlow (SavedModel)"
@@ -70,6 +71,10 @@ def read(path: str | Path, shape: tuple[int, ...] | None = None) -> Imported:
         from paredown.pipeline.recipe.imports.onnx.load import load
 
         return load(path, shape)
+    if SUFFIXES[suffix] == "TFLite":
+        from paredown.pipeline.recipe.imports.keras.tflite.load import load as load_tflite
+
+        return load_tflite(path, shape)
     if SUFFIXES[suffix] == "Keras":
         from paredown.pipeline.recipe.imports.keras.load import load as load_keras
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.targets.errors import DeviceError, InputError
-from paredown.targets.runners.litert import TensorInfo
+from paredown.targets.runners.litert import TensorInfo, signed, unsigned
 
 #: On x86 without VNNI, sums of two products of a uint8 and an int8 saturate at int16; this keeps them exact.
 PRECISE = "session.x64quantprecision"
@@ -110,16 +110,6 @@ def _info(described: Any) -> TensorInfo:
     """An input or an output from the session's own description."""
     dtype = described.type.removeprefix("tensor(").removesuffix(")")
     return TensorInfo(tuple(described.shape), {"uint8": "int8", "float": "float32"}.get(dtype, dtype))
-
-
-def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Codes, each 128 more."""
-    return codes.view(np.uint8) ^ np.uint8(128)
-
-
-def signed(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Codes, each 128 less."""
-    return (codes ^ np.uint8(128)).view(np.int8)
 
 
 def load(data: bytes, threads: int = 1, where: object = ".onnx") -> Runner:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.recipe.imports.keras.file import Place, Weights
+from paredown.pipeline.recipe.imports.keras.file import Place
 from paredown.pipeline.recipe.imports.onnx.builder import Builder, Live, Node
 from paredown.targets.errors import InputError
 
@@ -93,6 +93,13 @@ class Layer:
         return tuple(sizes)
 
 
+class Held(Protocol):
+    """The weights of all layers, as a file has them."""
+
+    def of(self, place: Place, roles: tuple[str, ...], inner: str = "") -> dict[str, Tensor]:
+        """Those of one layer, by their role."""
+
+
 @dataclass
 class Maker:
     """Builds layers, one after the other.
@@ -105,7 +112,7 @@ class Maker:
     """
 
     builder: Builder
-    weights: Weights
+    weights: Held
     places: tuple[Place, ...] = ()
     turned: int = 0
     _same: dict[Place, Place] = field(default_factory=dict)
@@ -113,7 +120,7 @@ class Maker:
     _read: dict[tuple[Place, str], dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, path: Path, shape: tuple[int, ...], weights: Weights, places: Iterable[Place]) -> Maker:
+    def start(cls, path: Path, shape: tuple[int, ...], weights: Held, places: Iterable[Place]) -> Maker:
         """Of a network with this input, (1, ...)."""
         return cls(Builder(path, shape), weights, tuple(places))
 

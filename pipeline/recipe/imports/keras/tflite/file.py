@@ -1,0 +1,155 @@
+"""The flatbuffer of a `.tflite`, as far as an import needs it: one graph of operations and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paredown.targets.errors import InputError
+
+LARGEST = 1 << 31  # bytes, of a flatbuffer
+#: What a damaged flatbuffer makes Python raise.
+DAMAGED = (
+    IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
+NUMBERS: Mapping[str, Any] = {
+    "FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT64": np.int64, "INT8": np.int8,
+    "UINT8": np.uint8, "BOOL": np.bool_, "INT16": np.int16, "FLOAT64": np.float64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor.
+
+    Attributes:
+        name: in the file.
+        shape: TFLite's own, channels last.
+        kind: TFLite's name of its type.
+        open: axes whose size the file leaves open.
+        value: of a constant.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    open: tuple[int, ...]
+    value: NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """An operation.
+
+    Attributes:
+        kind: TFLite's name, "CONV_2D".
+        inputs: places of the tensors that it reads; -1 = none.
+        outputs: likewise of those that it makes.
+        options: of its kind, as the schema's classes have them; None where it has none.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A whole file.
+
+    Attributes:
+        tensors: all of them.
+        operations: in running order.
+        inputs: places of the tensors that are given.
+        outputs: likewise of those that are returned.
+        enums: names of fused activations and paddings by their numbers.
+    """
+
+    tensors: tuple[Tensor, ...]
+    operations: tuple[Operation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    enums: Mapping[str, Mapping[int, str]]
+
+
+def read_graph(path: Path) -> Graph:
+    """Reads a `.tflite`.
+
+    Raises:
+        InputError: it cannot be read, is none, damaged, or of more than one graph.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError("more than 2 GiB, which no TFLite model has", where=path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the model: {error.strerror}", where=path) from None
+    if data[4:8] != b"TFL3":
+        raise InputError("not a TFLite model (truncated or damaged?)", where=path)
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        return _parsed(schema.ModelT.InitFromPackedBuf(data, 0), schema)
+    except InputError as error:
+        raise InputError(str(error), where=path) from None
+    except Exception as error:  # struct.error and others: a damaged flatbuffer can ask anything of Python
+        what = f"its flatbuffer is damaged ({type(error).__name__}: {str(error)[:80]})"
+        raise InputError(what, where=path) from error
+
+
+def _parsed(model: Any, schema: Any) -> Graph:
+    if len(model.subgraphs or ()) != 1:
+        raise InputError(f"has {len(model.subgraphs or ())} graphs: control flow, or a state",
+                         hint="`paredown bundle` takes it as it is")  # fmt: skip
+    graph, kinds = model.subgraphs[0], _names(schema.TensorType)
+    tensors = tuple(_tensor(each, model.buffers, kinds) for each in graph.tensors)
+    codes, known = _names(schema.BuiltinOperator), []
+    for each in graph.operators:
+        code = model.operatorCodes[each.opcodeIndex]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        kind = codes.get(number, f"operation {number}")
+        if kind == "CUSTOM":
+            text = code.customCode
+            kind = f"custom operator {text.decode() if isinstance(text, bytes) else text}"
+        options = getattr(each, "builtinOptions", None)
+        known.append(Operation(kind, _places(each.inputs), _places(each.outputs), options))
+    for places in ((*graph.inputs, *graph.outputs), *((*each.inputs, *each.outputs) for each in known)):
+        if any(not -1 <= int(place) < len(tensors) for place in places):
+            raise InputError("its flatbuffer is damaged: it names a tensor that it has not")
+    enums = {"activation": _names(schema.ActivationFunctionType), "padding": _names(schema.Padding)}
+    return Graph(tensors, tuple(known), _places(graph.inputs), _places(graph.outputs), enums)
+
+
+def _tensor(told: Any, buffers: Any, kinds: Mapping[int, str]) -> Tensor:
+    kind, shape = kinds.get(told.type, f"type {told.type}"), tuple(int(n) for n in _list(told.shape))
+    signature = _list(told.shapeSignature)
+    if told.sparsity is not None:
+        raise InputError(f"{_text(told.name)} is stored sparsely", hint="convert it without")
+    raw = buffers[told.buffer].data
+    value = None
+    if raw is not None and len(raw) and kind in NUMBERS:
+        value = np.frombuffer(np.asarray(raw, np.uint8).tobytes(), NUMBERS[kind]).reshape(shape)
+    spots = tuple(axis for axis, size in enumerate(signature) if int(size) < 0)
+    return Tensor(_text(told.name), shape, kind, spots, value)
+
+
+def _list(found: Any) -> list[Any]:
+    return [] if found is None else list(found)
+
+
+def _places(found: Any) -> tuple[int, ...]:
+    return tuple(int(place) for place in _list(found))
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "")
+
+
+def _names(enum: Any) -> dict[int, str]:
+    return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
