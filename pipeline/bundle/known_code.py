@@ -14,7 +14,8 @@ from paredown.targets.own_code import ROOMS, installed
 
 #: Members that are read and never executed: models, vectors, labels, settings, tokenizers, pictures.
 DATA = frozenset({
-    ".bin", ".in", ".jpg", ".json", ".litertlm", ".npy", ".npz", ".onnx", ".png", ".pte", ".tflite", ".toml", ".txt",
+    ".bin", ".in", ".jpg", ".json", ".litertlm", ".npy", ".npz", ".onnx", ".png", ".pte", ".tflite", ".toml",
+    ".txt",
 })  # fmt: skip
 
 
