@@ -321,9 +321,8 @@ def unpack(path: str | Path) -> Bundle:
 def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
     with _at(path):
         check_entries(archive, MANIFEST)
-    text = archive.read(MANIFEST)
-    document = json_document(text)
-    with _at(path):
+        text = archive.read(MANIFEST)
+        document = json_document(text)
         check_text(document, MANIFEST)
     made = document.get("format") if isinstance(document, dict) else None
     if made not in READABLE:

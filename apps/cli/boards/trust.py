@@ -291,12 +291,14 @@ def _is_trust(file: Path) -> bool:
 def _print_trust(told: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from paredown.targets.errors import visible
+
     trust = told["trust"]
     if trust is None:
         print("no trust document: bundles are taken from everybody")
         return
     target = told["target"] or "of its first release"
-    print(f"trust document {trust['version']}: {trust['threshold']} must sign; target {_plain(target)}")
+    print(f"trust document {trust['version']}: {trust['threshold']} must sign; target {visible(target)}")
     table = Table("key", "id", "", box=None, pad_edge=False)
     for key in trust["keys"]:
         table.add_row(_plain(key["name"]), key["keyid"][:SHOWN], "")
@@ -304,7 +306,7 @@ def _print_trust(told: dict[str, Any]) -> None:
         table.add_row("-", each[:SHOWN], "revoked")
     tables().print(table)
     for product, number in sorted(told["newest"].items()):
-        print(f"newest   {_plain(product)}: {number}")
+        print(f"newest   {visible(product)}: {number}")
 
 
 def _print_verified(found: Verified, trust: Trust | None, problem: Exception | None, as_json: bool) -> None:
@@ -342,4 +344,8 @@ def _print_verified(found: Verified, trust: Trust | None, problem: Exception | N
 
 def _plain(text: object) -> str:
     """What a device says, without what a terminal or a table would obey."""
-    return "".join(c for c in str(text) if c.isprintable()).replace("[", "(").replace("]", ")")
+    from rich.markup import escape
+
+    from paredown.targets.errors import visible
+
+    return escape(visible(str(text)))
