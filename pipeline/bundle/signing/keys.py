@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,8 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
             if path.exists():
                 raise InputError("there already", where=path, hint="take another name; keys are not replaced")
         for path, data, mode in zip(paths, (private, public), (0o600, 0o644), strict=True):
-            with open(path, "xb", opener=lambda file, flags, mode=mode: os.open(file, flags, mode)) as file:
-                file.write(data)
+            path.touch(mode, exist_ok=False)
+            path.write_bytes(data)
     except OSError as error:
         raise InputError(f"cannot write here: {error.strerror}", where=error.filename or folder) from error
     return *paths, Key(name, made.public_key().public_bytes_raw())

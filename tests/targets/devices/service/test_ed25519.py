@@ -1,4 +1,4 @@
-"""The verifier against RFC 8032's own vectors and `cryptography`, and signatures that are wrong on purpose."""
+"""The verifier against RFC 8032's own vectors and `cryptography`, and signatures wrong on purpose."""
 
 from __future__ import annotations
 

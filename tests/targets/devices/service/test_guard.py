@@ -161,7 +161,7 @@ def test_a_stolen_key_signs_nothing_after_it_is_revoked(home, tmp_path):
     with pytest.raises(guard.Refused, match="version 1 of the trust document; version 2 is there"):
         trust(trusting((A, B, C), threshold=2))
     with pytest.raises(guard.Refused, match="signed by dora, revoked key"):
-        trust(trusting((A, D), version=3))
+        trust(trusting((B, D), A, D, version=3, revoked=(A,)))
     archive, envelope, name = small_release(B, C)
     install(tmp_path, archive, envelope, name)
 

@@ -95,8 +95,9 @@ def test_a_payload_of_another_kind_is_none():
         check(enveloped(RELEASE, trust, A), trusting((A,)))
     for field, value in [
         ("format", 2), ("format", True), ("release", 0), ("release", "7"), ("release", 10**18),
-        ("release", True), ("expires", "2027-1-1"), ("expires", "2027-02-30"), ("expires", 1), ("manifest", "x"),
-        ("packed", 5), ("name", ""), ("name", "a\x1b[2J"), ("app", 3), ("target", None), ("more", 1),
+        ("release", True), ("expires", "2027-1-1"), ("expires", "2027-02-30"), ("expires", 1),
+        ("manifest", "x"), ("packed", 5), ("name", ""), ("name", "a\x1b[2J"), ("app", 3), ("target", None),
+        ("more", 1),
     ]:  # fmt: skip
         with pytest.raises(Refused):
             check(released(A, **{field: value}), trusting((A,)))
