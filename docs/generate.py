@@ -150,15 +150,19 @@ def own_parser(name: str, command: Any) -> argparse.ArgumentParser | None:
 
 
 def commands() -> dict[str, tuple[Any, Any]]:
-    """Every command by name, with a context that knows its full name."""
+    """Every command by name, "key new" too, with a context that knows its full name."""
     from paredown.apps.cli.main import app
 
+    def inside(door: Any, context: Any, before: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+        for name, command in door.commands.items():
+            own = typer.Context(command, info_name=name, parent=context)
+            if hasattr(command, "commands"):
+                yield from inside(command, own, f"{before}{name} ")
+            else:
+                yield f"{before}{name}", (command, own)
+
     door: Any = typer.main.get_command(app)
-    parent = typer.Context(door, info_name="paredown")
-    return {
-        name: (command, typer.Context(command, info_name=name, parent=parent))
-        for name, command in door.commands.items()
-    }
+    return dict(inside(door, typer.Context(door, info_name="paredown"), ""))
 
 
 def _argparse_rows(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:

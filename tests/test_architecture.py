@@ -44,7 +44,7 @@ NAMED_CODE = {
     "pipeline.lower.runtimes:load": "one of RUNTIMES",
     "pipeline.recipe.factory:_imported": "the recipe's own factory: a recipe is a program",
     "pipeline.recipe.task:import_app": "the recipe's app, or that of a bundle",
-    "apps.cli.camera:deploy": "one of APPS",
+    "apps.cli.boards.camera:deploy": "one of APPS",
 }
 # What may be called while a module is imported: definitions, never work.
 DEFINING_CALLS = {
@@ -79,6 +79,8 @@ DEFINING_CALLS = {
     "app.command",
     "app.callback",
     "app.add_typer",
+    "keys.command",
+    "documents.command",
     "functools.cache",
     "functools.lru_cache",
     "functools.wraps",

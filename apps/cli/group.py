@@ -15,11 +15,13 @@ from paredown.targets.errors import ParedownError, UsageError
 
 #: What a user wants to do, in the order of the work; each command names one.
 MAKE, PROVE, USE, LOOK = "Make a bundle", "Prove a bundle", "Use a bundle", "Look inside"
-PANELS = (MAKE, PROVE, USE, LOOK)
+TRUST = "Sign and trust"
+PANELS = (MAKE, PROVE, USE, TRUST, LOOK)
 ORDER = (
     "run", "init", "train", "export",
     "validate", "bench",
-    "camera", "drone", "chat", "deploy", "stop", "logs", "web", "serve", "unpack",
+    "camera", "drone", "chat", "deploy", "stop", "logs", "status", "web", "serve", "unpack",
+    "key", "sign", "verify", "trust",
     "report", "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
 )  # fmt: skip
 ROOMS = Path(__file__).parents[2]  # the folder that holds apps/, calibration/, pipeline/ and targets/

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paredown.apps.cli import camera as cli_camera
 from paredown.apps.cli import chat as cli_chat
 from paredown.apps.cli import device as cli_device
 from paredown.apps.cli import web as cli_web
+from paredown.apps.cli.boards import camera as cli_camera
+from paredown.apps.cli.boards import trust as cli_trust
 from paredown.apps.cli.console import (
     AsJson,
     Channels,
@@ -334,6 +335,7 @@ def train(context: typer.Context) -> None:
 
 app.add_typer(cli_device.app)
 app.add_typer(cli_camera.app)
+app.add_typer(cli_trust.app)
 app.add_typer(cli_web.app)
 app.add_typer(cli_chat.app)
 app.add_typer(cli_results.app)

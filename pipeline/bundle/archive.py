@@ -5,9 +5,8 @@ Where that is smaller, the models lie in one packed stream that holds the weight
 (`pipeline/bundle/packing.py`); a device expands it with `python -m paredown.targets.runners.expand`, which is
 a member. The archive's comment holds the sha256 of all bytes before it: no byte of the file can change
 unnoticed. The manifest names each member's own sha256, for a device that has only the members. Equal contents
-give equal
-bytes: no times, a fixed order. Latency is no part of it: a time is never the same twice, and belongs to the
-run and to `validate`.
+give equal bytes: no times, a fixed order. Latency is no part of it: a time is never the same twice, and
+belongs to the run and to `validate`.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from paredown.pipeline.bundle.limits import (
     bounded,
     check_entries,
+    check_listed,
     check_names,
     check_sizes,
     check_text,
@@ -51,6 +51,7 @@ READABLE = (3, FORMAT)
 MANIFEST = "manifest.json"
 PACKED = "models.packed"
 TEXTS = frozenset({"labels.txt", "app.json"})  # shown to people
+SIGNED = "release.dsse.json"  # beside what the manifest names: see signing/release.py
 LEVEL = 19  # zstd: made once, shipped often
 _COMMENT = b"paredown sha256 "
 _DIGEST = 64  # hex digits
@@ -172,12 +173,14 @@ class Bundle:
         manifest: what it says of itself.
         text: the manifest as it is in the file.
         members: name -> bytes, decompressed.
+        signed: the envelope with its signatures, of which nothing was checked; None where there is none.
     """
 
     path: Path
     manifest: Manifest
     text: bytes
     members: Mapping[str, bytes]
+    signed: bytes | None = None
 
     @property
     def house(self) -> str:
@@ -247,7 +250,7 @@ def pack(
         ValueError: two members would be stored under one name, or one has a name that no bundle may have.
     """
     try:
-        check_names([*members, MANIFEST])
+        check_names([*members, MANIFEST, SIGNED])
     except InputError as error:
         raise ValueError(str(error)) from error
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
@@ -264,7 +267,7 @@ def pack(
     stored: dict[str, bytes] = {}
     listed: dict[str, dict[str, Any]] = {}
     for name, (file, content) in sorted(contents.items()):
-        if MANIFEST in {file, name} or stored.setdefault(file, content) is not content:
+        if {MANIFEST, SIGNED} & {file, name} or stored.setdefault(file, content) is not content:
             raise ValueError(f"two members of a bundle would be stored as {file}")
         data = members[name]
         listed[name] = {
@@ -275,11 +278,16 @@ def pack(
     text = (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_entry(MANIFEST), text, zipfile.ZIP_DEFLATED, 9)  # any unzip reads it
+        archive.writestr(zip_entry(MANIFEST), text, zipfile.ZIP_DEFLATED, 9)  # any unzip reads it
         for name, data in stored.items():
-            archive.writestr(_entry(name), data)
+            archive.writestr(zip_entry(name), data)
         archive.comment = bytes(len(_COMMENT) + _DIGEST)  # its length is among the bytes that are hashed
-    body = buffer.getvalue()[: -len(_COMMENT) - _DIGEST]
+    return sealed(buffer.getvalue())
+
+
+def sealed(data: bytes) -> bytes:
+    """A zip file whose comment is as long as a bundle's, with the right one."""
+    body = data[: -len(_COMMENT) - _DIGEST]
     return body + _COMMENT + hashlib.sha256(body).hexdigest().encode()
 
 
@@ -313,9 +321,8 @@ def unpack(path: str | Path) -> Bundle:
 def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
     with _at(path):
         check_entries(archive, MANIFEST)
-    text = archive.read(MANIFEST)
-    document = json_document(text)
-    with _at(path):
+        text = archive.read(MANIFEST)
+        document = json_document(text)
         check_text(document, MANIFEST)
     made = document.get("format") if isinstance(document, dict) else None
     if made not in READABLE:
@@ -329,13 +336,14 @@ def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:
     except ValidationError as error:
         raise InputError(f"{MANIFEST}: {first_problem(error)[1]}", where=path) from error
     with _at(path):
-        check_names([*manifest.members, MANIFEST])
+        check_names([*manifest.members, MANIFEST, SIGNED])
         check_sizes((entry.bytes for entry in manifest.members.values()), size)
-        _check_listed(archive, manifest)
+        check_listed(archive, [entry.stored for entry in manifest.members.values()], PACKED, MANIFEST, SIGNED)
     together = any(entry.stored == PACKED != name for name, entry in manifest.members.items())
     programs = expand_programs(archive.read(PACKED), f"{path}:{PACKED}") if together else {}
     members = {n: _member(path, archive, n, entry, programs) for n, entry in manifest.members.items()}
-    bundle = Bundle(path, manifest, text, members)
+    signed = archive.read(SIGNED) if SIGNED in archive.namelist() else None
+    bundle = Bundle(path, manifest, text, members, signed)
     for model in manifest.programs:
         bundle.read(model.file)
     with _at(path):
@@ -351,20 +359,6 @@ def _at(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(error.what, where=path, hint="do not trust it, wherever it is from") from error
-
-
-def _check_listed(archive: zipfile.ZipFile, manifest: Manifest) -> None:
-    """Each stored file is one member's, or that of all programs.
-
-    Raises:
-        InputError: a stream that many name would be many times as much; what nobody names is hidden.
-    """
-    stored = [entry.stored for entry in manifest.members.values() if entry.stored != PACKED]
-    if len(stored) != len(set(stored)):
-        raise InputError("has members that are stored as one")
-    listed = {*stored, *(entry.stored for entry in manifest.members.values()), MANIFEST}
-    if hidden := sorted(set(archive.namelist()) - listed):
-        raise InputError(f"holds {hidden[0]!r}, which its manifest does not name")
 
 
 def _member(
@@ -385,7 +379,8 @@ def _member(
     return data
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """An entry that is the same at all times."""
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.external_attr = 0o644 << 16
     info.create_system = 3

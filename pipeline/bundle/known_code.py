@@ -1,7 +1,8 @@
 """Code in a bundle: what a device would execute is the installed version's, byte by byte, or is refused.
 
 A bundle's hashes say that it is whole, not who made it. On this machine nothing of a bundle is executed at
-all; what is brought to a device and started there has to be code that this machine has itself.
+all; what is brought to a device and started there has to be code that this machine has itself, or be signed
+by those whom it trusts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from paredown.pipeline.bundle.archive import Bundle
+from paredown.pipeline.bundle.signing.release import trusted_here
 from paredown.targets.errors import InputError
 from paredown.targets.own_code import ROOMS, installed
 
@@ -33,15 +35,17 @@ def require_known_code(bundle: Bundle) -> None:
     """Refuses to bring a stranger's code to a device.
 
     Raises:
-        InputError: the bundle holds code that is not the installed version's.
+        InputError: the bundle holds code that is not the installed version's, and is not signed by enough of
+            the keys that this machine trusts.
     """
     found = foreign(bundle)
-    if found:
+    if found and not trusted_here(bundle):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise InputError(
             f"holds code that is not this version's: {found[0]}{more}",
             where=bundle.path,
-            hint="make it again with `paredown run`, or install the version of paredown that made it",
+            hint="make it again with `paredown run`, or install the version of paredown that made it, "
+            "or have it signed by a key that this machine trusts",
         )
 
 

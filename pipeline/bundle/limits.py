@@ -12,7 +12,7 @@ import os
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from paredown.targets.runners.expand import expandable, leads_out
 
 FILE_BYTES = 8 << 30
 MEMBERS = 4096
-MANIFEST_BYTES = 8 << 20
+MANIFEST_BYTES, SIGNATURE_BYTES = 8 << 20, 1 << 16
 NAME_BYTES = 200
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
 _UTF8 = 0x800  # the only flag of an entry that our own have
@@ -122,6 +122,33 @@ def check_entries(archive: zipfile.ZipFile, manifest: str) -> None:
         raise InputError("its last member lies over the directory")
     if archive.getinfo(manifest).file_size > MANIFEST_BYTES:
         raise InputError(f"its {manifest} is larger than {MANIFEST_BYTES:,} bytes")
+
+
+def check_listed(
+    archive: zipfile.ZipFile, stored: Sequence[str], shared: str, manifest: str, last: str
+) -> None:
+    """Each stored file is one member's, or that of all programs, or of signatures, which are the last entry.
+
+    Args:
+        archive: open.
+        stored: under which name each member lies.
+        shared: the file that many members may be stored as.
+        manifest: the file that names them.
+        last: that of the signatures, if there are any.
+
+    Raises:
+        InputError: a stream that many name would be many times as much; what nobody names is hidden.
+    """
+    own = [name for name in stored if name != shared]
+    if len(own) != len(set(own)) or last in own:
+        raise InputError("has members that are stored as one")
+    entries = archive.infolist()
+    if last in {entry.filename for entry in entries[:-1]}:
+        raise InputError(f"its {last} is not its last entry")
+    if entries[-1].filename == last and entries[-1].file_size > SIGNATURE_BYTES:
+        raise InputError(f"its {last} is larger than {SIGNATURE_BYTES:,} bytes")
+    if hidden := sorted({entry.filename for entry in entries} - {*stored, manifest, last}):
+        raise InputError(f"holds {hidden[0]!r}, which its manifest does not name")
 
 
 def check_sizes(sizes: Iterable[int], file: int) -> None:

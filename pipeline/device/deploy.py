@@ -64,6 +64,7 @@ def deploy(
     name: str | None = None,
     arguments: Sequence[str] = (),
     service: bool = False,
+    allow_older: bool = False,
     tell: Tell = nobody,
 ) -> Deployment:
     """Installs a bundle on a device, proves it there, and lets it take the old one's place.
@@ -75,12 +76,14 @@ def deploy(
         name: of the app there; several of one kind need several; None = that of `app`.
         arguments: of the app.
         service: whether it starts with the device.
+        allow_older: whether a device that has a trust document may go back to an older release.
         tell: hears of each step.
 
     Raises:
         InputError: the bundle is broken, carries no such app, or code that is not this version's.
         UsageError: this is no name.
-        DeviceError: the bundle fails its test vectors there or does not start; what ran before runs on.
+        DeviceError: the device does not trust the bundle, it fails its test vectors there or does not start;
+            what ran before runs on.
     """
     bundle = unpack(path)
     require_known_code(bundle)
@@ -93,10 +96,10 @@ def deploy(
     archive = release_archive(bundle)
     release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     tell(Event(f"release {release}", "running"))
-    proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}))
+    proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}), bundle.signed, allow_older)
     tell(Event(f"release {release}", "done", detail=f"{proof['differing']} of {proof['codes']} codes differ"))
     tell(Event(f"{there.name}", "running"))
-    status = there.start(release, module, arguments, service)
+    status = there.start(release, module, arguments, service, allow_older)
     tell(Event(f"{there.name}", "done", detail=f"runs on {device.address}"))
     return Deployment(
         device.address, there.name, release, status["previous"], status["running"], status["service"],
@@ -105,7 +108,10 @@ def deploy(
 
 
 def release_archive(bundle: Bundle) -> bytes:
-    """A bundle as a device without zstd takes it, models packed as they are; the same bytes every time."""
+    """A bundle as a device without zstd takes it, models packed as they are; the same bytes every time.
+
+    The manifest comes first: a device that was told its sha256 checks each file before it writes it.
+    """
     packed = {name for name, entry in bundle.manifest.members.items() if entry.stored == PACKED != name}
     files = {name: data for name, data in bundle.members.items() if name not in packed}
     files[MANIFEST] = bundle.text
@@ -114,7 +120,7 @@ def release_archive(bundle: Bundle) -> bytes:
             files[PACKED] = archive.read(PACKED)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in sorted(files.items()):
+        for name, data in sorted(files.items(), key=lambda item: (item[0] != MANIFEST, item[0])):
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))

@@ -41,6 +41,8 @@ def parse(words: list[str]) -> None:
     """
     name, *arguments = words
     found = generate().commands()
+    if arguments and f"{name} {arguments[0]}" in found:
+        name = f"{name} {arguments.pop(0)}"
     assert name in found, f"no command {name}"
     command, _ = found[name]
     own = generate().own_parser(name, command)

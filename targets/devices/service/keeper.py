@@ -6,6 +6,7 @@ document; an error is one line on standard error, and exit status 5.
     ~/.local/share/paredown/NAME/
         releases/SHA/        an unpacked bundle that passed its own test vectors here
         releases/SHA.json    how it is started: module and arguments
+        releases/SHA.signed.json    what it is signed with, where it is
         current              a link to one of them
         run.lock             held by the running app, and let go by the kernel however that ends
         run.json             its process group; means something only while the lock is held
@@ -13,6 +14,9 @@ document; an error is one line on standard error, and exit status 5.
 
 A process number alone would say nothing: it may be another program's by now. Whoever holds `run.lock` is the
 app, so what `stop` ends is exactly that. Our design.
+
+Whose releases are taken, and who put them here, is `guard.py`, which comes with this file where that is
+asked. A copy of this file alone runs an app.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -31,6 +36,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import IO, Any
 
 FAILED = 5  # exit status
@@ -106,26 +112,56 @@ class App:
         }  # fmt: skip
 
 
-def install(app: App, release: str, archive: Path, needs: list[str]) -> dict[str, Any]:
-    """Unpacks a release, expands its models and proves them here; until then, it does not exist."""
+@contextlib.contextmanager
+def _guard() -> Iterator[ModuleType]:
+    """Asks what this device trusts; what it refuses is one line."""
+    from paredown.targets.devices.service import guard  # beside this file, in the folders of its name
+
+    try:
+        yield guard
+    except guard.Refused as error:
+        raise Failure(str(error)) from None
+
+
+def install(
+    app: App, release: str, archive: Path, needs: list[str], envelope: Path | None = None,
+    allow_older: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Unpacks a release, expands its models and proves them here; until then, it does not exist.
+
+    Args:
+        app: that it is for.
+        release: start of the archive's sha256.
+        archive: a tar file, its manifest first.
+        needs: modules that must be here, as MODULE=PACKAGE.
+        envelope: what it is signed with.
+        allow_older: whether it may be older than what this device had.
+    """
     missing = [need for need in needs if importlib.util.find_spec(need.partition("=")[0]) is None]
     if missing:
         modules = ", ".join(need.partition("=")[0] for need in missing)
         packages = " ".join(need.partition("=")[2] for need in missing)
         raise Failure(f"no {modules} for {sys.executable}; there: python3 -m pip install {packages}")
-    with app.changing():
+    with app.changing(), _guard() as guard:
+        text = envelope.read_bytes() if envelope else None
+        expected = guard.admit(text, allow_older)
+        if expected is not None and not _sha256(archive).startswith(release):
+            raise Failure(f"the archive is not release {release}")
         target, part = app.releases / release, app.releases / f".part-{release}"
         for rest in app.releases.glob(".part-*"):
             shutil.rmtree(rest)
         if target.is_dir():
-            return _asked(PROVE, target)
+            proof = _asked(PROVE, target)
+            _keep_envelope(app, release, text)
+            return proof
         try:
-            _unpack(archive, part)
+            _unpack(archive, part, expected)
             if (part / PACKED).exists():
                 _asked(EXPAND, part, PACKED, ".")
                 (part / PACKED).unlink()
             proof = _asked(PROVE, part)
             os.sync()
+            _keep_envelope(app, release, text)
             part.rename(target)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -133,15 +169,43 @@ def install(app: App, release: str, archive: Path, needs: list[str]) -> dict[str
         return proof
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _keep_envelope(app: App, release: str, text: bytes | None) -> None:
+    file = app.releases / f"{release}.signed.json"
+    if text is None:
+        file.unlink(missing_ok=True)
+    else:
+        _write(file, text)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _unpack(archive: Path, folder: Path, expected: Any = None) -> None:
+    """Writes the files of a release, each only once it is known to be what was signed, if anything was.
+
+    Raises:
+        Failure: one leads out of the folder, or is no file.
+    """
     with tarfile.open(archive) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
             source = tar.extractfile(member)
             if path.is_absolute() or ".." in path.parts or source is None:
                 raise Failure(f"{member.name!r} has no place in a release")
+            if expected is not None:
+                expected.check_head(member.name, member.size)
+            data = source.read()
+            if expected is not None:
+                expected.check(member.name, data)
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(source.read())
+            (folder / path).write_bytes(data)
+    if expected is not None:
+        expected.check_whole()
 
 
 def _asked(module: str, folder: Path, *arguments: str) -> Any:
@@ -163,7 +227,10 @@ def _asked(module: str, folder: Path, *arguments: str) -> Any:
         return {}
 
 
-def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s: float) -> dict[str, Any]:
+def start(
+    app: App, release: str, command: dict[str, Any], service: bool, wait_s: float, who: str = "",
+    allow_older: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Puts a release in the place of the one that runs; that one comes back where the new one fails.
 
     Args:
@@ -172,12 +239,17 @@ def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s
         command: `module` and `arguments`.
         service: whether systemd keeps it, also over a restart of the device.
         wait_s: seconds in which it has to be ready.
+        who: asks for it, for the record.
+        allow_older: whether it may be older than what this device had.
     """
     if service:
         _check_systemd()
-    with app.changing():
+    with app.changing(), _guard() as guard:
         if not (app.releases / release).is_dir():
             raise Failure(f"release {release} is not installed")
+        envelope = app.releases / f"{release}.signed.json"
+        text = envelope.read_bytes() if envelope.exists() else None
+        guard.admit(text, allow_older)
         before, was_running, was_service = app.release(), app.running(), app.unit.exists()
         file = app.releases / f"{release}.json"
         old_command = file.read_bytes() if file.exists() else None
@@ -187,6 +259,7 @@ def start(app: App, release: str, command: dict[str, Any], service: bool, wait_s
         try:
             _launch(app, service)
             _await_ready(app, wait_s)
+            guard.started(text, app.name, release, who)
         except BaseException as error:
             _end(app, GRACE_S, forget=before is None or not was_service)
             if before is None:
@@ -343,6 +416,20 @@ def _end(app: App, grace_s: float, forget: bool) -> None:
         raise Failure(f"{app.name} does not end")
 
 
+def board() -> dict[str, Any]:
+    """Every app of this device, whom it trusts, and who put what here."""
+    folders = sorted((Path.home() / ".local/share/paredown").glob("*/releases"))
+    with _guard() as guard:
+        return {"apps": [App(folder.parent.name).status() for folder in folders], **guard.report()}
+
+
+def trust(document: Path, target: str | None, who: str) -> dict[str, Any]:
+    """Takes a trust document in the place of the present one; returns what `board` says."""
+    with _guard() as guard:
+        guard.accept(document.read_bytes(), target, who)
+    return board()
+
+
 def logs(app: App, lines: int, follow: bool, write: Callable[[str], None]) -> None:
     """Writes the end of the log, and then, where asked, what comes until the app ends."""
     path = app.home / "log"
@@ -417,6 +504,15 @@ def main(arguments: list[str] | None = None) -> int:
     made = {name: commands.add_parser(name) for name in ("install", "start", "run", "stop", "status", "logs")}
     for each in made.values():
         each.add_argument("name")
+    for name in ("install", "start"):
+        made[name].add_argument("--allow-older", action="store_true")
+    commands.add_parser("board")
+    trusting = commands.add_parser("trust")
+    trusting.add_argument("document", type=Path)
+    trusting.add_argument("--target")
+    for each in (made["start"], trusting):
+        each.add_argument("--who", default="")
+    made["install"].add_argument("--envelope", type=Path)
     made["install"].add_argument("release")
     made["install"].add_argument("archive", type=Path)
     made["install"].add_argument("needs", nargs="*", help="MODULE=PACKAGE")
@@ -428,19 +524,27 @@ def main(arguments: list[str] | None = None) -> int:
     made["logs"].add_argument("--lines", type=int, default=50)
     made["logs"].add_argument("--follow", action="store_true")
     given = parser.parse_args(arguments)
-    app, answer = App(given.name), None
+    app, answer = App(getattr(given, "name", "")), None
     try:
         match given.command:
             case "install":
-                answer = install(app, given.release, given.archive, given.needs)
+                answer = install(
+                    app, given.release, given.archive, given.needs, given.envelope, given.allow_older
+                )
             case "start":
-                answer = start(app, given.release, given.what, given.service, given.wait)
+                answer = start(
+                    app, given.release, given.what, given.service, given.wait, given.who, given.allow_older
+                )
             case "run":
                 return run(app)
             case "stop":
                 answer = stop(app, given.grace)
             case "status":
                 answer = app.status()
+            case "board":
+                answer = board()
+            case "trust":
+                answer = trust(given.document, given.target, given.who)
             case "logs":  # on standard error, which the connection tells line by line
                 logs(app, given.lines, given.follow, lambda line: print(line, file=sys.stderr, flush=True))
                 answer = {}

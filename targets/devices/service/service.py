@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +14,77 @@ from typing import Any
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.service import keeper
 from paredown.targets.errors import DeviceError, UsageError
+from paredown.targets.own_code import own_code
 
 STEP_S, PROVE_S = 120.0, 1800.0  # an emulated board takes its time
 WATCH_S = 1e8  # three years of tailing
 READY_S = 180.0  # for a first picture, on a board that has only just started
+#: What judges a signature there; the package's folders lead to it.
+GUARD = ("__init__.py", "targets/__init__.py", "targets/devices/__init__.py",
+         "targets/devices/service/__init__.py", "targets/devices/service/ed25519.py",
+         "targets/devices/service/guard.py", "targets/devices/service/signed.py")  # fmt: skip
+GUARDED = ("install", "start", "board", "trust")
 
 
-class Service:
+class Board:
+    """What a device trusts, and what was put there.
+
+    Args:
+        device: connected, with a python3.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._pushed: set[str] = set()
+
+    def report(self) -> dict[str, Any]:
+        """Its apps, its trust document or None, its target, the newest release of each bundle, its record."""
+        return self._ask("board", timeout=STEP_S)
+
+    def trust(self, document: Path, target: str | None = None) -> dict[str, Any]:
+        """Has it trust the keys of a document.
+
+        Args:
+            document: the signed file.
+            target: what the device is; None = as before, or what its first release is made for.
+
+        Returns:
+            What `report` says then.
+
+        Raises:
+            DeviceError: the document may not take the place of the one that is there.
+        """
+        self.device.push(document, "trust.json")
+        options = [] if target is None else ["--target", target]
+        return self._ask("trust", "trust.json", *options, "--who", whoever(), timeout=STEP_S)
+
+    def _ask(
+        self, command: str, *arguments: str, timeout: float, on_line: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        files = {"keeper.py": Path(keeper.__file__), **(own_code(GUARD) if command in GUARDED else {})}
+        for name, path in files.items():
+            if name not in self._pushed:
+                self.device.push(path, name)
+                self._pushed.add(name)
+        line = ["python3", "keeper.py", command, *arguments]
+        done = self.device.run(line, timeout=timeout, check=False, on_line=on_line)
+        if done.code:
+            said = done.err.strip().splitlines()
+            what = said[-1] if said else f"python3 ended with status {done.code}"
+            raise DeviceError(what, where=self.device.address.rstrip(":"))
+        return dict(json.loads(done.out))
+
+
+def whoever() -> str:
+    """Who works here, for a device's record: user@machine, as this machine says."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # of a container whose user has no name
+        user = "?"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Service(Board):
     """An app of a device; it outlives the connection, which is why the device's `run` alone is not enough.
 
     Args:
@@ -32,33 +98,45 @@ class Service:
     def __init__(self, device: Device, name: str) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
             raise UsageError(f"`{name}` is no name of an app", hint="small letters, digits and dashes")
-        self.device, self.name = device, name
-        self._pushed = False
+        super().__init__(device)
+        self.name = name
 
-    def install(self, archive: bytes, release: str, needs: Mapping[str, str]) -> dict[str, Any]:
+    def install(
+        self, archive: bytes, release: str, needs: Mapping[str, str], envelope: bytes | None = None,
+        allow_older: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         """Unpacks a release there and proves it with its own test vectors; what runs is left alone.
 
         Args:
-            archive: a tar file of an unpacked bundle.
-            release: its name.
+            archive: a tar file of an unpacked bundle, its manifest first.
+            release: its name: the start of the archive's sha256.
             needs: module of Python -> package that has it.
+            envelope: what it is signed with.
+            allow_older: whether it may be older than what the device had.
 
         Returns:
             What the release's own proof says.
 
         Raises:
-            DeviceError: it fails its vectors, or something is missing there; then it is not installed.
+            DeviceError: it fails its vectors, the device does not trust it, or something is missing there;
+                then it is not installed.
         """
+        options = ["--allow-older"] if allow_older else []
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "release"
+            if envelope is not None:
+                local.write_bytes(envelope)
+                self.device.push(local, "release.json")
+                options += ["--envelope", "release.json"]
             local.write_bytes(archive)
             self.device.push(local, "release.tar.gz")
         wanted = [f"{module}={package}" for module, package in needs.items()]
-        return self._ask("install", release, "release.tar.gz", *wanted, timeout=PROVE_S)
+        return self._ask_app("install", release, "release.tar.gz", *wanted, *options, timeout=PROVE_S)
 
     def start(
-        self, release: str, module: str, arguments: Sequence[str], service: bool = False
-    ) -> dict[str, Any]:
+        self, release: str, module: str, arguments: Sequence[str], service: bool = False,
+        allow_older: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         """Ends what runs and starts a release; where that does not work out, the one before comes back.
 
         Args:
@@ -66,13 +144,15 @@ class Service:
             module: of Python, in the release.
             arguments: of its command line.
             service: whether it starts with the device, by systemd.
+            allow_older: whether it may be older than what the device had.
 
         Raises:
             DeviceError: it did not get ready; the line says why and what runs now.
         """
         what = json.dumps({"module": module, "arguments": list(arguments)})
-        options = ["--wait", str(READY_S), *(["--service"] if service else [])]
-        return self._ask("start", release, what, *options, timeout=READY_S + PROVE_S)
+        options = ["--wait", str(READY_S), *(["--service"] if service else []), "--who", whoever()]
+        options += ["--allow-older"] if allow_older else []
+        return self._ask_app("start", release, what, *options, timeout=READY_S + PROVE_S)
 
     def stop(self, grace_s: float = 10.0) -> dict[str, Any]:
         """Ends exactly this app; `was_running` says whether there was anything to end.
@@ -80,11 +160,11 @@ class Service:
         Raises:
             DeviceError: no such app was deployed.
         """
-        return self._ask("stop", "--grace", str(grace_s), timeout=grace_s + STEP_S)
+        return self._ask_app("stop", "--grace", str(grace_s), timeout=grace_s + STEP_S)
 
     def status(self) -> dict[str, Any]:
         """Whether it runs, which release, as which process, and how it ended."""
-        return self._ask("status", timeout=STEP_S)
+        return self._ask_app("status", timeout=STEP_S)
 
     def logs(self, on_line: Callable[[str], None], lines: int = 50, follow: bool = False) -> None:
         """Tells the last lines of its log, and then, where asked, each one as it comes, until the app ends.
@@ -93,18 +173,9 @@ class Service:
             DeviceError: no such app was deployed, or the connection is lost; the app goes on.
         """
         options = ["--lines", str(lines), *(["--follow"] if follow else [])]
-        self._ask("logs", *options, timeout=WATCH_S if follow else STEP_S, on_line=on_line)
+        self._ask_app("logs", *options, timeout=WATCH_S if follow else STEP_S, on_line=on_line)
 
-    def _ask(
+    def _ask_app(
         self, command: str, *arguments: str, timeout: float, on_line: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        if not self._pushed:
-            self.device.push(Path(keeper.__file__), "keeper.py")
-            self._pushed = True
-        line = ["python3", "keeper.py", command, self.name, *arguments]
-        done = self.device.run(line, timeout=timeout, check=False, on_line=on_line)
-        if done.code:
-            said = done.err.strip().splitlines()
-            what = said[-1] if said else f"python3 ended with status {done.code}"
-            raise DeviceError(what, where=self.device.address.rstrip(":"))
-        return dict(json.loads(done.out))
+        return self._ask(command, self.name, *arguments, timeout=timeout, on_line=on_line)

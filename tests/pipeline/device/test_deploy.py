@@ -14,11 +14,13 @@ import cv2
 import numpy as np
 import pytest
 from mavlink_peer import Autopilot, free_port
+from signing import A, B, C, trusting
 
 from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack
+from paredown.pipeline.bundle.signing.release import sign_bundle
 from paredown.pipeline.device.deploy import deploy, release_archive
 from paredown.targets.address import open_device
-from paredown.targets.devices.service.service import Service
+from paredown.targets.devices.service.service import Board, Service
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.prove import prove
 
@@ -218,6 +220,53 @@ def test_what_is_wrong_with_the_bundle_is_known_before_anything_is_sent(tiny, de
     with pytest.raises(UsageError, match="`../x` is no name of an app"):
         deploy(tiny.bundle, device, name="../x")
     assert not (home / ".local").exists()
+
+
+def test_a_device_takes_what_its_keys_signed_and_nothing_else(tiny, device, home, live, tmp_path):
+    """One life of a device: whatever it refuses, the app that runs goes on."""
+
+    def board_trusts(*keys, **options) -> None:
+        (tmp_path / "trust.json").write_bytes(trusting(keys, **options))
+        Board(device).trust(tmp_path / "trust.json", "host")
+
+    def signed(key, **options) -> Path:
+        path = tmp_path / "signed.paredown"
+        shutil.copy(tiny.bundle, path)
+        sign_bundle(path, key.key, **options)
+        return path
+
+    def refused(said: str, path: Path, **options) -> None:
+        with pytest.raises(DeviceError, match=said):
+            deploy(path, device, arguments=live, **options)
+        status = Service(device, "camera").status()
+        assert status["running"] and status["pid"] == pid
+
+    board_trusts(A)
+    made = deploy(signed(A, number=5), device, arguments=live)
+    assert made.running and made.differing == 0
+    pid = Service(device, "camera").status()["pid"]
+    folder = (home / ".local/share/paredown/camera/current").resolve()
+    assert (folder / "manifest.json").read_bytes() == unpack(tiny.bundle).text
+    refused("not signed, and this device takes signed releases only", tiny.bundle)
+    refused("signed by unknown key .* asks for 1 of alice", signed(B, number=6))
+    refused("release 4 of tiny is older than 5, which was here", signed(A, number=4))
+    refused("release 6 expired on 2020-01-31", signed(A, number=6, expires="2020-01-31"))
+    other = changed(unpack(tiny.bundle), tmp_path / "pi.paredown", {}, target="raspberry-pi-5")
+    sign_bundle(other, A.key, 6)
+    refused("made for raspberry-pi-5, and this device is a host", other)
+    assert deploy(signed(A, number=4), device, arguments=live, allow_older=True).running
+    pid = Service(device, "camera").status()["pid"]
+    (tmp_path / "trust.json").write_bytes(trusting((B, C), A, B, C, version=2, threshold=2, revoked=(A,)))
+    Board(device).trust(tmp_path / "trust.json")
+    refused("signed by revoked key .* asks for 2 of bob, carol", signed(A, number=7))
+    both = signed(B, number=7)
+    refused("signed by bob; trust document version 2 asks for 2", both)
+    sign_bundle(both, C.key)
+    assert deploy(both, device, arguments=live).running
+    told = Board(device).report()
+    releases_ = [(e["release"], e.get("older", False)) for e in told["record"] if "release" in e]
+    assert releases_ == [(5, False), (4, True), (7, False)]
+    assert told["record"][-1]["keys"] == ["bob", "carol"] and told["apps"][0]["running"]
 
 
 def test_the_proof_sees_every_damage(tiny, tmp_path):

@@ -107,6 +107,9 @@ def deploy(
     ] = "camera",
     name: Annotated[str | None, typer.Option(help="Name of the app there; default: --app's.")] = None,
     service: Annotated[bool, typer.Option(help="Start it at boot, with systemd.")] = False,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="Go back to an older signed release; it is recorded there.")
+    ] = False,
     tail: Annotated[bool, typer.Option(help="Show its output until Ctrl-C; the app keeps running.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -128,8 +131,9 @@ def deploy(
         with open_device(device) as connected:
             with screen() as (tell, _):
                 made = install(
-                    bundle, connected, kind, name=name, arguments=context.args, service=service, tell=tell
-                )
+                    bundle, connected, kind, name=name, arguments=context.args, service=service,
+                    allow_older=allow_older, tell=tell,
+                )  # fmt: skip
             if as_json:
                 print_json(made.to_dict())
                 return
