@@ -23,7 +23,7 @@ from paredown.pipeline.graph.graph import apply as apply_float
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.executorch.islands import island
 from paredown.pipeline.lower.executorch.operands import Operands
-from paredown.pipeline.lower.executorch.writer.delegate import written
+from paredown.pipeline.lower.executorch.writer.delegate import written, written_float
 from paredown.pipeline.lower.executorch.writer.recorder import NotWritten
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
 from paredown.pipeline.lower.runtimes import Lowered
@@ -56,6 +56,14 @@ def lower_float(graph: Graph, delegate: str = "xnnpack") -> Lowered:
         graph: traced.
         delegate: of PARTITIONERS.
     """
+    if delegate == "xnnpack":
+        with contextlib.suppress(NotWritten):
+            return Lowered(written_float(graph), 1, ())
+    return export_float(graph, delegate)
+
+
+def export_float(graph: Graph, delegate: str = "xnnpack") -> Lowered:
+    """The same by the exporter."""
     return _lower(_FloatModule(graph), torch.zeros(graph.nodes[0].shape), delegate)
 
 

@@ -326,13 +326,15 @@ class ImageJob(Job):
             graph = in_int4(integer_in(inputs["integer"]), int4)
             write_lowered(out, runtime(name).lower_integer(graph))
 
-        return Stage(f"lower-{name}{suffix}", 3, _lower_params(name, int4), {"integer": integer}, build)
+        params = _lower_params(name, int4)
+        return Stage(f"lower-{name}{suffix}", _lower_version(name), params, {"integer": integer}, build)
 
     def _lower_float(self, name: str) -> Stage:
         def build(out: Path, inputs: Inputs) -> None:
             write_lowered(out, runtime(name).lower_float(graph_in(inputs["trace"])))
 
-        return Stage(f"lower-{name}{FLOAT}", 3, _lower_params(name), {"trace": self.original}, build)
+        inputs: dict[str, Stage | str] = {"trace": self.original}
+        return Stage(f"lower-{name}{FLOAT}", _lower_version(name), _lower_params(name), inputs, build)
 
     def _parity(self, name: str) -> Stage:
         count = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
@@ -505,6 +507,11 @@ def check_target(target: Any) -> None:
             f"target {target.name} is export-only",
             hint=f'use "paredown export RECIPE --target {target.name}"',
         )
+
+
+def _lower_version(name: str) -> int:
+    """That of the stages that lower: ExecuTorch's programs are those of our own writer since 4."""
+    return 4 if name == "executorch" else 3
 
 
 def _lower_params(name: str, int4: tuple[str, ...] = ()) -> LowerParams:

@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.lower.executorch.writer.nodes import VIEWS, Wanted, clamped, write
-from paredown.pipeline.lower.executorch.writer.program import program
-from paredown.pipeline.lower.executorch.writer.recorder import Step, Value, record
+from paredown.pipeline.lower.executorch.writer.program import FLOAT, INT8, program
+from paredown.pipeline.lower.executorch.writer.recorder import (
+    NotWritten,
+    Recording,
+    Step,
+    Value,
+    record,
+    record_float,
+)
 from paredown.pipeline.lower.executorch.writer.xnnpack import Tensor, XnnGraph
 from paredown.pipeline.lower.integer import IntegerGraph
 
@@ -23,7 +31,8 @@ _SAME_SCALE = frozenset({
 _OF_CODES = frozenset(
     {"convolution", "addmm", "add", "sub", "mul", "mean", "leaky_relu", "elu", *_SAME_SCALE}
 )
-_CLAMPING = frozenset({"convolution", "addmm", "add", "sub"})
+_OF_LAYERS = frozenset({"convolution", "addmm", "mm"})
+_CLAMPING = frozenset({"convolution", "addmm", "add", "sub", "mul"})
 
 
 def written(graph: IntegerGraph) -> bytes:
@@ -32,7 +41,19 @@ def written(graph: IntegerGraph) -> bytes:
     Raises:
         NotWritten: it has a part that is not known here.
     """
-    recorded = record(graph.written)
+    return _program(record(graph.written))
+
+
+def written_float(graph: Graph) -> bytes:
+    """The same of a float network: float32 in and out.
+
+    Raises:
+        NotWritten: it has a part that is not known here.
+    """
+    return _program(record_float(graph.written))
+
+
+def _program(recorded: Recording) -> bytes:
     delegate = _Delegate()
     delegate.take(recorded.source)
     for step in recorded.steps:
@@ -41,7 +62,8 @@ def written(graph: IntegerGraph) -> bytes:
     for value in recorded.outputs:
         xnn.gives(delegate.tensors[value])
     shapes = [value.shape for value in recorded.outputs]
-    return program(xnn.payload(), xnn.named, recorded.source.shape, shapes)
+    kind = FLOAT if recorded.source.affine is None else INT8
+    return program(xnn.payload(), xnn.named, recorded.source.shape, shapes, kind)
 
 
 class _Delegate:
@@ -72,9 +94,11 @@ class _Delegate:
             self._operation(step)
 
     def _operation(self, step: Step) -> None:
+        if step.op not in _OF_LAYERS and any(value.layer is not None for value in step.values):
+            raise NotWritten(f"{step.op} of a weight")
         values = [value for value in step.values if value.layer is None and not _turned(value)]
         target, clamp = self._target(step, values)
-        if target is step.out:
+        if target.affine is None:
             reads = [self._real(value) for value in values]
         else:
             reads = [self.tensors[_codes(value)] for value in values]
@@ -86,19 +110,18 @@ class _Delegate:
 
     def _target(self, step: Step, values: list[Value]) -> tuple[Value, tuple[float, float] | None]:
         """What a step makes: codes, clamped or not, or real values."""
-        if step.op not in _OF_CODES or not all(_is_dequantized(value) for value in values):
-            return step.out, None
-        made, clamp = step.out, None
-        after = made.users[0] if len(made.users) == 1 else None
-        if step.op in _CLAMPING and after is not None and after.op in {"relu", "hardtanh"}:
+        made, clamp, after = step.out, None, None
+        if step.op in _CLAMPING and len(made.users) == 1 and made.users[0].op in {"relu", "hardtanh"}:
+            (after,) = made.users
             made, clamp = after.out, clamped(after)
+            self._fused.add(after)
+        if step.op not in _OF_CODES or not values or not all(map(_is_dequantized, values)):
+            return made, clamp
         if len(made.users) != 1 or made.users[0].op != "quantize":
-            return step.out, None
+            return made, clamp
         codes = made.users[0].out
         if step.op in _SAME_SCALE and any(_codes(value).affine != codes.affine for value in values):
-            return step.out, None
-        if clamp is not None and after is not None:
-            self._fused.add(after)
+            return made, clamp
         return codes, clamp
 
     def _quantize(self, step: Step) -> None:

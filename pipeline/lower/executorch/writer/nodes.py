@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paredown.pipeline.graph.alike import shared
 from paredown.pipeline.lower.executorch.writer.recorder import NotWritten, Step
@@ -102,13 +103,8 @@ def _convolution(wanted: Wanted) -> None:
     out, per = node.weight.shape[:2]
     deep = per == 1 and not transposed
     order, axis = ((1, 2, 3, 0), 3) if deep else (TO_NHWC, 0)
-    key, units = _shared(wanted, node)
-    if key not in wanted.layers:
-        data = node.weight.transpose(order)
-        weight = graph.channels("qcint8", data, data.shape, node.weight_scale, axis)
-        target = graph.tensor(wanted.out, "nhwc")
-        wanted.layers[key] = weight, graph.channels("qcint32", node.bias, (out,), units, 0)
-    weight, bias = wanted.layers[key]
+    data = np.asarray(node.weight).transpose(order)
+    weight, bias = _layer(wanted, node, "qcint8", data, data.shape, axis)
     target = graph.tensor(wanted.out, "nhwc")
     high, wide = node.weight.shape[2:]
     kind = "ConvTranspose2d" if transposed else "DepthwiseConv2d" if deep else "Conv2d"
@@ -127,13 +123,9 @@ def _linear(wanted: Wanted) -> None:
     if node is None:
         raise NotWritten("a product that is no layer")
     source = graph.read(wanted.reads[0], "plain")
-    key, units = _shared(wanted, node)
-    if key not in wanted.layers:
-        held = nibbles(node.weight) ^ np.uint8(0x88) if node.int4 else node.weight
-        kind = "qcint4" if node.int4 else "qcint8"
-        weight = graph.channels(kind, held, node.weight.shape, node.weight_scale, 0)
-        wanted.layers[key] = weight, graph.channels("qcint32", node.bias, node.bias.shape, units, 0)
-    weight, bias = wanted.layers[key]
+    four = getattr(node, "int4", False)
+    held = nibbles(node.weight) ^ np.uint8(0x88) if four else np.asarray(node.weight)
+    weight, bias = _layer(wanted, node, "qcint4" if four else "qcint8", held, node.weight.shape, 0)
     target = graph.tensor(wanted.out, "plain")
     graph.op("FullyConnected", wanted.clamp, input1_id=source, filter_id=weight, bias_id=bias,
              output_id=target)  # fmt: skip
@@ -158,13 +150,38 @@ def _products(wanted: Wanted) -> None:
     wanted.graph.op("BatchMatrixMultiply", input1_id=one, input2_id=other, output_id=target)
 
 
-def _shared(wanted: Wanted, node: Any) -> tuple[object, Any]:
-    """What is the same for layers that share their arrays, and the units of the biases."""
-    affine = wanted.reads[0].affine
-    if affine is None or wanted.out.affine is None:
-        raise NotWritten("a layer in float")
-    units = np.float32(affine.scale) * node.weight_scale
-    return shared(node, units), units
+def _layer(
+    wanted: Wanted, node: Any, kind: str, held: NDArray[Any], dims: Sequence[int], axis: int
+) -> tuple[int, int]:
+    """The values of a layer's weight and bias.
+
+    Args:
+        wanted: the layer's node.
+        node: the layer, of integers or of floats.
+        kind: datatype of codes.
+        held: the weight as the file has it.
+        dims: its shape.
+        axis: where its output channels are.
+    """
+    graph, affine = wanted.graph, wanted.reads[0].affine
+    if (affine is None) != (wanted.out.affine is None) or (affine is None) != hasattr(node, "scale"):
+        raise NotWritten("a layer that is neither of codes nor of floats")
+    units = None if affine is None else np.float32(affine.scale) * node.weight_scale
+    key = shared(node, units)
+    if key in wanted.layers:
+        return wanted.layers[key]
+    layout = "nhwc" if len(dims) == 4 else "plain"
+    if units is None:
+        weight = graph.tensor(Tensor(tuple(dims), None, held), "plain")
+        graph.tensor(wanted.out, layout)
+        offset = np.asarray(node.bias)
+        bias = graph.tensor(Tensor(offset.shape, None, offset), "plain")
+    else:
+        weight = graph.channels(kind, held, dims, node.weight_scale, axis)
+        graph.tensor(wanted.out, layout)  # where the exporter has it
+        bias = graph.channels("qcint32", node.bias, node.bias.shape, units, 0)
+    wanted.layers[key] = weight, bias
+    return weight, bias
 
 
 def _binary(wanted: Wanted) -> None:
@@ -235,7 +252,7 @@ def _concat(wanted: Wanted) -> None:
     dim = wanted.number(1, 0) % len(wanted.out.shape)
     axis = TO_NHWC.index(dim) if layout == "nhwc" else dim
     sources = [wanted.graph.read(each, layout) for each in wanted.reads]
-    names = {
+    names: dict[str, Any] = {
         f"input{index + 1}_id": sources[index] if index < count else NONE for index in range(_MOST_JOINED)
     }
     target = wanted.graph.tensor(wanted.out, layout)
@@ -243,15 +260,26 @@ def _concat(wanted: Wanted) -> None:
 
 
 def _max_pool(wanted: Wanted) -> None:
+    _pool(wanted, "MaxPooling2d", dilation=wanted.number(4, [1, 1]), more=wanted.number(5, False))
+
+
+def _average(wanted: Wanted) -> None:
+    if wanted.out.affine is not None or wanted.number(6, None) is not None:
+        raise NotWritten("an average of codes, or by another number")
+    if any(wanted.number(3, [0, 0])) and wanted.number(5, True):
+        raise NotWritten("an average that counts zeros beside the map")
+    _pool(wanted, "AvgPooling2d", dilation=[1, 1], more=wanted.number(4, False))
+
+
+def _pool(wanted: Wanted, kind: str, dilation: Sequence[int], more: bool) -> None:
     _, kernel, *_ = wanted.step.args
     stride, padding = wanted.number(2, []) or kernel, wanted.number(3, [0, 0])
-    dilation = wanted.number(4, [1, 1])
-    if wanted.number(5, False) or stride[0] > kernel[0] or stride[1] > kernel[1]:
+    if more or len(wanted.out.shape) != 4 or stride[0] > kernel[0] or stride[1] > kernel[1]:
         raise NotWritten("a pool with gaps")
     source = wanted.graph.read(wanted.reads[0], "nhwc")
     target = wanted.graph.tensor(wanted.out, "nhwc")
     wanted.graph.op(
-        "MaxPooling2d", padding_top=padding[0], padding_right=padding[1], padding_bottom=padding[0],
+        kind, padding_top=padding[0], padding_right=padding[1], padding_bottom=padding[0],
         padding_left=padding[1], pooling_height=kernel[0], pooling_width=kernel[1], stride_height=stride[0],
         stride_width=stride[1], dilation_height=dilation[0], dilation_width=dilation[1], input_id=source,
         output_id=target, flags=_KEEP_DIMS,
@@ -280,9 +308,13 @@ def _clamp(wanted: Wanted) -> None:
 
 
 def clamped(step: Step) -> tuple[float, float]:
-    """The least and the most of what a "relu" or a "hardtanh" makes."""
-    low, high = (0.0, inf) if step.op == "relu" else (*step.args[1:3], *(-1.0, 1.0)[len(step.args) - 1 :])
-    return float(low), float(high)
+    """The least and the most of what a "relu", a "hardtanh" or a "clamp" makes."""
+    if step.op == "relu":
+        return 0.0, inf
+    widest = (-1.0, 1.0) if step.op == "hardtanh" else (-inf, inf)
+    given = (*step.args[1:3], None, None)
+    low, high = (limit if each is None else float(each) for each, limit in zip(given, widest, strict=False))
+    return low, high
 
 
 def _leaky(wanted: Wanted) -> None:
@@ -299,5 +331,6 @@ _KNOWN: Mapping[str, Callable[[Wanted], None]] = {
     "convolution": _convolution, "addmm": _linear, "mm": _product, "bmm": _products, "permute": _permute,
     "slice": _slice, "constant_pad_nd": _pad, "cat": _concat,
     "max_pool2d_with_indices": _max_pool, "mean": _mean,
-    "_softmax": _softmax, "relu": _clamp, "hardtanh": _clamp, "leaky_relu": _leaky, "elu": _elu,
+    "_softmax": _softmax, "relu": _clamp, "hardtanh": _clamp, "clamp": _clamp,
+    "avg_pool2d": _average, "leaky_relu": _leaky, "elu": _elu,
 }  # fmt: skip

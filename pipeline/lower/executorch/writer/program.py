@@ -20,16 +20,25 @@ _LEAF = '{"type": null, "context": null, "children_spec": []}'
 _NEST = '{{"type": "builtins.{}", "context": "{}", "children_spec": [{}]}}'
 
 
+#: The schema's number of a type, and the bytes that a value takes.
+INT8, FLOAT = (1, 1), (6, 4)
+
+
 def program(
-    payload: bytes, named: Mapping[str, bytes], takes: Sequence[int], gives: Sequence[Sequence[int]]
+    payload: bytes,
+    named: Mapping[str, bytes],
+    takes: Sequence[int],
+    gives: Sequence[Sequence[int]],
+    kind: tuple[int, int],
 ) -> bytes:
-    """A whole .pte of int8 tensors.
+    """A whole .pte.
 
     Args:
         payload: the delegate's.
         named: its constants, by name.
         takes: shape of the input.
         gives: shapes of the outputs.
+        kind: of both: INT8 or FLOAT.
     """
     parts: list[bytes] = [b"", payload]  # no constants of the program's own
     place: dict[bytes, int] = {}
@@ -44,7 +53,7 @@ def program(
         body += part
     table = {
         "version": 0,
-        "execution_plan": [_plan(takes, gives)],
+        "execution_plan": [_plan([takes, *gives], *kind)],
         "constant_buffer": [],
         "backend_delegate_data": [],
         "segments": segments,
@@ -60,20 +69,21 @@ def program(
     return b"".join((head, header, packed[8:], bytes(base - size), body))
 
 
-def _plan(takes: Sequence[int], gives: Sequence[Sequence[int]]) -> dict[str, Any]:
-    shapes = [takes, *gives]
+def _plan(shapes: Sequence[Sequence[int]], scalar: int, size: int) -> dict[str, Any]:
+    sizes = [size * prod(shape) for shape in shapes]
     offsets, end = [0] * len(shapes), 0
-    for index in sorted(range(len(shapes)), key=lambda each: -prod(shapes[each])):
-        offsets[index], end = end, end + prod(shapes[index]) + -prod(shapes[index]) % _TENSOR
-    values = [_tensor(shape, offset) for shape, offset in zip(shapes, offsets, strict=True)]
+    for index in sorted(range(len(shapes)), key=lambda each: -sizes[each]):
+        offsets[index], end = end, end + sizes[index] + -sizes[index] % _TENSOR
+    values = [_tensor(shape, offset, scalar) for shape, offset in zip(shapes, offsets, strict=True)]
     places = list(range(len(shapes)))
     given = _NEST.format("tuple", "null", _LEAF), _NEST.format("dict", "[]", "")
+    made = [_LEAF] * (len(shapes) - 1)
     call = {"delegate_index": 0, "args": places}
     return {
         "name": "forward",
         "container_meta_type": {
             "encoded_inp_str": f"[1, {_NEST.format('tuple', 'null', ', '.join(given))}]",
-            "encoded_out_str": f"[1, {_NEST.format('tuple', 'null', ', '.join([_LEAF] * len(gives)))}]",
+            "encoded_out_str": f"[1, {_NEST.format('tuple', 'null', ', '.join(made))}]",
         },
         "values": [{"val": ("Tensor", value)} for value in values],
         "inputs": [0],
@@ -87,9 +97,9 @@ def _plan(takes: Sequence[int], gives: Sequence[Sequence[int]]) -> dict[str, Any
     }
 
 
-def _tensor(shape: Sequence[int], offset: int) -> dict[str, Any]:
+def _tensor(shape: Sequence[int], offset: int, scalar: int) -> dict[str, Any]:
     return {
-        "scalar_type": 1,  # int8
+        "scalar_type": scalar,
         "sizes": list(shape),
         "dim_order": list(range(len(shape))),
         "allocation_info": {

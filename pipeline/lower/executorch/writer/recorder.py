@@ -7,7 +7,7 @@ of an export, since torch only works out shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.executorch.operands import Operands
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode
@@ -42,16 +43,14 @@ class Value:
         given: real values that are known.
         layer: whose weight or bias it is.
         users: the steps that read it.
-        ends: whether the program gives it.
     """
 
     shape: tuple[int, ...]
     made: Step | None = None
     affine: Affine | None = None
     given: NDArray[Any] | None = None
-    layer: IntegerNode | None = None
+    layer: IntegerNode | Node | None = None
     users: list[Step] = field(default_factory=list)
-    ends: bool = False
 
 
 @dataclass(eq=False)
@@ -77,7 +76,14 @@ class Step:
 
 
 def _flat(args: Sequence[Any]) -> list[Any]:
-    return [one for each in args for one in (each if isinstance(each, list) else [each])]
+    return [one for each in args for one in (each if isinstance(each, (list, tuple)) else [each])]
+
+
+def _blank(arg: Any) -> Any:
+    """An argument whose tensors have no data."""
+    if isinstance(arg, Tensor):
+        return arg if arg.is_meta else arg.to("meta")
+    return [_blank(each) for each in arg] if isinstance(arg, (list, tuple)) else arg
 
 
 @dataclass
@@ -107,9 +113,40 @@ def record(graph: IntegerGraph) -> Recording:
             made = operation(node.kind).executorch(recorder, node, feeds)
             tensors[node.name] = recorder.codes(made, node)
     outputs = [recorder.mode.value(tensors[name]) for name in graph.outputs]
-    for value in outputs:
-        value.ends = True
     return Recording(recorder.mode.steps, recorder.mode.value(tensors[graph.input.name]), outputs)
+
+
+def record_float(graph: Graph) -> Recording:
+    """Records all operations of a float graph.
+
+    Args:
+        graph: as programs hold it: `Graph.written`.
+    """
+    mode, tensors = _Mode(), dict[str, Tensor]()
+    with torch.no_grad(), mode:
+        for number, node in enumerate(graph, 1):
+            mode.node, kind = number, operation(node.kind)
+            if kind.island:
+                raise NotWritten(node.kind)
+            if node.kind == "input":
+                tensors[node.name] = mode.fresh(Value(tuple(node.shape)))
+                continue
+            feeds = [tensors[name] for name in node.inputs]
+            if node.weight is None or node.bias is None:
+                tensors[node.name] = kind.compute(node, *feeds)
+                continue
+            shape = tuple(_theirs(node).shape)
+            weight, bias = (mode.fresh(Value(each, layer=node)) for each in (shape, tuple(node.bias.shape)))
+            tensors[node.name] = kind.computed(replace(node, bias=bias), weight, *feeds)
+        outputs = [mode.value(tensors[name]) for name in graph.outputs]
+    return Recording(mode.steps, mode.value(tensors[graph.nodes[0].name]), outputs)
+
+
+def _theirs(node: Node | IntegerNode) -> Tensor:
+    """A weight without data, in the shape of a module's parameter."""
+    assert node.weight is not None
+    blank = torch.empty(node.weight.shape, device="meta")
+    return operation(node.kind).theirs(blank, int(node.attrs.get("groups", 1)), node.weight.ndim)
 
 
 class _Mode(TorchDispatchMode):
@@ -128,7 +165,12 @@ class _Mode(TorchDispatchMode):
         return tensor
 
     def value(self, tensor: Tensor) -> Value:
-        """What a tensor stands for."""
+        """What a tensor stands for; one that is not known has values of its own."""
+        if id(tensor) not in self._values:
+            if tensor.is_meta:
+                raise NotWritten("a tensor from nowhere")
+            given = Value(tuple(tensor.shape), given=tensor.detach().numpy())
+            self._values[id(tensor)] = tensor, given
         return self._values[id(tensor)][1]
 
     def add(self, op: str, args: Sequence[Any], out: Value) -> Value:
@@ -149,11 +191,12 @@ class _Mode(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = func._schema.name.removeprefix("aten::").rstrip("_")
-        made = torch.empty_like(args[0]) if name in POINTWISE else func(*args, **(kwargs or {}))
-        result = made[0] if isinstance(made, tuple) else made
+        if not any(isinstance(each, Tensor) and id(each) in self._values for each in _flat(args)):
+            return func(*args, **(kwargs or {}))  # of what is known
         taken = [self._taken(each) for each in args]
-        if not any(isinstance(each, Value) for each in _flat(taken)):
-            return made  # shapes alone
+        blank = [_blank(each) for each in args]
+        made = torch.empty_like(blank[0]) if name in POINTWISE else func(*blank, **(kwargs or {}))
+        result = made[0] if isinstance(made, tuple) else made
         if name in _SAME:
             self._values[id(result)] = result, taken[0]
             return made
@@ -165,7 +208,7 @@ class _Mode(TorchDispatchMode):
 
     def _taken(self, arg: Any) -> Any:
         if isinstance(arg, Tensor):
-            return self._values[id(arg)][1] if id(arg) in self._values else arg
+            return self.value(arg)
         return [self._taken(each) for each in arg] if isinstance(arg, (list, tuple)) else arg
 
 
@@ -182,10 +225,7 @@ class _Recorder(Operands):
 
     def weight(self, node: IntegerNode) -> Tensor:
         """A layer's weight, in the shape of a module's parameter."""
-        assert node.weight is not None
-        blank = torch.empty(node.weight.shape, device="meta")
-        theirs = operation(node.kind).theirs(blank, int(node.attrs.get("groups", 1)), node.weight.ndim)
-        return self.mode.fresh(Value(tuple(theirs.shape), layer=node))
+        return self.mode.fresh(Value(tuple(_theirs(node).shape), layer=node))
 
     def bias(self, node: IntegerNode) -> Tensor:
         """A layer's bias."""
