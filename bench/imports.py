@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,15 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
 
 
+def alone(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
+    """`examine` in a process of its own, which may die."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(examine, case, folder, count, runs).result()
+        except BrokenProcessPool:
+            return {"file": case.label, "stops at": "its process died"}
+
+
 def main() -> None:
     """Prints a row per file."""
     parser = argparse.ArgumentParser(
@@ -179,8 +190,7 @@ def main() -> None:
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
     with Table("imports", COLUMNS, arguments.record) as table:
         for case in chosen:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                cells = pool.apply(examine, (case, arguments.files, arguments.inputs, arguments.runs))
+            cells = alone(case, arguments.files, arguments.inputs, arguments.runs)
             table.row(*(cells.get(column, "") for column in COLUMNS))
         table.note(
             f"One thread, {arguments.runs} interleaved runs; {arguments.inputs} inputs calibrate by their "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ class Runner:
         where: named in errors.
         reference: TFLite's reference kernels instead of XNNPACK; LiteRT's own interpreter has them.
 
+    Attributes:
+        input: what it takes.
+        outputs: what it gives.
+
     Raises:
         InputError: the bytes are not a model that this interpreter loads.
     """
@@ -108,6 +113,17 @@ class Runner:
                 ) from error  # fmt: skip
         self._input = self.interpreter.get_input_details()[0]
         self._outputs = self.interpreter.get_output_details()
+        self.input = TensorInfo.of(self._input)
+        self.outputs = tuple(TensorInfo.of(detail) for detail in self._outputs)
+
+    @property
+    def package(self) -> str:
+        """The interpreter's distribution with its version, which a board's own build does not know."""
+        name = type(self.interpreter).__module__.partition(".")[0]
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            return f"{name} unknown"
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:

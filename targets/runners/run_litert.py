@@ -18,8 +18,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,10 +138,41 @@ def peak_rss_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+class Opened(Loaded, Protocol):
+    """A runner of a program from a file."""
+
+    @property
+    def input(self) -> TensorInfo:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        """What it gives."""
+
+    @property
+    def package(self) -> str:
+        """Name and version of what runs it."""
+
+    def bound(self, x: NDArray[Any], /) -> Callable[[], object]:
+        """A call with its input in place, for timing."""
+
+
 def run(
-    model: Path, inputs: Path, outputs: Path, runs: int, warmup: int, threads: int, marks: bool
-) -> dict[str, Any]:
+    runtime: str, opened: Callable[[bytes, int, Path], Opened], model: Path, inputs: Path, outputs: Path,
+    runs: int, warmup: int, threads: int, marks: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Everything the command does but printing its result.
+
+    Args:
+        runtime: its name.
+        opened: the program's bytes, threads and file to what runs it.
+        model: the program.
+        inputs: raw samples.
+        outputs: where the outputs go.
+        runs: timed runs of the first sample.
+        warmup: runs before those.
+        threads: of the runtime.
+        marks: whether timed runs are marked.
 
     Returns:
         The JSON document.
@@ -152,47 +182,29 @@ def run(
         DeviceError: there is no interpreter, or the outputs cannot be written.
         UsageError: marks with more than one thread.
     """
-    single(marks, threads)
+    if marks and threads != 1:
+        raise UsageError("--marks needs --threads 1: several threads wait for each other, never twice alike")
     start = time.perf_counter()
     try:
         data = model.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read this file: {error.strerror}", where=model) from error
-    runner = Runner(data, threads, model)
+    runner = opened(data, threads, model)
     load_ms = (time.perf_counter() - start) * 1e3
-    tensor = TensorInfo.of(runner.interpreter.get_input_details()[0])
-    samples = Samples(inputs, tensor)
+    samples = Samples(inputs, runner.input)
     run_all(runner, samples, outputs)
     found = times(runner.bound(next(iter(samples))), runs, warmup, marks)
-    package = type(runner.interpreter).__module__.partition(".")[0]
     return {
-        "runtime": "litert",
-        "version": f"{package} {_version(package)}",
+        "runtime": runtime,
+        "version": runner.package,
         "samples": len(samples),
         "load_ms": load_ms,
         "times_ms": found,
         "peak_rss_kib": peak_rss_kib(),
         "threads": threads,
-        "input": vars(tensor),
-        "outputs": [vars(TensorInfo.of(detail)) for detail in runner.interpreter.get_output_details()],
+        "input": vars(runner.input),
+        "outputs": [vars(output) for output in runner.outputs],
     }
-
-
-def single(marks: bool, threads: int) -> None:
-    """Marks are for one thread.
-
-    Raises:
-        UsageError: there are more.
-    """
-    if marks and threads != 1:
-        raise UsageError("--marks needs --threads 1: several threads wait for each other, never twice alike")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a board's own build of it
-        return "unknown"
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -206,21 +218,26 @@ def _number(least: int) -> Callable[[str], int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status is the errors' own."""
-    return command(run, "run_litert", ".tflite", arguments)
+    return command("litert", Runner, ".tflite", arguments)
 
 
 def command(
-    run: Callable[..., dict[str, Any]], name: str, suffix: str, arguments: list[str] | None = None
+    runtime: str,
+    opened: Callable[[bytes, int, Path], Opened],
+    suffix: str,
+    arguments: list[str] | None = None,
 ) -> int:
     """The command line of a runner.
 
     Args:
-        run: of the runner.
-        name: of the command.
+        runtime: its name.
+        opened: see `run`.
         suffix: of its programs.
         arguments: those of the process where there are none.
     """
-    parser = argparse.ArgumentParser(prog=name, description=f"Runs a {suffix} on samples from a file.")
+    parser = argparse.ArgumentParser(
+        prog=f"run_{runtime}", description=f"Runs a {suffix} on samples from a file."
+    )
     parser.add_argument("model", type=Path, help=f"the {suffix}")
     parser.add_argument("--inputs", type=Path, required=True, help="raw samples")
     parser.add_argument("--outputs", type=Path, required=True, help="where the outputs go")
@@ -229,7 +246,7 @@ def command(
     parser.add_argument("--threads", type=_number(1), default=1, help="of the runtime")
     parser.add_argument("--marks", action="store_true", help="mark each timed run for the count plugin")
     try:
-        print(json.dumps(run(**vars(parser.parse_args(arguments)))))
+        print(json.dumps(run(runtime, opened, **vars(parser.parse_args(arguments)))))
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -46,7 +46,7 @@ class Runner:
     Attributes:
         input: what it takes; codes are int8 here.
         outputs: what it gives.
-        version: of ONNX Runtime.
+        package: ONNX Runtime with its version.
 
     Raises:
         InputError: the bytes are not a model that ONNX Runtime loads.
@@ -67,7 +67,7 @@ class Runner:
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.input = _info(self._input)
         self.outputs = tuple(_info(output) for output in self.session.get_outputs())
-        self.version = str(self._ort.__version__)
+        self.package = f"onnxruntime {self._ort.__version__}"
 
     def _session(self, threads: int) -> Any:
         options = self._ort.SessionOptions()
