@@ -170,11 +170,12 @@ def efficientnet_case(work: Path, options: argparse.Namespace) -> tuple[str, lis
         "app=apps.classifier", "network=deployed_networks:efficientnet_lite0", f"weights={path}",
         "data.format=imagefolder", f"data.names={work / 'names'}", f"data.train={work / 'train'}",
         f"data.test={work / 'test'}", f"preprocess.mean=[{127 / 255}]", f"preprocess.std=[{128 / 255}]",
-        "preprocess.resize=crop", "prune.macs=0.85", "prune.images=32", "recover.epochs=3",
-        "recover.batch=16", "recover.lr=0.003", "squantize.weight_bits=6", "squantize.ends=true",
+        "preprocess.resize=crop", "prune.macs=0.85", "prune.images=32", "recover.epochs=5",
+        "recover.batch=16", "recover.lr=0.003", "recover.norm=frozen", "recover.patience=30",
+        "squantize.weight_bits=6", "squantize.ends=true",
         "squantize.sparsity=0.3",
         "squantize.per=channel", "squantize.grid=uniform", "squantize.rounding=gptq", "squantize.norm=frozen",
-        "squantize.epochs=3", "squantize.batch=16", "squantize.lr=0.002",
+        "squantize.epochs=6", "squantize.batch=16", "squantize.lr=0.001", "squantize.patience=30",
     ]  # fmt: skip
 
 

@@ -63,8 +63,9 @@ class Census:
 
     def rows(self) -> list[tuple[str, float]]:
         """Its figures: metric and value."""
-        rows = [("images", self.images), ("labelled", self.labelled), ("ignored", self.ignored)]
-        return rows + [(f"objects_{name}", count) for name, count in self.objects.items()]
+        counts = {"images": self.images, "labelled": self.labelled, "ignored": self.ignored}
+        counts |= {f"objects_{name}": count for name, count in self.objects.items()}
+        return [(name, float(count)) for name, count in counts.items()]
 
 
 def count_records(records: Sequence[Record], names: Sequence[str], reading: Reading) -> Census:

@@ -125,11 +125,6 @@ class Runner:
         except metadata.PackageNotFoundError:
             return f"{name} unknown"
 
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """What it makes."""
-        return tuple(map(TensorInfo.of, self._outputs))
-
     def __call__(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Runs one input, (1, channels, height, width), in the model's own dtype, int8 for uint8; NCHW out.
 
