@@ -117,6 +117,9 @@ class Model:
         self.labels: tuple[str, ...] = tuple(getattr(self._opened, "names", ()))
 
     def _open(self, bundle: Bundle, folder: Path) -> Opened:
+        from paredown.pipeline.device.apart import run_apart
+        from paredown.pipeline.device.validate import bundle_program
+
         if self.app == "apps.chat":
             from paredown.apps.chat.device.chat import open_session, parser
 
@@ -127,6 +130,9 @@ class Model:
         if not any(model.runtime == "litert" for model in bundle.manifest.models):
             hint = 'make it with lower.runtimes = ["litert"]'
             raise InputError("has no LiteRT program", where=self._path, hint=hint)
+        for model in bundle.manifest.models:
+            if model.runtime == "litert":
+                run_apart(bundle_program(bundle, model))
         if self.app == "apps.detector":
             from paredown.apps.detector.device.detect import Detector
 

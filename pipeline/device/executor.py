@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset
+from paredown.pipeline.device.apart import run_apart
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
@@ -66,12 +67,16 @@ class Executor(Protocol):
 
 
 class Here:
-    """This process, through the pipeline's own runtimes."""
+    """This process, through the pipeline's own runtimes.
+
+    Args:
+        own: whether this machine made the programs; a stranger's run in a process of their own first.
+    """
 
     emulated, local, exact = False, True, True
 
-    def __init__(self) -> None:
-        self.machine = this_machine()
+    def __init__(self, own: bool = True) -> None:
+        self.machine, self._own = this_machine(), own
         self._loaded: dict[bytes, Any] = {}
 
     def run(self, program: Program, inputs: NDArray[Any], tick: Tick) -> Outputs:
@@ -96,6 +101,8 @@ class Here:
 
     def _load(self, program: Program) -> Any:
         if program.data not in self._loaded:
+            if not self._own:
+                run_apart(program)
             loaded = runtime(program.runtime).load(program.data, program.threads, program.where)
             self._loaded[program.data] = loaded
             if program.runtime == "onnxruntime":
@@ -166,7 +173,9 @@ def stands_for(executor: Executor, card: Target) -> bool:
 
 
 @contextlib.contextmanager
-def open_executor(address: str, card: Target, tell: Tell = nobody) -> Iterator[Executor]:
+def open_executor(
+    address: str, card: Target, tell: Tell = nobody, *, own: bool = False
+) -> Iterator[Executor]:
     """Connects to a device, and disconnects in the end.
 
     Args:
@@ -174,13 +183,14 @@ def open_executor(address: str, card: Target, tell: Tell = nobody) -> Iterator[E
             `targets.address`.
         card: of the target, which says what is simulated.
         tell: hears what is being brought there.
+        own: whether this machine made the programs that will run.
 
     Raises:
         UsageError: no such kind of address, or nothing of this target is simulated.
         DeviceError: the device cannot be reached.
     """
     if address in LOCAL:
-        yield Here()
+        yield Here(own)
         return
     if address == SIMULATED:
         from paredown.pipeline.device.microcontroller import Microcontroller

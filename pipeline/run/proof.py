@@ -44,7 +44,9 @@ class Prover:
 
     def __enter__(self) -> Self:
         """Connects."""
-        self.executor = self._opened.enter_context(open_executor(self.address, self.target, self.tell))
+        self.executor = self._opened.enter_context(
+            open_executor(self.address, self.target, self.tell, own=True)
+        )
         return self
 
     def __exit__(

@@ -34,13 +34,15 @@ class Target:
         name: of it.
         seeds: file name -> good bytes of it; the file is written where `run` finds it. Made once.
         mutate: damages one of them.
-        run: reads the file; its second argument is the folder, empty but for it.
+        run: reads the file, in a folder that is empty but for it.
+        share: inputs that CI tries.
     """
 
     name: str
     seeds: Callable[[], dict[str, bytes]]
     mutate: Callable[[bytes, random.Random], bytes]
     run: Callable[[Path], Any]
+    share: int = 60
 
 
 @dataclass(frozen=True)

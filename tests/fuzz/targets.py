@@ -122,6 +122,34 @@ def _expand(path: Path) -> None:
     expand_programs(path.read_bytes(), path)
 
 
+def _programs() -> dict[str, bytes]:
+    return {name: _golden().members[name] for name in (MODEL, "model.pte")}
+
+
+def _table(seed: bytes, chance: random.Random) -> bytes:
+    """Damaged where the tables of a program lie: at the end of a .tflite, at the start of a .pte."""
+    if not chance.randrange(3):
+        return of_bytes(seed, chance)
+    at = len(seed) - 4000 if seed[4:8] == b"TFL3" else 0
+    return (
+        seed[: max(at, 0)]
+        + of_bytes(seed[max(at, 0) : max(at, 0) + 8000], chance)
+        + seed[max(at, 0) + 8000 :]
+    )
+
+
+def _run_apart(path: Path) -> None:
+    """In a process of its own, whose death is one line."""
+    from dataclasses import replace
+
+    from paredown.pipeline.device.apart import run_apart
+    from paredown.pipeline.device.validate import bundle_program
+
+    bundle = _golden()
+    (model,) = (model for model in bundle.manifest.models if model.file == path.name)
+    run_apart(replace(bundle_program(bundle, model), data=path.read_bytes()))
+
+
 def _tflite() -> dict[str, bytes]:
     return {MODEL: _golden().members[MODEL]}
 
@@ -297,6 +325,7 @@ TARGETS = {
         Target("bundle, members", _bundle, _listing, _open_bundle),
         Target("bundle, inner documents", _bundle, _inner, _use_bundle),
         Target("packed programs", _packed, _resummed, _expand),
+        Target("programs", _programs, _table, _run_apart, share=4),
         Target("tflite, edited", _tflite, of_bytes, _edit),
         Target("figures", _figures, json_bytes(), _read_figures),
         Target("recipe", _recipe, of_text, _load_recipe),

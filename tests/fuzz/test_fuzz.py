@@ -13,8 +13,6 @@ from tests.fuzz.harness import Target, attempts
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.fuzz.targets import TARGETS
 
-SHARE = 60  # inputs of each target
-
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_good_files_are_read(name, tmp_path):
@@ -26,8 +24,8 @@ def test_good_files_are_read(name, tmp_path):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_read_or_refused_in_one_line(name):
-    tried = [finding for _, finding in attempts(TARGETS[name], range(SHARE))]
-    assert len(tried) == SHARE
+    tried = [finding for _, finding in attempts(TARGETS[name], range(TARGETS[name].share))]
+    assert len(tried) == TARGETS[name].share
     assert [finding for finding in tried if finding] == []
 
 

@@ -75,12 +75,17 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
         InputError: the bundle is damaged, or of another app.
     """
     from paredown.pipeline.bundle.archive import extract, unpack
+    from paredown.pipeline.device.apart import run_apart
+    from paredown.pipeline.device.validate import bundle_program
     from paredown.targets.errors import InputError
 
     bundle = unpack(path)
     if bundle.manifest.app != "apps.detector":
         what = f"a bundle of {bundle.manifest.app} detects no objects"
         raise InputError(what, where=path, hint="make one with `paredown run digits`")
+    for model in bundle.manifest.models:
+        if model.runtime == "litert":
+            run_apart(bundle_program(bundle, model))
     with tempfile.TemporaryDirectory() as folder:
         extract(bundle, Path(folder))
         run(options_of(context), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))

@@ -1,4 +1,4 @@
-"""A finished program at work: `python -m paredown.pipeline.bundle.finished.child PROGRAM RUNTIME FOLDER`.
+"""A finished program at work: `python -m paredown.pipeline.bundle.finished.child FILE RUNTIME FOLDER WAYS`.
 
 In a process of its own, because a damaged program can end the process that loads it. Without
 FOLDER/inputs.npy it says what the program takes and gives. With it the program runs on each input, one after
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from paredown.targets.errors import InputError, ParedownError
 
 INPUTS = "inputs.npy"
 USUAL, EXACT = "usual", "exact"
+ADDRESSES = 16 << 30  # bytes of memory that a program may ask for, torch's own included
 #: Scalar types of torch that programs take and give.
 SCALARS = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 #: Operations of TFLite that keep a state from one call to the next.
@@ -29,8 +31,9 @@ STATES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "UNIDIRECTIONAL_SEQU
 _CUSTOM = re.compile(r"unresolved custom op: (\S+?)\.?(?:\s|$)")
 
 
-def main(path: Path, runtime: str, folder: Path) -> dict[str, Any]:
+def main(path: Path, runtime: str, folder: Path, ways: Sequence[str]) -> dict[str, Any]:
     """Everything but printing."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -40,7 +43,7 @@ def main(path: Path, runtime: str, folder: Path) -> dict[str, Any]:
     inputs = np.load(folder / INPUTS)
     load = LOADS[runtime]
     counts = {}
-    for way in (USUAL, EXACT):
+    for way in ways:
         runner = load(data, path, way == EXACT)
         if runner is None:  # the runtime has one way alone
             continue
@@ -149,7 +152,7 @@ LOADS = {"litert": _load_litert, "executorch": _load_executorch, "onnxruntime": 
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))
+        print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])))
     except ParedownError as problem:
         print(json.dumps({"error": problem.what, "line": str(problem)}))
         raise SystemExit(problem.exit_code) from None

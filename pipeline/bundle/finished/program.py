@@ -115,7 +115,7 @@ def describe(path: Path) -> Described:
     """
     runtime = runtime_of(path)
     with tempfile.TemporaryDirectory(prefix="paredown-finished-") as folder:
-        told = _child(path, runtime, Path(folder))
+        told = in_child(path, runtime, Path(folder))
     if len(told["inputs"]) != 1 or not told["outputs"]:
         names = ", ".join(each["name"] for each in told["inputs"])
         what = f"has {len(told['inputs'])} inputs ({names}) and {len(told['outputs'])} outputs"
@@ -200,7 +200,7 @@ def run(program: Described, inputs: NDArray[Any]) -> Ran:
     with tempfile.TemporaryDirectory(prefix="paredown-finished-") as name:
         folder = Path(name)
         np.save(folder / INPUTS, inputs)
-        counts = _child(program.path, program.runtime, folder)["outputs"]
+        counts = in_child(program.path, program.runtime, folder)["outputs"]
         ways = {
             way: tuple(np.load(folder / f"{way}{place}.npy") for place in range(count))
             for way, count in counts.items()
@@ -213,24 +213,39 @@ def run(program: Described, inputs: NDArray[Any]) -> Ran:
     return Ran(made[USUAL], made.get(EXACT, made[USUAL]))
 
 
-def _child(path: Path, runtime: str, folder: Path) -> dict[str, Any]:
-    """What the child says; its death is a line."""
+def in_child(
+    path: Path, runtime: str, folder: Path, ways: Sequence[str] = (USUAL, EXACT), *, where: object = None
+) -> dict[str, Any]:
+    """What the child says; its death is a line.
+
+    Args:
+        path: of the program.
+        runtime: that runs it.
+        folder: of the child, perhaps with inputs.
+        ways: in which the program runs on these.
+        where: names the program in errors, instead of its path.
+
+    Raises:
+        InputError: it does not load or run, ended the child, or is not done in time.
+        DeviceError: its runtime is not installed here.
+    """
+    where = where or path
     command = [
         sys.executable, "-P", "-m", "paredown.pipeline.bundle.finished.child",
-        str(path.absolute()), runtime, str(folder),
+        str(path.absolute()), runtime, str(folder), *ways,
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"not done after {TIMEOUT:g} s", where=path, hint=AGAIN) from error
+        raise InputError(f"not done after {TIMEOUT:g} s", where=where, hint=AGAIN) from error
     try:
         told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         what = f"its runtime ({runtime}) ended by {ended}: damaged, or not for this release"
-        raise InputError(what, where=path, hint=AGAIN) from None
+        raise InputError(what, where=where, hint=AGAIN) from None
     if done.returncode == DeviceError.exit_code:
         raise DeviceError(told["line"])
     if "error" in told:
-        raise InputError(told["error"], where=path, hint=AGAIN)
+        raise InputError(told["error"], where=where, hint=AGAIN)
     return told
