@@ -130,12 +130,8 @@ def _table(seed: bytes, chance: random.Random) -> bytes:
     """Damaged where the tables of a program lie: at the end of a .tflite, at the start of a .pte."""
     if not chance.randrange(3):
         return of_bytes(seed, chance)
-    at = len(seed) - 4000 if seed[4:8] == b"TFL3" else 0
-    return (
-        seed[: max(at, 0)]
-        + of_bytes(seed[max(at, 0) : max(at, 0) + 8000], chance)
-        + seed[max(at, 0) + 8000 :]
-    )
+    at = max(len(seed) - 4000, 0) if seed[4:8] == b"TFL3" else 0
+    return seed[:at] + of_bytes(seed[at : at + 8000], chance) + seed[at + 8000 :]
 
 
 def _run_apart(path: Path) -> None:
