@@ -1,4 +1,4 @@
-"""What the operations of an integer graph ask of torch, recorded: `Operation.executorch` is run on no data.
+"""What the operations of a graph ask of torch, recorded: `Operation.executorch` or `compute`, on no data.
 
 The same methods make the exporter's program, so no operation is spelled twice. Recording costs a thousandth
 of an export, since torch only works out shapes.
@@ -195,8 +195,13 @@ class _Mode(TorchDispatchMode):
             return func(*args, **(kwargs or {}))  # of what is known
         taken = [self._taken(each) for each in args]
         blank = [_blank(each) for each in args]
-        made = torch.empty_like(blank[0]) if name in POINTWISE else func(*blank, **(kwargs or {}))
+        try:
+            made = torch.empty_like(blank[0]) if name in POINTWISE else func(*blank, **(kwargs or {}))
+        except (NotImplementedError, RuntimeError) as error:  # it asks for values
+            raise NotWritten(name) from error
         result = made[0] if isinstance(made, tuple) else made
+        if not isinstance(result, Tensor):
+            raise NotWritten(name)
         if name in _SAME:
             self._values[id(result)] = result, taken[0]
             return made
