@@ -97,8 +97,8 @@ def _convolution(wanted: Wanted) -> None:
     graph, args = wanted.graph, wanted.step.args
     node = args[1].layer
     stride, padding, dilation, transposed, adjustment, groups = args[3:9]
-    if len(wanted.out.shape) != 4 or (transposed and groups > 1):
-        raise NotWritten("a convolution that is not over maps")
+    if node is None or len(wanted.out.shape) != 4 or (transposed and groups > 1):
+        raise NotWritten("a convolution that is no layer over maps")
     source = graph.read(wanted.reads[0], "nhwc")
     out, per = node.weight.shape[:2]
     deep = per == 1 and not transposed
