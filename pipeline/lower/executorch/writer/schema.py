@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flatbuffers
-
 PROGRAM, XNNPACK = "exir/_serialize/program.fbs", "backends/xnnpack/serialization/schema.fbs"
 _SIZES: Mapping[str, int] = {
     "bool": 1, "byte": 1, "ubyte": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "uint32": 4, "float": 4,
@@ -121,6 +119,8 @@ class Packer:
     """
 
     def __init__(self, name: str, *, sorted_fields: bool) -> None:
+        import flatbuffers
+
         self._schema, self._sorted = schema(name), sorted_fields
         self._builder = flatbuffers.Builder(1024)
 
