@@ -28,8 +28,8 @@ class NotWritten(Exception):
 
 #: Operations of torch that change nothing, but a tensor's strides.
 _SAME = frozenset({"clone", "detach", "alias", "contiguous", "lift_fresh_copy"})
-#: Those whose shape need not be asked of torch, which would import its compiler.
-POINTWISE = frozenset({"relu", "hardtanh", "leaky_relu", "elu", "gelu", "sigmoid", "tanh", "abs", "exp"})
+#: Those whose shape is that of what they read.
+_POINTWISE = frozenset({"relu", "hardtanh", "leaky_relu", "elu", "gelu", "sigmoid", "tanh", "abs", "exp"})
 
 
 @dataclass(eq=False)
@@ -84,6 +84,15 @@ def _blank(arg: Any) -> Any:
     if isinstance(arg, Tensor):
         return arg if arg.is_meta else arg.to("meta")
     return [_blank(each) for each in arg] if isinstance(arg, (list, tuple)) else arg
+
+
+def _shaped(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation makes of tensors without data; some shapes torch would import its compiler for."""
+    if name in _POINTWISE:
+        return torch.empty_like(args[0])
+    if name == "mean" and len(args) > 1:
+        func = torch.ops.aten.sum.dim_IntList
+    return func(*args, **kwargs)
 
 
 @dataclass
@@ -196,7 +205,7 @@ class _Mode(TorchDispatchMode):
         taken = [self._taken(each) for each in args]
         blank = [_blank(each) for each in args]
         try:
-            made = torch.empty_like(blank[0]) if name in POINTWISE else func(*blank, **(kwargs or {}))
+            made = _shaped(name, func, blank, kwargs or {})
         except (NotImplementedError, RuntimeError) as error:  # it asks for values
             raise NotWritten(name) from error
         result = made[0] if isinstance(made, tuple) else made
