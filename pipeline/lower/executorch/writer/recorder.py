@@ -90,6 +90,8 @@ def _shaped(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     """What an operation makes of tensors without data; some shapes torch would import its compiler for."""
     if name in _POINTWISE:
         return torch.empty_like(args[0])
+    if name in {"addmm", "mm"}:
+        return torch.empty((args[-2].shape[0], args[-1].shape[1]), device="meta")
     if name == "mean" and len(args) > 1:
         func = torch.ops.aten.sum.dim_IntList
     return func(*args, **kwargs)
