@@ -84,10 +84,11 @@ def init(
         Path(data), given["task"], numbers(given["mean"], "--mean"), numbers(given["scale"], "--scale"),
         given["channels"],
     )  # fmt: skip
-    tables = proposed(model, found, answers, path, said := [])
+    said: list[str] = []
+    tables = proposed(model, found, answers, path, said)
     if ask is not default:
-        answers = _asked(tables, answers, ask)
-        tables = proposed(model, found, answers, path, said := [])
+        said.clear()
+        tables = proposed(model, found, _asked(tables, answers, ask), path, said)
     names = [card.name for card in list_cards()]
     target = given["target"] or _one_of(ask, f"Target ({', '.join(names)})", "host", names)
     load_card(target)

@@ -169,7 +169,7 @@ class DetectorTask:
         heads = heads_of(self.recipe.decoding, (found.shape[-1], found.shape[-2]))
         for shapes in heads.expected(len(self._read_names())):
             found = before_boxes(found, shapes)
-        network = copy.deepcopy(found.module)
+        network: Any = copy.deepcopy(found.module)
         network.decoding, network.input_size = dict(self.recipe.decoding), found.shape[-2:]
         self.notes = found.notes
         return network

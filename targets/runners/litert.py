@@ -87,7 +87,6 @@ class Runner:
 
     Attributes:
         input: what it takes.
-        outputs: what it gives.
 
     Raises:
         InputError: the bytes are not a model that this interpreter loads.
@@ -114,7 +113,6 @@ class Runner:
         self._input = self.interpreter.get_input_details()[0]
         self._outputs = self.interpreter.get_output_details()
         self.input = TensorInfo.of(self._input)
-        self.outputs = tuple(TensorInfo.of(detail) for detail in self._outputs)
 
     @property
     def package(self) -> str:

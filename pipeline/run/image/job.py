@@ -108,6 +108,7 @@ class ImageJob(Job):
         super().__init__(settings)
         check_files(self.recipe)
         self.ships = dict(ships or {})
+        self._references: dict[str, dict[int, Any]] = {}  # of an integer graph, for all runtimes: see `check`
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
@@ -362,6 +363,7 @@ class ImageJob(Job):
                 params.probes,
                 tick,
                 tools.tolerance,
+                self._references.setdefault(self.integers[name].key, {}),
             )
             told = result.to_dict()
             for node in islands(integer):

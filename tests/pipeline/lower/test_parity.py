@@ -116,3 +116,13 @@ def test_difference_counts_codes():
     assert Difference().share == 0
     with pytest.raises(ValueError, match="shapes differ"):
         difference(a, b[:, :2])
+
+
+def test_the_reference_runs_once_for_all_runtimes(monkeypatch):
+    graph = quantized(randomized(Residual()))
+    x, known, runs = inputs_for(graph, 3), {}, []
+    plain = compare(graph, litert_runner(graph), x)
+    predict = reference.predict
+    monkeypatch.setattr(reference, "predict", lambda *a: runs.append(1) or predict(*a))
+    assert [compare(graph, litert_runner(graph), x, known=known) for _ in range(2)] == [plain, plain]
+    assert len(runs) == len(known) == len(x)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from paredown.pipeline.graph.aten import arguments, shape_of, target
 from paredown.pipeline.graph.operations.moving.axes import COLUMNS, ROWS, multiplied, pieces, runs
-from paredown.pipeline.graph.operations.moving.slice import sliced
+from paredown.pipeline.graph.operations.moving.slice import attrs_of, sliced
 from paredown.pipeline.graph.operations.operation import Codes, Operation
 from paredown.pipeline.graph.operations.placement import MOST_INPUTS
+from paredown.targets.errors import InputError
 
 if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Node
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.litert.program import Writer
 
 T = TypeVar("T")
+LONG_RUN = 64  # places that follow each other, from which they are a slice beside a matrix
+MOST_WEIGHTS = 2**22  # of the matrix along a whole axis
 MOST_PIECES = 16  # of an axis that are sliced and put together again
 
 
@@ -78,9 +81,10 @@ class Resize(Operation):
                 made.append(replace(one, attrs={**whole, word: wanted}))
             elif len(runs(wanted)) <= MOST_PIECES:
                 made += pieces(one, last.name, last.shape, dim, wanted, "part")
+            elif size * len(wanted) <= MOST_WEIGHTS:
+                made += _chosen(one, last, dim, wanted)
             else:
-                chosen = np.eye(size)[list(wanted)]
-                made += multiplied(one, last, *((chosen, None) if dim == ROWS else (None, chosen)))
+                made += _mixed(one, last, dim, wanted)
             last = made[-1]
         return (*made[:-1], replace(last, name=node.name))
 
@@ -128,6 +132,48 @@ class Resize(Operation):
     def card_kind(self, node: IntegerNode, feed: IntegerNode) -> str:
         """It is concatenations, and reshapes between."""
         return "concat"
+
+
+def _chosen(node: Any, feed: Any, dim: int, wanted: Sequence[int]) -> list[Any]:
+    """Rows or columns in any order: a matrix of ones and zeros."""
+    chosen = np.eye(feed.shape[dim])[list(wanted)]
+    return multiplied(node, feed, *((chosen, None) if dim == ROWS else (None, chosen)))
+
+
+def _mixed(node: Any, feed: Any, dim: int, wanted: Sequence[int]) -> list[Any]:
+    """Long runs as slices, what is between them by a matrix over as much as it takes: a reflected border.
+
+    Raises:
+        InputError: even so a matrix would be too large for a program.
+    """
+    parts: list[list[int]] = []
+    long = False
+    for run in runs(wanted):
+        if len(run) >= LONG_RUN or long or not parts:
+            parts.append([])
+        parts[-1] += run
+        long = len(run) >= LONG_RUN
+    made, names = [], []
+    for index, places in enumerate(parts):
+        low, high = min(places), max(places) + 1
+        if (high - low) * len(places) > MOST_WEIGHTS and len(runs(places)) > 1 or len(parts) > MOST_INPUTS:
+            raise InputError(
+                f"takes {len(wanted):,} of {feed.shape[dim]:,} places in an order that no program holds",
+                where=getattr(node, "source", "") or node.name,
+                hint="pad with zeros, or do it before the network",
+            )
+        size = (*feed.shape[:dim], high - low, *feed.shape[dim + 1 :])
+        part = replace(
+            node, name=f"{node.name}.part{index}", kind="slice", inputs=(feed.name,), shape=size,
+            attrs=attrs_of({dim: range(low, high)}),
+        )  # fmt: skip
+        made.append(part)
+        if len(runs(places)) > 1:
+            shape = (*feed.shape[:dim], len(places), *feed.shape[dim + 1 :])
+            turned = replace(node, name=f"{node.name}.turned{index}", inputs=(part.name,), shape=shape)
+            made += _chosen(turned, part, dim, [place - low for place in places])
+        names.append(made[-1].name)
+    return [*made, replace(node, kind="concat", inputs=tuple(names), attrs={"dim": dim})]
 
 
 def upscales(node: Any, place: int) -> tuple[float | None, float | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,11 +25,13 @@ from prune_networks import conv, network
 from torch import Tensor, nn
 
 from paredown.pipeline.graph.operations.kinds import operation
+from paredown.pipeline.graph.operations.moving import resize
 from paredown.pipeline.graph.operations.moving.resize import repeated
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.predict.inspect import inspect_graph
 from paredown.targets.cards.card import load_card
+from paredown.targets.errors import InputError
 
 
 def nearest(**options: object) -> nn.Module:
@@ -154,3 +158,37 @@ def test_no_target_runs_it_elsewhere(name):
     graph = trace(branches(), (1, 3, 8, 8))
     for placement in inspect_graph(graph, card, usual_runtimes(card), (0.0, 1.0), "net").placements:
         assert placement.leaving == ()
+
+
+@both
+@pytest.mark.parametrize("turned", [False, True], ids=["columns", "rows"])
+def test_a_long_axis_is_slices_beside_small_matrices(monkeypatch, runtime: object, turned: bool):
+    monkeypatch.setattr(resize, "MOST_WEIGHTS", 2**10)
+    monkeypatch.setattr(resize, "LONG_RUN", 8)
+    sides = (40, 3) if turned else (3, 40)
+    border = (0, 0, 20, 21) if turned else (20, 21, 0, 0)
+    net = network(lambda m, x: F.pad(x, border, "reflect"))
+    found = integer_of(net, (1, 2, *sides))
+    assert_exact(found, runtime)
+    x = inputs_for(found, 2)
+    (made,) = reference.predict(found, x)
+    assert np.array_equal(made, F.pad(torch.from_numpy(x), border, "reflect").numpy())
+
+
+def test_a_border_of_a_sound_is_a_small_program():
+    graph = trace(network(lambda m, x: F.pad(x, (128, 128), "reflect")), (1, 1, 43844))
+    (node,) = [each for each in graph if each.kind == "resize"]
+    parts = graph.written
+    weights = sum(each.weight.numel() for each in parts if each.weight is not None)
+    assert weights == 2 * 128 * 128 and parts[node.name].kind == "concat"
+
+
+def test_an_order_that_no_program_holds_is_one_line():
+    places = torch.randperm(5000, generator=torch.Generator().manual_seed(0)).tolist()
+    net = nearest(scale_factor=2.0)
+    graph = trace(net, (1, 1, 1, 2500))
+    attrs = {"rows": (0,), "columns": tuple(place // 2 for place in places)}
+    changed = {"attrs": attrs, "shape": (1, 1, 1, 5000)}
+    nodes = [replace(each, **changed) if each.kind == "resize" else each for each in graph]
+    with pytest.raises(InputError, match="takes 5,000 of 2,500 places in an order that no program holds"):
+        _ = replace(graph, nodes=tuple(nodes)).written
