@@ -125,6 +125,8 @@ class Summary:
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
         notes = [f"data.{split}: {census.line()}" for split, census in self._counts().items()]
+        doubts = self.job.path(self.job.scores["fp32"]) / "doubts.json"
+        notes += read_json(doubts) if doubts.exists() else []
         notes += traced_notes(self.job.path(self.job.original))
         notes += prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []
