@@ -17,6 +17,7 @@ from paredown.pipeline.recipe.task import Predict
 from paredown.targets.errors import InputError
 
 RESIZES: tuple[Resize, ...] = ("stretch", "letterbox", "crop")
+TRAINED = "paredown"  # the entry in the head of a .safetensors file that says how it was trained
 IMAGES = 64  # that resize modes are compared on
 FEWEST = 8
 GAIN = 0.02  # of the metric, before another resize mode is offered
@@ -34,8 +35,8 @@ def trained_with(weights: Path) -> dict[str, Any]:
         with weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             head = json.loads(file.read(min(length, MOST_HEAD)))
-        found = head.get("__metadata__", {})
-        return {key: json.loads(found[key]) for key in ("names", "preprocess") if key in found}
+        found = json.loads(head.get("__metadata__", {}).get(TRAINED, "{}"))
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}  # it is told when the weights are read
 
@@ -50,7 +51,8 @@ def differences(weights: Path, preprocess: Preprocess, names: Sequence[str]) -> 
                 f"{weights.name} was trained with preprocess.{key} = {json.dumps(before[key])}, "
                 f"and this recipe has {json.dumps(now[key])}: scores may be lower"
             )
-    listed = [str(name) for name in known.get("names") or ()]
+    told = known.get("names")
+    listed = [str(name) for name in told] if isinstance(told, list) else []
     if sorted(listed) == sorted(names) and listed != list(names):
         notes.append(
             f"{weights.name} was trained with the classes in the order {', '.join(listed[:6])}, and "

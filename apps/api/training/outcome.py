@@ -15,6 +15,7 @@ from torch import nn
 from paredown.apps.api.training.source import Source
 from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.weights import write_weights
+from paredown.apps.own.doubts import TRAINED
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.store.checkpoint import save_weights
 from paredown.pipeline.store.store import write_atomic
@@ -70,8 +71,12 @@ class Files:
 
 
 def metadata(names: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
-    """What the weights carry with them, so that a run notices where it does otherwise."""
-    return {"names": json.dumps(list(names)), "preprocess": json.dumps(preprocess.to_dict(), sort_keys=True)}
+    """What the weights carry with them, so that a run notices where it does otherwise.
+
+    It is one entry: safetensors writes several in any order, and the same weights are the same bytes.
+    """
+    facts = {"names": list(names), "preprocess": preprocess.to_dict()}
+    return {TRAINED: json.dumps(facts, sort_keys=True)}
 
 
 class Keeper:

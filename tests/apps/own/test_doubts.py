@@ -25,8 +25,8 @@ NAMES = ("cat", "dog", "owl")
 def weights(tmp_path):
     """Weights as `paredown train` writes them."""
     path, made = tmp_path / "net.safetensors", Preprocess(64, 64, resize="letterbox")
-    facts = {"names": json.dumps(NAMES), "preprocess": json.dumps(made.to_dict())}
-    save_weights(path, nn.Linear(2, 2), facts)
+    facts = {"names": NAMES, "preprocess": made.to_dict()}
+    save_weights(path, nn.Linear(2, 2), {"paredown": json.dumps(facts)})
     return path
 
 

@@ -73,13 +73,15 @@ def test_a_set_of_three_classes_is_trained_and_its_recipe_reads(cells, tmp_path)
     assert cv2.imread(str(files.plot)).shape[2] == 3
     with safe_open(files.out, "pt") as file:
         facts = file.metadata()
-    assert json.loads(facts["names"]) == list(NAMES) and json.loads(facts["preprocess"])["width"] == 96
+    trained = json.loads(facts["paredown"])
+    assert trained["names"] == list(NAMES) and trained["preprocess"]["width"] == 96
     from paredown.apps.detector.task import DetectorTask
 
     task = DetectorTask(recipe)
     assert task.network().classes == 3 and len(task.data("test")) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_weights_and_goes_on(cells, tmp_path):
     """Killed as hard as can be, after its first epoch; it ends where an unbroken one does."""
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
