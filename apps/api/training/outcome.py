@@ -122,7 +122,7 @@ def plot(path: Path, history: Sequence[Mapping[str, float]], metric: str) -> Non
         best = max(scored, key=lambda pair: pair[1])
         right.plot(*zip(*scored, strict=True), color="#059669", marker=".")
         right.plot(*best, color="#059669", marker="o", fillstyle="none", markersize=9)
-        right.annotate(f"{best[1]:.4f}", best, xytext=(0, -14), textcoords="offset points", ha="center")
+        right.annotate(f"{best[1]:.4f}", best, xytext=(4, -16), textcoords="offset points", ha="right")
     right.set(title=f"validation {metric}", xlabel="epoch", ylim=(0, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)
