@@ -47,7 +47,8 @@ class Summary:
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
         figures += [self._figure(*row) for drop in stages.drops() for row in drop.rows()]
-        figures += stages.class_figures()
+        known = {(figure.variant, figure.metric) for figure in figures}  # a detector's score has its classes
+        figures += [each for each in stages.class_figures() if (each.variant, each.metric) not in known]
         for name in stages.runtimes:
             if name in stages.parity:
                 figures += self._parity_figures(name)
