@@ -18,6 +18,7 @@ from paredown.apps.classifier.labels import Relabelled, label_of, ranks, wilson
 from paredown.apps.classifier.sheet import Entry, contact_sheet
 from paredown.apps.detector.darknet.darknet import read_cfg
 from paredown.apps.detector.darknet.write import format_cfg
+from paredown.apps.own.doubts import doubts
 from paredown.apps.own.sheet import SIDE, captioned, fitted, picture
 from paredown.apps.own.task import OwnTask, first_output, write_png
 from paredown.calibration.datasets import ARRAYS, CLASS_FORMATS, Dataset, Sample, read_names
@@ -229,6 +230,11 @@ class ClassifierTask(OwnTask):
         if found is None:
             return captioned(square, ", ".join(self.names[int(each)] for each in sample.classes))
         return captioned(square, f"{self.names[int(found[0])]} {found[1]:.2f}")
+
+    def doubts(self, predict: Predict, details: Mapping[str, Any]) -> list[str]:
+        """Where images are prepared otherwise than in training, or classes look to be in another order."""
+        images = isinstance(self._preprocess, Preprocess)
+        return doubts(self, Path(self.recipe.weights), predict, details) if images else []
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """Wilson's 95 % interval of top-1."""

@@ -23,6 +23,7 @@ from paredown.apps.detector.device.boxes.heads import Heads, YoloHead, YoloHeads
 from paredown.apps.detector.device.drawing.draw import draw, draw_labels
 from paredown.apps.detector.scoring.located import SCORE_THRESHOLD, located
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
+from paredown.apps.own.doubts import doubts
 from paredown.apps.own.model_file import ModelFile
 from paredown.apps.own.task import input_size
 from paredown.calibration.datasets import BOX_FORMATS, Dataset, First, Sample, open_dataset, read_names
@@ -448,6 +449,11 @@ class DetectorTask:
             scores, len(found), lambda weights: resampled_map50(found, truths)(weights),
             lambda: details(found, truths, self.names, SHOW_THRESHOLD),
         )  # fmt: skip
+
+    def doubts(self, predict: Predict, details: Mapping[str, Any]) -> list[str]:
+        """Where images are prepared otherwise than in training, or classes look to be in another order."""
+        known = self.recipe.data.format == EMBEDDED
+        return [] if known else doubts(self, self.weights_path, predict, details)
 
     def interval(self, outputs: Outputs, data: Dataset) -> tuple[float, float]:
         """The 95 % bootstrap interval of "map50" over images."""

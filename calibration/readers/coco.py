@@ -146,15 +146,28 @@ def find_file(name: str, path: Path, images: Path | None) -> Path:
     """
     if images is not None and not is_dir(images):
         raise InputError("no such folder of images", where=images)
-    folders = [images] if images is not None else [path.parent, path.parent / "images"]
+    folders = [images] if images is not None else _places(path)
     file = next((folder / name for folder in folders if is_file(folder / name)), None)
     if file is None:
         raise InputError(
-            f"no image {name!r} in {' or '.join(map(str, folders))}",
+            f"no image {name!r} in {' or '.join(map(str, folders[:4]))}",
             where=path,
             hint="give data.images, the folder of the images",
         )
     return file
+
+
+def _places(path: Path) -> list[Path]:
+    """Where the images of a COCO file may be: beside it, in `images`, or as COCO itself has them.
+
+    That is annotations/instances_val2017.json with val2017, or images/val2017, beside `annotations`.
+    """
+    beside = [path.parent, path.parent / "images"]
+    if path.parent.name != "annotations":
+        return beside
+    root = path.parent.parent
+    split = path.stem.rpartition("_")[2]
+    return [*beside, root / split, root / "images" / split, root / "images", root]
 
 
 def _box(entry: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> Box | None:

@@ -196,6 +196,13 @@ def metric_of(task: Any) -> Metric:
     return Metric(task.metric, bool(getattr(task, "less_is_better", False)))
 
 
+def doubts_of(task: Any, predict: Predict, scores: Mapping[str, float]) -> tuple[str, ...]:
+    """What makes scores of a task's network doubtful: sentences, of its method `doubts(predict, details)`."""
+    find: Callable[[Predict, Mapping[str, Any]], Sequence[str]] | None = getattr(task, "doubts", None)
+    details = scores.details() if isinstance(scores, Scores) else {}
+    return tuple(find(predict, details)) if find else ()
+
+
 def notes_of(task: Any) -> tuple[str, ...]:
     """What a task says of how its network was read, once it was: sentences, in its attribute `notes`."""
     return tuple(getattr(task, "notes", ()))

@@ -147,7 +147,7 @@ def _settings(arguments: argparse.Namespace, images: int, batch: int) -> dict[st
     epochs = arguments.epochs
     if epochs is None:
         epochs = min(max(-(-STEPS // per_epoch), EPOCHS[0]), EPOCHS[1])
-    steps = epochs * per_epoch
+    steps = max(1, epochs * per_epoch)
     ema = arguments.ema if arguments.ema is not None else min(0.998, max(0.9, 1 - 20 / steps))
     return {
         "epochs": epochs, "batch": batch, "weight_decay": arguments.weight_decay, "seed": arguments.seed,

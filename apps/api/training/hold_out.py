@@ -50,7 +50,7 @@ def hold_out(source: Source, out: Path, seed: int = 0) -> Source:
     files = {name: out.with_name(f"{out.stem}.{name}{suffix}") for name in parts}
     for name, chosen in parts.items():
         write_atomic(files[name], _written(source, data, chosen, files[name].parent).encode())
-    images, labels = _folders(source)
+    images, labels = _folders(source, data)
     return replace(source, train=files["train"], validation=files["val"], images=images, labels=labels)
 
 
@@ -86,12 +86,11 @@ def _written(source: Source, data: ImageSet, chosen: Sequence[int], folder: Path
     return json.dumps({**document, "images": images, "annotations": annotations})
 
 
-def _folders(source: Source) -> tuple[Path | None, Path | None]:
+def _folders(source: Source, data: ImageSet) -> tuple[Path | None, Path | None]:
     """Where the images and labels of a list lie, for formats that do not say it in the list."""
     if source.format == "coco":
-        beside = source.train.parent
-        nested = beside / "images"
-        return source.images or (nested if is_dir(nested) else beside), None
+        first = data.records[0]
+        return Path(first.image.as_posix().removesuffix(first.name)), None
     if source.format != "voc":
         return source.images, source.labels
     root = source.train if is_dir(source.train) else source.train.absolute().parent.parent.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def start_from(network: nn.Module, path: Path, source: Cfg | None = None) -> str
     return f"{path.name}: {len(weights)} of {len(whole)} weight tensors taken{new}"
 
 
-def _state(path: Path, source: Cfg | None) -> dict[str, object]:
+def _state(path: Path, source: Cfg | None) -> dict[str, Any]:
     if path.suffix.lower() != ".weights":
         return dict(read_weights_file(path, (".weights",)))
     if source is None:

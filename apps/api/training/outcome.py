@@ -15,6 +15,7 @@ from torch import nn
 from paredown.apps.api.training.source import Source
 from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.weights import write_weights
+from paredown.apps.own.doubts import TRAINED
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.store.checkpoint import save_weights
 from paredown.pipeline.store.store import write_atomic
@@ -70,8 +71,12 @@ class Files:
 
 
 def metadata(names: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
-    """What the weights carry with them, so that a run notices where it does otherwise."""
-    return {"names": json.dumps(list(names)), "preprocess": json.dumps(preprocess.to_dict(), sort_keys=True)}
+    """What the weights carry with them, so that a run notices where it does otherwise.
+
+    It is one entry: safetensors writes several in any order, and the same weights are the same bytes.
+    """
+    facts = {"names": list(names), "preprocess": preprocess.to_dict()}
+    return {TRAINED: json.dumps(facts, sort_keys=True)}
 
 
 class Keeper:
@@ -117,7 +122,7 @@ def plot(path: Path, history: Sequence[Mapping[str, float]], metric: str) -> Non
         best = max(scored, key=lambda pair: pair[1])
         right.plot(*zip(*scored, strict=True), color="#059669", marker=".")
         right.plot(*best, color="#059669", marker="o", fillstyle="none", markersize=9)
-        right.annotate(f"{best[1]:.4f}", best, xytext=(0, -14), textcoords="offset points", ha="center")
+        right.annotate(f"{best[1]:.4f}", best, xytext=(4, -16), textcoords="offset points", ha="right")
     right.set(title=f"validation {metric}", xlabel="epoch", ylim=(0, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)

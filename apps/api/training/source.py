@@ -212,7 +212,18 @@ def _voc_names(folder: Path) -> tuple[str, ...]:
 def _jsons(folder: Path) -> list[Path]:
     """COCO files of a folder: annotations/*.json, *.json, or Roboflow's in a folder per split."""
     found = [*sorted(folder.glob("annotations/*.json")), *sorted(folder.glob("*.json"))]
-    return [*found, *sorted(folder.glob("*/_annotations.coco.json"))]
+    found = [*found, *sorted(folder.glob("*/_annotations.coco.json"))]
+    return [file for file in found if _is_coco(file)]
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a .json begins like annotations: other tools leave such files, too."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(2**20)
+    except OSError:
+        return False
+    return any(key in start for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _coco(data: Path, names: tuple[str, ...] | None) -> Source:
@@ -232,12 +243,7 @@ def _coco(data: Path, names: tuple[str, ...] | None) -> Source:
         listed = tuple(str(c["name"]) for c in sorted(categories, key=lambda c: c["id"]) if c["id"] in used)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("no COCO annotations: no list 'categories' of ids and names", where=train) from error
-    folder = None
-    if is_dir(data):
-        folder = next((f for f in (_part(data, ("images", "train2017", "train")),) if f is not None), None)
-        if train.name.startswith("_annotations"):
-            folder = None  # beside each file
-    return Source(DETECTOR, "coco", names or listed, train, rest[0], rest[1], images=folder)
+    return Source(DETECTOR, "coco", names or listed, train, *rest)
 
 
 def _class_folders(folder: Path) -> list[Path]:

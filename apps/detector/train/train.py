@@ -158,7 +158,14 @@ def train(
     started_at = network.header.seen if isinstance(network, Yolo) else 0
     facts = [preprocess.hash, dataset.fingerprint(), started_at]
     run = Run(network, lesson, config, facts, checkpoint, started_at)
-    network.load_state_dict(teach(run, checkpoint, Listener(report, tick, keep)))
+
+    def kept(average: nn.Module, history: Sequence[dict[str, float]], better: bool) -> None:
+        if isinstance(average, Yolo):
+            average.header = replace(average.header, seen=run.seen)
+        if keep:
+            keep(average, history, better)
+
+    network.load_state_dict(teach(run, checkpoint, Listener(report, tick, kept)))
     if isinstance(network, Yolo):
         network.header = replace(network.header, seen=run.seen)
     reorder(network.cpu().eval(), torch.contiguous_format)

@@ -23,7 +23,7 @@ from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, drawn_by, load_task, metric_of, notes_of
+from paredown.pipeline.recipe.task import Predict, Task, doubts_of, drawn_by, load_task, metric_of, notes_of
 from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
@@ -48,6 +48,7 @@ FEWEST = 10  # timed inferences, below which nothing is taken back
 FLOAT = "-fp32"
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
+DOUBTS = "doubts.json"  # of the original's score
 
 
 @dataclass(frozen=True)
@@ -398,6 +399,8 @@ class ImageJob(Job):
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
             scores = self.task.score(predict, First(self.test, self.images), self.tick)
             write_scores(out, scores)
+            if variant == "fp32" and not self.smoke:
+                write_json(out / DOUBTS, doubts_of(self.task, predict, scores))
 
         inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
         name = f"score-{variant}{self._instead(variant)}"

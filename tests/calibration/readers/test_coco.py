@@ -159,6 +159,13 @@ def test_coco_sets_crowds_apart_and_leaves_out_boxes_without_width_or_height(tmp
     assert open_dataset("coco", path, names=NAMES).fingerprint() != whole
 
 
+@pytest.mark.parametrize("folder", ["val2017", "images/val2017", "images", "."])
+def test_images_are_found_as_coco_has_them(tmp_path, folder):
+    put_image(tmp_path / folder / "a.png")
+    path = put(tmp_path / "annotations" / "instances_val2017.json", json.dumps(coco()))
+    assert len(open_dataset("coco", path, names=NAMES)[0].boxes) == 1
+
+
 def test_coco_test_set_is_unlabelled(tmp_path):
     put_image(tmp_path / "a.png")
     path = put(tmp_path / "a.json", json.dumps({"images": coco()["images"], "categories": []}))

@@ -47,7 +47,8 @@ class Summary:
             for metric, value in read_json(stages.path(stage) / "score.json").items():
                 figures.append(self._figure("score", variant, metric, value, "1"))
         figures += [self._figure(*row) for drop in stages.drops() for row in drop.rows()]
-        figures += stages.class_figures()
+        known = {(figure.variant, figure.metric) for figure in figures}  # a detector's score has its classes
+        figures += [each for each in stages.class_figures() if (each.variant, each.metric) not in known]
         for name in stages.runtimes:
             if name in stages.parity:
                 figures += self._parity_figures(name)
@@ -125,6 +126,8 @@ class Summary:
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
         notes = [f"data.{split}: {census.line()}" for split, census in self._counts().items()]
+        doubts = self.job.path(self.job.scores["fp32"]) / "doubts.json"
+        notes += read_json(doubts) if doubts.exists() else []
         notes += traced_notes(self.job.path(self.job.original))
         notes += prune_notes(self.job.pruning) if self.job.pruning else []
         notes += self.squantized.notes() if self.recipe.squantize.active else []

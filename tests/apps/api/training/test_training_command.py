@@ -73,13 +73,15 @@ def test_a_set_of_three_classes_is_trained_and_its_recipe_reads(cells, tmp_path)
     assert cv2.imread(str(files.plot)).shape[2] == 3
     with safe_open(files.out, "pt") as file:
         facts = file.metadata()
-    assert json.loads(facts["names"]) == list(NAMES) and json.loads(facts["preprocess"])["width"] == 96
+    trained = json.loads(facts["paredown"])
+    assert trained["names"] == list(NAMES) and trained["preprocess"]["width"] == 96
     from paredown.apps.detector.task import DetectorTask
 
     task = DetectorTask(recipe)
     assert task.network().classes == 3 and len(task.data("test")) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_weights_and_goes_on(cells, tmp_path):
     """Killed as hard as can be, after its first epoch; it ends where an unbroken one does."""
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
@@ -129,3 +131,30 @@ def test_a_classifier_is_trained_on_folders(tmp_path):
     told = [line.split(", top1 ")[1] for line in done.err.splitlines() if ", top1 " in line]
     best = max(float(line.split(",")[0]) for line in told)
     assert task.score(predict, data)["top1"] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_newcomers_way_from_photos_to_a_validated_bundle(tmp_path):
+    """Train, run, validate: every class has its score, and the data are counted in the notes."""
+    cells = blood_cells(tmp_path / "cells", {"train": 32, "val": 8})
+    out = tmp_path / "net.safetensors"
+    options = ("--epochs", "12", "--batch", "8", "--warmup", "4", "--threads", "1")
+    assert call("train", cells, "--out", out, *options).code == 0
+    changes = ("bench.runs=2", "budget.accuracy_drop=1.0")
+    words = [word for change in changes for word in ("--set", change)]
+    done = call("run", out.with_suffix(".toml"), "--runs", tmp_path / "runs", "--json", *words)
+    assert done.code in (0, 3), done.err  # what is small and quick may find one class never
+    told = json.loads(done.out)
+    scores = {
+        f["metric"]: f["value"] for f in told["figures"] if f["variant"] == "litert" and f["stage"] == "score"
+    }
+    classes = [scores[f"class_score_{name}"] for name in NAMES]
+    assert scores["map50"] == pytest.approx(np.mean(classes)) and scores["map50"] > 0.3
+    counts = {
+        f["metric"]: f["value"] for f in told["figures"] if f["stage"] == "data" and f["variant"] == "test"
+    }
+    assert counts["images"] == counts["labelled"] == 8 and counts["objects_RBC"] > 8
+    assert any(note.startswith("data.test: 8 images, 8 labelled; ") for note in told["notes"])
+    bundle = tmp_path / "runs/net/host/bundle.paredown"
+    checked = call("validate", bundle, "--limit", "4")
+    assert checked.code in (0, 3) and "map50" in checked.out, checked.err
