@@ -32,7 +32,8 @@ def recipe(tmp_path: Path):
 
 def test_paths_are_relative_and_others_are_names(recipe, tmp_path):
     assert named_files(portable(recipe)) == {
-        "data.names": "all.names", "data.calibration": "images/train", "data.train": "images/train", "data.test": "images/test",
+        "data.names": "all.names", "data.calibration": "images/train",
+        "data.train": "images/train", "data.test": "images/test",
         "weights": "w/net.weights", "prune.latency_table": "table.json",
     }  # fmt: skip
     assert str(tmp_path) not in portable(recipe).model_dump_json()
