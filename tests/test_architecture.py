@@ -32,6 +32,7 @@ NAMED_CODE = {
     "targets.devices.doctor:_python": "our own probe, on a device",
     "targets.devices.facts:facts": "our own script, on a device",
     "targets.devices.service.keeper:_asked": "a release's own programs, by our own names",
+    "targets.devices.service.keeper:lacking": "our own script, on a device",
     "targets.devices.service.keeper:run": "the module that `deploy` named",
     "targets.devices.shell.script:_started": "what a caller of `run` gave, quoted",
     "targets.devices.shell.script:_command": "what a caller of `run` gave, quoted",

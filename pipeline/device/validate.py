@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
+from paredown.pipeline.bundle.places import relocated, same_files
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files, load_recipe
-from paredown.pipeline.recipe.places import relocated, same_files
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Scores, Task, check_no_code, load_task
 from paredown.pipeline.report.budget import budget_limits, violations

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from paredown.pipeline.bundle.places import portable, relocated, same_files
 from paredown.pipeline.recipe.file import load_recipe, named_files
-from paredown.pipeline.recipe.places import portable, relocated, same_files
 
 pytestmark = pytest.mark.unit
 TEXT = """
