@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paredown.pipeline.device.executor import check_address
 from paredown.pipeline.recipe.file import resolved_toml
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.report.budget import Limit, Violation, budget_limits, violations
@@ -104,6 +105,8 @@ class Run:
         tick: Tick = lambda done, total: None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
+        if device is not None:
+            check_address(device)
         there = {
             "lower": recipe.lower.on(target.runtimes),
             "quantize": recipe.quantize.on(target.weight_range),
