@@ -182,8 +182,6 @@ class Validator:
             self._vectors(model, program)
         if score:
             self._score(programs, limit)
-        else:
-            self.checks.append(Check("score", None, "not scored, as was asked"))
         budget = manifest.recipe.budget.over(manifest.card.budget)
         timed = {str(name): program for name, program in programs.items()}
         if runs is not None:
@@ -195,7 +193,8 @@ class Validator:
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
         limits = budget_limits(budget, [*original, *figures], judged)
-        verdict = decide(limits, self.checks, [*original, *figures], judged)
+        missing = () if score else ("a score: it was left out",)
+        verdict = decide(limits, self.checks, [*original, *figures], judged, missing)
         checks = tuple(self.checks)
         return Validation(checks, tuple(figures), violations(limits), self.scored, limits, verdict)
 

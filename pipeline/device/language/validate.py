@@ -115,8 +115,6 @@ class _Validator:
             ran.append(name)
             if score:
                 self._score(name, limit)
-            else:
-                self.checks.append(Check(f"{name} score", None, "not scored, as was asked"))
             if answer:
                 self._speed(name, *lengths(model.context, answer))
         self.checks.append(Check("runs there", bool(ran), ", ".join(ran) or "no runtime of this bundle"))
@@ -124,7 +122,8 @@ class _Validator:
         budget = self.manifest.recipe.budget.over(self.manifest.card.budget)
         metric, figures = Metric(METRIC, less_is_better=True), [*originals, *self.figures]
         limits = budget_limits(budget, figures, metric)
-        verdict = decide(limits, self.checks, figures, metric)
+        missing = () if score else ("a score: it was left out",)
+        verdict = decide(limits, self.checks, figures, metric, missing)
         found = tuple(self.checks), tuple(self.figures), violations(limits)
         return Validation(*found, self.scored, limits, verdict)
 
