@@ -13,6 +13,7 @@ from paredown.apps.chat.device.serve import from_json
 from paredown.pipeline.device.language.unpacked import bring
 from paredown.pipeline.store.event import Event as Progress
 from paredown.pipeline.store.event import Tell, nobody
+from paredown.targets.devices.device import python_of
 from paredown.targets.errors import DeviceError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -119,6 +120,6 @@ def on_device(
     bring(bundle, device, {runtime}, tell)
     words = [*as_arguments(options), f"--runtime={runtime}", *(["--no-times"] if device.emulated else [])]
     tell(Progress(f"model on {device.address}", "running"))
-    command = ["python3", "-m", "paredown.apps.chat.device.chat", "--serve", *words]
+    command = [python_of(device), "-m", "paredown.apps.chat.device.chat", "--serve", *words]
     with device.talk(command, timeout=LONGEST_S) as program:
         yield RemoteChat(program, device.address)

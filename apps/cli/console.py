@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -61,6 +63,10 @@ TargetName = Annotated[
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Run every stage on a handful of samples.")]
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what begins.")]
+EVERY_S = 20.0  # between two lines that say that a stage is at work, where there is no bar
+
 
 def recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *given: str | None) -> str:
     """The recipe's own name, or the file of one that is written for a model file."""
@@ -107,11 +113,79 @@ def _own_stderr() -> TextIO:
         return sys.stderr
 
 
+class Pulse:
+    """Says that a stage is still at work where no bar shows it: a line every 20 seconds.
+
+    Args:
+        say: prints a line.
+        every_s: seconds between two.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        every_s: float = EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._every, self._clock = say, every_s, clock
+        self._stage, self._began, self._done, self._total = "", 0.0, 0, 0
+        self._ended = threading.Event()
+
+    def begin(self, stage: str) -> None:
+        """A stage is at work now; an empty name is none."""
+        self._stage, self._began, self._done, self._total = stage, self._clock(), 0, 0
+
+    def tick(self, done: int, total: int) -> None:
+        """How far it is."""
+        self._done, self._total = done, total
+
+    def line(self) -> str:
+        """What there is to say now; empty where nothing is at work."""
+        if not self._stage:
+            return ""
+        passed = self._clock() - self._began
+        said = f"{self._stage}: at work for {_span(passed)}"
+        if 0 < self._done < self._total:
+            left = passed / self._done * (self._total - self._done)
+            said += f", {self._done}/{self._total}, about {_span(left)} left"
+        return said
+
+    def run(self) -> None:
+        """Says it again and again, until `end`."""
+        while not self._ended.wait(self._every):
+            if line := self.line():
+                self._say(line)
+
+    def end(self) -> None:
+        """Nothing more is said."""
+        self._ended.set()
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 @contextlib.contextmanager
-def screen() -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
-    """One line per finished stage and a bar for the one at work, on standard error."""
+def screen(quiet: bool = False, verbose: bool = False) -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
+    """One line per finished stage and a bar for the one at work, on standard error.
+
+    Args:
+        quiet: nothing but errors.
+        verbose: a line for each beginning too.
+    """
+    if quiet:
+        yield (lambda event: None), (lambda done, total: None)
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(file=_own_stderr(), highlight=False)
     columns = (
@@ -120,8 +194,19 @@ def screen() -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
         BarColumn(bar_width=30),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    pulse = Pulse(lambda line: console.print(line, markup=False, soft_wrap=True))
+    with (
+        contextlib.ExitStack() as stack,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        if not console.is_terminal:
+            thread = threading.Thread(target=pulse.run, daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(pulse.end)
 
         def tell(event: Event) -> None:
             for bar in progress.task_ids:
@@ -129,10 +214,15 @@ def screen() -> Iterator[tuple[Tell, Callable[[int, int], None]]]:
             if event.state == "running":
                 label = event.stage + (f" again ({event.detail})" if event.detail else "")
                 progress.add_task(label, total=None, count="")
+                pulse.begin(label)
+                if verbose:
+                    console.print(event.line(), markup=False, soft_wrap=True)
             else:
-                console.print(event.line(), markup=False)
+                pulse.begin("")
+                console.print(event.line(), markup=False, soft_wrap=True)
 
         def tick(done: int, total: int) -> None:
+            pulse.tick(done, total)
             for bar in progress.task_ids:
                 progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
 

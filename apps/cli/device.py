@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,11 @@ import typer
 from paredown.apps.cli.console import (
     AsJson,
     InputShape,
+    Quiet,
     RecipeName,
     Settings,
     TargetName,
+    Verbose,
     handled,
     print_json,
     recipe_folders,
@@ -50,6 +53,8 @@ def validate(
         Path | None,
         typer.Option(help="Folder of the recipe's files, or of test images; default: those of the run."),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle on a device: outputs, score, latency, budget.
@@ -61,7 +66,7 @@ def validate(
         from paredown.pipeline.device.validate import validate as prove
         from paredown.pipeline.recipe.file import load_recipe
 
-        with screen() as (tell, tick):
+        with screen(quiet, verbose) as (tell, tick):
             result = prove(
                 bundle, device, limit=limit, score=score, runs=times, data=data,
                 recipe=None if recipe is None else load_recipe(recipe), tell=tell, tick=tick,
@@ -79,17 +84,24 @@ def bench(
         float, typer.Option(min=0.0, help="Duration in minutes; heat shows after some minutes.")
     ] = 0.5,
     plot: Annotated[Path | None, typer.Option(help="Draw latency over time, as a PNG file.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency over minutes, memory, operators and temperature."""
     with handled(as_json):
         from paredown.pipeline.device.bench.bench import bench as measure
         from paredown.pipeline.device.bench.sustained import plot as draw
+        from paredown.pipeline.report.page.document import BURSTS, DOCUMENT
+        from paredown.pipeline.store.store import write_atomic
 
-        with screen() as (tell, tick):
+        with screen(quiet, verbose) as (tell, tick):
             result = measure(bundle, device, minutes, tell=tell, tick=tick)
         if plot and result.bursts:
             draw(result.bursts, device, plot)
+        beside = bundle.with_name(DOCUMENT)
+        if beside.exists():  # a run's folder: its next `paredown report` shows the minutes
+            write_atomic(bundle.with_name(BURSTS), (json.dumps(result.to_dict()) + "\n").encode())
         if as_json:
             print_json(result.to_dict())
             return

@@ -25,6 +25,7 @@ from paredown.apps.cli.console import (
     DataPath,
     InputShape,
     Mean,
+    Quiet,
     RecipeName,
     RecipeOrModel,
     Root,
@@ -33,6 +34,7 @@ from paredown.apps.cli.console import (
     Smoke,
     TargetName,
     TaskName,
+    Verbose,
     handled,
     print_json,
     recipe_folders,
@@ -81,6 +83,8 @@ def run(
     scale: Scale = None,
     channels: Channels = None,
     shape: InputShape = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle from a recipe: prune, quantize, lower, check, pack.
@@ -98,7 +102,7 @@ def run(
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        with screen() as (tell, tick):
+        with screen(quiet, verbose) as (tell, tick):
             work = Run(
                 recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
                 device_limit=limit, tell=tell, tick=tick,

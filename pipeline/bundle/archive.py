@@ -302,7 +302,7 @@ def unpack(path: str | Path) -> Bundle:
         data = bounded(path)
     except (OSError, ValueError) as error:  # ValueError: too large, endless, or a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read this bundle: {reason}", where=path) from error
+        raise InputError(f"cannot read this bundle: {reason}", where=path, hint=_instead(path)) from error
     comment = data[-len(_COMMENT) - _DIGEST :]
     if not comment.startswith(_COMMENT):
         if zipfile.is_zipfile(io.BytesIO(data)):
@@ -316,6 +316,17 @@ def unpack(path: str | Path) -> Bundle:
             return _checked(path, archive, len(data))
     except _BROKEN as error:  # hashed, yet not by `pack`
         raise InputError(f"not a bundle: {error}", where=path) from error
+
+
+def _instead(path: Path) -> str | None:
+    """What may have been meant by a path that is no file."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_dir():
+            found = sorted(path.glob("*.paredown")) or sorted(path.glob("*/*.paredown"))
+            return f"give the file, {found[0]}" if found else "give a .paredown file"
+        if not path.exists():
+            return "`paredown run RECIPE` makes one in runs/RECIPE/TARGET"
+    return None
 
 
 def _checked(path: Path, archive: zipfile.ZipFile, size: int) -> Bundle:

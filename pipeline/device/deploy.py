@@ -19,8 +19,10 @@ from paredown.targets.devices.device import Device
 from paredown.targets.devices.service.service import Service
 from paredown.targets.errors import InputError
 
-#: What every app needs there beside a runtime, which says itself what it lacks: module -> package.
-NEEDS = {"numpy": "numpy", "cv2": "opencv-python-headless"}
+#: What every app needs there: module, or several of which one is enough -> package.
+NEEDS = {
+    "numpy": "numpy", "cv2": "opencv-python-headless", "ai_edge_litert|tflite_runtime": "ai-edge-litert",
+}  # fmt: skip
 #: And what one app alone needs.
 OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
 PROVE = "targets/runners/prove.py"
@@ -65,6 +67,7 @@ def deploy(
     arguments: Sequence[str] = (),
     service: bool = False,
     allow_older: bool = False,
+    prepare: bool = False,
     tell: Tell = nobody,
 ) -> Deployment:
     """Installs a bundle on a device, proves it there, and lets it take the old one's place.
@@ -77,6 +80,7 @@ def deploy(
         arguments: of the app.
         service: whether it starts with the device.
         allow_older: whether a device that has a trust document may go back to an older release.
+        prepare: whether packages that are missing there are installed, into a virtual environment of ours.
         tell: hears of each step.
 
     Raises:
@@ -96,7 +100,8 @@ def deploy(
     archive = release_archive(bundle)
     release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     tell(Event(f"release {release}", "running"))
-    proof = there.install(archive, release, NEEDS | OWN_NEEDS.get(app, {}), bundle.signed, allow_older)
+    needs = NEEDS | OWN_NEEDS.get(app, {})
+    proof = there.install(archive, release, needs, bundle.signed, allow_older, prepare)
     tell(Event(f"release {release}", "done", detail=f"{proof['differing']} of {proof['codes']} codes differ"))
     tell(Event(f"{there.name}", "running"))
     status = there.start(release, module, arguments, service, allow_older)

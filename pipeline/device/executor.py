@@ -172,6 +172,18 @@ def stands_for(executor: Executor, card: Target) -> bool:
     return not executor.local or card.reach.kind == "local"
 
 
+def check_address(address: str) -> None:
+    """Refuses what is no address, before anything is made for it.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if address not in (*LOCAL, SIMULATED):
+        from paredown.targets.address import parse_address
+
+        parse_address(address)
+
+
 @contextlib.contextmanager
 def open_executor(
     address: str, card: Target, tell: Tell = nobody, *, own: bool = False

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
+from paredown.pipeline.bundle.places import relocated, same_files
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files, load_recipe
-from paredown.pipeline.recipe.places import relocated, same_files
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Scores, Task, check_no_code, load_task
 from paredown.pipeline.report.budget import budget_limits, violations
@@ -182,8 +182,6 @@ class Validator:
             self._vectors(model, program)
         if score:
             self._score(programs, limit)
-        else:
-            self.checks.append(Check("score", None, "not scored, as was asked"))
         budget = manifest.recipe.budget.over(manifest.card.budget)
         timed = {str(name): program for name, program in programs.items()}
         if runs is not None:
@@ -195,7 +193,8 @@ class Validator:
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
         limits = budget_limits(budget, [*original, *figures], judged)
-        verdict = decide(limits, self.checks, [*original, *figures], judged)
+        missing = () if score else ("a score: it was left out",)
+        verdict = decide(limits, self.checks, [*original, *figures], judged, missing)
         checks = tuple(self.checks)
         return Validation(checks, tuple(figures), violations(limits), self.scored, limits, verdict)
 

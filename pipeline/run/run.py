@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paredown.pipeline.device.executor import check_address
 from paredown.pipeline.recipe.file import resolved_toml
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.report.budget import Limit, Violation, budget_limits, violations
@@ -20,12 +21,12 @@ from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
 from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only, kind_of
-from paredown.pipeline.store.event import Tell, nobody
+from paredown.pipeline.store.event import EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
 from paredown.pipeline.store.stage import Stage, plan, run_stage
 from paredown.pipeline.store.store import Store, write_atomic
 from paredown.targets.cards.card import Target
-from paredown.targets.errors import UsageError
+from paredown.targets.errors import ParedownError, UsageError
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.coupling.flow import Group
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Graph
 
 FIGURES, REPORT, RECIPE = "figures.json", "report.md", "recipe.toml"
-STORE = ".store"
+STORE, LOG = ".store", "run.log"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Run:
         tick: Tick = lambda done, total: None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
+        if device is not None:
+            check_address(device)
         there = {
             "lower": recipe.lower.on(target.runtimes),
             "quantize": recipe.quantize.on(target.weight_range),
@@ -111,8 +114,10 @@ class Run:
         recipe = recipe.model_copy(update=there)
         for wanted in recipe.lower.runtimes:
             target.runtime(wanted)
-        self.name, self.target, self.tell = name, target, tell
         self.folder, self.store = root / name / target.name, Store(root / STORE)
+        self.log = EventLog(self.folder / LOG, tell)
+        tell = self.log
+        self.name, self.target, self.tell = name, target, tell
         settings = Settings(name, recipe, target, self.store, smoke, device, device_limit, tell, tick)
         self.job: Job = make_job(settings)
 
@@ -127,8 +132,18 @@ class Run:
                 run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
 
     def execute(self) -> Result:
-        """Runs what has to run, writes the run's folder, and checks the budget."""
+        """Runs what has to run, writes the run's folder, and checks the budget; the log says how it ended."""
+        try:
+            result = self._execute()
+        except (ParedownError, KeyboardInterrupt) as error:
+            self.log.line(f"ended: {str(error) or 'interrupted'}")
+            raise
+        self.log.line(result.verdict.line() if result.verdict else "done")
+        return result
+
+    def _execute(self) -> Result:
         ledger = Ledger.start(self.folder)
+        self.log.begin()
         job, proof = self.job, None
         if job.device is None:
             job = job.settle(lambda goals: self.reach(goals, ledger))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -42,3 +44,32 @@ def nobody(event: Event) -> None:
 def steps(tell: Tell) -> Callable[[str], None]:
     """Takes a line for what has begun, as code below the pipeline tells it."""
     return lambda line: tell(Event(line, "running"))
+
+
+class EventLog:
+    """A file that keeps every event of a run, with the time of day, and what ended it.
+
+    Args:
+        path: of the file; a new one is begun by `begin`.
+        tell: hears of the events too.
+    """
+
+    def __init__(self, path: Path, tell: Tell) -> None:
+        self._path, self._tell, self._open = path, tell, False
+
+    def begin(self) -> None:
+        """Empties the file; nothing is kept before that, so that a plan writes nothing."""
+        self._open = True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("")
+
+    def line(self, text: str) -> None:
+        """Adds a line."""
+        if self._open:
+            with self._path.open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def __call__(self, event: Event) -> None:
+        """Hears of an event."""
+        self.line(event.line())
+        self._tell(event)

@@ -6,6 +6,7 @@ machine are the same thing to the rest of the house.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +149,8 @@ class Device(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes it."""
+
+
+def python_of(device: Device) -> str:
+    """The Python of a device: of this machine the one that runs now, activated or not."""
+    return sys.executable if device.kind == "local" else "python3"

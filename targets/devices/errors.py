@@ -45,7 +45,7 @@ class AuthenticationError(NamedDeviceError):
     """The device knows none of our keys."""
 
     kind = "authentication failed"
-    remedy = "add your public key to the device's ~/.ssh/authorized_keys with `ssh-copy-id`"
+    remedy = "copy your key there: `ssh-copy-id USER@HOST` (no key yet: `ssh-keygen` first)"
 
 
 class HostKeyUnknownError(NamedDeviceError):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.targets.devices.counts import VARIABLE, read_counts
-from paredown.targets.devices.device import Device
+from paredown.targets.devices.device import Device, python_of
 from paredown.targets.errors import DeviceError
 from paredown.targets.own_code import own_code
 from paredown.targets.runners.litert import TensorInfo
@@ -228,7 +228,7 @@ class DevicePrograms:
             archive = Path(folder) / name
             archive.write_bytes(data)
             self.device.push(archive, archive.name)
-        return "python3", name
+        return python_of(self.device), name
 
     def _executorch(self) -> tuple[str, ...]:
         from paredown.targets.host.cache import cache_folder

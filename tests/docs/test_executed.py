@@ -65,8 +65,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_main_job_leaves_what_is_listed(folder: Path) -> None:
     page = (DOCS / "getting-started.md").read_text()
     part = page.partition("## What a run leaves")[2].partition("\n## ")[0]
-    listed = set(re.findall(r"`([\w.]+\.(?:paredown|json|md|png|toml))`", part))
-    expected = {"bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json"}
+    listed = set(re.findall(r"`([\w.]+\.(?:paredown|json|md|png|toml|html|log|pte|tflite))`", part))
+    expected = {
+        "bundle.paredown", "figures.json", "report.md", "preview.png", "recipe.toml", "stages.json",
+        "model.tflite", "model.pte", "report.html", "report.json", "run.log",
+    }  # fmt: skip
     assert listed == expected
     for name in expected:
         assert (folder / "runs" / "digits" / "host" / name).stat().st_size > 0

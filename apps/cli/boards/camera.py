@@ -115,6 +115,9 @@ def deploy(
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Go back to an older signed release; it is recorded there.")
     ] = False,
+    prepare: Annotated[
+        bool, typer.Option(help="Install packages that are missing there, into a virtual environment.")
+    ] = True,
     tail: Annotated[bool, typer.Option(help="Show its output until Ctrl-C; the app keeps running.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -137,7 +140,7 @@ def deploy(
             with screen() as (tell, _):
                 made = install(
                     bundle, connected, kind, name=name, arguments=context.args, service=service,
-                    allow_older=allow_older, tell=tell,
+                    allow_older=allow_older, prepare=prepare, tell=tell,
                 )  # fmt: skip
             if as_json:
                 print_json(made.to_dict())

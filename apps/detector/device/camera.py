@@ -155,7 +155,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     """
     made = _Parser(prog, description="Watches a camera, a stream, a video or a folder of images.")
     add = made.add_argument
-    add("--source", required=True, help="camera number, device, stream, video file or folder: 0 | rtsp://...")
+    add(
+        "--source",
+        required=True,
+        help="camera number, device, stream, video file or folder: 0 | picamera | rtsp://... | gst:PIPELINE",
+    )
     add(
         "--confidence",
         type=number_within(0.0, 1.0),

@@ -38,6 +38,7 @@ class Burst:
         p90_ms: of these.
         temperature_c: behind it.
         clock_mhz: behind it.
+        ms: every run.
     """
 
     seconds: float
@@ -47,10 +48,11 @@ class Burst:
     p90_ms: float
     temperature_c: float | None
     clock_mhz: float | None
+    ms: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
+        """As JSON has it, without the single runs."""
+        return {name: value for name, value in asdict(self).items() if name != "ms"}
 
 
 def sustain(
@@ -83,13 +85,18 @@ def sustain(
             timing = executor.time({name: program}, x, runs[name], False, lambda done, total: None)[name]
             temperature, clock = probe()
             ms = (timing.percentile(50), timing.percentile(90))
-            found.append(Burst(began, name, runs[name], *ms, temperature, clock))
+            found.append(Burst(began, name, runs[name], *ms, temperature, clock, timing.times_ms))
             tick(min(int(now() - start), int(60 * minutes)), int(60 * minutes))
     return tuple(found)
 
 
 def _runs(ms: float) -> int:
     return int(np.clip(BURST * 1e3 / max(ms, 1e-3), FEWEST, MOST))
+
+
+def whole(bursts: Sequence[Burst], variant: str) -> tuple[float, ...]:
+    """Every run of a variant, in milliseconds: what tables say is then what the plot shows."""
+    return tuple(value for burst in bursts if burst.variant == variant for value in burst.ms)
 
 
 def ends(bursts: Sequence[Burst], variant: str) -> tuple[float, float]:

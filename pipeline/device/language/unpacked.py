@@ -10,7 +10,7 @@ from pathlib import Path
 from paredown.pipeline.bundle.archive import MANIFEST, Bundle
 from paredown.pipeline.bundle.known_code import require_known_code
 from paredown.pipeline.store.event import Event, Tell, nobody
-from paredown.targets.devices.device import Device
+from paredown.targets.devices.device import Device, python_of
 
 ARCHIVE = "members.zip"
 LARGE = 1 << 20  # bytes: an archive needs the room of its members twice
@@ -46,7 +46,7 @@ def bring(bundle: Bundle, device: Device, runtimes: Collection[str], tell: Tell 
             if len(data) >= LARGE:
                 local.write_bytes(data)
                 device.push(local, name)
-    device.run(["python3", "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
+    device.run([python_of(device), "-m", "zipfile", "-e", ARCHIVE, "."], timeout=UNPACK_S)
     if "executorch" in runtimes:
         _bring_runner(device, tell)
 

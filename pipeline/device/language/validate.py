@@ -26,7 +26,7 @@ from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import Figure, Tag, parse_figures
 from paredown.pipeline.report.verdict import decide
 from paredown.pipeline.store.event import Event, Tell, nobody
-from paredown.targets.devices.device import Device
+from paredown.targets.devices.device import Device, python_of
 from paredown.targets.devices.facts import facts as facts_of
 from paredown.targets.devices.facts import machine as machine_of
 from paredown.targets.errors import DeviceError, InputError
@@ -115,8 +115,6 @@ class _Validator:
             ran.append(name)
             if score:
                 self._score(name, limit)
-            else:
-                self.checks.append(Check(f"{name} score", None, "not scored, as was asked"))
             if answer:
                 self._speed(name, *lengths(model.context, answer))
         self.checks.append(Check("runs there", bool(ran), ", ".join(ran) or "no runtime of this bundle"))
@@ -124,18 +122,19 @@ class _Validator:
         budget = self.manifest.recipe.budget.over(self.manifest.card.budget)
         metric, figures = Metric(METRIC, less_is_better=True), [*originals, *self.figures]
         limits = budget_limits(budget, figures, metric)
-        verdict = decide(limits, self.checks, figures, metric)
+        missing = () if score else ("a score: it was left out",)
+        verdict = decide(limits, self.checks, figures, metric, missing)
         found = tuple(self.checks), tuple(self.figures), violations(limits)
         return Validation(*found, self.scored, limits, verdict)
 
     def _python(self, *arguments: str, seconds: float, on_line: Callable[[str], None] | None = None) -> str:
-        return self.device.run(["python3", *arguments], timeout=seconds, on_line=on_line).out
+        return self.device.run([python_of(self.device), *arguments], timeout=seconds, on_line=on_line).out
 
     def _runs(self, name: str) -> bool:
         """Whether the device has a runtime; one that it lacks is told, and no failure while another runs."""
         models = f"{self.bundle.package}.device.models"
         probe = f"import pathlib, {models} as m; m.open_model(pathlib.Path(), {name!r}, 1)"
-        done = self.device.run(["python3", "-c", probe], timeout=START_S, check=False)
+        done = self.device.run([python_of(self.device), "-c", probe], timeout=START_S, check=False)
         if done.code:
             last = (done.err.strip().splitlines() or ["it says nothing"])[-1]
             self.checks.append(Check(f"{name} loads", None, f"not there: {last}"))

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
-from paredown.pipeline.recipe.places import portable
 from paredown.pipeline.recipe.schema import Language, Recipe
 from paredown.pipeline.recipe.task import Metric
 from paredown.pipeline.report.drop import write_scores

@@ -11,6 +11,8 @@ document; an error is one line on standard error, and exit status 5.
         run.lock             held by the running app, and let go by the kernel however that ends
         run.json             its process group; means something only while the lock is held
         log, log.1           what it says, a few megabytes at most
+    ~/.local/share/paredown/venv
+                             what this device's own Python lacks, and may not install beside Debian's packages
 
 A process number alone would say nothing: it may be another program's by now. Whoever holds `run.lock` is the
 app, so what `stop` ends is exactly that. Our design.
@@ -25,7 +27,6 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -45,6 +46,10 @@ POLL_S = 0.05
 GRACE_S = 10.0  # for an app to complete its files
 START_S = 30.0  # for a supervisor to begin, on a board that is busy
 PACKED, EXPAND, PROVE = "models.packed", "paredown.targets.runners.expand", "paredown.targets.runners.prove"
+LOOK = (
+    "import importlib.util as u, json, sys; print(json.dumps([i for i, names in "
+    "enumerate(json.loads(sys.argv[1])) if not any(u.find_spec(n) for n in names)]))"
+)
 UNIT = """[Unit]
 Description=paredown {name}
 
@@ -112,6 +117,45 @@ class App:
         }  # fmt: skip
 
 
+def interpreter() -> str:
+    """The Python that runs apps: that of our virtual environment where there is one, else this one."""
+    python = Path.home() / ".local/share/paredown/venv/bin/python"
+    return str(python) if python.exists() else sys.executable
+
+
+def lacking(needs: list[str]) -> list[str]:
+    """Those of `MODULE|MODULE=PACKAGE` of which that Python has no module."""
+    names = json.dumps([need.partition("=")[0].split("|") for need in needs])
+    done = subprocess.run(
+        [interpreter(), "-c", LOOK, names], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise Failure(f"{interpreter()} does not run: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    return [needs[index] for index in json.loads(done.stdout)]
+
+
+def prepare(missing: list[str]) -> None:
+    """Makes the virtual environment, beside what this Python has already, and installs into it.
+
+    Raises:
+        Failure: it cannot be made, or pip cannot install; the line says what to do by hand.
+    """
+    folder = Path.home() / ".local/share/paredown/venv"
+    packages = [need.partition("=")[2] for need in missing]
+    steps = [[str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *packages]]
+    if not (folder / "bin/python").exists():
+        steps.insert(0, [sys.executable, "-m", "venv", "--system-site-packages", str(folder)])
+    for step in steps:
+        done = subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            hint = "sudo apt-get install python3-venv" if "ensurepip" in done.stdout else " ".join(step)
+            if len(steps) > 1:  # a half-made one would be taken for whole the next time
+                shutil.rmtree(folder, ignore_errors=True)
+            why = said[-1].strip() if said else f"status {done.returncode}"
+            raise Failure(f"cannot install {' '.join(packages)}: {why}; there: {hint}")
+
+
 @contextlib.contextmanager
 def _guard() -> Iterator[ModuleType]:
     """Asks what this device trusts; what it refuses is one line."""
@@ -125,7 +169,7 @@ def _guard() -> Iterator[ModuleType]:
 
 def install(
     app: App, release: str, archive: Path, needs: list[str], envelope: Path | None = None,
-    allow_older: bool = False,
+    allow_older: bool = False, prepared: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Unpacks a release, expands its models and proves them here; until then, it does not exist.
 
@@ -133,15 +177,19 @@ def install(
         app: that it is for.
         release: start of the archive's sha256.
         archive: a tar file, its manifest first.
-        needs: modules that must be here, as MODULE=PACKAGE.
+        needs: modules that must be here, as MODULE|MODULE=PACKAGE.
         envelope: what it is signed with.
         allow_older: whether it may be older than what this device had.
+        prepared: whether what is missing is installed, into a virtual environment of ours.
     """
-    missing = [need for need in needs if importlib.util.find_spec(need.partition("=")[0]) is None]
+    missing = lacking(needs)
+    if missing and prepared:
+        prepare(missing)
+        missing = lacking(needs)
     if missing:
-        modules = ", ".join(need.partition("=")[0] for need in missing)
+        modules = ", ".join(need.partition("=")[0].replace("|", " or ") for need in missing)
         packages = " ".join(need.partition("=")[2] for need in missing)
-        raise Failure(f"no {modules} for {sys.executable}; there: python3 -m pip install {packages}")
+        raise Failure(f"no {modules} for {interpreter()}; there: python3 -m pip install {packages}")
     with app.changing(), _guard() as guard:
         text = envelope.read_bytes() if envelope else None
         expected = guard.admit(text, allow_older)
@@ -216,7 +264,7 @@ def _asked(module: str, folder: Path, *arguments: str) -> Any:
     """
     if not (folder / f"{module.replace('.', '/')}.py").exists():
         module = module.partition(".")[2]  # a release of bundle format 3 holds its code without our name
-    command = [sys.executable, "-m", module, *arguments]
+    command = [interpreter(), "-m", module, *arguments]
     done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -354,7 +402,7 @@ def run(app: App) -> int:
             "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         child = subprocess.Popen(
-            [sys.executable, "-m", command["module"], *command["arguments"]], cwd=release, env=environment,
+            [interpreter(), "-m", command["module"], *command["arguments"]], cwd=release, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             pass_fds=[lock.fileno()],
         )  # fmt: skip
@@ -515,7 +563,8 @@ def main(arguments: list[str] | None = None) -> int:
     made["install"].add_argument("--envelope", type=Path)
     made["install"].add_argument("release")
     made["install"].add_argument("archive", type=Path)
-    made["install"].add_argument("needs", nargs="*", help="MODULE=PACKAGE")
+    made["install"].add_argument("needs", nargs="*", help="MODULE|MODULE=PACKAGE")
+    made["install"].add_argument("--prepare", action="store_true")
     made["start"].add_argument("release")
     made["start"].add_argument("what", type=json.loads, help="JSON: module, arguments")
     made["start"].add_argument("--service", action="store_true")
@@ -529,8 +578,9 @@ def main(arguments: list[str] | None = None) -> int:
         match given.command:
             case "install":
                 answer = install(
-                    app, given.release, given.archive, given.needs, given.envelope, given.allow_older
-                )
+                    app, given.release, given.archive, given.needs, given.envelope, given.allow_older,
+                    given.prepare,
+                )  # fmt: skip
             case "start":
                 answer = start(
                     app, given.release, given.what, given.service, given.wait, given.who, given.allow_older

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paredown.targets.devices.device import Device
+from paredown.targets.devices.device import Device, python_of
 from paredown.targets.devices.service import keeper
 from paredown.targets.errors import DeviceError, UsageError
 from paredown.targets.own_code import own_code
@@ -66,7 +66,7 @@ class Board:
             if name not in self._pushed:
                 self.device.push(path, name)
                 self._pushed.add(name)
-        line = ["python3", "keeper.py", command, *arguments]
+        line = [python_of(self.device), "keeper.py", command, *arguments]
         done = self.device.run(line, timeout=timeout, check=False, on_line=on_line)
         if done.code:
             said = done.err.strip().splitlines()
@@ -103,16 +103,17 @@ class Service(Board):
 
     def install(
         self, archive: bytes, release: str, needs: Mapping[str, str], envelope: bytes | None = None,
-        allow_older: bool = False,
+        allow_older: bool = False, prepare: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """Unpacks a release there and proves it with its own test vectors; what runs is left alone.
 
         Args:
             archive: a tar file of an unpacked bundle, its manifest first.
             release: its name: the start of the archive's sha256.
-            needs: module of Python -> package that has it.
+            needs: module of Python, or several as "a|b" of which one is enough -> package that has it.
             envelope: what it is signed with.
             allow_older: whether it may be older than what the device had.
+            prepare: whether what is missing is installed there, into a virtual environment of ours.
 
         Returns:
             What the release's own proof says.
@@ -131,6 +132,7 @@ class Service(Board):
             local.write_bytes(archive)
             self.device.push(local, "release.tar.gz")
         wanted = [f"{module}={package}" for module, package in needs.items()]
+        options += ["--prepare"] if prepare else []
         return self._ask_app("install", release, "release.tar.gz", *wanted, *options, timeout=PROVE_S)
 
     def start(

@@ -56,7 +56,7 @@ def test_a_microcontroller_is_simulated_and_has_to_hold_it(tiny: Tiny, tmp_path:
     assert figures["litert", "arena_bytes"]["tag"] == "simulated"
     assert figures["litert", "map50"]["where"]["name"] == "cortex-m4, LiteRT Micro on this machine"
     assert not any(f["metric"].startswith("latency") for f in found["figures"])
-    assert all(check["passed"] for check in found["checks"])
+    assert all(check["passed"] is not False for check in found["checks"])
     assert any("those of TFLite's reference kernels" in check["detail"] for check in found["checks"])
     card = tmp_path / "small.toml"
     text = Path(call_card("cortex-m4")).read_text()

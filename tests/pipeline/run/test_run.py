@@ -56,7 +56,7 @@ def sound(runs: Path) -> bool:
 def test_a_run_leaves_what_it_says(tiny):
     assert {path.name for path in tiny.run.iterdir()} == {
         "bundle.paredown", "figures.json", "preview.png", "report.md", "recipe.toml", "stages.json",
-        "report.html", "report.json", "model.pte", "model.tflite",
+        "report.html", "report.json", "model.pte", "model.tflite", "run.log",
     }  # fmt: skip
     figures = {(f["variant"], f["metric"]): f for f in tiny.figures()}
     assert {f["tag"] for f in figures.values()} == {"measured"}
@@ -99,6 +99,7 @@ def test_a_second_run_reuses_everything_and_imports_no_torch(tiny, tmp_path):
     assert len(lines) >= 16 and all(line.endswith(": reused") for line in lines)
     after = tree(runs / "tiny" / "host")
     assert {name for name in after if after[name] != before.get(name)} == {
+        "run.log",
         "stages.json",
         "stages.previous.json",
     }

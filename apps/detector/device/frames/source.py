@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from paredown.apps.detector.device.frames.pipes import kind_of, open_pipe
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.quiet import quiet
 
@@ -189,7 +190,9 @@ class Stream:
         self._closed = threading.Event()
         self._capture, image = self._opened()
         if image is None:
-            raise _no_picture(name)
+            said = getattr(self._capture, "said", str)()  # of a program that gives pictures
+            self._capture.release()
+            raise _no_picture(name, said)
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps: float | None = fps if 0 < fps <= 240 else None
         self._first = Frame(image, 0, clock(), 0.0)
@@ -272,7 +275,8 @@ def open_source(
     """Opens what a user names.
 
     Args:
-        text: a camera's number or /dev/video file, a URL, a video file, an image, or a folder of images.
+        text: a camera's number or /dev/video file, `picamera`, `gst:PIPELINE`, `pipe:PROGRAM`, a URL, a video
+            file, an image, or a folder of images.
         patience: see `Stream`.
         log: told what happens to the source.
         clock: seconds.
@@ -288,7 +292,7 @@ def open_source(
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGES):
         return Folder(path, clock)
     if not path.is_file():
-        hint = "a source is a camera's number, a file, a folder, or a URL as rtsp://host/path"
+        hint = "a source is a camera's number, picamera, a file, a folder, or a URL as rtsp://host/path"
         raise InputError("no such file or folder", where=text, hint=hint)
     return Video(path, clock, log)
 
@@ -299,6 +303,8 @@ def is_live(text: str) -> bool:
     Raises:
         UsageError: a URL of a kind that nobody can open.
     """
+    if kind_of(text):
+        return True
     scheme, mark, _ = text.partition("://")
     if mark and scheme not in SCHEMES:
         raise UsageError(f"`{text}` is no source", hint=f"URLs begin with {', '.join(SCHEMES)}")
@@ -313,7 +319,9 @@ def device_file(text: str) -> Path | None:
 
 
 def open_capture(address: str) -> Any:
-    """OpenCV's capture of a camera or a URL, with as little between it and us as it allows."""
+    """A capture of a camera or a URL, with as little between it and us as it allows."""
+    if kind_of(address):
+        return open_pipe(address)
     camera = device_file(address)
     if camera is None:
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, ANSWER_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, ANSWER_MS]
@@ -328,15 +336,19 @@ def hidden_password(address: str) -> str:
     return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", address)
 
 
-def _no_picture(address: str) -> DeviceError:
-    """Why a live source gives nothing, as far as can be told from outside."""
+def _no_picture(address: str, said: str = "") -> DeviceError:
+    """Why a live source gives nothing, as far as can be told from outside, or was said."""
     camera, name = device_file(address), hidden_password(address)
+    if kind_of(address):
+        what = f"gives no picture{f': {said}' if said else ''}"
+        return DeviceError(what, where=name, hint="it has to write motion JPEG or Y4M (4:2:0)")
     if camera is None:
         hint = "are host, path and password right, and does it play elsewhere?"
         return DeviceError("this stream gives no picture", where=name, hint=hint)
     if not camera.exists():
         others = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*")))
         hint = f"there is {others}" if others else "is it plugged in? there is no camera at all"
+        hint += "; a Raspberry Pi's own camera is --source picamera"
         return DeviceError(f"no such camera ({camera})", where=name, hint=hint)
     hint = f"another program may hold it (`fuser {camera}` names it), or your user is not in group video"
     return DeviceError("this camera gives no picture", where=name, hint=hint)

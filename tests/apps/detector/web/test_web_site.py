@@ -241,10 +241,8 @@ def test_a_phone_needs_a_network_and_is_told_what_comes(site: Path, monkeypatch:
     monkeypatch.setattr("paredown.apps.detector.web.serve.lan_address", lambda: None)
     code, _, err = run("serve", site, "--phone", "--port", 0)
     assert code == 5
-    assert (
-        err
-        == "paredown: --phone: this machine is in no network; join the telephone's network (Wi-Fi), then try again\n"
-    )
+    said = "this machine is in no network; join the telephone's network (Wi-Fi), then try again"
+    assert err == f"paredown: --phone: {said}\n"
 
 
 def test_no_page_and_a_taken_port_are_told(site: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,9 +176,10 @@ def test_what_goes_wrong_is_one_line(service, home):
     with pytest.raises(DeviceError, match="release r9 is not installed"):
         service.start("r9", "app", [])
     with pytest.raises(
-        DeviceError, match="no nosuchmodule for .*; there: python3 -m pip install some-package"
+        DeviceError, match="no nosuchmodule or other for .*; there: python3 -m pip install some-package"
     ):
-        service.install(archive(app_py=APP), "r1", {"nosuchmodule": "some-package", "json": "x"})
+        needs = {"nosuchmodule|other": "some-package", "json": "x", "nosuchmodule|json": "y"}
+        service.install(archive(app_py=APP), "r1", needs)
     with pytest.raises(DeviceError, match="the vectors differ"):
         install(service, proof="raise SystemExit('the vectors differ')")
     with pytest.raises(DeviceError, match="has no place in a release"):
@@ -263,3 +265,32 @@ def test_the_kernel_lets_go_of_a_killed_app(service):
     os.killpg(pid, signal.SIGKILL)
     until(lambda: not service.status()["running"], "it has ended")
     assert not service.stop()["was_running"]
+
+
+def wheel(folder: Path, name: str, module: str) -> Path:
+    """A package of one module, as pip takes it."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr(f"{module}.py", "SAID = 'installed'")
+        info = f"{name}-1.0.dist-info"
+        made.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        made.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        made.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_what_is_missing_is_installed_into_an_environment_of_its_own(service, home, tmp_path):
+    """As a device needs it whose own Python is managed by its system."""
+    package = wheel(tmp_path, "paredown_probe", "paredown_probe")
+    app = "import paredown_probe, os, pathlib\nprint(paredown_probe.SAID, flush=True)\n"
+    app += "pathlib.Path(os.environ['PAREDOWN_READY']).touch()\n"
+    files = archive(app_py=app, targets__runners__prove_py="print('{}')")
+    broken = {"paredown_probe": str(tmp_path / "gone.whl")}
+    with pytest.raises(DeviceError, match="cannot install .*gone.whl: .*; there: .* -m pip install"):
+        service.install(files, "r1", broken, prepare=True)
+    assert not (home / ".local/share/paredown/venv").exists()
+    service.install(files, "r1", {"paredown_probe": str(package)}, prepare=True)
+    service.start("r1", "app", [])
+    said: list[str] = []
+    service.logs(said.append)
+    assert "installed" in said

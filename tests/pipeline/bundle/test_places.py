@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from paredown.pipeline.bundle.places import portable, relocated, same_files
 from paredown.pipeline.recipe.file import load_recipe, named_files
-from paredown.pipeline.recipe.places import portable, relocated, same_files
 
 pytestmark = pytest.mark.unit
 TEXT = """
@@ -32,7 +32,8 @@ def recipe(tmp_path: Path):
 
 def test_paths_are_relative_and_others_are_names(recipe, tmp_path):
     assert named_files(portable(recipe)) == {
-        "data.names": "all.names", "data.calibration": "images/train", "data.train": "images/train", "data.test": "images/test",
+        "data.names": "all.names", "data.calibration": "images/train",
+        "data.train": "images/train", "data.test": "images/test",
         "weights": "w/net.weights", "prune.latency_table": "table.json",
     }  # fmt: skip
     assert str(tmp_path) not in portable(recipe).model_dump_json()
