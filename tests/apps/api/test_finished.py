@@ -139,7 +139,8 @@ def classifier(tmp_path) -> Path:
     return tmp_path / "cls.tflite"
 
 
-def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path):
+def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path, labels = tmp_path / "b.paredown", tmp_path / "labels.txt"
     done = call(
         "bundle", classifier, "--task", "classify", "--labels", labels, "--data", photos, "--out", path
@@ -150,6 +151,9 @@ def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path):
     assert result.passed
     score = next(check for check in result.checks if check.name == "litert score")
     assert "on 5 images, recorded" in score.detail
+    assert str(tmp_path) not in unpack(path).text.decode()
+    monkeypatch.chdir("/")
+    assert validate(path, runs=1, data=tmp_path).passed
     folder = tmp_path / "there"
     extract(unpack(path), folder)
     command = [
@@ -266,7 +270,8 @@ def detector(tmp_path) -> Path:
     return tmp_path / "det.tflite"
 
 
-def test_a_detector_is_scored_and_detects(detector, tmp_path):
+def test_a_detector_is_scored_and_detects(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "b.paredown"
     asked = {"task": "detect", "labels": tmp_path / "two.txt", "preprocess": tmp_path / "p.toml"}
     made(path, detector, data=tmp_path / "road" / "images", **asked)
