@@ -30,6 +30,7 @@ from paredown.pipeline.bundle.archive import pack
 from paredown.pipeline.bundle.finished.program import Described, Ran, Tensor, describe, run, scaled
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
+from paredown.pipeline.recipe.places import portable
 from paredown.pipeline.recipe.schema import FINISHED, Recipe
 from paredown.pipeline.recipe.task import load_task, metric_of
 from paredown.pipeline.report.figures import Figure
@@ -154,7 +155,7 @@ def bundle(
         figures += _scores(network, task, machine, tell, tick or (lambda done, total: None))
     manifest = {
         "name": asked.programs[0].stem, "target": card.name, "card": plain(card),
-        "app": network.recipe.app, "models": models, "recipe": plain(network.recipe),
+        "app": network.recipe.app, "models": models, "recipe": plain(portable(network.recipe)),
         "network": dict(task.network_id) if task else {"app": network.recipe.app, "network": FINISHED},
         "preprocess": source.contract.to_dict(), "preprocess_hash": source.contract.hash,
         "test": {"images": len(source.data) if labelled and source.data else 0,
@@ -223,7 +224,8 @@ def _recipe(asked: Asked, programs: Sequence[Described], source: Source, told: T
         "data": data, "lower": {"runtimes": [program.runtime for program in programs]},
         "preprocess": preprocess_table(source.contract),
     }  # fmt: skip
-    return Recipe.model_validate(tables)
+    # As `validate` looks for them: below the folder where both are called.
+    return Recipe.model_validate(tables).read_from(Path.cwd() / "recipe.toml")
 
 
 def _noticed(network: _Network, inputs: Inputs, ran: Sequence[Ran]) -> list[str]:

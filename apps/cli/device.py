@@ -201,7 +201,8 @@ def inspect(
 @app.command("import", rich_help_panel=LOOK)
 def import_(
     model: Annotated[
-        Path, typer.Argument(help="A model of another tool: .onnx, .keras, .h5, .pt2, .pt, a folder.")
+        Path,
+        typer.Argument(help="A model of another tool: .onnx, .tflite, .keras, .h5, .pt2, .pt, a folder."),
     ],
     target: TargetName = "host",
     shape: InputShape = None,

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from small_programs import small_programs
+from tflite_models import Writer
 from tiny_project import call
 
 from paredown.apps.api.finished import Asked, bundle
@@ -138,7 +139,8 @@ def classifier(tmp_path) -> Path:
     return tmp_path / "cls.tflite"
 
 
-def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path):
+def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path, labels = tmp_path / "b.paredown", tmp_path / "labels.txt"
     done = call(
         "bundle", classifier, "--task", "classify", "--labels", labels, "--data", photos, "--out", path
@@ -149,6 +151,9 @@ def test_a_classifier_is_scored_and_scored_again(classifier, photos, tmp_path):
     assert result.passed
     score = next(check for check in result.checks if check.name == "litert score")
     assert "on 5 images, recorded" in score.detail
+    assert str(tmp_path) not in unpack(path).text.decode()
+    monkeypatch.chdir("/")
+    assert validate(path, runs=1, data=tmp_path).passed
     folder = tmp_path / "there"
     extract(unpack(path), folder)
     command = [
@@ -248,3 +253,44 @@ def test_a_microcontroller_proves_it_too(net, tmp_path):
     result = validate(path, "simulated:", runs=1)
     assert result.passed
     assert any("those of TFLite's reference kernels" in check.detail for check in result.checks)
+
+
+@pytest.fixture
+def detector(tmp_path) -> Path:
+    """One level of v8 heads of two classes: an 8x8 convolution; with a photo, its label and p.toml."""
+    w = Writer((1, 32, 32, 3))
+    (tmp_path / "det.tflite").write_bytes(w.data(w.conv(w.input, 4 * 4 + 2, 8, 8)))
+    (tmp_path / "two.txt").write_text("car\ntruck\n")
+    (tmp_path / "p.toml").write_text('decoding = { kind = "v8", strides = [8], bins = 4 }\n')
+    for part in ("images", "labels"):
+        (tmp_path / "road" / part).mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "road" / "images" / "a.png"), picture)
+    (tmp_path / "road" / "labels" / "a.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    return tmp_path / "det.tflite"
+
+
+def test_a_detector_is_scored_and_detects(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "b.paredown"
+    asked = {"task": "detect", "labels": tmp_path / "two.txt", "preprocess": tmp_path / "p.toml"}
+    made(path, detector, data=tmp_path / "road" / "images", **asked)
+    result = validate(path, runs=1)
+    assert result.passed
+    score = next(check for check in result.checks if check.name == "litert score")
+    assert score.detail.startswith("map50 ")
+    assert "on 1 images, recorded" in score.detail
+    extract(unpack(path), tmp_path / "there")
+    photo = str(tmp_path / "road" / "images" / "a.png")
+    command = [sys.executable, "-m", "paredown.apps.detector.device.detect", photo]
+    used = subprocess.run(command, cwd=tmp_path / "there", capture_output=True, check=True)
+    assert "detections" in json.loads(used.stdout)
+
+
+def test_a_detector_says_how_its_outputs_become_boxes(detector, tmp_path):
+    asked = {"task": "detect", "labels": tmp_path / "two.txt"}
+    with pytest.raises(InputError, match="decoding"):
+        made(tmp_path / "b.paredown", detector, **asked)
+    (tmp_path / "two.txt").write_text("car\ntruck\nbus\n")
+    with pytest.raises(InputError, match=r"output 1 .* is \(1, 18, 4, 4\), v8 heads of 3 classes expect"):
+        made(tmp_path / "b.paredown", detector, **asked, preprocess=tmp_path / "p.toml")
