@@ -5,8 +5,10 @@ Whom this machine trusts is in ~/.config/paredown; whom a device trusts is there
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -239,9 +241,10 @@ def trust_show(device: Device = None, as_json: AsJson = False) -> None:
     with handled(as_json):
         told = _report(device)
         if as_json:
-            print_json({"trust": told["trust"], "target": told["target"], "newest": told["newest"]})
+            print_json({key: told.get(key) for key in ("trust", "target", "newest")})
             return
-        _print_trust(told)
+        with _understood(device):
+            _print_trust(told)
 
 
 @app.command(rich_help_panel=USE)
@@ -255,31 +258,36 @@ def status(
         if as_json:
             print_json(told)
             return
-        from rich.table import Table
+        with _understood(device):
+            _print_status(told)
 
-        apps = Table("app", "state", "release", "service", box=None, pad_edge=False)
-        for each in told["apps"]:
-            state = "runs" if each["running"] else "does not run"
-            apps.add_row(each["name"], state, each["release"] or "-", "yes" if each["service"] else "no")
-        if told["apps"]:
-            tables().print(apps)
-        else:
-            print("no apps")
-        print()
-        _print_trust(told)
-        if not told["record"]:
-            return
-        print()
-        record = Table("when (UTC)", "who", "what", "signed by", box=None, pad_edge=False)
-        for entry in told["record"][-RECORD:]:
-            when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry["time"]))
-            what = entry["what"]
-            if "release" in entry:
-                what += f": {entry['name']} {entry['release']}"
-            if entry.get("older"):
-                what += ", older, by --allow-older"
-            record.add_row(when, _plain(entry["who"]), _plain(what), ", ".join(entry.get("keys", ["-"])))
-        tables().print(record)
+
+def _print_status(told: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    apps = Table("app", "state", "release", "service", box=None, pad_edge=False)
+    for each in told["apps"]:
+        state = "runs" if each["running"] else "does not run"
+        apps.add_row(each["name"], state, each["release"] or "-", "yes" if each["service"] else "no")
+    if told["apps"]:
+        tables().print(apps)
+    else:
+        print("no apps")
+    print()
+    _print_trust(told)
+    if not told["record"]:
+        return
+    print()
+    record = Table("when (UTC)", "who", "what", "signed by", box=None, pad_edge=False)
+    for entry in told["record"][-RECORD:]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry["time"]))
+        what = entry["what"]
+        if "release" in entry:
+            what += f": {entry['name']} {entry['release']}"
+        if entry.get("older"):
+            what += ", older, by --allow-older"
+        record.add_row(when, _plain(entry["who"]), _plain(what), ", ".join(entry.get("keys", ["-"])))
+    tables().print(record)
 
 
 def _report(device: str | None) -> dict[str, Any]:
@@ -295,6 +303,18 @@ def _report(device: str | None) -> dict[str, Any]:
 
     with open_device(device) as connected:
         return Board(connected).report()
+
+
+@contextlib.contextmanager
+def _understood(device: str | None) -> Iterator[None]:
+    """A device whose answer has another form than ours is one line."""
+    from paredown.targets.errors import DeviceError
+
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        hint = "see ~/.config/paredown and ~/.local/share/paredown there"
+        raise DeviceError("what it remembers is not in our form", where=device, hint=hint) from error
 
 
 def _is_trust(file: Path) -> bool:

@@ -82,6 +82,8 @@ class Expected:
             for member, entry in json.loads(data)["members"].items():
                 if entry["stored"] != PACKED or member == PACKED:
                     self.files[member], self.sizes[member] = entry["sha256"], entry["bytes"]
+                else:
+                    self.sizes[PACKED] = entry["stored_bytes"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Refused(f"{MANIFEST} is none, although it is signed") from None
 
