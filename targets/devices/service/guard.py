@@ -87,6 +87,18 @@ class Expected:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Refused(f"{MANIFEST} is none, although it is signed") from None
 
+    def check_installed(self, folder: Path) -> None:
+        """Before a release that is here already is used: its own proof compares its files with its manifest.
+
+        Raises:
+            Refused: what was signed is another one.
+        """
+        try:
+            data = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            data = b""
+        self.check(MANIFEST, data)
+
     def check_whole(self) -> None:
         """After the last file.
 
