@@ -5,8 +5,10 @@ Whom this machine trusts is in ~/.config/paredown; whom a device trusts is there
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +69,14 @@ def sign(
         str | None, typer.Option(help="Last day on which it may be deployed, as 2027-01-31.")
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Drop the signatures that are there.")] = False,
+    openssf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Leave the bundle alone: write its files to a new folder and sign them in OpenSSF's format; "
+            "--key is then one of P-256.",
+        ),
+    ] = None,
     passphrase_file: Passphrase = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +90,19 @@ def sign(
         from paredown.targets.devices.service.signed import Release
         from paredown.targets.errors import UsageError
 
-        private = read_private(key, read_passphrase(passphrase_file))
+        passphrase = read_passphrase(passphrase_file)
+        if openssf is not None:
+            from paredown.pipeline.bundle.signing.openssf import export_signed
+
+            if release is not None or expires is not None or anew:
+                raise UsageError("OpenSSF's format has no release, expiry or --anew", where="--openssf")
+            signature = export_signed(file, openssf, key, passphrase)
+            if as_json:
+                print_json({"folder": str(openssf), "signature": str(signature)})
+            else:
+                print(f"{openssf}: files of {file}; signature in {signature}")
+            return
+        private = read_private(key, passphrase)
         if _is_trust(file):
             if release is not None or expires is not None or anew:
                 raise UsageError("a trust document has no release, expiry or --anew", where=file)
@@ -219,9 +241,10 @@ def trust_show(device: Device = None, as_json: AsJson = False) -> None:
     with handled(as_json):
         told = _report(device)
         if as_json:
-            print_json({"trust": told["trust"], "target": told["target"], "newest": told["newest"]})
+            print_json({key: told.get(key) for key in ("trust", "target", "newest")})
             return
-        _print_trust(told)
+        with _understood(device):
+            _print_trust(told)
 
 
 @app.command(rich_help_panel=USE)
@@ -235,31 +258,36 @@ def status(
         if as_json:
             print_json(told)
             return
-        from rich.table import Table
+        with _understood(device):
+            _print_status(told)
 
-        apps = Table("app", "state", "release", "service", box=None, pad_edge=False)
-        for each in told["apps"]:
-            state = "runs" if each["running"] else "does not run"
-            apps.add_row(each["name"], state, each["release"] or "-", "yes" if each["service"] else "no")
-        if told["apps"]:
-            tables().print(apps)
-        else:
-            print("no apps")
-        print()
-        _print_trust(told)
-        if not told["record"]:
-            return
-        print()
-        record = Table("when (UTC)", "who", "what", "signed by", box=None, pad_edge=False)
-        for entry in told["record"][-RECORD:]:
-            when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry["time"]))
-            what = entry["what"]
-            if "release" in entry:
-                what += f": {entry['name']} {entry['release']}"
-            if entry.get("older"):
-                what += ", older, by --allow-older"
-            record.add_row(when, _plain(entry["who"]), _plain(what), ", ".join(entry.get("keys", ["-"])))
-        tables().print(record)
+
+def _print_status(told: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    apps = Table("app", "state", "release", "service", box=None, pad_edge=False)
+    for each in told["apps"]:
+        state = "runs" if each["running"] else "does not run"
+        apps.add_row(each["name"], state, each["release"] or "-", "yes" if each["service"] else "no")
+    if told["apps"]:
+        tables().print(apps)
+    else:
+        print("no apps")
+    print()
+    _print_trust(told)
+    if not told["record"]:
+        return
+    print()
+    record = Table("when (UTC)", "who", "what", "signed by", box=None, pad_edge=False)
+    for entry in told["record"][-RECORD:]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry["time"]))
+        what = entry["what"]
+        if "release" in entry:
+            what += f": {entry['name']} {entry['release']}"
+        if entry.get("older"):
+            what += ", older, by --allow-older"
+        record.add_row(when, _plain(entry["who"]), _plain(what), ", ".join(entry.get("keys", ["-"])))
+    tables().print(record)
 
 
 def _report(device: str | None) -> dict[str, Any]:
@@ -277,6 +305,18 @@ def _report(device: str | None) -> dict[str, Any]:
         return Board(connected).report()
 
 
+@contextlib.contextmanager
+def _understood(device: str | None) -> Iterator[None]:
+    """A device whose answer has another form than ours is one line."""
+    from paredown.targets.errors import DeviceError
+
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        hint = "see ~/.config/paredown and ~/.local/share/paredown there"
+        raise DeviceError("what it remembers is not in our form", where=device, hint=hint) from error
+
+
 def _is_trust(file: Path) -> bool:
     """Whether a file is JSON, as trust documents are, and no bundle."""
     from paredown.targets.errors import InputError
@@ -289,8 +329,6 @@ def _is_trust(file: Path) -> bool:
 
 
 def _print_trust(told: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from paredown.targets.errors import visible
 
     trust = told["trust"]
@@ -299,12 +337,10 @@ def _print_trust(told: dict[str, Any]) -> None:
         return
     target = told["target"] or "of its first release"
     print(f"trust document {trust['version']}: {trust['threshold']} must sign; target {visible(target)}")
-    table = Table("key", "id", "", box=None, pad_edge=False)
     for key in trust["keys"]:
-        table.add_row(_plain(key["name"]), key["keyid"][:SHOWN], "")
+        print(f"trusted  {visible(key['name'])} {key['keyid'][:SHOWN]}")
     for each in trust["revoked"]:
-        table.add_row("-", each[:SHOWN], "revoked")
-    tables().print(table)
+        print(f"revoked  {each[:SHOWN]}")
     for product, number in sorted(told["newest"].items()):
         print(f"newest   {visible(product)}: {number}")
 
@@ -328,18 +364,12 @@ def _print_verified(found: Verified, trust: Trust | None, problem: Exception | N
             "signatures": [{"name": who, "keyid": name, "state": how} for who, name, how in rows],
         })  # fmt: skip
         return
-    from rich.table import Table
-
     print(f"release  {release.release} of {release.name} ({release.app}) for {release.target}")
     print(f"expires  {release.expires or 'never'}")
-    print(
-        "covers   the manifest, and by it every file"
-        + ("" if release.packed is None else "; the packed models")
-    )
-    table = Table("key", "id", "", box=None, pad_edge=False)
+    packed = "" if release.packed is None else "; the packed models"
+    print(f"covers   the manifest, and by it every file{packed}")
     for who, name, how in rows:
-        table.add_row(who, name[:SHOWN], how)
-    tables().print(table)
+        print(f"signed   {who} {name[:SHOWN]} {how}")
 
 
 def _plain(text: object) -> str:

@@ -82,8 +82,22 @@ class Expected:
             for member, entry in json.loads(data)["members"].items():
                 if entry["stored"] != PACKED or member == PACKED:
                     self.files[member], self.sizes[member] = entry["sha256"], entry["bytes"]
+                else:
+                    self.sizes[PACKED] = entry["stored_bytes"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Refused(f"{MANIFEST} is none, although it is signed") from None
+
+    def check_installed(self, folder: Path) -> None:
+        """Before a release that is here already is used: its own proof compares its files with its manifest.
+
+        Raises:
+            Refused: what was signed is another one.
+        """
+        try:
+            data = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            data = b""
+        self.check(MANIFEST, data)
 
     def check_whole(self) -> None:
         """After the last file.

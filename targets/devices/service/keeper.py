@@ -199,6 +199,8 @@ def install(
         for rest in app.releases.glob(".part-*"):
             shutil.rmtree(rest)
         if target.is_dir():
+            if expected is not None:
+                expected.check_installed(target)
             proof = _asked(PROVE, target)
             _keep_envelope(app, release, text)
             return proof
@@ -297,7 +299,9 @@ def start(
             raise Failure(f"release {release} is not installed")
         envelope = app.releases / f"{release}.signed.json"
         text = envelope.read_bytes() if envelope.exists() else None
-        guard.admit(text, allow_older)
+        expected = guard.admit(text, allow_older)
+        if expected is not None:
+            expected.check_installed(app.releases / release)
         before, was_running, was_service = app.release(), app.running(), app.unit.exists()
         file = app.releases / f"{release}.json"
         old_command = file.read_bytes() if file.exists() else None

@@ -222,6 +222,8 @@ def test_what_is_wrong_with_the_bundle_is_known_before_anything_is_sent(tiny, de
     assert not (home / ".local").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_a_device_takes_what_its_keys_signed_and_nothing_else(tiny, device, home, live, tmp_path):
     """One life of a device: whatever it refuses, the app that runs goes on."""
 

@@ -129,3 +129,18 @@ def test_status_says_who_put_what_on_a_device(here):
     assert "trust document 1: 1 must sign; target host" in shown and "@" in shown
     told = json.loads(call("status", "--device", "local:", "--json").out)
     assert told["apps"] == [] and told["record"][0]["what"] == "trust document 1"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"apps": 1},
+        {"apps": [{}]},
+        {"apps": [], "trust": {}},
+        {"apps": [], "trust": None, "record": [{"who": 1, "what": "x", "time": 1e99}]},
+    ],
+)
+def test_a_device_that_says_something_else_is_one_line(here, monkeypatch, told):
+    monkeypatch.setattr("paredown.targets.devices.service.service.Board.report", lambda board: told)
+    done = call("status", "--device", "local:")
+    assert done.code == 5 and "paredown: local:: what it remembers is not in our form" in done.err

@@ -131,6 +131,20 @@ def test_an_older_release_needs_a_word_and_is_recorded(home, tmp_path):
         start(old[2])
 
 
+def test_a_newer_envelope_does_not_bring_back_what_is_installed(home, tmp_path):
+    """The old release's own archive, or its name, with the signatures on the new one."""
+    trust(trusting((A,)))
+    old, new = small_release(A, release=8), small_release(A, app=APP + "#", release=9)
+    install(tmp_path, *old)
+    said = "manifest.json is not what was signed"
+    with pytest.raises(keeper.Failure, match=said):
+        install(tmp_path, old[0], new[1], old[2])
+    (home / f".local/share/paredown/app/releases/{old[2]}.signed.json").write_bytes(new[1])
+    with pytest.raises(keeper.Failure, match=said):
+        start(old[2])
+    assert keeper.App("app").release() is None
+
+
 def test_a_device_is_what_its_owner_or_its_first_release_says(home, tmp_path):
     pi5, pi4 = small_release(A), small_release(A, target="raspberry-pi-4")
     trust(trusting((A,)), "raspberry-pi-5")

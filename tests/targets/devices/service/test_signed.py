@@ -7,6 +7,8 @@ import datetime
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from signing import RELEASE, TRUST, A, B, C, D, dumped, enveloped, released, trusting
 
 from paredown.targets.devices.service import signed
@@ -134,3 +136,34 @@ def test_a_document_follows_another_only_with_its_keys():
     with pytest.raises(Refused, match="forgets that key"):
         envelope = opened(trusting((A, B), version=3), TRUST)
         Trust.of(envelope).check_follows(trust_of(newer), envelope)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just(A.id),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+FIELDS = ("format", "name", "app", "target", "release", "expires", "manifest", "packed", "version",
+          "threshold", "keys", "revoked")  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from((RELEASE, TRUST)), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+def test_whatever_is_signed_is_read_or_refused(kind, changes):
+    """By a key that is trusted: nothing but a refusal may come of it."""
+    usual = json.loads(
+        base64.b64decode(json.loads(released(A) if kind == RELEASE else trusting((A,)))["payload"])
+    )
+    try:
+        envelope = opened(enveloped(kind, usual | changes, A), kind)
+        read = (signed.Release if kind == RELEASE else Trust).of(envelope)
+    except Refused:
+        return
+    assert read.body() == envelope.body
+
+
+@settings(max_examples=100, deadline=None)
+@given(JSON | st.binary(max_size=40))
+def test_whatever_is_in_a_file_is_read_or_refused(document):
+    with pytest.raises(Refused):
+        opened(document if isinstance(document, bytes) else json.dumps(document).encode())
