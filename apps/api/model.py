@@ -117,7 +117,7 @@ class Model:
         self.labels: tuple[str, ...] = tuple(getattr(self._opened, "names", ()))
 
     def _open(self, bundle: Bundle, folder: Path) -> Opened:
-        from paredown.pipeline.device.apart import run_apart
+        from paredown.pipeline.bundle.finished.apart import run_apart
         from paredown.pipeline.device.validate import bundle_program
 
         if self.app == "apps.chat":

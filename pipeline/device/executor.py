@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset
-from paredown.pipeline.device.apart import run_apart
+from paredown.pipeline.bundle.finished.apart import run_apart
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing

@@ -113,6 +113,7 @@ class Runner:
         self._input = self.interpreter.get_input_details()[0]
         self._outputs = self.interpreter.get_output_details()
         self.input = TensorInfo.of(self._input)
+        self.outputs = tuple(map(TensorInfo.of, self._outputs))
 
     @property
     def package(self) -> str:

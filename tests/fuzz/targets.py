@@ -138,7 +138,7 @@ def _run_apart(path: Path) -> None:
     """In a process of its own, whose death is one line."""
     from dataclasses import replace
 
-    from paredown.pipeline.device.apart import run_apart
+    from paredown.pipeline.bundle.finished.apart import run_apart
     from paredown.pipeline.device.validate import bundle_program
 
     bundle = _golden()

@@ -75,7 +75,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
         InputError: the bundle is damaged, or of another app.
     """
     from paredown.pipeline.bundle.archive import extract, unpack
-    from paredown.pipeline.device.apart import run_apart
+    from paredown.pipeline.bundle.finished.apart import run_apart
     from paredown.pipeline.device.validate import bundle_program
     from paredown.targets.errors import InputError
 

@@ -175,7 +175,8 @@ def verify_bundle(bundle: Bundle, trust: Trust | None) -> Verified:
         if bundle.signed is None:
             raise Refused("not signed")
         envelope = signed.opened(bundle.signed, signed.RELEASE)
-        release, signers = covered(bundle, envelope), []
+        release = covered(bundle, envelope)
+        signers: list[str] = []
         if trust is not None:
             _, signers = signed.check(envelope, trust, None, {}, True)
     return Verified(release, tuple(signers), tuple(sorted(envelope.signatures)))

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from paredown.pipeline.bundle.archive import unpack
-from paredown.pipeline.device import apart
-from paredown.pipeline.device.apart import run_apart
+from paredown.pipeline.bundle.finished import apart
+from paredown.pipeline.bundle.finished.apart import run_apart
 from paredown.pipeline.device.executor import Here
 from paredown.pipeline.device.validate import bundle_program
 from paredown.targets.errors import InputError
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "format-4" / "detector.paredown"
+GOLDEN = Path(__file__).parents[3] / "golden" / "format-4" / "detector.paredown"
 
 
 @pytest.fixture
