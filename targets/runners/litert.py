@@ -115,6 +115,11 @@ class Runner:
         self.input = TensorInfo.of(self._input)
 
     @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """What it gives."""
+        return tuple(map(TensorInfo.of, self._outputs))
+
+    @property
     def package(self) -> str:
         """The interpreter's distribution with its version, which a board's own build does not know."""
         name = type(self.interpreter).__module__.partition(".")[0]
