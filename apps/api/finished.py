@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from paredown.pipeline.recipe.places import portable
 
 from paredown.apps.api.finished_input import (
     Inputs,
@@ -30,7 +31,6 @@ from paredown.pipeline.bundle.archive import pack
 from paredown.pipeline.bundle.finished.program import Described, Ran, Tensor, describe, run, scaled
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
-from paredown.pipeline.recipe.places import portable
 from paredown.pipeline.recipe.schema import FINISHED, Recipe
 from paredown.pipeline.recipe.task import load_task, metric_of
 from paredown.pipeline.report.figures import Figure
