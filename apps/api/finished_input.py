@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from paredown.apps.api.model_recipe import MEAN, SCALE
+from paredown.apps.api.imports.model_recipe import MEAN, SCALE
 from paredown.calibration.array_input import MOST_AXES, AnyInput, ArrayInput
 from paredown.calibration.datasets import ARRAYS, Dataset, open_dataset
 from paredown.calibration.preprocess import Preprocess

@@ -80,7 +80,7 @@ def recipe_of(recipe: str, runs: Path, data: Path | None, task: str | None, *giv
     if data is None:
         raise UsageError("a model file needs data to calibrate on", where=recipe,
                          hint="add --data photos/")  # fmt: skip
-    from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
+    from paredown.apps.api.imports.model_recipe import Asked, model_recipe, numbers
 
     mean, scale, channels, shape = given
     asked_for = Asked(

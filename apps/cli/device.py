@@ -214,8 +214,8 @@ def import_(
     cut on trial, and the placement on the target is predicted. Nothing is written.
     """
     with handled(as_json):
-        from paredown.apps.api.describe import describe
-        from paredown.apps.api.model_recipe import numbers
+        from paredown.apps.api.imports.describe import describe
+        from paredown.apps.api.imports.model_recipe import numbers
         from paredown.targets.cards.card import load_card
 
         with screen() as (tell, _):

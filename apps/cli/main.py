@@ -139,7 +139,7 @@ def init(
     The data are looked at, the task is proposed by the network's outputs. Flags answer in advance.
     """
     with handled(False):
-        from paredown.apps.api import init as asking
+        from paredown.apps.api.imports import init as asking
 
         if not yes and not sys.stdin.isatty():
             raise UsageError("init asks, and there is no terminal", hint="add --yes to take the defaults")

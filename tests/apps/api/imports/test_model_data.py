@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paredown.apps.api.model_data import check, look, section
+from paredown.apps.api.imports.model_data import check, look, section
 from paredown.targets.errors import InputError
 
 

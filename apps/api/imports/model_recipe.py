@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paredown.apps.api.model_data import KINDS, Found, check, look, section
-from paredown.apps.api.recognise import Recognised, recognise
+from paredown.apps.api.imports.model_data import KINDS, Found, check, look, section
+from paredown.apps.api.imports.recognise import Recognised, recognise
 from paredown.targets.errors import InputError, UsageError
 
 if TYPE_CHECKING:

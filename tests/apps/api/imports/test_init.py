@@ -13,7 +13,7 @@ import pytest
 from onnx_models import small_net
 from tiny_project import call
 
-from paredown.apps.api.init import asked_for, default, init
+from paredown.apps.api.imports.init import asked_for, default, init
 from paredown.pipeline.recipe.file import load_recipe, recipe_keys
 from paredown.pipeline.recipe.task import load_task
 from paredown.targets.errors import InputError, ParedownError, UsageError

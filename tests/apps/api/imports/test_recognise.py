@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paredown.apps.api.recognise import recognise
+from paredown.apps.api.imports.recognise import recognise
 
 INPUT = (1, 3, 320, 320)
 

@@ -14,7 +14,7 @@ from onnx import helper
 from onnx_models import floats, model_of, saved, small_net
 from tiny_project import call
 
-from paredown.apps.api.model_recipe import Asked, model_recipe, numbers
+from paredown.apps.api.imports.model_recipe import Asked, model_recipe, numbers
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.task import load_task
 from paredown.targets.errors import InputError, ParedownError, UsageError

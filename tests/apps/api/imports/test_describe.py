@@ -9,7 +9,7 @@ from onnx import helper
 from onnx_models import model_of, saved, small_net
 from tiny_project import call
 
-from paredown.apps.api.describe import describe
+from paredown.apps.api.imports.describe import describe
 from paredown.targets.cards.card import load_card
 
 

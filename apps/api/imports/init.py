@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from paredown.apps.api.model_data import KINDS, look
-from paredown.apps.api.model_recipe import APPS, Asked, numbers, proposed, save
+from paredown.apps.api.imports.model_data import KINDS, look
+from paredown.apps.api.imports.model_recipe import APPS, Asked, numbers, proposed, save
 from paredown.targets.errors import InputError, UsageError
 
 #: A question and its default -> the answer.
