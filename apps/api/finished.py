@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from paredown.pipeline.recipe.places import portable
 
 from paredown.apps.api.finished_input import (
     Inputs,

@@ -116,16 +116,6 @@ class Runner:
         self.outputs = tuple(map(TensorInfo.of, self._outputs))
 
     @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """What it gives."""
-        return tuple(TensorInfo.of(detail) for detail in self._outputs)
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """What it gives."""
-        return tuple(map(TensorInfo.of, self._outputs))
-
-    @property
     def package(self) -> str:
         """The interpreter's distribution with its version, which a board's own build does not know."""
         name = type(self.interpreter).__module__.partition(".")[0]
