@@ -232,7 +232,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pipeline/device/bench/test_profile.py": (
         "bench follows latency and knows each operation's share",
         (
-            "pipeline/device/bench/sustained.py",
             "pipeline/device/executor.py",
             "pipeline/device/timing.py",
         ),
