@@ -296,10 +296,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "apps/classifier/test_classifier_task.py": (
         "a task is what an app makes",
-        (
-            "pipeline/recipe/task.py",
-            "apps/classifier/labels.py",
-        ),
+        ("apps/classifier/labels.py",),
     ),
     "apps/classifier/test_classifier_network.py": (
         "networks of users, by their names",
@@ -399,7 +396,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "apps/detector/train/test_train.py": (
         "the training and its command",
         (
-            "apps/detector/train/augment.py",
             "apps/detector/train/batches.py",
             "apps/detector/train/config.py",
         ),
