@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import resource
 import shutil
 import signal
 import tempfile
@@ -88,7 +87,8 @@ def attempts(target: Target, numbers: Sequence[int]) -> Iterator[tuple[bool, Fin
 
 
 def _tried(target: Target, path: Path) -> tuple[bool, str]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = _resident("VmRSS")
     try:
         with _within(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,8 +107,14 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
             False,
             f"{type(error).__name__}: {str(error)[:150]} ({Path(place.filename).name}:{place.lineno})",
         )
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
+    more = _resident("VmHWM") - before
     return read, f"takes {more >> 20} MiB" if more > MEMORY else ""
+
+
+def _resident(key: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at its peak (VmHWM)."""
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(key))
+    return int(line.split()[1]) << 10
 
 
 @contextlib.contextmanager
