@@ -38,7 +38,9 @@ def export_signed(path: Path, folder: Path, key: Path, passphrase: bytes | None 
         from model_signing import signing
     except ImportError as error:
         raise UsageError(
-            "OpenSSF's format needs model-signing", where="--openssf", hint="pip install 'paredown[openssf]'"
+            "OpenSSF's format needs model-signing",
+            where="--openssf",
+            hint="pip install model-signing pyopenssl",
         ) from error
     bundle, signature = unpack(path), folder.with_name(f"{folder.name}{SUFFIX}")
     for there in (folder, signature):

@@ -68,7 +68,9 @@ def schema(name: str) -> Schema:
     """
     found = importlib.util.find_spec("executorch")
     assert found is not None and found.submodule_search_locations
-    path = Path(found.submodule_search_locations[0]) / name
+    # The package has no __init__.py: any folder of that name on the path is a part of it.
+    places = [Path(place) / name for place in found.submodule_search_locations]
+    path = next((place for place in places if place.exists()), places[0])
     text = "".join(_text(path.with_name(each)) for each in (*_included(path), path.name))
     enums: dict[str, tuple[str, Mapping[str, int]]] = {}
     unions = {}
