@@ -18,11 +18,12 @@ MAKE, PROVE, USE, LOOK = "Make a bundle", "Prove a bundle", "Use a bundle", "Loo
 TRUST = "Sign and trust"
 PANELS = (MAKE, PROVE, USE, TRUST, LOOK)
 ORDER = (
-    "run", "init", "train", "export",
+    "run", "init", "train", "export", "bundle",
     "validate", "bench",
     "camera", "drone", "chat", "deploy", "stop", "logs", "status", "web", "serve", "unpack",
     "key", "sign", "verify", "trust",
     "report", "import", "inspect", "groups", "sense", "explain", "cost", "targets", "doctor", "schema",
+    "examples",
 )  # fmt: skip
 ROOMS = Path(__file__).parents[2]  # the folder that holds apps/, calibration/, pipeline/ and targets/
 

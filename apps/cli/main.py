@@ -330,7 +330,7 @@ class _Train(FromParser):
 
 @app.command(cls=_Train, rich_help_panel=MAKE)
 def train(context: typer.Context) -> None:
-    """Train a detector or a classifier on labelled images; writes weights and a recipe."""
+    """Train a detector or a classifier on labelled images."""
     with handled(False):
         from paredown.apps.api.training.command import run
 

@@ -67,7 +67,7 @@ def unpack(
     out: Annotated[Path | None, typer.Option(help="A new folder; default: the bundle's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the files of a bundle into a folder: models, labels, device code.
+    """Write the files of a bundle into a folder.
 
     Every hash is checked first. The folder is what a device gets.
     """
