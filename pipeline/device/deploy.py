@@ -89,9 +89,9 @@ def deploy(
         DeviceError: the device does not trust the bundle, it fails its test vectors there or does not start;
             what ran before runs on.
     """
+    there = Service(device, name or app)
     bundle = unpack(path)
     require_known_code(bundle)
-    there = Service(device, name or app)
     module = f"{bundle.package}.device.{app}"
     for member in (f"{module.replace('.', '/')}.py", f"{bundle.house}{PROVE}"):
         if member not in bundle.members:

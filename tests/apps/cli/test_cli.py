@@ -298,7 +298,18 @@ def test_run_prints_one_document_on_stdout_and_words_on_stderr(tiny, tmp_path):
     done = paredown("run", tiny.recipe, "--runs", copy_runs(tiny, tmp_path / "runs"), "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    keys = {"run", "bundle", "preview", "report", "figures", "over_budget", "notes", "checks"}
+    keys = {
+        "run",
+        "bundle",
+        "preview",
+        "report",
+        "figures",
+        "budget",
+        "over_budget",
+        "verdict",
+        "notes",
+        "checks",
+    }
     assert set(document) == keys and document["checks"] == []
     assert document["figures"] and all(
         Path(document[name]).is_file() for name in ("bundle", "preview", "report")
