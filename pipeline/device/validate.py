@@ -110,7 +110,7 @@ def recipe_here(bundle: Bundle, data: Path | None) -> Recipe | str:
     """
     recipe = bundle.manifest.recipe
     try:
-        check_no_code(recipe, bundle.path)
+        check_no_code(recipe)
     except InputError as error:
         return str(error)
     if data is not None:
@@ -123,7 +123,7 @@ def recipe_here(bundle: Bundle, data: Path | None) -> Recipe | str:
     if beside.exists():
         with contextlib.suppress(ParedownError):
             known = load_recipe(beside)
-            check_no_code(known, beside)
+            check_no_code(known)
             if same_files(known, recipe):
                 return known
     return relocated(recipe, Path.cwd())
@@ -288,7 +288,8 @@ class Validator:
             return
         task = _task(self.bundle, self.recipe)
         if isinstance(task, str):
-            self.checks.append(Check("score", False, f"{task}; {DATA_HINT}"))
+            hint = "--no-score leaves the score out" if isinstance(self.recipe, str) else DATA_HINT
+            self.checks.append(Check("score", False, f"{task}; {hint}"))
             return
         data = task.data("test")
         self.scored = count = len(data) if limit is None else min(limit, len(data))

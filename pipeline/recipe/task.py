@@ -208,21 +208,20 @@ def notes_of(task: Any) -> tuple[str, ...]:
     return tuple(getattr(task, "notes", ()))
 
 
-def check_no_code(recipe: Recipe, where: object) -> None:
+def check_no_code(recipe: Recipe) -> None:
     """Refuses a recipe that came with a bundle and names code: a recipe is a program, a bundle is data.
 
     Args:
         recipe: of the bundle.
-        where: names it in errors.
 
     Raises:
         InputError: its app or its network is code of somebody's own.
     """
     hint = "give the recipe itself, --recipe FILE, if you trust it: a bundle may not name code"
     if recipe.app not in APPS:
-        raise InputError(f"was made by the app `{recipe.app}`", where=where, hint=hint)
+        raise InputError(f"the bundle was made by the app `{recipe.app}`", hint=hint)
     if recipe.network is not None and ":" in recipe.network:
-        raise InputError(f"its network is made by `{recipe.network}`", where=where, hint=hint)
+        raise InputError(f"the bundle's network is made by `{recipe.network}`", hint=hint)
 
 
 def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:

@@ -115,13 +115,13 @@ def test_a_bundle_passes_validation(bundle: Bundle) -> None:
 
 
 def test_a_bundle_scores_what_it_says_where_its_data_lies(bundle: Bundle, tmp_path: Path) -> None:
-    make.make_project(tmp_path)
+    recipe = make.make_project(tmp_path)
     manifest = json.loads(bundle.text.decode().replace("/tmp/golden/detector", str(tmp_path)))
     del manifest["members"]  # the format stays
     moved = tmp_path / "moved.paredown"
     moved.write_bytes(pack(manifest, bundle.members))
     assert unpack(moved).manifest.format == bundle.manifest.format
-    done = call("validate", moved, "--json", "--times", 1)
+    done = call("validate", moved, "--json", "--times", 1, "--recipe", recipe)
     found = json.loads(done.out)
     checks = {check["name"]: check for check in found["checks"]}
     assert checks["litert score"]["passed"] and checks["executorch score"]["passed"], done.out

@@ -68,8 +68,12 @@ def test_a_repacked_bundle_is_the_bundle(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("network", "app", "told"),
     [
-        ("os:abort", "apps.detector", "its network is made by `os:abort`; give the recipe itself, --recipe"),
-        ("evil:boom", "apps.detector", "its network is made by `evil:boom`"),
+        (
+            "os:abort",
+            "apps.detector",
+            "the bundle's network is made by `os:abort`; give the recipe itself, --recipe",
+        ),
+        ("evil:boom", "apps.detector", "network is made by `evil:boom`"),
         ("yolov2-nano", "evil", "was made by the app `evil`"),
     ],
 )

@@ -101,6 +101,9 @@ def test_a_metric_of_a_tasks_own_is_shown_and_judged_alike(
     assert found == {"fp32": first, "integer": later, "litert": later}
     told = unpack(folder / "bundle.paredown").manifest.metric
     assert told is not None and (told.name, told.less_is_better) == (metric, less)
-    validated = call("validate", folder / "bundle.paredown", "--times", 1)
+    refused = call("validate", folder / "bundle.paredown", "--times", 1)
+    assert refused.code == 3 and f"was made by the app `{name}`; give the recipe itself" in refused.out
+    known = ("--recipe", folder / "recipe.toml")  # which is a program, as its user knows
+    validated = call("validate", folder / "bundle.paredown", "--times", 1, *known)
     assert ("over budget: litert: accuracy_drop" in validated.out) == over
     assert validated.code == (3 if over else 0), validated.out
