@@ -112,8 +112,16 @@ class Runner:
                 ) from error  # fmt: skip
         self._input = self.interpreter.get_input_details()[0]
         self._outputs = self.interpreter.get_output_details()
-        self.input = TensorInfo.of(self._input)
-        self.outputs = tuple(map(TensorInfo.of, self._outputs))
+
+    @property
+    def input(self) -> TensorInfo:
+        """What it takes."""
+        return TensorInfo.of(self._input)
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """What it gives."""
+        return tuple(map(TensorInfo.of, self._outputs))
 
     @property
     def package(self) -> str:
