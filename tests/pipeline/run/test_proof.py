@@ -43,8 +43,8 @@ class Board(Here):
 def board(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(ms: Mapping[str, float]) -> None:
         @contextmanager
-        def opened(address: str, card: Any, log: Any) -> Iterator[Board]:
-            assert address == "ssh://pi@board"
+        def opened(address: str, card: Any, log: Any, *, own: bool) -> Iterator[Board]:
+            assert address == "ssh://pi@board" and own
             yield Board(ms)
 
         monkeypatch.setattr(prove, "open_executor", opened)
