@@ -79,5 +79,5 @@ def test_what_cannot_be_signed_leaves_nothing(tool, tmp_path):
 
 def test_without_the_extra_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "model_signing", None)
-    with pytest.raises(UsageError, match=r"needs model-signing; pip install 'paredown\[openssf\]'"):
+    with pytest.raises(UsageError, match=r"needs model-signing; pip install model-signing pyopenssl"):
         export_signed(GOLDEN, tmp_path / "model", tmp_path / "K.key")
