@@ -1,7 +1,7 @@
 """Code in a bundle: what a device would execute is the installed version's, byte by byte, or is refused.
 
-A bundle's hashes say that it is whole, not who made it. This process runs none of its code; what is brought to
-a device (`local:` is one for apps and language models) has to be code that this machine has itself, or be
+A bundle's hashes say that it is whole, not who made it. This process runs none of its code; what is brought
+to a device (`local:` is one for apps and language models) has to be code that this machine has itself, or be
 signed by those whom it trusts.
 """
 
