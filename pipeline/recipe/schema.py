@@ -123,13 +123,9 @@ class Prune(Schema):
     criterion: Literal["activation", "taylor", "norm"] = "activation"
     """What ranks the channels of a group."""
     widths: int = Field(default=8, ge=2)
-    """At most this many widths are measured per group."""
+    """At most this many widths per group are chosen from; of these, those are measured that decide."""
     images: int = Field(default=256, ge=2)
     """Images held out of the training split: widths are chosen, and recovery is stopped, by them alone."""
-    hopeless: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A sensitivity curve ends where the metric has lost this much."""
-    flat: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Widths between two measured ones whose metrics differ by no more than this are left out."""
     runtime: RuntimeName | None = None
     """Whose latency table a latency budget counts on; unset = the first of `lower.runtimes`."""
     latency_table: PathText | None = None

@@ -218,9 +218,9 @@ class Run:
         images_only(self.job.recipe, "sense")
         assert isinstance(self.job, ImageJob)
         pruning = self.job.sensing()
-        self.reach([pruning.sense], Ledger.start(self.folder))
+        self.reach([pruning.curves], Ledger.start(self.folder))
         for name in (SENSE, PLOT):
-            write_atomic(self.folder / name, (self.job.path(pruning.sense) / name).read_bytes())
+            write_atomic(self.folder / name, (self.job.path(pruning.curves) / name).read_bytes())
         return (pruning.sensitivity(), *pruning.groups())
 
 
