@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import nn
@@ -20,7 +25,13 @@ MEANINGS = {
     "numpy()": ("a tensor becomes a numpy array", "compute with torch all the way"),
     "torch.cond": ("a branch depends on the values of a tensor", "use torch.where"),
     "when making fake tensor call": ("a branch depends on the values of a tensor", "use torch.where"),
+    "is not a known type": (
+        "it returns something that holds no tensors",
+        "return a tensor or a tuple of them",
+    ),
 }
+#: What torch logs of a network that it cannot export: dozens of lines, where one says it.
+LOGGER = "torch.fx.experimental.symbolic_shapes"
 
 
 def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -39,7 +50,8 @@ def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
     training = [module for module in network.modules() if module.training]  # some may be frozen
     network.eval()
     try:
-        return torch.export.export(network, (torch.zeros(shape),))
+        with _quiet():
+            return torch.export.export(network, (torch.zeros(shape),))
     except Exception as error:  # noqa: BLE001  torch.export raises many kinds
         _check_runs(network, shape)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -56,6 +68,20 @@ def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about how it exports: what the user must know is in our errors."""
+    logger = logging.getLogger(LOGGER)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # where it prints the graph so far
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_inputs(network: nn.Module) -> None:
@@ -103,5 +129,5 @@ def _check_runs(network: nn.Module, shape: tuple[int, ...]) -> None:
 def _raised_at(error: Exception) -> str:
     """The last line of an exception's traceback that is neither torch's nor ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename not in {__file__, "<string>"}]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""

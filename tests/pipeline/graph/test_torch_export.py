@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
@@ -124,7 +126,26 @@ class Custom(Net):
         return twice(self.c(x))
 
 
+class PartChanged(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return self.c(x)
+
+
+class Dropped(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.c(x))
+
+
+class Yields(Net):
+    def forward(self, x: Tensor) -> object:
+        return (y for y in [self.c(x)])
+
+
 CASES = {
+    "dropped": (Dropped, "is told to drop values in evaluation too (training=True); give it training=", True),
+    "part of the input changed": (PartChanged, "changes the network's input in place", True),
+    "yields": (Yields, "it returns something that holds no tensors; return a tensor", False),
     "chosen by a mask": (Chosen, "makes a shape that depends on the values", True),
     "custom": (Custom, "(paredown_tests::twice) is a custom operator", True),
     "noise": (Noise, "is random; a network must give the same answer", True),
@@ -155,6 +176,14 @@ def test_one_line_names_what_where_and_what_to_do(name):
     assert ";" in text  # what to do
     where = r"test_torch_export\.py:\d+: " if line else rf"^{network.__name__}: "
     assert re.search(where, text)
+
+
+def test_torch_says_nothing_beside_it(caplog, capfd, recwarn):
+    with pytest.raises(InputError):
+        trace(Branch(), SHAPE)
+    export(nn.LSTM(3, 4, batch_first=True), (1, 2, 3))
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not found and not recwarn.list and capfd.readouterr() == ("", "")
 
 
 def test_the_network_is_left_in_the_mode_that_it_was_in():
