@@ -48,6 +48,7 @@ from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.layer_plans import layer_plans
 from paredown.pipeline.compress.squantize.qat_network import QatNetwork
 from paredown.pipeline.device.executor import open_executor
+from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
@@ -64,9 +65,10 @@ STAGES = (
     "trace", "couple", "cut", "integer", "quality", "squantize", "executorch", "litert", "parity",
     "delegated",
 )  # fmt: skip
+OTHER = "with other scales, dB"
 COLUMNS = (
     "network", "task", "stages", "free channels", "free groups", "SNR, dB", "rounded float, dB",
-    "with other scales, dB", "codes apart",
+    OTHER, "codes apart",
     "beside the delegate", ".pte, KiB", ".tflite, KiB", "trace + couple, s", "torch-pruning", "fails at",
 )  # fmt: skip
 NEAR = 1e-4  # of the largest output
@@ -174,6 +176,32 @@ def near(wanted: list[Tensor], found: list[Tensor], limit: float = NEAR) -> None
         raise Failed(f"{away:.1e} of the largest output away")
 
 
+def calibrated(graph: Graph, samples: Samples) -> dict[str, tuple[float, float]]:
+    """The range of every tensor over four samples; of the input what it can be at all."""
+    watch = dict[str, Any]()
+    for x in (given := samples(4, 100)):
+        for name, value in graph.run(x[None]).items():
+            watch.setdefault(name, make_observer("minmax")).update(value.numpy())
+    ends = ENDS if samples.data is not None else (float(given.min()), float(given.max()))
+    return {name: observer.range() for name, observer in watch.items()} | {graph.nodes[0].name: ends}
+
+
+def short(cells: dict[str, str]) -> bool:
+    """Whether int8 is more than 1 dB below the rounded float graph."""
+    own, other = (float(cells.get(column, 0)) for column in ("SNR, dB", "rounded float, dB"))
+    return own < other - SHORT
+
+
+def other_scales(name: str, images: Path) -> str:
+    """`again` of a network, in a process of its own."""
+    torch.set_num_threads(1)
+    net = importlib.import_module("nets").NETS[name]
+    samples = Samples(net.shape, net.task, images)
+    graph = trace(ready(net, samples), net.shape)
+    ranges, x = calibrated(graph, samples), samples(4, 200)
+    return again(graph, ranges, x, graph.run(x))
+
+
 def stages(
     net: Any, samples: Samples, found: Found, skip: frozenset[str], boards: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -215,24 +243,16 @@ def stages(
         near([values[name] for name in graph.outputs], outputs(smaller, x))
 
     def integer() -> None:
-        graph, watch = have["graph"], dict[str, Any]()
-        for x in (given := samples(4, 100)):
-            for name, value in graph.run(x[None]).items():
-                watch.setdefault(name, make_observer("minmax")).update(value.numpy())
-        have["ranges"] = ranges = {name: observer.range() for name, observer in watch.items()}
-        ends = ENDS if samples.data is not None else (float(given.min()), float(given.max()))
-        ranges[graph.nodes[0].name] = ends
-        have["integer"] = made = quantize(graph, ranges, input_range=ends)
+        graph = have["graph"]
+        have["ranges"] = ranges = calibrated(graph, samples)
+        have["integer"] = made = quantize(graph, ranges, input_range=ranges[graph.nodes[0].name])
         have["codes"] = made.input.out.quantize(samples(2, 400).numpy())
 
     def quality() -> None:
         graph, x = have["graph"], samples(4, 200)
-        values = graph.run(x)
-        pairs = near_float(graph, have["integer"], have["ranges"], x, values)
+        pairs = near_float(graph, have["integer"], have["ranges"], x, graph.run(x))
         worst = min(pairs)
         found.cells["SNR, dB"], found.cells["rounded float, dB"] = (f"{value:.1f}" for value in worst)
-        if worst[0] < worst[1] - SHORT:
-            found.cells["with other scales, dB"] = again(graph, have["ranges"], x, values, pairs.index(worst))
         if any(own < 15 and own < other - 6 for own, other in pairs):
             raise Failed(f"{worst[0]:.1f} dB, rounded one by one {worst[1]:.1f} dB")
 
@@ -362,11 +382,11 @@ def kept(folder: Path | None, name: str, every_stage: list[str]) -> Found | None
     return Found(**known) if known.pop("stages") == every_stage else None
 
 
-def peer(name: str, timeout: float) -> str:
-    """`torch_pruning` in a process of its own, for so many seconds at most."""
+def peer(run: Callable[..., str], how: tuple[Any, ...], timeout: float) -> str:
+    """A cell, found in a process of its own, for so many seconds at most."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         try:
-            return pool.apply_async(torch_pruning, (name,)).get(timeout)
+            return pool.apply_async(run, how).get(timeout)
         except multiprocessing.TimeoutError:
             return f"more than {timeout:.0f} s"
 
@@ -408,11 +428,13 @@ def main() -> None:
             if found is None:
                 how = (name, arguments.zoo, arguments.images, skip, boards)
                 found = alone(how, arguments.timeout)
-                if arguments.keep:
-                    arguments.keep.mkdir(parents=True, exist_ok=True)
-                    write_json(arguments.keep / f"{name}.json", {"stages": every_stage, **asdict(found)})
             if "torch-pruning" not in found.cells:
-                found.cells["torch-pruning"] = peer(name, arguments.timeout)
+                found.cells["torch-pruning"] = peer(torch_pruning, (name,), arguments.timeout)
+            if OTHER not in found.cells and short(found.cells):
+                found.cells[OTHER] = peer(other_scales, (name, arguments.images), arguments.timeout)
+            if arguments.keep:
+                arguments.keep.mkdir(parents=True, exist_ok=True)
+                write_json(arguments.keep / f"{name}.json", {"stages": every_stage, **asdict(found)})
             whole += found.passed == every_stage
             coupled += "couple" in found.passed
             theirs += not found.cells["torch-pruning"].startswith(("fails", "more"))

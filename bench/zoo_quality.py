@@ -60,13 +60,11 @@ def near_float(
     return pairs
 
 
-def again(
-    graph: Graph, ranges: dict[str, tuple[float, float]], x: Tensor, values: dict[str, Tensor], output: int
-) -> str:
-    """By how much an output of the integer graph is nearer to float than the rounded float graph's, in dB.
+def again(graph: Graph, ranges: dict[str, tuple[float, float]], x: Tensor, values: dict[str, Tensor]) -> str:
+    """By how much the integer graph is nearer to float than the rounded float graph, in dB.
 
-    Mean and standard error, with ranges that are up to 5 % wider than those that were calibrated, each by a
-    number of its own.
+    Mean and standard error of the output that is furthest from float, with ranges that are up to 5 % wider
+    than those that were calibrated, each by a number of its own.
     """
     source, apart = graph.nodes[0].name, []
     for seed in range(AGAIN):
@@ -75,6 +73,6 @@ def again(
         other = {name: (float(low), float(high)) for name, (low, high) in wider.items()}
         other[source] = ranges[source]
         made = quantize(graph, other, input_range=ranges[source])
-        own, theirs = near_float(graph, made, other, x, values)[output]
+        own, theirs = min(near_float(graph, made, other, x, values))
         apart.append(own - theirs)
     return f"{np.mean(apart):+.1f} ± {np.std(apart, ddof=1) / AGAIN**0.5:.1f}"
