@@ -41,7 +41,7 @@ from zoo_quality import again, near_float
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.observers import make_observer
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.bundle.ledger import check_codes
+from paredown.pipeline.bundle.packed.ledger import check_codes
 from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.surgery import cut, mask
 from paredown.pipeline.compress.squantize.fold import fold
