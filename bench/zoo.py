@@ -451,8 +451,8 @@ def main() -> None:
             f"Half of the channels can go in {coupled} of {len(names)}; torch-pruning cuts {theirs} of them."
         )
         table.note(
-            f"{OTHER}: where int8 is more than {SHORT:g} dB below the rounded float graph, what it is nearer to "
-            f"float with ranges up to 5 % wider; mean of {AGAIN} and standard error."
+            f"{OTHER}: where int8 is more than {SHORT:g} dB below the rounded float graph, what it is nearer "
+            f"to float with ranges up to 5 % wider; mean of {AGAIN} and standard error."
         )
         table.note(f"Trace and couple take at most {slowest[0]:.1f} s ({slowest[1]}), on one thread.")
         print("\n" + "\n".join(table.notes))
