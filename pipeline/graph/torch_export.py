@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
         )
         raise InputError(
             f"the network cannot be traced: {meaning}",
-            where=user_line(str(error)) or _raised_at(error) or type(network).__name__,
+            where=user_line(str(error)) or _raised_at(error) or _written_at(network, type(network).forward),
             hint=hint,
         ) from error
     finally:
@@ -92,7 +93,7 @@ def _check_inputs(network: nn.Module) -> None:
         takes = ", ".join(signature.parameters) or "nothing"
         raise InputError(
             f"the network's forward takes {takes}, not exactly one tensor",
-            where=type(network).__name__,
+            where=_written_at(network, type(network).forward),
             hint="wrap it in a module whose forward takes the image alone",
         ) from error
 
@@ -106,7 +107,7 @@ def _check_parameters(network: nn.Module) -> None:
         others = f", and {more} more are not float32" if more else ""
         raise InputError(
             f"parameter {name} is {str(dtype).removeprefix('torch.')}{others}",
-            where=type(network).__name__,
+            where=_written_at(network, type(network)),
             hint="networks are traced in float32: call .float() on the network where it is made",
         )
 
@@ -121,9 +122,18 @@ def _check_runs(network: nn.Module, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"the network cannot be traced: it fails on an input of {shape}: "
             f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
-            where=_raised_at(error) or type(network).__name__,
+            where=_raised_at(error) or _written_at(network, type(network).forward),
             hint="try it in torch first",
         ) from error
+
+
+def _written_at(network: nn.Module, what: Any) -> str:
+    """Where the user wrote the network's class or its forward; the class of what torch wrote."""
+    try:
+        file, (_, line) = inspect.getsourcefile(what), inspect.getsourcelines(what)
+    except (OSError, TypeError):  # made in a shell, or by a program
+        return type(network).__name__
+    return type(network).__name__ if file is None or "/torch/" in file else f"{file}:{line}"
 
 
 def _raised_at(error: Exception) -> str:
