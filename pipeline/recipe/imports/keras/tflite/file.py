@@ -21,6 +21,10 @@ NUMBERS: Mapping[str, Any] = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "INT64": np.int64, "INT8": np.int8,
     "UINT8": np.uint8, "BOOL": np.bool_, "INT16": np.int16, "FLOAT64": np.float64,
 }  # fmt: skip
+#: Operations by which a call depends on those before it, and those that choose or repeat graphs.
+STATES, FLOW = {"READ_VARIABLE", "ASSIGN_VARIABLE"}, {"IF", "WHILE", "CALL", "CALL_ONCE"}
+#: Types of codes, which have scales.
+CODES = ("INT8", "UINT8", "INT16", "INT32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,9 @@ class Tensor:
         kind: TFLite's name of its type.
         open: axes whose size the file leaves open.
         value: of a constant.
+        scales: real = scale * (code - zero point): one, or one for each place along `axis`; none of reals.
+        zero_points: as many.
+        axis: that the scales go along.
     """
 
     name: str
@@ -40,6 +47,28 @@ class Tensor:
     kind: str
     open: tuple[int, ...]
     value: NDArray[Any] | None
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    axis: int = 0
+
+    @property
+    def real(self) -> NDArray[Any]:
+        """The values of a constant, those of codes as real numbers of float32.
+
+        Raises:
+            InputError: their scales do not fit them.
+        """
+        assert self.value is not None
+        if not self.scales or self.kind not in CODES:
+            return self.value
+        one = len(self.scales) == 1
+        if len(self.zero_points) != len(self.scales) or not (
+            one or (self.axis < len(self.shape) and self.shape[self.axis] == len(self.scales))
+        ):
+            raise InputError(f"{self.name}: {len(self.scales)} scales do not fit {self.shape}")
+        form = [1] * len(self.shape) if one else [-1 if d == self.axis else 1 for d in range(self.value.ndim)]
+        scale, zero = (np.asarray(each, np.float64).reshape(form) for each in (self.scales, self.zero_points))
+        return ((self.value - zero) * scale).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +134,7 @@ def read_graph(path: Path) -> Graph:
 
 def _parsed(model: Any, schema: Any) -> Graph:
     if len(model.subgraphs or ()) != 1:
-        raise InputError(f"has {len(model.subgraphs or ())} graphs: control flow, or a state",
+        raise InputError(f"has {len(model.subgraphs or ())} graphs: {_inside(model, schema)}",
                          hint="`paredown bundle` takes it as it is")  # fmt: skip
     graph, kinds = model.subgraphs[0], _names(schema.TensorType)
     tensors = tuple(_tensor(each, model.buffers, kinds) for each in graph.tensors)
@@ -126,6 +155,16 @@ def _parsed(model: Any, schema: Any) -> Graph:
     return Graph(tensors, tuple(known), _places(graph.inputs), _places(graph.outputs), enums)
 
 
+def _inside(model: Any, schema: Any) -> str:
+    """Why a file has several graphs: its operations of control flow and of states."""
+    codes = _names(schema.BuiltinOperator)
+    found = {codes.get(max(each.builtinCode, each.deprecatedBuiltinCode), "") for each in model.operatorCodes}
+    states = sorted(found & STATES)
+    if states:
+        return f"it keeps a state from call to call ({', '.join(states)})"
+    return f"control flow ({', '.join(sorted(found & FLOW)) or 'several entries'})"
+
+
 def _tensor(told: Any, buffers: Any, kinds: Mapping[int, str]) -> Tensor:
     kind, shape = kinds.get(told.type, f"type {told.type}"), tuple(int(n) for n in _list(told.shape))
     signature = _list(told.shapeSignature)
@@ -136,7 +175,12 @@ def _tensor(told: Any, buffers: Any, kinds: Mapping[int, str]) -> Tensor:
     if raw is not None and len(raw) and kind in NUMBERS:
         value = np.frombuffer(np.asarray(raw, np.uint8).tobytes(), NUMBERS[kind]).reshape(shape)
     spots = tuple(axis for axis, size in enumerate(signature) if int(size) < 0)
-    return Tensor(_text(told.name), shape, kind, spots, value)
+    codes = told.quantization
+    scales, zeros = ((), ()) if codes is None else (_list(codes.scale), _list(codes.zeroPoint))
+    return Tensor(
+        _text(told.name), shape, kind, spots, value, tuple(float(n) for n in scales), _places(zeros),
+        0 if codes is None else int(codes.quantizedDimension or 0),
+    )  # fmt: skip
 
 
 def _list(found: Any) -> list[Any]:
