@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paredown.pipeline.graph.operations.joining import add as adding
 from paredown.pipeline.graph.operations.joining import mul as multiplying
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMAX, QMIN
 from paredown.pipeline.graph.operations.padding import Padding, same_padding
 from paredown.pipeline.lower.integer import Affine, IntegerNode
-from paredown.pipeline.lower.litert.reader.reading import CODES, TO_NCHW, At, limits, ours
+from paredown.pipeline.lower.litert.reader.reading import TO_NCHW, At, limits, ours
+from paredown.pipeline.recipe.imports.keras.tflite.file import BYTES
 from paredown.targets.errors import InputError
 
 #: Windows of more values leave a float32 factor no room for ties.
@@ -36,17 +36,17 @@ def _weights(at: At, axis: int) -> dict[str, Any]:
     """
     codes, tensor = at.value(1, "kernel"), at.tensor(1)
     assert tensor is not None
-    if tensor.kind not in CODES:
+    if tensor.kind not in BYTES:
         raise InputError(f"its weights are {tensor.kind.lower()}, not int8")
     count = codes.shape[axis]
     scales, zeros = np.asarray(tensor.scales, np.float32), np.asarray(tensor.zero_points, np.int64)
     if len(scales) not in (1, count) or len(zeros) != len(scales):
         raise InputError(f"its weights have {len(scales)} scales for {count} channels")
-    if (zeros != CODES[tensor.kind]).any():
+    if (zeros != BYTES[tensor.kind]).any():
         raise InputError(f"its weights have the zero point {zeros[0]}: the kernels here know none")
     if not (np.isfinite(scales).all() and (scales > 0).all()):
         raise InputError("its weights have scales that are not above zero")
-    signed = (codes.astype(np.int16) - CODES[tensor.kind]).astype(np.int8)
+    signed = (codes.astype(np.int16) - BYTES[tensor.kind]).astype(np.int8)
     scales = np.broadcast_to(scales, count).copy()
     feed = at.feed()
     if float(scales.max()) * feed.out.scale / at.out.scale > LARGEST_FACTOR:
@@ -128,7 +128,7 @@ def _operand(at: At, index: int, rank: int) -> IntegerNode:
     tensor, value = at.tensor(index), at.value(index, "operand")
     assert tensor is not None
     affine = at.reading.affine(at.op.inputs[index])
-    codes = (value.astype(np.int16) - CODES[tensor.kind]).astype(np.int8)
+    codes = (value.astype(np.int16) - BYTES[tensor.kind]).astype(np.int8)
     codes = codes.reshape([1] * (rank - codes.ndim) + list(codes.shape))
     codes = codes.transpose(TO_NCHW) if rank == 4 else codes
     if codes.shape[0] != 1:
@@ -148,7 +148,9 @@ def pair(at: At) -> IntegerNode:
     factors = [scales[0] * scales[1] / out] if kind == "mul" else [scale / out for scale in scales]
     least = multiplying.SMALLEST_FACTOR if kind == "mul" else adding.SMALLEST_FACTOR
     if max(factors) > LARGEST_FACTOR or min(factors) < least:
-        raise InputError(f"its scales are {max(factors):.3g} or {min(factors):.3g} apart, which no kernel has")
+        raise InputError(
+            f"its scales are {max(factors):.3g} or {min(factors):.3g} apart, which no kernel has"
+        )
     if kind != "mul" or (low, high) == (QMIN, QMAX):
         return at.add(kind, feeds, ours(at.shape), low=low, high=high)
     made = at.add(kind, feeds, ours(at.shape), word="product")

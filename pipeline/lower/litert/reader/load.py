@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.litert.reader import layers, moves
 from paredown.pipeline.lower.litert.reader.reading import At, Reading
-from paredown.pipeline.recipe.imports.keras.tflite.file import DAMAGED, Graph, Operation, read_graph
+from paredown.pipeline.recipe.imports.keras.tflite.file import DAMAGED, Operation, read_graph
+from paredown.pipeline.recipe.imports.keras.tflite.file import Graph as File
 from paredown.pipeline.recipe.imports.keras.tflite.operations import names_of
 from paredown.targets.errors import InputError
 
-SEALED = "`paredown bundle` takes it as it is"
+SEALED = '`paredown bundle` takes it as it is; quantize.observer = "minmax" chooses new codes instead'
+STAYS = "stays sealed"
 #: TFLite's name of an operation -> what makes its nodes.
 OPERATIONS: Mapping[str, Callable[[At], IntegerNode]] = {
     "CONV_2D": layers.conv, "DEPTHWISE_CONV_2D": layers.conv, "FULLY_CONNECTED": layers.dense,
@@ -49,7 +52,48 @@ def load(path: Path) -> IntegerGraph:
         raise InputError(what, where=path) from error
 
 
-def _graph(file: Graph) -> IntegerGraph:
+def prospect(path: Path) -> str:
+    """What can be done with the codes of an int8 file, a sentence without its full stop.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        graph = load(path)
+    except InputError as error:
+        if not error.what.startswith(STAYS):
+            raise
+        return f"{path.name} {error.what}"
+    return (
+        f"all operations of {path.name} are known: with `paredown run` its own codes, an integer graph of "
+        f"{len(graph.nodes)} nodes, serve other runtimes and microcontrollers too"
+    )
+
+
+def of_network(path: Path, graph: Graph) -> IntegerGraph:
+    """The same as the integer graph of a traced network: without the softmax that the network leaves out.
+
+    Args:
+        path: of the file.
+        graph: of the float network of this very file.
+
+    Raises:
+        InputError: as of `load`; or the network has other outputs.
+    """
+    found = load(path)
+    (last, *others), (wanted, *_) = found.outputs, graph.outputs
+    if not others and found[last].kind == "softmax" and graph[wanted].kind != "softmax":
+        found = found.upto(found[last].inputs)
+    ours, theirs = ([each[name].shape for name in each.outputs] for each in (found, graph))
+    if ours != theirs:
+        raise InputError(
+            f"its codes give {ours}, and the recipe's network gives {theirs}", where=path,
+            hint='new codes can be chosen: quantize.observer = "minmax"',
+        )  # fmt: skip
+    return found
+
+
+def _graph(file: File) -> IntegerGraph:
     if len(file.inputs) != 1:
         raise InputError(f"takes {len(file.inputs)} inputs, not one tensor")
     reading = Reading(file)
@@ -93,7 +137,7 @@ def _one(reading: Reading, op: Operation, name: str) -> None:
         made = make(at)
         reading.held[op.outputs[0]] = made.name
     except InputError as error:
-        raise InputError(f"stays sealed: {op.kind} ({name}): {error.what}", hint=error.hint) from error
+        raise InputError(f"{STAYS}: {op.kind} ({name}): {error.what}", hint=error.hint) from error
     except DAMAGED as error:
         what = f"{op.kind} ({name}) is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise InputError(what) from error

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from paredown.pipeline.graph.operations.operation import QMAX, QMIN
 from paredown.pipeline.lower.integer import Affine, IntegerNode
-from paredown.pipeline.recipe.imports.keras.tflite.file import Graph, Operation, Tensor
+from paredown.pipeline.recipe.imports.keras.tflite.file import BYTES, Graph, Operation, Tensor
 from paredown.targets.errors import InputError
 
-#: Types of codes, and how much less their codes are here.
-CODES = {"INT8": 0, "UINT8": 128}
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -50,11 +48,11 @@ class Reading:
             InputError: it has none, or several; or its values are no codes of eight bits.
         """
         tensor = self.file.tensors[place]
-        if tensor.kind not in CODES:
+        if tensor.kind not in BYTES:
             raise InputError(f"its tensor {tensor.name} is {tensor.kind.lower()}, not int8 or uint8")
         if len(tensor.scales) != 1 or len(tensor.zero_points) != 1:
             raise InputError(f"its tensor {tensor.name} has {len(tensor.scales)} scales, not one")
-        scale, zero = float(np.float32(tensor.scales[0])), tensor.zero_points[0] - CODES[tensor.kind]
+        scale, zero = float(np.float32(tensor.scales[0])), tensor.zero_points[0] - BYTES[tensor.kind]
         if not (0 < scale < math.inf and QMIN <= zero <= QMAX):
             raise InputError(f"its tensor {tensor.name} has the scale {scale:g} and the zero point {zero}")
         return Affine(scale, zero)
@@ -162,9 +160,7 @@ class At:
         if len(feed.shape) != 4 or math.prod(feed.shape[2:]) == 1 or feed.shape[1] == 1:
             return feed
         shape = [feed.shape[axis] for axis in TO_NHWC]
-        return self.add(
-            "permute", [feed], shape, word="plain", out=feed.out, attrs={"dims": TO_NHWC}
-        )
+        return self.add("permute", [feed], shape, word="plain", out=feed.out, attrs={"dims": TO_NHWC})
 
     def formed(
         self, feed: IntegerNode, shape: Sequence[int], word: str = "", before: str = ""

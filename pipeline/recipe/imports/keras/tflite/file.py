@@ -23,6 +23,8 @@ NUMBERS: Mapping[str, Any] = {
 }  # fmt: skip
 #: Operations by which a call depends on those before it, and those that choose or repeat graphs.
 STATES, FLOW = {"READ_VARIABLE", "ASSIGN_VARIABLE"}, {"IF", "WHILE", "CALL", "CALL_ONCE"}
+#: Types of codes of eight bits, and how much less they are as int8.
+BYTES: Mapping[str, int] = {"INT8": 0, "UINT8": 128}
 #: Types of codes, which have scales.
 CODES = ("INT8", "UINT8", "INT16", "INT32")
 
@@ -107,6 +109,42 @@ class Graph:
     enums: Mapping[str, Mapping[int, str]]
 
 
+def coded(graph: Graph) -> bool:
+    """Whether it holds codes of eight bits, be they its weights alone."""
+    return any(tensor.kind in BYTES for tensor in graph.tensors)
+
+
+def full_integer(graph: Graph) -> bool:
+    """Whether what it computes are codes of eight bits, and not its weights alone."""
+    made = {place for op in graph.operations for place in op.outputs} - set(graph.outputs)
+    return any(graph.tensors[place].kind in BYTES for place in made | set(graph.inputs))
+
+
+def is_full_integer(path: Path) -> bool:
+    """The same of a file; of what is no `.tflite` not.
+
+    Raises:
+        InputError: it cannot be read, or is damaged.
+    """
+    return path.suffix.lower() == ".tflite" and full_integer(read_graph(path))
+
+
+def input_codes(graph: Graph) -> tuple[float, int] | None:
+    """Scale and zero point of the codes of int8 that the input is, or becomes at once; None without."""
+    places = [graph.inputs[0]]
+    places += [
+        op.outputs[0] for op in graph.operations if op.kind == "QUANTIZE" and op.inputs == (places[0],)
+    ]
+    for tensor in (graph.tensors[place] for place in places):
+        if (
+            tensor.kind in BYTES
+            and len(tensor.scales) == len(tensor.zero_points) == 1
+            and tensor.scales[0] > 0
+        ):
+            return tensor.scales[0], tensor.zero_points[0] - BYTES[tensor.kind]
+    return None
+
+
 def read_graph(path: Path) -> Graph:
     """Reads a `.tflite`.
 
@@ -134,7 +172,7 @@ def read_graph(path: Path) -> Graph:
 
 def _parsed(model: Any, schema: Any) -> Graph:
     if len(model.subgraphs or ()) != 1:
-        raise InputError(f"has {len(model.subgraphs or ())} graphs: {_inside(model, schema)}",
+        raise InputError(f"stays sealed: has {len(model.subgraphs or ())} graphs: {_inside(model, schema)}",
                          hint="`paredown bundle` takes it as it is")  # fmt: skip
     graph, kinds = model.subgraphs[0], _names(schema.TensorType)
     tensors = tuple(_tensor(each, model.buffers, kinds) for each in graph.tensors)
