@@ -154,7 +154,12 @@ def pair(at: At) -> IntegerNode:
     if kind != "mul" or (low, high) == (QMIN, QMAX):
         return at.add(kind, feeds, ours(at.shape), low=low, high=high)
     made = at.add(kind, feeds, ours(at.shape), word="product")
-    return at.add("relu", [made], made.shape, low=low, high=high)
+    return _clamped(at, made, low, high)
+
+
+def _clamped(at: At, feed: IntegerNode, low: int, high: int) -> IntegerNode:
+    """A ReLU of its own, or what stands for an activation that a kernel does not take in."""
+    return at.add("relu" if high == QMAX else "relu6", [feed], feed.shape, low=low, high=high)
 
 
 def average(at: At) -> IntegerNode:
@@ -198,7 +203,7 @@ def largest(at: At) -> IntegerNode:
     if (low, high) == (QMIN, QMAX):
         return at.add("max_pool2d", [feed], ours(at.shape), attrs=attrs)
     made = at.add("max_pool2d", [feed], ours(at.shape), attrs=attrs, word="pool")
-    return at.add("relu", [made], made.shape, low=low, high=high)
+    return _clamped(at, made, low, high)
 
 
 def mean(at: At) -> IntegerNode:
@@ -234,7 +239,7 @@ def relu(at: At) -> IntegerNode:
     """RELU and RELU6 of their own; between two scales with a requantization."""
     feed, (low, high) = at.feed(), limits(at.op.kind, at.out)
     if feed.out == at.out:
-        return at.add("relu", [feed], feed.shape, low=low, high=high)
+        return _clamped(at, feed, low, high)
     return requantize(at, low, high)
 
 

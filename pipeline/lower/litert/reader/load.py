@@ -46,7 +46,7 @@ def load(path: Path) -> IntegerGraph:
     try:
         return _graph(file)
     except InputError as error:
-        raise InputError(error.what, where=path, hint=error.hint or SEALED) from error
+        raise InputError(f"{STAYS}: {error.what}", where=path, hint=SEALED) from error
     except DAMAGED as error:
         what = f"its operations do not fit each other ({type(error).__name__}: {str(error)[:80]})"
         raise InputError(what, where=path) from error
@@ -137,7 +137,7 @@ def _one(reading: Reading, op: Operation, name: str) -> None:
         made = make(at)
         reading.held[op.outputs[0]] = made.name
     except InputError as error:
-        raise InputError(f"{STAYS}: {op.kind} ({name}): {error.what}", hint=error.hint) from error
+        raise InputError(f"{op.kind} ({name}): {error.what}") from error
     except DAMAGED as error:
         what = f"{op.kind} ({name}) is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise InputError(what) from error
