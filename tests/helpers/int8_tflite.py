@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tflite_models import SAME, Writer
+
+from paredown.pipeline.lower import reference
+from paredown.pipeline.lower.integer import IntegerGraph
+from paredown.pipeline.lower.litert.reader.load import load
+from paredown.pipeline.lower.runtimes import runtime
 
 VERSIONS = {
     "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "ADD": 2, "SUB": 2, "MUL": 2, "MEAN": 2,
@@ -126,3 +132,38 @@ def run(data: bytes, codes: np.ndarray, exact: bool = False) -> list[np.ndarray]
     found = [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
     found = [(a.astype(np.int16) - 128).astype(np.int8) if a.dtype == np.uint8 else a for a in found]
     return [np.ascontiguousarray(a.transpose(0, 3, 1, 2)) if a.ndim == 4 else a for a in found]
+
+
+def numbers(w: Writer, *values: int) -> int:
+    """A constant of whole numbers."""
+    return w.constant(np.array(values, np.int32))
+
+
+def read(folder: Path, data: bytes) -> IntegerGraph:
+    """The integer graph of a file of these bytes."""
+    path = folder / "net.tflite"
+    path.write_bytes(data)
+    return load(path)
+
+
+def check(folder: Path, data: bytes, most: int = 0) -> IntegerGraph:
+    """Reference, LiteRT and ExecuTorch give the codes of the interpreter on the file."""
+    graph = read(folder, data)
+    shape = graph.input.shape
+    x = np.random.default_rng(3).integers(-128, 128, (3, *shape[1:])).astype(np.int8)
+    programs = [
+        runtime(name).load(runtime(name).lower_integer(graph).data, 1, name)
+        for name in ("litert", "executorch")
+    ]
+    for index in range(len(x)):
+        one = x[index : index + 1]
+        theirs = run(data, one)
+        for name, made in (
+            ("reference", reference.predict(graph, one)), ("litert", programs[0](one)),
+            ("executorch", programs[1](one)),
+        ):  # fmt: skip
+            assert [each.shape for each in made] == [each.shape for each in theirs], name
+            for ours, wanted in zip(made, theirs, strict=True):
+                apart = np.abs(ours.astype(int) - wanted.astype(int)).max()
+                assert apart <= most, f"{name}: {apart} codes apart"
+    return graph
