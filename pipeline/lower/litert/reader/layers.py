@@ -7,7 +7,6 @@ Codes, scales and biases are the file's own. What our kernels round otherwise th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ from paredown.targets.errors import InputError
 
 #: Windows of more values leave a float32 factor no room for ties.
 MOST_VALUES = 1 << 14
-#: Kinds of the integer graph that TFLite prescribes the output's scale of.
-PRESCRIBED = {"sigmoid": Affine(1 / 256, -128), "tanh": Affine(1 / 128, 0)}
 
 
 def _weights(at: At, axis: int) -> dict[str, Any]:
@@ -217,15 +214,6 @@ def mean(at: At) -> IntegerNode:
     return at.formed(made, at.shape)
 
 
-def table(at: At) -> IntegerNode:
-    """LOGISTIC, TANH, ELU: one kernel in both runtimes."""
-    kind = TABLES[at.op.kind]
-    if at.out != PRESCRIBED.get(kind, at.out):
-        raise InputError(f"its output's scale is {at.out.scale:g}, not TFLite's own")
-    feed = at.feed()
-    return at.add(kind, [feed], feed.shape)
-
-
 def leaky(at: At) -> IntegerNode:
     """LEAKY_RELU."""
     slope, feed = float(at.options.alpha), at.feed()
@@ -263,6 +251,3 @@ def softmax(at: At) -> IntegerNode:
     rows = (1, math.prod(feed.shape[:-1]), 1, feed.shape[-1])
     made = at.add("softmax", [at.formed(feed, rows, "map", "map.")], ours(rows), word="rows")
     return at.formed(made, at.shape, "", "made.")
-
-
-TABLES: Mapping[str, str] = {"LOGISTIC": "sigmoid", "TANH": "tanh", "ELU": "elu"}

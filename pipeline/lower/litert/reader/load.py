@@ -13,6 +13,7 @@ from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.litert.reader import layers, moves
 from paredown.pipeline.lower.litert.reader.reading import At, Reading
+from paredown.pipeline.lower.litert.reader.tables import FUNCTIONS, function
 from paredown.pipeline.recipe.imports.keras.tflite.file import DAMAGED, Operation, read_graph
 from paredown.pipeline.recipe.imports.keras.tflite.file import Graph as File
 from paredown.pipeline.recipe.imports.keras.tflite.operations import names_of
@@ -24,12 +25,12 @@ STAYS = "stays sealed"
 OPERATIONS: Mapping[str, Callable[[At], IntegerNode]] = {
     "CONV_2D": layers.conv, "DEPTHWISE_CONV_2D": layers.conv, "FULLY_CONNECTED": layers.dense,
     "ADD": layers.pair, "SUB": layers.pair, "MUL": layers.pair, "AVERAGE_POOL_2D": layers.average,
-    "MAX_POOL_2D": layers.largest, "MEAN": layers.mean, "LOGISTIC": layers.table, "TANH": layers.table,
-    "ELU": layers.table, "LEAKY_RELU": layers.leaky, "RELU": layers.relu, "RELU6": layers.relu,
+    "MAX_POOL_2D": layers.largest, "MEAN": layers.mean, "LEAKY_RELU": layers.leaky,
+    "RELU": layers.relu, "RELU6": layers.relu,
     "SOFTMAX": layers.softmax, "QUANTIZE": layers.requantize, "RESHAPE": moves.reshape,
     "SQUEEZE": moves.reshape, "EXPAND_DIMS": moves.reshape, "TRANSPOSE": moves.transpose, "PAD": moves.pad,
     "CONCATENATION": moves.concatenate, "SLICE": moves.part, "STRIDED_SLICE": moves.part,
-    "RESIZE_NEAREST_NEIGHBOR": moves.nearest,
+    "RESIZE_NEAREST_NEIGHBOR": moves.nearest, **dict.fromkeys(FUNCTIONS, function),
 }  # fmt: skip
 
 

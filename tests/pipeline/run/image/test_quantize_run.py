@@ -132,10 +132,8 @@ def test_new_codes_are_chosen_where_the_recipe_says_how_and_for_another_network(
 
 def test_an_operation_without_a_node_of_ours_is_said_before_anything_is_lowered(kept):
     w = Int8((1, 16, 16, 3))
-    x = w.made("HARD_SWISH", [w.layer(w.input, 4, stride=2)], (1, 8, 8, 4), "HardSwish", scale=0.5)
+    x = w.made("FLOOR", [w.layer(w.input, 4, stride=2)], (1, 8, 8, 4), "", scale=0)
     (kept / "net.tflite").write_bytes(w.data(w.full(x, 2)))
     work = _work(kept)
-    with pytest.raises(
-        InputError, match=r"stays sealed: HARD_SWISH \(.*\): it is not known here; "
-    ):
+    with pytest.raises(InputError, match=r"stays sealed: FLOOR \(.*\): it is not known here; "):
         work.reach([work.job.integer], Ledger.start(work.folder))

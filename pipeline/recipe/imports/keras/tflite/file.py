@@ -82,12 +82,14 @@ class Operation:
         inputs: places of the tensors that it reads; -1 = none.
         outputs: likewise of those that it makes.
         options: of its kind, as the schema's classes have them; None where it has none.
+        version: of its kind.
     """
 
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Any
+    version: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +187,8 @@ def _parsed(model: Any, schema: Any) -> Graph:
             text = code.customCode
             kind = f"custom operator {text.decode() if isinstance(text, bytes) else text}"
         options = getattr(each, "builtinOptions", None)
-        known.append(Operation(kind, _places(each.inputs), _places(each.outputs), options))
+        read, made = _places(each.inputs), _places(each.outputs)
+        known.append(Operation(kind, read, made, options, int(code.version or 1)))
     for places in ((*graph.inputs, *graph.outputs), *((*each.inputs, *each.outputs) for each in known)):
         if any(not -1 <= int(place) < len(tensors) for place in places):
             raise InputError("its flatbuffer is damaged: it names a tensor that it has not")

@@ -38,10 +38,6 @@ def mean(keep: bool) -> Make:
     return make
 
 
-def table(kind: str, scale: float, zero: int) -> Make:
-    return lambda w: w.made(kind, [w.input], w.shape(w.input), "", scale=scale, zero=zero)
-
-
 def folded(w: Int8) -> int:
     """A map as a sequence, a dense layer over each step, and back."""
     steps = w.made("RESHAPE", [w.input, numbers(w, 1, 56, 6)], (1, 56, 6), "Reshape")
@@ -68,9 +64,8 @@ OPERATIONS: dict[str, Make] = {
     "average all": lambda w: w.window_of(w.input, "AVERAGE", (8, 7), 1, VALID),
     "max": lambda w: w.window_of(w.input, "MAX", (3, 3), 2, SAME),
     "max relu": lambda w: w.window_of(w.input, "MAX", (2, 2), 2, VALID, fusedActivationFunction=RELU),
-    "mean": mean(True), "mean flat": mean(False), "sigmoid": table("LOGISTIC", 1 / 256, -128),
-    "tanh": table("TANH", 1 / 128, 0), "relu6": lambda w: w.made("RELU6", [w.input], w.shape(w.input)),
-    "softmax": scores,
+    "mean": mean(True), "mean flat": mean(False), "softmax": scores,
+    "relu6": lambda w: w.made("RELU6", [w.input], w.shape(w.input)),
 }  # fmt: skip
 
 

@@ -77,12 +77,10 @@ def fine(w: Int8, made: int) -> None:
     w.scaled(made, 1e-7)
 
 
-def _logistic(w: Int8) -> int:
-    return w.made("LOGISTIC", [w.input], w.shape(w.input), scale=1 / 200, zero=-128)
-
-
 REFUSED = {
-    "an operation": (lambda w: w.made("NEG", [w.input], w.shape(w.input)), r"NEG \(.*\): it is not known"),
+    "an operation": (
+        lambda w: w.made("CUMSUM", [w.input], w.shape(w.input)), r"CUMSUM \(.*\): it is not known",
+    ),
     "weights": (wrong(shifted), r"CONV_2D \(.*\): its weights have the zero point 3"),
     "no scale": (wrong(no_scale), r"CONV_2D \(.*\): its tensor .* has the scale 0"),
     "a scale": (wrong(fine), r"over 255 times finer than its sums"),
@@ -90,7 +88,6 @@ REFUSED = {
     "a border": (
         lambda w: w.window_of(w.input, "AVERAGE", (3, 3), 1, SAME), r"averages fewer values at the border",
     ),
-    "a prescribed scale": (_logistic, "its output's scale is 0.005, not TFLite's own"),
 }  # fmt: skip
 
 
