@@ -30,7 +30,7 @@ OPERATIONS: Mapping[str, Callable[[At], IntegerNode]] = {
     "SOFTMAX": layers.softmax, "QUANTIZE": layers.requantize, "RESHAPE": moves.reshape,
     "SQUEEZE": moves.reshape, "EXPAND_DIMS": moves.reshape, "TRANSPOSE": moves.transpose, "PAD": moves.pad,
     "CONCATENATION": moves.concatenate, "SLICE": moves.part, "STRIDED_SLICE": moves.part,
-    "RESIZE_NEAREST_NEIGHBOR": moves.nearest, **dict.fromkeys(FUNCTIONS, function),
+    "RESIZE_NEAREST_NEIGHBOR": moves.nearest, **{name: function for name in FUNCTIONS},
 }  # fmt: skip
 
 
