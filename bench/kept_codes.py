@@ -2,9 +2,9 @@
 
     python bench/kept_codes.py FILE.tflite ... --photos FOLDER --record
 
-Each file runs in LiteRT as it is, with XNNPACK and with TFLite's reference kernels; beside it run the programs
-that its integer graph is lowered to. Inputs are photos, each stretched to the input's size, or random codes
-without them. What stays a sealed program says why.
+Each file runs in LiteRT as it is, with XNNPACK and with TFLite's reference kernels; beside it run
+the programs that its integer graph is lowered to. Inputs are photos, each stretched to the input's size, or
+random codes without them. What stays a sealed program says why.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Codes, scales and biases are the file's own. What our kernels round otherwise th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from paredown.pipeline.graph.operations.joining import mul as multiplying
 from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMAX, QMIN
 from paredown.pipeline.graph.operations.padding import Padding, same_padding
 from paredown.pipeline.lower.integer import Affine, IntegerNode
-from paredown.pipeline.lower.litert.reader.reading import TO_NCHW, At, limits, ours
+from paredown.pipeline.lower.litert.reader.reading import MOST_VALUES, TO_NCHW, At, limits, ours
 from paredown.pipeline.recipe.imports.keras.tflite.file import BYTES
 from paredown.targets.errors import InputError
 
 #: Windows of more values leave a float32 factor no room for ties.
-MOST_VALUES = 1 << 14
+MOST_WINDOW = 1 << 14
 
 
 def _weights(at: At, axis: int) -> dict[str, Any]:
@@ -68,6 +69,20 @@ def _padding(at: At, kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)
     return same_padding(at.feed().shape, reach, (o.strideH, o.strideW))
 
 
+def _sizes(
+    feed: IntegerNode, kernel: tuple[int, ...], attrs: Mapping[str, Any], dilation: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
+    """Height and width of what a window makes of a map."""
+    left, right, top, bottom = attrs["padding"]
+    made = [
+        (size + pad - (k - 1) * apart - 1) // step + 1
+        for size, pad, k, apart, step in zip(
+            feed.shape[2:], (top + bottom, left + right), kernel, dilation, attrs["stride"], strict=True
+        )
+    ]
+    return made[0], made[1]
+
+
 def conv(at: At) -> IntegerNode:
     """CONV_2D and DEPTHWISE_CONV_2D."""
     each, feed, o = at.op.kind.startswith("DEPTHWISE"), at.feed(), at.options
@@ -88,7 +103,8 @@ def conv(at: At) -> IntegerNode:
         attrs["dilation"] = dilation
     low, high = at.clamp()
     fields["weight"] = np.ascontiguousarray(weight)
-    return at.add("conv2d", [feed], ours(at.shape), low=low, high=high, attrs=attrs, **fields)
+    shape = (1, len(weight), *_sizes(feed, kernel, attrs, dilation))
+    return at.add("conv2d", [feed], shape, low=low, high=high, attrs=attrs, **fields)
 
 
 def dense(at: At) -> IntegerNode:
@@ -141,6 +157,7 @@ def pair(at: At) -> IntegerNode:
     feeds = [_operand(at, index, rank) for index in (0, 1)]
     if any(len(feed.shape) != rank for feed in feeds):
         raise InputError(f"reads {feeds[0].shape} and {feeds[1].shape}, and makes {at.shape}")
+    shape = np.broadcast_shapes(*(feed.shape for feed in feeds))
     scales, out = [np.float32(feed.out.scale) for feed in feeds], np.float32(at.out.scale)
     factors = [scales[0] * scales[1] / out] if kind == "mul" else [scale / out for scale in scales]
     least = multiplying.SMALLEST_FACTOR if kind == "mul" else adding.SMALLEST_FACTOR
@@ -149,8 +166,8 @@ def pair(at: At) -> IntegerNode:
             f"its scales are {max(factors):.3g} or {min(factors):.3g} apart, which no kernel has"
         )
     if kind != "mul" or (low, high) == (QMIN, QMAX):
-        return at.add(kind, feeds, ours(at.shape), low=low, high=high)
-    made = at.add(kind, feeds, ours(at.shape), word="product")
+        return at.add(kind, feeds, shape, low=low, high=high)
+    made = at.add(kind, feeds, shape, word="product")
     return _clamped(at, made, low, high)
 
 
@@ -172,10 +189,10 @@ def average(at: At) -> IntegerNode:
     padding, stride = _padding(at, kernel), (int(o.strideH), int(o.strideW))
     if any(padding):
         raise InputError(f"averages fewer values at the border (SAME, {kernel[0]}x{kernel[1]})")
-    if count > MOST_VALUES:
-        raise InputError(f"averages {count} values, over {MOST_VALUES}")
+    if count > MOST_WINDOW or count * channels > MOST_VALUES:
+        raise InputError(f"averages {count} values of {channels} channels")
     attrs = {"kernel": kernel, "stride": stride, "padding": padding, "divisor": count}
-    shape = ours(at.shape)
+    shape = (1, channels, *_sizes(feed, kernel, attrs))
     if count % 2:
         return at.add("avg_pool2d", [feed], shape, low=low, high=high, attrs=attrs)
     zero, made = feed.out.zero_point, []
@@ -197,9 +214,10 @@ def largest(at: At) -> IntegerNode:
     at.same(feed)
     kernel, stride = (int(o.filterHeight), int(o.filterWidth)), (int(o.strideH), int(o.strideW))
     attrs = {"kernel": kernel, "stride": stride, "padding": _padding(at, kernel)}
+    shape = (1, feed.shape[1], *_sizes(feed, kernel, attrs))
     if (low, high) == (QMIN, QMAX):
-        return at.add("max_pool2d", [feed], ours(at.shape), attrs=attrs)
-    made = at.add("max_pool2d", [feed], ours(at.shape), attrs=attrs, word="pool")
+        return at.add("max_pool2d", [feed], shape, attrs=attrs)
+    made = at.add("max_pool2d", [feed], shape, attrs=attrs, word="pool")
     return _clamped(at, made, low, high)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.litert.reader import layers, moves
-from paredown.pipeline.lower.litert.reader.reading import At, Reading
+from paredown.pipeline.lower.litert.reader.reading import At, Reading, ours
 from paredown.pipeline.lower.litert.reader.tables import FUNCTIONS, function
 from paredown.pipeline.recipe.imports.keras.tflite.file import DAMAGED, Operation, read_graph
 from paredown.pipeline.recipe.imports.keras.tflite.file import Graph as File
@@ -136,10 +136,12 @@ def _one(reading: Reading, op: Operation, name: str) -> None:
             raise InputError("it is not known here")
         at = At(reading, op, name)
         made = make(at)
+        if made.shape != ours(at.shape):
+            raise InputError(f"makes {made.shape}, and by the file {ours(at.shape)}")
         reading.held[op.outputs[0]] = made.name
     except InputError as error:
         raise InputError(f"{op.kind} ({name}): {error.what}") from error
-    except DAMAGED as error:
+    except (*DAMAGED, ArithmeticError, AssertionError) as error:
         what = f"{op.kind} ({name}) is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise InputError(what) from error
 

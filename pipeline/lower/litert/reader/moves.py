@@ -33,7 +33,7 @@ def transpose(at: At) -> IntegerNode:
     rank = len(places)
     order = TO_NCHW if rank == 4 else tuple(range(rank))
     dims = tuple(_axis(places[axis], rank) for axis in order)
-    return at.add("permute", [feed], ours(at.shape), attrs={"dims": dims})
+    return at.add("permute", [feed], [feed.shape[dim] for dim in dims], attrs={"dims": dims})
 
 
 def pad(at: At) -> IntegerNode:
@@ -42,8 +42,11 @@ def pad(at: At) -> IntegerNode:
     at.same(feed)
     if len(feed.shape) != 4 or around[0] != [0, 0] or around[3] != [0, 0]:
         raise InputError(f"pads {around}; known is height and width")
+    if min(map(min, around)) < 0:
+        raise InputError(f"pads {around}")
     attrs = {"padding": (*around[2], *around[1]), "value": 0.0}
-    return at.add("pad", [feed], ours(at.shape), attrs=attrs)
+    size = [side + sum(around[axis]) for axis, side in enumerate(feed.shape[2:], 1)]
+    return at.add("pad", [feed], (*feed.shape[:2], *size), attrs=attrs)
 
 
 def concatenate(at: At) -> IntegerNode:
@@ -52,7 +55,12 @@ def concatenate(at: At) -> IntegerNode:
     if at.clamp() != (-128, 127):
         raise InputError("it has an activation")
     axis = _axis(int(at.options.axis), len(at.shape))
-    return at.add("concat", feeds, ours(at.shape), attrs={"dim": axis})
+    shapes = [list(feed.shape) for feed in feeds]
+    lengths = [shape.pop(axis) for shape in shapes]
+    if any(shape != shapes[0] for shape in shapes):
+        raise InputError(f"joins {', '.join(str(feed.shape) for feed in feeds)}")
+    shapes[0].insert(axis, sum(lengths))
+    return at.add("concat", feeds, shapes[0], attrs={"dim": axis})
 
 
 def _taken(at: At, feed: IntegerNode, ranges: dict[int, range], shape: tuple[int, ...]) -> IntegerNode:

@@ -19,6 +19,7 @@ from paredown.pipeline.lower.integer import Affine, IntegerNode
 from paredown.pipeline.recipe.imports.keras.tflite.file import BYTES, Graph, Operation, Tensor
 from paredown.targets.errors import InputError
 
+MOST_VALUES = 1 << 28  # of a tensor
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -59,7 +60,7 @@ class Reading:
 
     def take(self, place: int) -> None:
         """Makes the node of the network's input."""
-        shape = ours(self.file.tensors[place].shape)
+        shape = ours(bounded(self.file.tensors[place].shape))
         self.nodes["input"] = IntegerNode("input", "input", (), shape, self.affine(place))
         self.held[place] = "input"
 
@@ -115,7 +116,7 @@ class At:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of its output, in the file."""
-        return self.reading.file.tensors[self.op.outputs[0]].shape
+        return bounded(self.reading.file.tensors[self.op.outputs[0]].shape)
 
     def clamp(self) -> tuple[int, int]:
         """The least and the largest code, by its fused activation."""
@@ -148,6 +149,7 @@ class At:
             out: of its codes; None = the output's.
             **fields: of `IntegerNode`.
         """
+        bounded(shape)
         name = f"{self.name}.{word}" if word else self.name
         node = IntegerNode(
             name, kind, tuple(feed.name for feed in feeds), tuple(shape), out or self.out, **fields
@@ -174,6 +176,8 @@ class At:
             before: begins the word of the others.
         """
         wanted = ours(shape)
+        if math.prod(shape) != math.prod(feed.shape):
+            raise InputError(f"makes {tuple(shape)} of {feed.shape}")
         if feed.shape == wanted and not word:
             return self.add("reshape", [feed], wanted, out=feed.out, attrs={"shape": wanted})
         if feed.shape == wanted:
@@ -185,6 +189,17 @@ class At:
             "reshape", [flat], shape, out=feed.out, attrs={"shape": tuple(shape)}, word=f"{before}rows"
         )
         return self.add("permute", [rows], wanted, out=feed.out, attrs={"dims": TO_NCHW}, word=word)
+
+
+def bounded(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape as it is.
+
+    Raises:
+        InputError: it has no values, or too many.
+    """
+    if min(shape, default=1) < 1 or math.prod(shape) > MOST_VALUES:
+        raise InputError(f"has a tensor of {tuple(shape)}")
+    return tuple(shape)
 
 
 def limits(name: str, out: Affine) -> tuple[int, int]:

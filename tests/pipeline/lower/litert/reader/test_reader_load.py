@@ -73,6 +73,18 @@ def no_scale(w: Int8, made: int) -> None:
     w.scaled(made, 0.0)
 
 
+def larger(w: Int8, made: int) -> None:
+    w.graph.tensors[made].shape = np.array([1, 9, 7, 4], np.int32)
+
+
+def huge(w: Int8, made: int) -> None:
+    w.graph.tensors[made].shape = np.array([1, 1 << 20, 1 << 20, 4], np.int32)
+
+
+def still(w: Int8, made: int) -> None:
+    w.graph.operators[0].builtinOptions.strideH = 0
+
+
 def fine(w: Int8, made: int) -> None:
     w.scaled(made, 1e-7)
 
@@ -84,6 +96,8 @@ REFUSED = {
     "weights": (wrong(shifted), r"CONV_2D \(.*\): its weights have the zero point 3"),
     "no scale": (wrong(no_scale), r"CONV_2D \(.*\): its tensor .* has the scale 0"),
     "a scale": (wrong(fine), r"over 255 times finer than its sums"),
+    "another shape": (wrong(larger), r"makes \(1, 4, 8, 7\), and by the file \(1, 4, 9, 7\)"),
+    "a size": (wrong(huge), r"has a tensor of"), "a step": (wrong(still), r"CONV_2D \(.*\) is damaged"),
     "an activation": (lambda w: w.layer(w.input, 4, activation=2), r"its activation is RELU_N1_TO_1"),
     "a border": (
         lambda w: w.window_of(w.input, "AVERAGE", (3, 3), 1, SAME), r"averages fewer values at the border",
