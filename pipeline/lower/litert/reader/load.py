@@ -54,17 +54,11 @@ def load(path: Path) -> IntegerGraph:
 
 
 def prospect(path: Path) -> str:
-    """What can be done with the codes of an int8 file, a sentence without its full stop.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """What can be done with the codes of an int8 file, a sentence without its full stop."""
     try:
         graph = load(path)
     except InputError as error:
-        if not error.what.startswith(STAYS):
-            raise
-        return f"{path.name} {error.what}"
+        return f"{path.name} {'' if error.what.startswith(STAYS) else f'{STAYS}: '}{error.what}"
     return (
         f"all operations of {path.name} are known: with `paredown run` its own codes, an integer graph of "
         f"{len(graph.nodes)} nodes, serve other runtimes and microcontrollers too"
