@@ -49,10 +49,8 @@ def ic_case(work: Path, options: argparse.Namespace) -> tuple[str, Path, Path, l
     folder = MODELS / "ic"
     return "ResNet8", folder / "pretrainedResnet.h5", folder / "pretrainedResnet_quant.tflite", [
         "data.format=cifar", f"data.train={cifar / 'lossless'}", f"data.test={cifar / 'test'}",
-        "preprocess.mean=[0]", f"preprocess.std=[{1 / 255}]", "prune.macs=0.8", "prune.images=512",
-        "prune.multiple=4", "recover.epochs=4", "recover.batch=64", "recover.lr=0.01",
-        "squantize.weight_bits=4", "squantize.sparsity=0.4", "squantize.epochs=4", "squantize.batch=64",
-        "squantize.lr=0.01",
+        "preprocess.mean=[0]", f"preprocess.std=[{1 / 255}]", "squantize.weight_bits=6",
+        "squantize.sparsity=0.3", "squantize.epochs=3", "squantize.batch=64", "squantize.lr=0.003",
     ]  # fmt: skip
 
 
@@ -84,12 +82,14 @@ CASES = {"ic": ic_case, "vww": vww_case}
 def rows_of(name: str, work: Path, options: argparse.Namespace) -> list[list[str]]:
     """The rows of one network."""
     title, h5, tflite, settings = CASES[name](work, options)
-    common = ["app=apps.classifier", f"data.names={work / 'names.txt'}", "lower.allow_float=false"]
+    common = ["app=apps.classifier", f"data.names={work / 'names.txt'}", 'lower.runtimes=["litert"]',
+              "lower.allow_float=false", "bench.runs=10"]  # fmt: skip
     plain = [each for each in settings if each.startswith(("data.", "preprocess."))]
     made, runs = {}, {}
+    trained = "pruned + SQuantizer" if any(each.startswith("prune.") for each in settings) else "SQuantizer"
     for variant, source, more in (
         (KEPT, tflite, plain), ("int8", h5, plain),
-        ("pruned + SQuantizer", h5, [*settings, *options.more]),
+        (trained, h5, [*settings, *options.more]),
     ):  # fmt: skip
         word = variant.split()[0]
         made[variant], runs[variant] = execute(f"{name}-{word}", [*common, f"network={source}", *more], work)
