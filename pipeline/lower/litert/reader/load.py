@@ -58,7 +58,8 @@ def prospect(path: Path) -> str:
     try:
         graph = load(path)
     except InputError as error:
-        return f"{path.name} {'' if error.what.startswith(STAYS) else f'{STAYS}: '}{error.what}"
+        what = error.what.partition("; ")[0]  # without what to do next, which is done already
+        return f"{path.name} {'' if what.startswith(STAYS) else f'{STAYS}: '}{what}"
     return (
         f"all operations of {path.name} are known: with `paredown run` its own codes, an integer graph of "
         f"{len(graph.nodes)} nodes, serve other runtimes and microcontrollers too"
