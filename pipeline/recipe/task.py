@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
-from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.recipe.schema import Quantize, Recipe
 from paredown.targets.errors import InputError
 
 #: One float32 input with its batch of one, as `preprocess.input_shape` has it, to the network's outputs.
@@ -206,6 +206,13 @@ def doubts_of(task: Any, predict: Predict, scores: Mapping[str, float]) -> tuple
 def notes_of(task: Any) -> tuple[str, ...]:
     """What a task says of how its network was read, once it was: sentences, in its attribute `notes`."""
     return tuple(getattr(task, "notes", ()))
+
+
+def codes_of(task: Any) -> Path | None:
+    """The file of int8 that a task's network is, where the recipe does not choose new codes."""
+    file = getattr(task, "model_file", None)
+    found: Path | None = None if file is None else file.codes
+    return found if found is not None and task.recipe.quantize == Quantize() else None
 
 
 def check_no_code(recipe: Recipe) -> None:

@@ -23,7 +23,16 @@ from paredown.calibration.datasets import Dataset, First
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, doubts_of, drawn_by, load_task, metric_of, notes_of
+from paredown.pipeline.recipe.task import (
+    Predict,
+    Task,
+    codes_of,
+    doubts_of,
+    drawn_by,
+    load_task,
+    metric_of,
+    notes_of,
+)
 from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
@@ -317,7 +326,8 @@ class ImageJob(Job):
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
 
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
-        return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix)
+        codes = codes_of(self.task) if traced is self.original else None
+        return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix, codes)
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
         int4 = self.target.runtime(name).int4
