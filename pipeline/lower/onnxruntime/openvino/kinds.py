@@ -63,6 +63,8 @@ def _sums(writer: Writer, node: IntegerNode, feed: IntegerNode, x: Value, weight
     )
     factor = np.float32(feed.out.scale) * node.weight_scale / np.float32(node.out.scale)
     factors = writer.constant(np.asarray(factor, np.float32).reshape(1, -1, 1, 1), f"{node.name}/factor")
+    # A Round that rounds nothing: OpenVINO would multiply sum and bias by the factor before it adds them.
+    made = writer.op("Round", [made], f"{node.name}/sums/whole")
     return writer.op("Mul", [made, factors], f"{node.name}/units")
 
 
