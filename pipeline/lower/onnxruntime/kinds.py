@@ -146,7 +146,8 @@ def mean(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value
     scale = np.float32(feed.out.scale) / np.float32(node.out.scale) * (np.float32(1) / np.float32(count))
     bias = np.float32(node.out.zero_point) - np.float32(feed.out.zero_point * count) * scale
     axes = writer.constant(np.asarray([2, 3], np.int64), "axes")
-    codes = writer.real(replace(x, affine=Affine(1.0, 0))).name  # ours, not less their zero point
+    # Ours, not less their zero point.
+    codes = writer.summed(writer.real(replace(x, affine=Affine(1.0, 0))).name)
     total = writer.op("ReduceSum", [codes, axes], f"{node.name}/sum", keepdims=1)
     scaled = writer.op("Mul", [total, writer.constant(np.asarray(scale), "scale")], f"{node.name}/scaled")
     made = writer.op("Add", [scaled, writer.constant(np.asarray(bias), "bias")], f"{node.name}/codes")

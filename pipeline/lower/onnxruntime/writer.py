@@ -129,6 +129,10 @@ class Writer:
         """What QuantizeLinear reads: the values, which it rounds itself."""
         return self.real(value).name
 
+    def summed(self, name: str) -> str:
+        """What a ReduceSum reads of whole numbers: these themselves."""
+        return name
+
     def clipped(self, value: Value, low: int, high: int, hint: str) -> Value:
         """Codes within a range."""
         if (low, high) == (-128, 127):

@@ -32,6 +32,10 @@ class ExactWriter(Writer):
             "conv2d": conv2d, "linear": linear, "add": add, "sub": add, "mul": mul,
         }  # fmt: skip
 
+    def summed(self, name: str) -> str:
+        """See `Writer`; a Round that rounds nothing: without it a sum changes how OpenVINO quantizes the rest."""
+        return self.op("Round", [name], f"{name}/whole")
+
     def rounded(self, value: Value, affine: Affine, hint: str) -> str:
         """See `Writer`."""
         name = super().rounded(value, affine, hint)

@@ -24,6 +24,8 @@ from lowering_networks import (
 )
 from torch import nn
 
+from paredown.apps.classifier.network import build
+from paredown.apps.detector.network import YoloV2
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import parity
 from paredown.pipeline.lower.integer import IntegerGraph
@@ -101,6 +103,18 @@ def test_no_code_of_random_graphs_differs(seed):
     graph = random_graph(seed, expose=True)
     kinds, first = parity.every_operation(graph, of, inputs_for(graph, 2))
     assert not first and not any(apart.differing for apart in kinds.values())
+
+
+@pytest.mark.slow
+@full_range
+@pytest.mark.parametrize("network", ["resnet20", "yolov2-nano"])
+def test_no_code_of_a_whole_network_differs(network):
+    """Chains of additions in front of a mean, sums beside large biases: OpenVINO rewrites these as a whole."""
+    torch.manual_seed(0)
+    net = build(network, 10) if network == "resnet20" else YoloV2.builtin(network)
+    side = 32 if network == "resnet20" else net.height
+    graph = quantized(randomized(net), (1, 3, side, side))
+    assert parity.compare(graph, of(graph), inputs_for(graph, 2)).differing == 0
 
 
 @full_range
