@@ -263,9 +263,10 @@ def main() -> None:
         f"One thread, {arguments.runs} interleaved runs: median and quartiles. Weight codes within "
         f"{arguments.weight_range}. The processor's instructions for int8: "
         f"{this_machine().instructions or 'unknown'}{held}.",
-        f"SNR is against the float network, on {TEST} random inputs; {CALIBRATE} others set the ranges. A program "
-        f"is right where its SNR is at most {WITHIN:.0f} dB below that of our best int8 one, and, of ours, no code "
-        "is apart from the integer graph. OpenVINO's float is its default, bfloat16 where the processor has it.",
+        f"SNR is against the float network, on {TEST} random inputs; {CALIBRATE} others set the ranges. A "
+        f"program is right where its SNR is at most {WITHIN:.0f} dB below that of our best int8 one, and, of "
+        "ours, no code is apart from the integer graph. OpenVINO's float is its default, bfloat16 where the "
+        "processor has it.",
     ]
     with Table("x86", COLUMNS, arguments.record, notes=notes) as table:
         for name in arguments.networks:

@@ -1,9 +1,9 @@
-"""The other side of `bench/x86.py`: OpenVINO with NNCF, ONNX Runtime and ncnn, in an environment of their own.
+"""The peers of `bench/x86.py`: OpenVINO with NNCF, ONNX Runtime and ncnn, in an environment of their own.
 
     python -m venv peers && peers/bin/pip install openvino nncf onnxruntime onnx ncnn pnnx
 
-Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` in float32, `calibrate.npy`
-and `test.npy`. It makes int8 programs as each package's own guide does, says which there are, then runs one
+Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` in float32,
+`calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there are, then runs one
 per line that it is told and answers with the milliseconds. Nothing of paredown is imported.
 """
 
@@ -88,10 +88,14 @@ def ort_int8(folder: Path, x: np.ndarray) -> Call:
 
 def ncnn_float(folder: Path, x: np.ndarray) -> Call:
     """By pnnx, without its fp16 weights; the wheel has no tool that makes int8."""
+    import importlib.util
+
     import ncnn
 
     shape = ",".join(map(str, (1, *x.shape[1:])))
-    pnnx = Path(sys.executable).with_name("pnnx")
+    found = importlib.util.find_spec("pnnx")
+    assert found is not None and found.origin is not None
+    pnnx = Path(found.origin).with_name("pnnx")  # its command in bin/ imports torch
     said = subprocess.run(
         [pnnx, "model.onnx", f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True, text=True
     )

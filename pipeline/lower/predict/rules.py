@@ -29,7 +29,7 @@ from paredown.targets.cards.card import RuntimeCard, Target
 FLOAT_IN_ONNX = frozenset(
     {"sub", "mean", "softmax", "log_softmax", "normalize", "unit_norm", "matmul", "conv_transpose2d"}
 )  # fmt: skip
-FLOAT_IN_OPENVINO = FLOAT_IN_ONNX - {"sub", "mean"}
+FLOAT_IN_OPENVINO = FLOAT_IN_ONNX - {"sub"}
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     EXECUTORCH: (

@@ -33,7 +33,7 @@ class ExactWriter(Writer):
         }  # fmt: skip
 
     def summed(self, name: str) -> str:
-        """See `Writer`; a Round that rounds nothing: without it a sum changes how OpenVINO quantizes the rest."""
+        """See `Writer`; by a Round that rounds nothing OpenVINO does not quantize what is before it anew."""
         return self.op("Round", [name], f"{name}/whole")
 
     def rounded(self, value: Value, affine: Affine, hint: str) -> str:

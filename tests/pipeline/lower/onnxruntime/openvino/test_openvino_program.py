@@ -67,7 +67,7 @@ NETS = {
     "passthrough": Passthrough(),
 }
 #: Of those, the ones with a layer in float.
-IN_FLOAT = {"transposed", "bilinear", "softmax", "group norm"}
+IN_FLOAT = {"mean, linear", "transposed", "bilinear", "softmax", "group norm", "residual"}
 
 
 def codes(graph: IntegerGraph, count: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_no_code_of_random_graphs_differs(seed):
 @full_range
 @pytest.mark.parametrize("network", ["resnet20", "yolov2-nano"])
 def test_no_code_of_a_whole_network_differs(network):
-    """Chains of additions in front of a mean, sums beside large biases: OpenVINO rewrites these as a whole."""
+    """Chains of additions before a mean, sums beside large biases: OpenVINO rewrites these as a whole."""
     torch.manual_seed(0)
     net = build(network, 10) if network == "resnet20" else YoloV2.builtin(network)
     side = 32 if network == "resnet20" else net.height
