@@ -3,8 +3,8 @@
     python -m venv peers && peers/bin/pip install openvino nncf onnxruntime onnx ncnn pnnx
 
 Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` in float32,
-`calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there are, then runs one
-per line that it is told and answers with the milliseconds. Nothing of paredown is imported.
+`calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there
+are, then runs one per line that it is told and answers with the milliseconds. It imports nothing of ours.
 """
 
 from __future__ import annotations
