@@ -339,7 +339,7 @@ class Quantize(Schema):
     """At most this many calibration images are run."""
     weight_range: Literal[63, 127] | None = None
     """The largest weight code, trained or not; unset, the target card's, else 127. At 63 (7 bits) no sum of
-    two products saturates on x86 without VNNI, where ONNX Runtime is then right at full speed."""
+    two products saturates on x86 without VNNI, where .onnx programs are then right at full speed."""
 
     def on(self, most: int | None) -> Quantize:
         """The section for a target whose card has this range; 127 is the same as none."""
