@@ -25,11 +25,8 @@ class TallyTask(OwnTask):
     """
 
     metric: str
-
-    def __init__(self, recipe: Any) -> None:
-        super().__init__(recipe)
-        self._known: tuple[Dataset, list[Any]] | None = None
-        self._last: tuple[Outputs, Dataset, Sums] | None = None
+    _known: tuple[Dataset, list[Any]] | None = None
+    _last: tuple[Outputs, Dataset, Sums] | None = None
 
     @abstractmethod
     def _truth(self, sample: Sample) -> Any:

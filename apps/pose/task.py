@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,21 @@ class PoseTask(TallyTask):
             raise unlabelled(sample)
         height, width = sample.image.shape[:2]
         return Truth(sample.points, sample.length, (height, width))
+
+    def arrays_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """The keypoints and the length by which they are judged."""
+        if not sample.labelled:
+            return {}
+        truth = self._truth(sample)
+        return {"points": truth.points, "length": np.array([truth.length])}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with its keypoints."""
+        points, length = arrays["points"], arrays["length"]
+        if points.shape != (len(self.names), 3) or length.shape != (1,):
+            raise ValueError(f"keypoints of {points.shape} for {len(self.names)} names")
+        plain = sample.name, sample.image, sample.boxes, sample.classes
+        return PoseSample(*plain, True, points.astype(np.float32), float(length[0]))
 
     def _tally(self, outputs: tuple[NDArray[np.float32], ...], truth: Truth) -> Sums:
         apart = np.linalg.norm(self._found(outputs, truth.size)[:, :2] - truth.points[:, :2], axis=1)

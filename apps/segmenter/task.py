@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ class SegmenterTask(TallyTask):
         if not isinstance(sample, MaskSample) or sample.mask is None:
             raise unlabelled(sample)
         return sample.mask
+
+    def arrays_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """The mask."""
+        return {"mask": self._truth(sample)} if sample.labelled else {}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with its mask."""
+        mask = arrays["mask"]
+        if mask.shape != sample.image.shape[:2] or mask.dtype != np.uint8:
+            raise ValueError(f"a mask of {mask.shape} for an image of {sample.image.shape}")
+        if ((mask >= len(self.names)) & (mask != IGNORED)).any():
+            raise ValueError("a mask of other classes")
+        return with_mask(sample, mask)
 
     def _tally(self, outputs: tuple[NDArray[np.float32], ...], truth: Mask) -> Sums:
         height, width = truth.shape

@@ -80,6 +80,45 @@ class Metric:
         return score - original if self.less_is_better else original - score
 
 
+@dataclass(frozen=True)
+class Packed:
+    """What a bundle says of its task: all that scoring needs. It is data; no network is read, no code.
+
+    Attributes:
+        app: the app's own facts, as `app.json` has them.
+        names: of the classes.
+        preprocess: from an image or an array to the network's input.
+    """
+
+    app: Mapping[str, Any]
+    names: tuple[str, ...]
+    preprocess: AnyInput
+
+
+class Scorer(Protocol):
+    """The part of a task that scores; an app's `make_scorer(packed)` makes it.
+
+    Attributes:
+        metric: as of a task.
+    """
+
+    metric: str
+
+    @property
+    def preprocess(self) -> AnyInput:
+        """As of a task."""
+
+    def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
+        """As of a task."""
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with labels that are neither boxes nor classes, as `Task.arrays_of` named them.
+
+        Raises:
+            ValueError: they do not fit the sample.
+        """
+
+
 class Batches(Protocol):
     """Makes training batches, each a pure function of its step's number.
 
@@ -232,6 +271,20 @@ def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
     """
     found: Callable[[Sample, Any], Any] | None = getattr(task, "drawn", None)
     return found
+
+
+def arrays_of(task: Any) -> Callable[[Sample], Mapping[str, NDArray[Any]]]:
+    """What finds a sample's labels that are neither boxes nor classes, by name: the task's `arrays_of`."""
+    found: Callable[[Sample], Mapping[str, NDArray[Any]]] | None = getattr(task, "arrays_of", None)
+    return found or (lambda sample: {})
+
+
+def load_scorer(app: str, packed: Packed) -> Scorer | None:
+    """What scores a bundle's own sample; None of an app that is not one of ours, or has none."""
+    if app not in APPS:
+        return None
+    make: Callable[[Packed], Scorer] | None = getattr(import_app(app, app), "make_scorer", None)
+    return make(packed) if make else None
 
 
 def load_task(recipe: Recipe) -> Task:

@@ -144,6 +144,7 @@ class ImageJob(Job):
         self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
         here = self.target.reach.kind == "local" and self.device is None
         self.bench = timed or (self._bench() if here else None)
+        self.sample = self._sample()
         self.bundle, self.preview, self.examples = self._bundle(), self._preview(), self._examples()
 
     def _compress(self, prune: bool, squantize: bool) -> None:
@@ -452,14 +453,22 @@ class ImageJob(Job):
         reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
         return Stage("bench", 4, params, {"trace": self.original, **stages}, build, reads)
 
+    def _sample(self) -> Stage | None:
+        """The labelled sample that a bundle holds; None where it is not wanted, or scored by code."""
+        from paredown.pipeline.run.image.packed.sample import sample_stage
+
+        return sample_stage(self)
+
     def _bundle(self) -> Stage:
         made = (self.integers, self.lower, self.baseline, self.parity, self.scores)
         told = (self.originals, self.rejected)  # their sizes stand in the manifest
         inputs = {stage.name: stage for group in (*made, *told) for stage in group.values()}
+        if self.sample is not None:
+            inputs[self.sample.name] = self.sample
 
         def build(out: Path, folders: Inputs) -> None:
             from paredown.pipeline.bundle.archive import pack
-            from paredown.pipeline.run.image.manifest import byte_ledger, contents
+            from paredown.pipeline.run.image.packed.manifest import byte_ledger, contents
 
             (out / BUNDLE).write_bytes(pack(*contents(self)))
             if self.squantizing is not None:
