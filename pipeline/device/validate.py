@@ -24,7 +24,16 @@ from paredown.pipeline.bundle.places import relocated, same_files
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files, load_recipe
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import APPS, Metric, Packed, Scores, Task, check_no_code, load_scorer, load_task
+from paredown.pipeline.recipe.task import (
+    APPS,
+    Metric,
+    Packed,
+    Scores,
+    Task,
+    check_no_code,
+    load_scorer,
+    load_task,
+)
 from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import CLASS, SCORES, Figure, Tag, parse_figures

@@ -48,7 +48,7 @@ class Scores(dict[str, float]):
             `classes`, a list of {name, score, low, high, count, curve}, the metric of each class that occurs,
             its 95 % interval, how often it occurs, and points (recall, precision); `names` of all classes
             and `confusion`, a list of [true, said, count], -1 for nothing; `images`, a list of {index,
-            quality, found}, 0 to 1, and what `Task.drawn` takes.
+            quality, found}, 0 to 1, and what `drawn_by` takes; no found where `pictured_by` draws.
     """
 
     def __init__(
@@ -270,6 +270,16 @@ def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
     what it gives is a picture, (H, W, 3) uint8 BGR.
     """
     found: Callable[[Sample, Any], Any] | None = getattr(task, "drawn", None)
+    return found
+
+
+def pictured_by(task: Any) -> Callable[[Sample, Any], Any] | None:
+    """How a task draws a sample whose details say nothing to draw; None of one that does not.
+
+    What it takes beside the sample is what a network gave for it, or None for the labels; what it gives is as
+    of `drawn_by`.
+    """
+    found: Callable[[Sample, Any], Any] | None = getattr(task, "pictured", None)
     return found
 
 

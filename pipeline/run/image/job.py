@@ -19,11 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.calibration.datasets import Dataset, First
+from paredown.calibration.datasets import Dataset, First, Kept
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, doubts_of, drawn_by, load_task, metric_of, notes_of
+from paredown.pipeline.recipe.task import (
+    Predict,
+    Task,
+    doubts_of,
+    drawn_by,
+    load_task,
+    metric_of,
+    notes_of,
+    pictured_by,
+)
 from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
@@ -113,7 +122,7 @@ class ImageJob(Job):
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
-        self.calibration, self.test = self.task.data("calibration"), self.task.data("test")
+        self.calibration, self.test = (Kept(self.task.data(split)) for split in ("calibration", "test"))
         prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
         self.original = self._trace()
         self.pruning: PruneStages | None = None
@@ -368,6 +377,11 @@ class ImageJob(Job):
                 self._references.setdefault(self.integers[name].key, {}),
             )
             told = result.to_dict()
+            # a list, for the running order: what is written sorts its keys
+            told["layers"] = [
+                {"name": layer, "kind": integer[layer].kind, **apart}
+                for layer, apart in told["layers"].items()
+            ]
             for node in islands(integer):
                 feeds = [integer[each] for each in node.inputs]
                 micro = self.target.runtime(name).edition == "micro"
@@ -376,7 +390,8 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"integer": self.integers[name], "program": self.lower[name]}
         inputs["data"] = self.calibration.fingerprint()
-        return Stage(f"parity-{name}{self._instead(name)}", 1, params, inputs, build)
+        called = f"parity-{name}{self._instead(name)}"
+        return Stage(called, 2, params, inputs, build)  # 2: with layers for the report
 
     def _parity_inputs(self, integer: IntegerGraph, count: int) -> NDArray[np.int8]:
         """Half real images of the calibration split, half synthetic textures over all codes."""
@@ -495,19 +510,38 @@ class ImageJob(Job):
 
     def _examples(self) -> Stage | None:
         """The worst test images; None of a task that draws none."""
-        drawn, name = drawn_by(self.task), self.runtimes[-1]
-        if drawn is None:
+        drawn, pictured, name = drawn_by(self.task), pictured_by(self.task), self.runtimes[-1]
+        if drawn is None and pictured is None:
             return None
+
+        def pictures(inputs: Inputs) -> Any:
+            from paredown.pipeline.run.image.summary.examples import by_details, by_outputs
+
+            if drawn is not None:
+                return by_details(drawn)
+            assert pictured is not None
+            both = (
+                predictor("fp32", inputs["original"], None),
+                predictor(name, inputs["program"], inputs.get("graph")),
+            )
+            return by_outputs(
+                pictured, [lambda s, p=each: p(self.preprocess(s.image)[None]) for each in both]
+            )
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.run.image.summary.examples import examples
             from paredown.pipeline.run.image.summary.summary import EXAMPLES
 
             old, new = (read_details(inputs[each]).get("images", ()) for each in ("before", "after"))
-            write_json(out / EXAMPLES, examples(old, new, self.test, drawn, name))
+            write_json(out / EXAMPLES, examples(old, new, self.test, pictures(inputs), name))
 
         inputs: dict[str, Stage | str] = {"before": self.scores["fp32"], "after": self.scores[name]}
-        return Stage("examples", 1, PreviewParams(name), inputs | {"data": self.test.fingerprint()}, build)
+        reads: dict[str, Stage] = {}
+        if drawn is None:
+            inputs |= {"original": self.original, "program": self.lower[name]}
+            reads = self._read(name)
+        inputs["data"] = self.test.fingerprint()
+        return Stage("examples", 1, PreviewParams(name), inputs, build, reads)
 
 
 def check_target(target: Any) -> None:
