@@ -57,7 +57,7 @@ FLOAT_TOLERANCE = 1e-3
 RUN_RECIPE = "recipe.toml"
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
-DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
+DATA_HINT = "--data FOLDER says where the recipe's files lie"
 
 
 def validate(
@@ -303,13 +303,16 @@ class Validator:
             return
         task = _task(self.bundle, self.recipe)
         if isinstance(task, str) and not self.own and self._has_sample:
-            total = self.bundle.manifest.test.images
-            self.missing = (f"a score on all {total} test images: {task}; {DATA_HINT}",)
+            total, hint = (
+                self.bundle.manifest.test.images,
+                "" if isinstance(self.recipe, str) else f"; {DATA_HINT}",
+            )
+            self.missing = (f"a score on all {total} test images: {task}{hint}",)
             self._score_sample(programs, limit)
             return
         if isinstance(task, str):
-            hint = "--no-score leaves the score out" if isinstance(self.recipe, str) else DATA_HINT
-            self.checks.append(Check("score", False, f"{task}; {hint}"))
+            hint = "" if isinstance(self.recipe, str) else f"{DATA_HINT}; "
+            self.checks.append(Check("score", False, f"{task}; {hint}--no-score leaves the score out"))
             return
         data = task.data("test")
         self.scored = count = len(data) if limit is None else min(limit, len(data))

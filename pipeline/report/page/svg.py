@@ -162,7 +162,7 @@ def scatter(
         end = cx > WIDE * 0.6
         at = cy - 8 if cy > TOP + 14 else cy + 16
         while any(abs(at - other) < 12 and abs(cx - left) < 150 for left, other in taken):
-            at += 12
+            at = at + 12 if abs(at + 12 - cy) >= 12 else cy + 16  # never on the mark itself
         taken.append((cx, at))
         parts.append(Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
             cx, at, "end" if end else "start", name))  # fmt: skip
