@@ -11,6 +11,7 @@ everything is reused imports none of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,20 @@ from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
 from paredown.pipeline.run.image.quantize_stages import SMOKE_IMAGES, QuantizeStages
-from paredown.pipeline.run.image.read import graph_in, integer_in, predictor, write_lowered, write_traced
+from paredown.pipeline.run.image.read import (
+    all_integers,
+    graph_in,
+    in_batches,
+    integer_in,
+    predictor,
+    write_lowered,
+    write_traced,
+)
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
 from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
-from paredown.pipeline.store.files import set_threads, write_json
+from paredown.pipeline.store.files import PARALLEL_MACS, read_json, set_threads, write_json
 from paredown.pipeline.store.stage import Inputs, Stage
 from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerGraph
 
 PARITY_INPUTS = 32
+WORTH_MACS = 5e9  # of all images that are scored; a second process takes seconds to start
 SMOKE_INPUTS, SMOKE_RUNS = 2, 3
 FEWEST = 10  # timed inferences, below which nothing is taken back
 FLOAT = "-fp32"
@@ -200,6 +210,15 @@ class ImageJob(Job):
         """Sets torch's threads, which float sums hang on, as the size of the network wants them."""
         if stage is not self.original:
             set_threads(self.path(self.original))
+
+    def movable(self, stage: Stage) -> Sequence[Stage]:
+        """Scores, once it is known that they take seconds, and no network that wants all cores itself."""
+        if stage is not self.original or self.training is not None or len(os.sched_getaffinity(0)) < 2:
+            return ()
+        macs = read_json(self.path(stage) / "size.json")["macs"]
+        if macs >= PARALLEL_MACS or macs * self.images < WORTH_MACS:
+            return ()
+        return [each for each in self.scores.values() if self.store.get(each.key) is None]
 
     @property
     def allows_float(self) -> bool:
@@ -413,6 +432,8 @@ class ImageJob(Job):
 
         def build(out: Path, inputs: Inputs) -> None:
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
+            if variant == "integer" and all_integers(inputs["program"]):
+                predict = in_batches(predict, First(self.test, self.images), self.preprocess)
             scores = self.task.score(predict, First(self.test, self.images), self.tick)
             write_scores(out, scores)
             if variant == "fp32" and not self.smoke:
