@@ -545,9 +545,7 @@ class ImageJob(Job):
                 predictor("fp32", inputs["original"], None),
                 predictor(name, inputs["program"], inputs.get("graph")),
             )
-            return by_outputs(
-                pictured, [lambda s, p=each: p(self.preprocess(s.image)[None]) for each in both]
-            )
+            return by_outputs(pictured, both, self.preprocess)
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.run.image.summary.examples import examples

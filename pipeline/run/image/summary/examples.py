@@ -10,7 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
+from paredown.pipeline.recipe.task import Predict
 
 COUNT = 6
 SIDE = 300  # pixels of a picture, at most
@@ -53,17 +55,19 @@ def by_details(drawn: Callable[[Sample, Any], Any]) -> Pictures:
 
 
 def by_outputs(
-    pictured: Callable[[Sample, Any], Any], predict: Sequence[Callable[[Sample], Any]]
+    pictured: Callable[[Sample, Any], Any], predict: Sequence[Predict], preprocess: AnyInput
 ) -> Pictures:
     """Pictures by what the original network and the program that ships give for an image.
 
     Args:
         pictured: of the task, see `pipeline.recipe.task.pictured_by`.
         predict: both of them.
+        preprocess: from an image to their input.
     """
 
     def pictures(sample: Sample, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
-        return [pictured(sample, None), *(pictured(sample, each(sample)) for each in predict)]
+        x = preprocess(sample.image)[None]
+        return [pictured(sample, None), *(pictured(sample, each(x)) for each in predict)]
 
     return pictures
 

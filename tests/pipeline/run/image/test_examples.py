@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paredown.calibration.datasets import Sample
+from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.run.image.summary.examples import SIDE, by_details, by_outputs, examples, worst
 
 pytestmark = pytest.mark.unit
@@ -54,6 +55,9 @@ def test_pictures_of_what_networks_give_now():
         return given.image
 
     entries = [{"index": 0, "quality": 0.5}]
-    pictures = by_outputs(pictured, [lambda s: (s.name, "before"), lambda s: (s.name, "after")])
+    preprocess = Preprocess(8, 8)
+    both = [lambda x: (x.shape, "before"), lambda x: (x.shape, "after")]
+    pictures = by_outputs(pictured, both, preprocess)
     made = examples(entries, entries, [sample], pictures, "litert")
-    assert shown == [None, ("a", "before"), ("a", "after")] and len(made["rows"][0]["pictures"]) == 3
+    assert shown == [None, ((1, 3, 8, 8), "before"), ((1, 3, 8, 8), "after")]
+    assert len(made["rows"][0]["pictures"]) == 3
