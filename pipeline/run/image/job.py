@@ -348,8 +348,15 @@ class ImageJob(Job):
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
         return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix)
 
+    def _int4(self, name: str) -> tuple[str, ...]:
+        """Kinds of layers whose weights may be int4 on a runtime; none of a recipe that makes no such codes.
+
+        So the programs of cards that differ in this alone are made, and scored, once.
+        """
+        return self.target.runtime(name).int4 if self.recipe.squantize.active else ()
+
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
-        int4 = self.target.runtime(name).int4
+        int4 = self._int4(name)
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.lower.integer import in_int4
@@ -377,7 +384,7 @@ class ImageJob(Job):
             from paredown.pipeline.lower.predict.islands import facts, islands, tried
 
             tools = runtime(name)
-            integer = in_int4(integer_in(inputs["integer"]), self.target.runtime(name).int4)
+            integer = in_int4(integer_in(inputs["integer"]), self._int4(name))
             done = 0
 
             def tick() -> None:
