@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from paredown.pipeline.run.job import Settings
+from paredown.pipeline.run.jobs import make_job
 from paredown.pipeline.store.stage import Stage, plan, run_stage
 from paredown.pipeline.store.store import Store
 
@@ -109,8 +110,6 @@ class Beside:
 
 def serve() -> None:
     """What the process does: takes a run's settings, then keys; answers each with the seconds it took."""
-    from paredown.pipeline.run.run import make_job
-
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a user's code prints is no answer
     name, recipe, target, root, smoke = pickle.load(sys.stdin.buffer)

@@ -21,7 +21,8 @@ from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
 from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.beside import Beside
-from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only, kind_of
+from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only
+from paredown.pipeline.run.jobs import make_job
 from paredown.pipeline.store.event import Event, EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
 from paredown.pipeline.store.stage import Artefact, Stage, plan, run_stage, stored
@@ -241,22 +242,6 @@ class Run:
         for name in (SENSE, PLOT):
             write_atomic(self.folder / name, (self.job.path(pruning.sense) / name).read_bytes())
         return (pruning.sensitivity(), *pruning.groups())
-
-
-def make_job(settings: Settings) -> Job:
-    """The job of a recipe.
-
-    Raises:
-        UsageError: recipe and target do not fit each other, or a key is set that this job does not read.
-        InputError: a file of the recipe is missing or broken.
-    """
-    if kind_of(settings.recipe) == "language":
-        from paredown.pipeline.run.language.job import LanguageJob
-
-        return LanguageJob(settings)
-    from paredown.pipeline.run.image.job import ImageJob
-
-    return ImageJob(settings)
 
 
 def recipe_name(name_or_path: str) -> str:
