@@ -78,6 +78,10 @@ class Data(Schema):
     limit: int | None = Field(default=None, ge=1)
     """At most this many images of each split, from the start; unset = all."""
 
+    sample: int | None = Field(default=None, ge=0, le=100)
+    """How many test images the bundle holds with their labels, so that `validate` scores it anywhere; unset =
+    16, 0 = none. They take 2 MiB at most."""
+
     @model_validator(mode="after")
     def _complete(self) -> Data:
         """A set of the user's own needs to be named in full; the embedded one takes no paths."""

@@ -159,6 +159,10 @@ class Job:
         """Head -> lines of a section of the report."""
         return {}
 
+    def movable(self, stage: Stage) -> Sequence[Stage]:
+        """Stages that are worth a second process, now that this one is done."""
+        return ()
+
     def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
         """Runs what there is to run, where no device proves it.
 

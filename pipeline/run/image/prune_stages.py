@@ -287,7 +287,7 @@ class PruneStages:
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
-        inputs: dict[str, Stage | str] = {"network": self.prune, "data": self.training.data.fingerprint()}
+        inputs: dict[str, Stage | str] = {"network": self.prune, "data": self.training.fingerprint}
         stage = Stage("recover", 4, params, inputs, build, {"trace": self.original})
         return stage
 
