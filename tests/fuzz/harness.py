@@ -7,6 +7,7 @@ of the folder that the input lies in. Every input has a number; `one(target, num
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -23,6 +24,7 @@ from paredown.targets.errors import ParedownError
 
 SECONDS = 20.0  # for an input, on a machine that does other things too
 MEMORY = 1 << 30  # bytes that an input may add
+MEMORY_DISK = "/dev/shm"  # a file made and removed there costs no disk anything
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,18 @@ def attempts(target: Target, numbers: Sequence[int]) -> Iterator[tuple[bool, Fin
         For each whether it was read at all, and what was found.
     """
     seeds = target.seeds()
-    with tempfile.TemporaryDirectory() as outer:
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None) as outer:
+        folder = Path(outer) / "in"
         for number in numbers:
-            folder = Path(outer) / "in"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             name, data = one(target, seeds, number)
             (folder / name).write_bytes(data)
             read, what = _tried(target, folder / name)
-            outside = [path.name for path in Path(outer).iterdir() if path != folder]
+            outside = [found.name for found in Path(outer).iterdir() if found != folder]
             if outside:
                 what = f"wrote {outside} outside"
             yield read, Finding(target.name, number, what) if what else None
-            for path in Path(outer).iterdir():
+            for path in (*(Path(outer) / found for found in outside), *folder.iterdir()):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -113,8 +115,8 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
 
 def _resident(key: str) -> int:
     """Bytes of this process in memory: now (VmRSS), or at its peak (VmHWM)."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(key))
-    return int(line.split()[1]) << 10
+    text = Path("/proc/self/status").read_text()
+    return int(text[text.index(key) + len(key) + 1 :].split(None, 1)[0]) << 10
 
 
 @contextlib.contextmanager
