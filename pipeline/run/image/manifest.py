@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.pipeline.bundle.places import portable
+from paredown.pipeline.bundle.sbom import SBOM, bundle_sbom
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.run.image.summary.summary import Summary
@@ -36,6 +37,7 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
         "versions": dict(job.machine.versions),
         "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
     }  # fmt: skip
+    members[SBOM] = bundle_sbom(manifest, members)
     graphs = [job.integer_graph(stage) for stage in dict.fromkeys(job.integers.values())]
     weights = [weight for graph in graphs for weight in graph.weights]
     return manifest, members, weights, [layer for graph in graphs for layer in graph.layer_parameters]
