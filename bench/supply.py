@@ -23,7 +23,7 @@ from pathlib import Path
 
 from record import ROOT, Table, add_option
 
-from paredown.pipeline.bundle.sbom import document, licence_text, package
+from paredown.pipeline.bundle.sbom import document, licence_of, licence_text, package
 from paredown.targets.host.host import package_version
 
 LOCK, CONSTRAINTS, LICENCES = (
@@ -69,7 +69,8 @@ def asked(extras: str = "") -> list[dict[str, str]]:
                 each["metadata"].get("license_expression"),
                 each["metadata"].get("license"),
                 each["metadata"].get("classifier", ()),
-            ),
+            )
+            or licence_of(each["metadata"]["name"]),  # older pips know no licence expressions
             "hash": each["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256", ""),
         }
         for each in found

@@ -21,6 +21,7 @@ import numpy as np
 
 from paredown.targets.devices.service.signed import RELEASE, TRUST
 from paredown.targets.errors import InputError
+from tests.fuzz.forgeries import forge, use
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.helpers.forge import COMMENT, forged, resealed
@@ -155,8 +156,10 @@ def _tflite() -> dict[str, bytes]:
 
 
 def _edit(path: Path) -> None:
+    from paredown.pipeline.lower.litert.float_io import with_float_io
     from paredown.pipeline.lower.litert.slices import exposed, prefixes
 
+    with_float_io(path.read_bytes())
     exposed(path.read_bytes())
     prefixes(path.read_bytes())
 
@@ -435,6 +438,7 @@ TARGETS = {
         Target("signatures", _envelope, _payload, _read_envelope),
         Target("target card", _card, of_text, _read_card),
         Target("language config", _config, json_bytes(), _read_config),
+        Target("forged bundles", _bundle, forge, use, share=24),
         Target("gguf", _gguf, of_bytes, _read_gguf),
     )
 }
