@@ -2,7 +2,7 @@
 
     python bench/supply.py lock                  # requirements.lock, constraints.txt, docs/licences.md
     python bench/supply.py sbom FILE             # CycloneDX of what requirements.lock installs
-    python bench/supply.py sizes --record        # of the default installation and of each extra; long
+    python bench/supply.py sizes [ENV] --record  # of the default installation and of each extra; long
 
 `lock` asks pip what it would install for the documented installation, on this machine's Python and system;
 the hashes are those of the files that pip chose, the licences what these say of themselves.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from record import ROOT, Table, add_option
@@ -43,7 +43,8 @@ The default installation brings these packages. paredown itself is Apache-2.0. T
 """
 MIB = 1 << 20
 #: Not measured: their packages are models of others, or tools of developers.
-LEFT_OUT = ("all", "docs", "gemma", "test")
+LEFT_OUT = ("all", "gemma", "test")
+PIPS = ("pip", "setuptools")  # of every environment
 
 
 def asked(extras: str = "") -> list[dict[str, str]]:
@@ -115,34 +116,35 @@ def sbom(out: Path) -> None:
     print(f"{out}: {len(parts)} packages")
 
 
-def sizes(record: str | None) -> None:
-    """Installs the default, then each extra beside it, in an environment that is thrown away."""
+def sizes(environment: Path, record: str | None) -> None:
+    """Installs each extra beside the default, and takes it away again.
+
+    Args:
+        environment: with the default installation alone; made where it is not there.
+        record: see `Table`.
+    """
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = [name for name in config["options.extras_require"] if name not in LEFT_OUT]
-    notes = ["Bytes of the installed files. An extra's are those that it adds to the default installation."]
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Table("install-size", ["installation", "packages", "MiB", "largest"], record, notes=notes) as table,
-    ):
-        venv.create(scratch, with_pip=True)
-        python = str(Path(scratch) / "bin" / "python")
-        before = installed(python)
-        for name in ("", *extras):
-            subprocess.run(
-                [python, "-m", "pip", "install", "--quiet", f".[{name}]" if name else "."],
-                cwd=ROOT,
-                check=True,
-            )
-            now = installed(python)
-            added = {each: size for each, size in now.items() if each not in before}
-            largest = sorted(added, key=lambda each: -added[each])[:4]
-            told = ", ".join(f"{each} {added[each] / MIB:,.0f}" for each in largest)
-            table.row(name or "default", len(added), f"{sum(added.values()) / MIB:,.0f}", told)
-            if name:  # the next is measured beside the default alone
-                subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *added], check=True)
-            else:
-                before = now
+    notes = ["MiB of the installed files. An extra's are those that it adds to the default installation."]
+    pip = [str(environment / "bin" / "python"), "-m", "pip"]
+    if not environment.exists():
+        venv.create(environment, with_pip=True)
+        subprocess.run([*pip, "install", "--quiet", "."], cwd=ROOT, check=True)
+    before = installed(pip[0])
+    with Table("install-size", ["installation", "packages", "MiB", "largest"], record, notes=notes) as table:
+        table.row("default", *_told({name: size for name, size in before.items() if name not in PIPS}))
+        for name in extras:
+            subprocess.run([*pip, "install", "--quiet", f".[{name}]"], cwd=ROOT, check=True)
+            added = {each: size for each, size in installed(pip[0]).items() if each not in before}
+            table.row(name, *_told(added))
+            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *added], check=True)
+
+
+def _told(sizes: Mapping[str, int]) -> tuple[int, str, str]:
+    largest = sorted(sizes, key=lambda each: -sizes[each])[:4]
+    told = ", ".join(f"{each} {sizes[each] / MIB:,.0f}" for each in largest)
+    return len(sizes), f"{sum(sizes.values()) / MIB:,.0f}", told
 
 
 def installed(python: str) -> dict[str, int]:
@@ -165,16 +167,16 @@ def main(words: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("lock", "sbom", "sizes"))
-    parser.add_argument("out", nargs="?", type=Path, default=Path("paredown.cdx.json"))
+    parser.add_argument("out", nargs="?", type=Path, help="file of the SBOM, or folder of an environment")
     add_option(parser)
     given = parser.parse_args(words)
     match given.what:
         case "lock":
             lock()
         case "sbom":
-            sbom(given.out)
+            sbom(given.out or Path("paredown.cdx.json"))
         case "sizes":
-            sizes(given.record)
+            sizes(given.out or Path("build/size"), given.record)
 
 
 if __name__ == "__main__":

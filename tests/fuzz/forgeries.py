@@ -100,8 +100,8 @@ def brings_code(manifest: dict[str, Any], members: Members, chance: random.Rando
     ours = [name for name in members if name.endswith(".py")]
     name = chance.choice([
         *ours, "sitecustomize.py", "json.py", "usercustomize.py", "x.pth", "numpy/__init__.py", "x.so",
-        "x.sh", "executorch/run", "paredown/evil.py", "paredown/apps/evil/__init__.py", "__main__.py", "conftest.py",
-        ".bashrc",
+        "x.sh", "executorch/run", "paredown/evil.py", "paredown/apps/evil/__init__.py", "__main__.py",
+        "conftest.py", ".bashrc",
     ])  # fmt: skip
     members[name] = PAYLOAD.encode() + members.get(name, b"")
 

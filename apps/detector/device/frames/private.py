@@ -1,4 +1,4 @@
-"""Addresses with passwords: they come from a file that only its owner reads, and never from a command line."""
+"""Addresses with passwords: they come from a file that only its owner reads, never from a command line."""
 
 from __future__ import annotations
 
