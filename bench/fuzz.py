@@ -104,7 +104,7 @@ def lines(name: str, told: Connection) -> None:
     """One process: where a sample of a target's inputs comes."""
     from tests.fuzz.reached import reached
 
-    told.send(reached(TARGETS[name], range(min(SAMPLE, 5 * TARGETS[name].share))))
+    told.send(reached(TARGETS[name], range(min(SAMPLE, TARGETS[name].share * TARGETS[name].share // 12))))
 
 
 def lines_of(context: ForkServerContext, name: str) -> str:

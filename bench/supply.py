@@ -23,7 +23,7 @@ from pathlib import Path
 
 from record import ROOT, Table, add_option
 
-from paredown.pipeline.bundle.sbom import document, licence_of, licence_text, package
+from paredown.pipeline.bundle.packed.sbom import document, licence_of, licence_text, package
 from paredown.targets.host.host import package_version
 
 LOCK, CONSTRAINTS, LICENCES = (

@@ -66,14 +66,14 @@ def test_what_commands_name_is_an_extra_with_that_package() -> None:
 
 def test_the_tests_bring_every_extra_but_the_weights_of_others() -> None:
     extras = config()["options.extras_require"]
-    brought = {name for each in requirements(extras["all"]) for name in each.extras}
-    brought |= {name for each in requirements(extras["test"]) for name in each.extras}
+    own = [each for name in ("all", "test") for each in requirements(extras[name]) if each.name == "paredown"]
+    brought = {name for each in own for name in each.extras}
     assert brought - {"all"} == set(extras) - {"all", "docs", "gemma", "test"}
 
 
 def test_the_page_of_licences_has_the_locks_packages() -> None:
     rows = re.findall(
-        r"^\| ([a-z0-9-]+) \| (\S+) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text(), re.MULTILINE
+        r"^\| ([a-z0-9-]+) \| (\d\S*) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text(), re.MULTILINE
     )
     assert {name: version for name, version, _ in rows} == pins("requirements.lock")
     assert sum(licence == "not stated" for *_, licence in rows) <= 3

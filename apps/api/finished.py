@@ -28,8 +28,8 @@ from paredown.apps.api.finished_input import (
 from paredown.calibration.datasets import read_names
 from paredown.pipeline.bundle.archive import pack
 from paredown.pipeline.bundle.finished.program import Described, Ran, Tensor, describe, run, scaled
+from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
-from paredown.pipeline.bundle.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
 from paredown.pipeline.recipe.schema import FINISHED, Recipe

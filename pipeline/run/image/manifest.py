@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
-from paredown.pipeline.bundle.sbom import SBOM, bundle_sbom
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.run.image.summary.summary import Summary

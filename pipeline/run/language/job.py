@@ -375,7 +375,7 @@ class LanguageJob(Job):
     def _bundle(self) -> Stage:
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.bundle.archive import pack
-            from paredown.pipeline.bundle.sbom import SBOM, bundle_sbom
+            from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 
             code = self.device_code(self.task)
             members = dict(self.task.bundle_members()) | {n: p.read_bytes() for n, p in code.items()}

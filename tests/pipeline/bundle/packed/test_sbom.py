@@ -9,7 +9,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from paredown.pipeline.bundle.sbom import bundle_sbom, licence_text, package
+from paredown.pipeline.bundle.packed.sbom import bundle_sbom, licence_text, package
 
 MANIFEST = {
     "name": "net", "app": "apps.detector", "target": "host",
