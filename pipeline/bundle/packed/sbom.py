@@ -99,7 +99,7 @@ def licence_of(name: str) -> str:
     except metadata.PackageNotFoundError:
         return ""
     classifiers = found.get_all("Classifier") or []
-    return licence_text(found.get("License-Expression"), found.get("License"), classifiers)
+    return licence_text(found["License-Expression"], found["License"], classifiers)
 
 
 def licence_text(expression: str | None, plain: str | None, classifiers: Iterable[str]) -> str:
