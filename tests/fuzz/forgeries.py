@@ -34,6 +34,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "format-4" / "detector.paredown"
 PAYLOAD = "import os\nos.makedirs('../executed', exist_ok=True)\n"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 Members = dict[str, bytes]
+#: Data that need no file, or take what lies beside the bundle.
+DATA = ({"format": "digits"}, {"format": "folder", "test": ".", "calibration": "."})
 Kind = Callable[[dict[str, Any], Members, random.Random], None]
 
 
@@ -87,6 +89,7 @@ def names_code(manifest: dict[str, Any], members: Members, chance: random.Random
         *(("weights", name) for name in ("net.pth", "net.ckpt", "net.pt", "hf", "/etc/passwd")),
     ])  # fmt: skip
     manifest["recipe"][where] = value
+    manifest["recipe"]["data"] = chance.choice(DATA)  # which is there, so that nothing else stops it
     if where == "app" and chance.randrange(2):
         manifest["app"] = value
     if where == "network" and chance.randrange(2):

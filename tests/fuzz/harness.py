@@ -37,6 +37,7 @@ class Target:
         mutate: damages one of them.
         run: reads the file, in a folder that is empty but for it.
         share: inputs that CI tries.
+        patience: so many times `SECONDS` are the bound, where processes are started.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     mutate: Callable[[bytes, random.Random], bytes]
     run: Callable[[Path], Any]
     share: int = 60
+    patience: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before = _resident("VmRSS")
     try:
-        with _within(SECONDS), warnings.catch_warnings():
+        with _within(SECONDS * target.patience), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.run(path)
         read = True
@@ -101,7 +103,7 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in str(error)):
             return False, f"says {str(error)[:200]!r}"
     except Slow:
-        return False, f"takes more than {SECONDS:g} s"
+        return False, f"takes more than {SECONDS * target.patience:g} s"
     except BaseException as error:  # that is what is looked for
         frames = traceback.extract_tb(error.__traceback__)
         place = next((f for f in reversed(frames) if "fuzz" not in f.filename), frames[-1])
