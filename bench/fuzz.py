@@ -30,7 +30,7 @@ from tests.fuzz.harness import SECONDS, Finding, attempts  # noqa: E402 - a clon
 from tests.fuzz.targets import TARGETS  # noqa: E402 - likewise
 
 BATCH = 2000
-SAMPLE = 300  # inputs whose lines are looked at
+SAMPLE = 60  # inputs whose lines are looked at
 #: What takes long to import, once for all processes.
 IMPORTED = [
     "tests.fuzz.targets", "torch", "cv2", "paredown.apps.api.model", "paredown.pipeline.device.validate",
@@ -104,7 +104,8 @@ def lines(name: str, told: Connection) -> None:
     """One process: where a sample of a target's inputs comes."""
     from tests.fuzz.reached import reached
 
-    told.send(reached(TARGETS[name], range(min(SAMPLE, TARGETS[name].share * TARGETS[name].share // 12))))
+    share = TARGETS[name].share
+    told.send(reached(TARGETS[name], range(SAMPLE if share >= SAMPLE else share // 4)))
 
 
 def lines_of(context: ForkServerContext, name: str) -> str:

@@ -1,6 +1,6 @@
 """What paredown is installed from: versions with hashes, licences, an SBOM of a release, sizes.
 
-    python bench/supply.py lock                  # requirements.lock, constraints.txt, docs/licences.md
+    python bench/supply.py lock                  # requirements.lock, constraints.txt, table of licences
     python bench/supply.py sbom FILE             # CycloneDX of what requirements.lock installs
     python bench/supply.py sizes [ENV] --record  # of the default installation and of each extra; long
 
@@ -21,7 +21,7 @@ import venv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from record import ROOT, Table, add_option
+from record import ROOT, Table, add_option, command, write
 
 from paredown.pipeline.bundle.packed.sbom import document, licence_of, licence_text, package
 from paredown.targets.host.host import package_version
@@ -33,14 +33,6 @@ LOCK, CONSTRAINTS, LICENCES = (
 )
 LINE = re.compile(r"([\w.-]+)==([\w.+!-]+)((?: --hash=sha256:[0-9a-f]{64})*)")
 HEAD = "# Made by `python bench/supply.py lock`: {what}\n"
-LICENCE_HEAD = """# Licences
-
-The default installation brings these packages. paredown itself is Apache-2.0. The table is made by
-`python bench/supply.py lock`, of what each package says of itself.
-
-| package | version | licence |
-|---|---|---|
-"""
 MIB = 1 << 20
 #: Not measured: their packages are models of others, or tools of developers.
 LEFT_OUT = ("all", "gemma", "test")
@@ -90,8 +82,8 @@ def lock() -> None:
         lines.append(" ".join(words))
     what = "pip install --require-hashes -r requirements.lock && pip install --no-deps ."
     LOCK.write_text(HEAD.format(what=what) + "\n".join(lines) + "\n")
-    rows = [f"| {p['name']} | {p['version']} | {p['licence'] or 'not stated'} |" for p in found]
-    LICENCES.write_text(LICENCE_HEAD + "\n".join(rows) + "\n")
+    rows = [[each["name"], each["version"], each["licence"] or "not stated"] for each in found]
+    write("licences", command(), ["package", "version", "licence"], rows)
     whole = sorted(asked("[test,docs]"), key=lambda each: each["name"])
     pins = [f"{each['name']}=={each['version']}" for each in whole]
     CONSTRAINTS.write_text(HEAD.format(what="pip install -c constraints.txt .") + "\n".join(pins) + "\n")
