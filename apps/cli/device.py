@@ -94,7 +94,10 @@ def bench(
         from paredown.pipeline.device.bench.sustained import plot as draw
         from paredown.pipeline.report.page.document import BURSTS, DOCUMENT
         from paredown.pipeline.store.store import write_atomic
+        from paredown.targets.host.tools import need
 
+        if plot:
+            need("matplotlib", "--plot")
         with screen(quiet, verbose) as (tell, tick):
             result = measure(bundle, device, minutes, tell=tell, tick=tick)
         if plot and result.bursts:

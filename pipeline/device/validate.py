@@ -121,24 +121,22 @@ def recipe_here(bundle: Bundle, data: Path | None) -> Recipe | str:
         InputError: there is no such folder.
     """
     recipe = bundle.manifest.recipe
+    if data is not None and not data.is_dir():
+        raise InputError("no such folder", where=data, hint="--data names the folder of the recipe's files")
     try:
         check_no_code(recipe)
+        placed = relocated(recipe, data or Path.cwd())
+        check_no_code(placed)  # what a name is shows only where the file lies
     except InputError as error:
         return str(error)
-    if data is not None:
-        if not data.is_dir():
-            raise InputError(
-                "no such folder", where=data, hint="--data names the folder of the recipe's files"
-            )
-        return relocated(recipe, data)
     beside = bundle.path.with_name(RUN_RECIPE)
-    if beside.exists():
+    if data is None and beside.exists():
         with contextlib.suppress(ParedownError):
             known = load_recipe(beside)
             check_no_code(known)
             if same_files(known, recipe):
                 return known
-    return relocated(recipe, Path.cwd())
+    return placed
 
 
 class Validator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
+from paredown.pipeline.recipe.imports import folders
+from paredown.pipeline.recipe.imports.read import SUFFIXES
 from paredown.pipeline.recipe.schema import Quantize, Recipe
 from paredown.targets.errors import InputError
 
@@ -34,6 +36,10 @@ Outputs = Sequence[tuple[NDArray[np.float32], ...]]
 APPS = frozenset(
     f"apps.{name}" for name in ("chat", "classifier", "detector", "outputs", "pose", "segmenter")
 )
+
+#: Suffixes of model files that this code reads itself, as data. All others torch, transformers or TensorFlow
+#: would load, and what they hold may be executed on the way.
+PARSED = frozenset({".onnx", ".tflite", ".keras", ".h5", ".hdf5"})
 
 
 class Scores(dict[str, float]):
@@ -257,17 +263,25 @@ def codes_of(task: Any) -> Path | None:
 def check_no_code(recipe: Recipe) -> None:
     """Refuses a recipe that came with a bundle and names code: a recipe is a program, a bundle is data.
 
+    A file of TorchScript or `torch.export` and a folder of Hugging Face count as code: what loads them can be
+    made to do more than to read.
+
     Args:
         recipe: of the bundle.
 
     Raises:
-        InputError: its app or its network is code of somebody's own.
+        InputError: its app or its network is code of somebody's own, or a file that may hold some.
     """
     hint = "give the recipe itself, --recipe FILE, if you trust it: a bundle may not name code"
     if recipe.app not in APPS:
         raise InputError(f"the bundle was made by the app `{recipe.app}`", hint=hint)
     if recipe.network is not None and ":" in recipe.network:
         raise InputError(f"the bundle's network is made by `{recipe.network}`", hint=hint)
+    suffix = PurePath(recipe.network or "").suffix.lower()
+    folder = recipe.network is not None and folders.kind(Path(recipe.network)) is not None
+    if folder or suffix in SUFFIXES.keys() - PARSED:
+        name = PurePath(recipe.network or "").name
+        raise InputError(f"the bundle's network is the file `{name}`, which may hold code", hint=hint)
 
 
 def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:

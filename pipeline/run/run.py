@@ -181,7 +181,8 @@ class Run:
         verdict = decide(limits, checks, judged, job.metric, missing)
         files = job.files()
         for name, (stage, file) in files.items():
-            write_atomic(self.folder / name, (job.path(stage) / file).read_bytes())
+            if (made := job.path(stage) / file).exists():  # a plot needs a package
+                write_atomic(self.folder / name, made.read_bytes())
         write_atomic(self.folder / RECIPE, resolved_toml(job.recipe).encode())
         write_figures(self.folder / FIGURES, figures)
         text = markdown(
@@ -240,7 +241,8 @@ class Run:
         pruning = self.job.sensing()
         self.reach([pruning.curves], Ledger.start(self.folder))
         for name in (SENSE, PLOT):
-            write_atomic(self.folder / name, (self.job.path(pruning.curves) / name).read_bytes())
+            if (made := self.job.path(pruning.curves) / name).exists():
+                write_atomic(self.folder / name, made.read_bytes())
         return (pruning.sensitivity(), *pruning.groups())
 
 

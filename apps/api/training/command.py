@@ -33,6 +33,7 @@ from paredown.pipeline.compress.training.loop import device_name, training_devic
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.store.store import write_atomic
 from paredown.targets.errors import InputError, UsageError
+from paredown.targets.host.tools import lacks
 
 DIGITS = "digits"
 STEPS, EPOCHS = 2000, (30, 200)  # where epochs are not given: so many steps, within these epochs
@@ -316,15 +317,17 @@ def _classifier(arguments: argparse.Namespace, source: Source, meter: Meter) -> 
 
 
 def _opening(config: TrainSettings, images: int, files: Files) -> str:
+    missing = lacks("matplotlib", f"{files.plot}, the plot,")
     return (
         f"training for at most {config.epochs} epochs of {images // config.batch} steps on "
         f"{device_name(config.device)}; the best weights so far are in {files.out}"
-    )
+    ) + (f"\n{missing}" if missing else "")
 
 
 def _end(arguments: argparse.Namespace, files: Files, meter: Meter) -> None:
     if not arguments.checkpoint:
         files.checkpoint.unlink(missing_ok=True)
-    meter.report(f"wrote {files.out} (best), {files.last} (latest), {files.plot}")
+    plot = f", {files.plot}" if files.plot.exists() else ""
+    meter.report(f"wrote {files.out} (best), {files.last} (latest){plot}")
     if files.recipe.exists():
         meter.report(f"next: paredown run {files.recipe} --target host")

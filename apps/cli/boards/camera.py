@@ -128,12 +128,14 @@ def deploy(
     paredown deploy digits.paredown --device ssh://pi@board -- --source 0
     """
     with handled(as_json):
+        from paredown.apps.detector.device.frames.private import check_arguments
         from paredown.pipeline.device.deploy import deploy as install
         from paredown.targets.address import open_device
         from paredown.targets.errors import UsageError
 
         if kind not in APPS:
             raise UsageError(f"no app is called `{kind}`", where="--app", hint=f"there are {', '.join(APPS)}")
+        check_arguments(context.args)
         device_code = importlib.import_module(f"paredown.apps.detector.device.{kind}")
         device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
         with open_device(device) as connected:

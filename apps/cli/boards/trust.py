@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # digits of a key's id
 RECORD = 10  # entries
-KeyFile = Annotated[Path, typer.Option("--key", help="Private key: a .key file of `paredown key new`.")]
+KeyFile = Annotated[Path, typer.Option("--key", help="Private key: a .key file, or its NAME.")]
 Passphrase = Annotated[
     Path | None, typer.Option(help="File whose first line is the private key's passphrase.")
 ]

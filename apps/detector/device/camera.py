@@ -25,6 +25,7 @@ from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.holding import held
+from paredown.apps.detector.device.frames.private import source_text
 from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, Source, is_live, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
 from paredown.apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
@@ -158,7 +159,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--source",
         required=True,
-        help="camera number, device, stream, video file or folder: 0 | picamera | rtsp://... | gst:PIPELINE",
+        help="camera number, device, stream, video file or folder: 0 | picamera | rtsp://... | gst:PIPELINE; "
+        "@FILE = the first line of a file that only you read",
     )
     add(
         "--confidence",
@@ -212,6 +214,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own words on damaged streams; ours are enough
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    options.source = source_text(options.source)
     detector = Detector(folder, options.threads)
     sure = options.confidence if options.confidence is not None else detector.app["show_threshold"]
     config = TrackerConfig(sure=sure, unsure=min(TrackerConfig.unsure, sure))

@@ -525,7 +525,7 @@ class ImageJob(Job):
         if self.pruning is not None:
             reads |= {"prune": self.pruning.prune, "recover": self.pruning.recover}
         params = self.bundle_params(self.task, machine=True)
-        return Stage("bundle", 7, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
+        return Stage("bundle", 8, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
 
     def _preview(self) -> Stage:
         name = self.runtimes[-1]

@@ -17,11 +17,13 @@ from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TRAINING_IMAGES, TrainingSplit
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.run.params import TraceParams
+from paredown.pipeline.store.event import Event
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.pipeline.store.stage import Inputs, Stage, stored
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.cards.card import ChannelMultiple
 from paredown.targets.host.host import package_version
+from paredown.targets.host.tools import lacks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +97,7 @@ class PruneStages:
         machine: Mapping[str, Any],
     ) -> None:
         self.recipe, self.store, self.target = settings.recipe, settings.store, settings.target
-        self.smoke, self.tick = settings.smoke, settings.tick
+        self.smoke, self.tell, self.tick = settings.smoke, settings.tell, settings.tick
         self.task, self.training, self.original, self.machine = task, training, original, machine
         self.sense = self._sense(self.recipe.prune.budget)
         self.curves = self._sense(None)
@@ -191,7 +193,10 @@ class PruneStages:
             found = meter.found()
             made = {"sensitivity": found.to_dict(), "importance": scores, "allocation": allocation}
             write_json(out / SENSE, made)
-            plot(found, groups, graph, out / PLOT)
+            if missing := lacks("matplotlib", f"{PLOT}, the plot,"):
+                self.tell(Event("sense", "running", detail=missing))
+            else:
+                plot(found, groups, graph, out / PLOT)
 
         return Stage(
             "sense", 3, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build

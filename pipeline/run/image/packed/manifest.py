@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.run.image.packed.sample import sample_licence, sample_members
@@ -41,6 +42,7 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
         "versions": dict(job.machine.versions),
         "licences": licences,
     }  # fmt: skip
+    members[SBOM] = bundle_sbom(manifest, members)
     graphs = [job.integer_graph(stage) for stage in dict.fromkeys(job.integers.values())]
     weights = [weight for graph in graphs for weight in graph.weights]
     return manifest, members, weights, [layer for graph in graphs for layer in graph.layer_parameters]
