@@ -18,7 +18,7 @@ from signing import A, B, C, trusting
 
 from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack
 from paredown.pipeline.bundle.signing.release import sign_bundle
-from paredown.pipeline.device.deploy import deploy, release_archive
+from paredown.pipeline.device.deploy.deploy import deploy, release_archive
 from paredown.targets.address import open_device
 from paredown.targets.devices.service.service import Board, Service
 from paredown.targets.errors import DeviceError, InputError, UsageError
@@ -71,7 +71,7 @@ def changed(bundle: Bundle, path: Path, members: dict[str, bytes], **fields: obj
 @pytest.fixture
 def any_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the code of every bundle were the installed version's."""
-    monkeypatch.setattr("paredown.pipeline.device.deploy.require_known_code", lambda bundle: None)
+    monkeypatch.setattr("paredown.pipeline.device.deploy.deploy.require_known_code", lambda bundle: None)
 
 
 def releases(home: Path) -> set[str]:
