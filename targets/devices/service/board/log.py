@@ -46,9 +46,13 @@ class Log:
         self._rest = b""
 
     def line(self, line: bytes) -> None:
-        """Writes one line."""
+        """Writes a line of the app."""
         self.last = line.decode(errors="replace").strip()[-SAID:] or self.last
         self.errors += bool(_ERROR.match(line))
+        self.note(line)
+
+    def note(self, line: bytes) -> None:
+        """Writes a line of our own."""
         said = line + b"\n"
         if self.dropped > self._told:
             said = b"paredown: no space for %d lines\n" % (self.dropped - self._told) + said

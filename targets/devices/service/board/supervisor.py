@@ -111,6 +111,7 @@ class Supervisor:
             status, why = self._once()
             ended = {"status": status, "said": self._log.last, "time": time.time(), "why": why}
             self._told |= {"ended": ended, "beat": None}
+            self._note("waits")
             if self._stopping or status == 0 or self._on_trial():
                 self._put("exit.json", ended)
                 return status if status >= 0 else 128 - status
@@ -120,8 +121,8 @@ class Supervisor:
             if time.monotonic() - began > STEADY_S:
                 pause = PAUSE_S
             self._told["restarts"] += 1
-            self._log.line(f"paredown: it {why}; starts again in {pause:g} s".encode())
-            self._note("waits")
+            self._log.note(f"paredown: it {why}; starts again in {pause:g} s".encode())
+            self._note("waits")  # with the number of restarts
             until = time.monotonic() + pause
             while time.monotonic() < until and not self._stopping:
                 self._wait(None)
@@ -146,7 +147,7 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 (self.app.home / name).unlink(missing_ok=True)
         self._note("starts")
-        self._log.line(f"release {self._release} starts".encode())
+        self._log.note(f"release {self._release} starts".encode())
         command, killed = read(self.app.releases / f"{self._release}.json"), oom_kills()
         began, errors = time.monotonic(), self._log.errors
         try:
@@ -250,20 +251,19 @@ class Supervisor:
         if window["failures"] <= window["restarts"]:
             self._put("window.json", window)
             return False
-        window |= {"state": "failed", "why": why, "time": time.time(), "said": self._log.last}
         before = window["before"]
         possible = before is not None and (self.app.releases / before).is_dir()
-        window["returned"] = possible
+        if possible:
+            self._log.note(f"paredown: it {why}; release {before} comes back".encode())
+            self._release = self._told["release"] = before
+            with contextlib.suppress(OSError):  # a full disk: then it is this very supervisor that knows
+                if window["command_before"] is not None:
+                    command = json.dumps(window["command_before"]).encode()
+                    write(self.app.releases / f"{before}.json", command)
+                switch(self.app, before)
+        window |= {"state": "failed", "why": why, "said": self._log.last, "returned": possible}
         self._put("window.json", window)
-        if not possible:
-            return False
-        self._log.line(f"paredown: it {why}; release {before} comes back".encode())
-        with contextlib.suppress(OSError):  # a full disk: then it is this very supervisor that knows
-            if window["command_before"] is not None:
-                write(self.app.releases / f"{before}.json", json.dumps(window["command_before"]).encode())
-            switch(self.app, before)
-        self._release = self._told["release"] = before
-        return True
+        return possible
 
     # -- what is kept ----------------------------------------------------------------------------------------
 
