@@ -14,7 +14,7 @@ from web_browser import Browser, served
 from paredown.apps.detector.web.site import build
 from paredown.pipeline.bundle.archive import pack, unpack
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample]
+pytestmark = pytest.mark.slow
 
 #: What an open page has: its own release, and what it is given for its files, also for one loaded late.
 SEEN = """

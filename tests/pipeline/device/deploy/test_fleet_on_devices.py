@@ -23,12 +23,14 @@ from paredown.pipeline.device.deploy.fleet import Fleet, Policy, stages
 from paredown.pipeline.device.deploy.journal import Journal, Record, begin, read_journal
 from paredown.pipeline.device.deploy.rollout import go, succeeded
 from paredown.pipeline.device.deploy.visit import Task
+from paredown.targets.address import open_device
 from paredown.targets.devices.service.board.starting import Health
 from paredown.targets.devices.service.service import Board, Service
 from paredown.targets.devices.shell.shell import ShellDevice
 from paredown.targets.devices.transports.retry import Patience
 from paredown.targets.devices.transports.ssh import SshAccess, SshTransport
 from paredown.targets.emulated.board import start as emulated
+from paredown.targets.errors import DeviceError
 
 ONE_TRY = Patience(attempts=1, answer_s=60.0)
 APP = """
@@ -122,7 +124,6 @@ def runs(place: Place) -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_twenty_devices_four_of_them_with_a_fault(tmp_path: Path) -> None:
     needs("qemu-aarch64", "qemu-user")
     needs("proot", "proot")
@@ -175,6 +176,36 @@ def test_twenty_devices_four_of_them_with_a_fault(tmp_path: Path) -> None:
         assert status == old.name
 
 
+def test_two_apps_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fails in its health window; the policy takes the release back from the first, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    app = APP.replace("NUMBER == 2 and", "'bad' in __import__('sys').argv or").encode()
+    archive = tarred({"app.py": app, "targets/runners/prove.py": b"print('{}')"})
+    given = Release("r1", archive, "app", {}, None, "host", "digits")
+
+    @contextlib.contextmanager
+    def local(record: Record) -> Iterator[Service]:
+        with open_device("local:") as device:
+            yield Service(device, record.name)
+
+    records = [Record("a", "local:", 1), Record("b", "local:", 2)]
+    journal = begin(tmp_path / "j.json", "k", "r1", "digits", records, False)
+    health = Health(0.5, restarts=0)
+    tasks = {"a": Task(given, (), health, 60.0), "b": Task(given, ("bad",), Health(60.0, 0), 60.0)}
+    try:
+        go(journal, Policy(then="roll-back"), tasks, local)
+        told = [(record.state, record.before, record.now) for record in journal.records]
+        assert told == [("taken back", None, None), ("taken back", None, None)]
+        assert "this release is no good here; none to go back to; taken back" in journal.records[1].what
+        for record in records:
+            with local(record) as there:
+                assert not there.status()["running"]
+    finally:
+        for record in records:
+            with contextlib.suppress(DeviceError), local(record) as there:
+                there.stop(grace_s=0.5)
+
+
 def _stopped(place: Place) -> None:
     with contextlib.suppress(Exception), connected(place) as there:
         there.stop(grace_s=1.0)
@@ -212,7 +243,7 @@ def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
     (tmp_path / "photos").mkdir()
     command = [
         sys.executable, "-m", "paredown.apps.cli", "deploy", str(tiny.bundle), "--fleet", "fleet.toml",
-        "--stages", "1,all", "--soak", "30s", "--", "--source", str(_clip(tmp_path)), "--realtime",
+        "--stages", "1,all", "--soak", "10s", "--", "--source", str(_clip(tmp_path)), "--realtime",
     ]  # fmt: skip
     journal = tmp_path / "fleet.rollout.json"
 
@@ -237,8 +268,6 @@ def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
         assert told and told.finished and [r.state for r in told.records] == ["done", "done", "left out"]
         assert "left out  is a raspberry-pi-4; the bundle is for host" in " ".join(done.stdout.split("\n"))
     finally:
-        from paredown.targets.address import open_device
-
         with open_device("local:") as device:
             for name in ("a", "b"):
                 Service(device, name).stop(grace_s=1.0)
