@@ -14,6 +14,8 @@ from paredown.apps.cli.console import print_json, screen, tables
 from paredown.targets.errors import DeviceError, visible
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from paredown.pipeline.device.deploy.journal import Journal
     from paredown.pipeline.device.deploy.rollout import Asked
 
@@ -76,7 +78,7 @@ def show(fleet: Path, name: str, as_json: bool) -> None:
             else:
                 what = "; ".join(remarks(told)) or "-"
                 table.add_row(each.name, groups, state_of(told), told["release"] or "-", _plain(what))
-        tables().print(table)
+        _print_table(table)
     silent = [each.name for each, told in found if isinstance(told, str)]
     if silent:
         what = f"{len(silent)} of {len(found)} devices could not be asked: {', '.join(silent)}"
@@ -120,8 +122,16 @@ def _print(journal: Journal) -> None:
         releases = ("-", "-") if each.state == "left out" else (each.before or "-", each.now or "-")
         row = (*releases, each.state, each.what or "-")
         table.add_row(each.name, str(each.stage or "-"), *map(_plain, row))
-    tables().print(table)
+    _print_table(table)
     print(f"{journal.bundle} {journal.release}; journal {journal.path}")
+
+
+def _print_table(table: Table) -> None:
+    """Without the spaces at the ends of its lines."""
+    console = tables()
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _plain(text: str) -> str:

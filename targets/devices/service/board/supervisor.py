@@ -188,8 +188,10 @@ class Supervisor:
             time.sleep(TICK_S)  # it closed its output, and runs on
         now = time.monotonic()
         if self._watchdog.beats():
-            self._beat_at = now
+            first, self._beat_at = self._beat_at is None, now
             self._told["beat"] = time.time()
+            if first:
+                self._note(self._told["state"])
         self._watchdog.tell("WATCHDOG=1")
         if self._child is not None and self._child.poll() is None:
             if self._ready_at is None and (self.app.home / "ready").exists():

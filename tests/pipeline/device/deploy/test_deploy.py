@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from device_contract import until
 from mavlink_peer import Autopilot, free_port
 from signing import A, B, C, trusting
 
@@ -99,6 +100,7 @@ def test_an_app_outlives_the_connection_and_stop_ends_it(tiny, home, live):
         there = Service(device, "camera")
         status = there.status()
         assert status["running"] and status["release"] == made.release and lives(status["pid"])
+        until(lambda: there.status()["beat"], "the app says that it lives")
         said: list[str] = []
         there.logs(said.append)
         assert said == [f"release {made.release} starts", "first picture: 96x72"]
