@@ -155,7 +155,7 @@ def deploy(
         if kind not in APPS:
             raise UsageError(f"no app is called `{kind}`", where="--app", hint=f"there are {', '.join(APPS)}")
         device_code = importlib.import_module(f"paredown.apps.detector.device.{kind}")
-        device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
+        check = device_code.parser(f"--app {kind}").parse_args  # better told here than by the device
         if fleet is not None:
             from paredown.apps.cli.boards.fleet import roll_out
             from paredown.pipeline.device.deploy.rollout import Asked
@@ -164,8 +164,9 @@ def deploy(
                 bundle, kind, name, stages, 60.0 if soak_s is None else soak_s, context.args, service,
                 allow_older, prepare, anew,
             )  # fmt: skip
-            roll_out(fleet, asked, as_json)
+            roll_out(fleet, asked, check, as_json)
             return
+        check(context.args)
         assert device is not None
         health = Health() if soak_s is None else Health(soak_s)
         with open_device(device) as connected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,31 @@ from paredown.targets.errors import DeviceError, visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from paredown.pipeline.device.deploy.journal import Journal
+    from paredown.pipeline.device.deploy.journal import Journal, Record
     from paredown.pipeline.device.deploy.rollout import Asked
 
 STATES = {"starts": "starts", "runs": "runs", "waits": "waits to start again", "ended": "does not run"}
 
 
-def roll_out(fleet: Path, asked: Asked, as_json: bool) -> None:
+def roll_out(fleet: Path, asked: Asked, check: Callable[[Sequence[str]], object], as_json: bool) -> None:
     """Rolls a bundle out and tells what became of each device.
 
+    Args:
+        fleet: its file.
+        asked: what to do.
+        check: the app's own look at the options of a device, before anything is sent.
+        as_json: whether the result is one document.
+
     Raises:
-        DeviceError: one of them does not run the release.
+        UsageError: options are wrong.
+        DeviceError: a device does not run the release.
     """
+    from paredown.pipeline.device.deploy.fleet import load_fleet
     from paredown.pipeline.device.deploy.rollout import roll_out as work
     from paredown.pipeline.device.deploy.rollout import succeeded
 
+    for each in load_fleet(fleet).device:
+        check((*asked.arguments, *each.arguments))
     with screen() as (tell, _):
         journal = work(fleet, asked, tell)
     good = succeeded(journal)
@@ -100,11 +110,12 @@ def remarks(status: Mapping[str, Any]) -> list[str]:
     ended, window = status["ended"], status["window"]
     if ended:
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ended["time"]))
-        said = f": {ended['said']}" if ended.get("said") else ""
+        said = f": {ended['said']}" if ended.get("said") and ended.get("status") else ""
         found.append(f"last {ended.get('why', 'ended')}, {when}{said}")
     if status["running"] and status["restarts"]:
         found.append(f"{status['restarts']} restarts")
-    if window and window["state"] == "open" and window["release"] == status["release"]:
+    tested = window and window["state"] == "open" and window["release"] == status["release"]
+    if tested and status["running"]:
         found.append(f"in its health window of {window['seconds']:g} s")
     if window and window["state"] == "failed":
         after = f"release {window['before']} came back" if window["returned"] else "none to go back to"
@@ -119,11 +130,20 @@ def _print(journal: Journal) -> None:
 
     table = Table("device", "stage", "before", "now", "state", "what happened", box=None, pad_edge=False)
     for each in journal.records:
-        releases = ("-", "-") if each.state == "left out" else (each.before or "-", each.now or "-")
-        row = (*releases, each.state, each.what or "-")
+        row = (_release(each, False), _release(each, True), each.state, each.what or "-")
         table.add_row(each.name, str(each.stage or "-"), *map(_plain, row))
     _print_table(table)
+    if any(_release(each, True).endswith("?") for each in journal.records):
+        print("?: as a rollout before left it; the device could not be asked")
     print(f"{journal.bundle} {journal.release}; journal {journal.path}")
+
+
+def _release(record: Record, now: bool) -> str:
+    found = record.release(now)
+    if record.state == "left out" or found is None:
+        return "-"
+    asked = found == (record.now if now else record.before)
+    return found if asked else f"{found}?"
 
 
 def _print_table(table: Table) -> None:

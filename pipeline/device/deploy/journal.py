@@ -34,6 +34,7 @@ class Record:
         before: release when the rollout began; None = none, `unknown` = nobody could ask.
         now: release that was there when it was asked last; likewise.
         what: happened, in words.
+        known: release that an earlier rollout left there, for a device that cannot be asked; or `unknown`.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Record:
     before: str | None = UNKNOWN
     now: str | None = UNKNOWN
     what: str = ""
+    known: str | None = UNKNOWN
+
+    def release(self, now: bool) -> str | None:
+        """What was or is there, as far as anybody knows."""
+        found = self.now if now else self.before
+        return self.known if found == UNKNOWN and self.state != "left out" else found
 
 
 @dataclass
@@ -167,13 +174,16 @@ def begin(path: Path, key: str, release: str, bundle: str, records: Sequence[Rec
         UsageError: another one was interrupted.
         InputError: the file is damaged, or cannot be written.
     """
-    old = None if anew else read_journal(path)
-    if old is not None and not old.finished:
+    old = read_journal(path)
+    if old is not None and not old.finished and not anew:
         if old.key == key:
             return old
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.begun))
         what = f"the rollout of {old.bundle} {old.release}, begun {when}, is not finished"
         raise UsageError(what, where=path, hint="give the same command again, or give it up with --anew")
+    known = {} if old is None else {(each.name, each.address): each.release(True) for each in old.records}
+    for record in records:
+        record.known = known.get((record.name, record.address), UNKNOWN)
     made = Journal(path, key, release, bundle, list(records))
     made.decide()
     return made

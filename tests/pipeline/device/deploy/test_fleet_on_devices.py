@@ -20,7 +20,7 @@ from ssh_device import HOST, Sshd, known_hosts_line, new_key
 
 from paredown.pipeline.device.deploy.deploy import Release
 from paredown.pipeline.device.deploy.fleet import Fleet, Policy, stages
-from paredown.pipeline.device.deploy.journal import Journal, Record, begin, read_journal
+from paredown.pipeline.device.deploy.journal import Journal, Record, alone, begin, read_journal
 from paredown.pipeline.device.deploy.rollout import go, succeeded
 from paredown.pipeline.device.deploy.visit import Task
 from paredown.targets.address import open_device
@@ -110,7 +110,7 @@ def rolled(folder: Path, places: dict[str, Place], given: Release, text: str, po
     fleet = Fleet.model_validate({"device": [{"name": n, "address": f"ssh://{n}"} for n in places]})
     number = {name: i for i, names in enumerate(stages(fleet.device, text), 1) for name in names}
     records = [Record(name, f"ssh://{name}", number.get(name, 0)) for name in places]
-    journal = begin(folder / f"{given.name}.json", "k", given.name, given.bundle, records, False)
+    journal = begin(folder / "fleet.rollout.json", "k", given.name, given.bundle, records, False)
     task = Task(given, (), Health(2.0, restarts=0), 60.0)
     go(journal, policy, dict.fromkeys(places, task), lambda record: connected(places[record.name]))
     return journal
@@ -162,6 +162,7 @@ def test_twenty_devices_four_of_them_with_a_fault(tmp_path: Path) -> None:
         assert {name for name, record in told.items() if record.state == "failed"} == bad
         assert all(record.state == "done" for name, record in told.items() if name not in bad)
         assert "cannot be reached" in told["d03"].what and told["d03"].now == "unknown"
+        assert told["d03"].release(True) == old.name  # as the rollout before left it
         assert "no space left on the device" in told["d05"].what
         assert told["d07"].what == "model.tflite: its test vectors differ here: 3 of 100"
         assert told["d09"].what.startswith("it ended with status 1: this release is no good here; release ")
@@ -255,12 +256,13 @@ def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
         while not soaking():  # for as long as it takes on this machine
             assert first.poll() is None, "it has ended before its first health window"
             time.sleep(0.02)
-        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert second.returncode == 2 and "another rollout of this fleet is at work" in second.stderr
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
     assert not (read_journal(journal) or pytest.fail("none")).finished
+    with alone(tmp_path / "fleet.toml"):
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 2 and "another rollout of this fleet is at work" in second.stderr
     other = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
     assert other.returncode == 2 and "is not finished; give the same command again" in other.stderr
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

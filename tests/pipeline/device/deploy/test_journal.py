@@ -33,8 +33,11 @@ def test_another_one_is_refused_until_this_is_finished_or_given_up(tmp_path: Pat
         made(tmp_path, "other")
     assert made(tmp_path, "other", anew=True, release="r3").records[0].state == "waiting"
     last = made(tmp_path, "other")
+    last.note(last.records[0], before="r1", now="r3", state="done")
     last.decide(finished=True)
-    assert made(tmp_path, "k").release == "r2"
+    fresh = made(tmp_path, "k")
+    assert fresh.release == "r2" and [record.known for record in fresh.records] == ["r3", "unknown"]
+    assert fresh.records[0].release(True) == "r3" and fresh.records[0].now == "unknown"  # nobody asked yet
 
 
 def test_only_one_at_a_time(tmp_path: Path) -> None:
