@@ -113,7 +113,8 @@ def remarks(status: Mapping[str, Any]) -> list[str]:
         said = f": {ended['said']}" if ended.get("said") and ended.get("status") else ""
         found.append(f"last {ended.get('why', 'ended')}, {when}{said}")
     if status["running"] and status["restarts"]:
-        found.append(f"{status['restarts']} restarts")
+        times = status["restarts"]
+        found.append("started again once" if times == 1 else f"started again {times} times")
     tested = window and window["state"] == "open" and window["release"] == status["release"]
     if tested and status["running"]:
         found.append(f"in its health window of {window['seconds']:g} s")
