@@ -270,7 +270,7 @@ def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
         assert done.returncode == 0, done.stderr
         told = read_journal(journal)
         assert told and told.finished and [r.state for r in told.records] == ["done", "done", "left out"]
-        assert "left out  is a raspberry-pi-4; the bundle is for host" in " ".join(done.stdout.split("\n"))
+        assert "left out is a raspberry-pi-4; the bundle is for host" in " ".join(done.stdout.split())
     finally:
         with open_device("local:") as device:
             for name in ("a", "b"):
