@@ -21,7 +21,7 @@ import pytest
 from house import PACKAGE, ROOMS, ROOT, Module, arrows, folders, imports_of, read_house, top, ways_round
 
 LOWERING = {"executorch", "litert_torch", "torchao"}
-RUNTIMES = {"ai_edge_litert", "onnxruntime", "tflite_runtime", "tensorflow"}
+RUNTIMES = {"ai_edge_litert", "onnxruntime", "openvino", "tflite_runtime", "tensorflow"}
 NUMERIC = {"numpy", "cv2"}
 ON_DEMAND = {"paho", "picamera2", "pymavlink"}  # of a board, inside a function, where its user asks for it
 MOST_ROOMS = 9
