@@ -31,9 +31,9 @@ NAMING_CALLS = {"importlib.import_module", "import_module", "__import__", "exec"
 NAMED_CODE = {
     "targets.devices.doctor:_python": "our own probe, on a device",
     "targets.devices.facts:facts": "our own script, on a device",
-    "targets.devices.service.keeper:_asked": "a release's own programs, by our own names",
-    "targets.devices.service.keeper:lacking": "our own script, on a device",
-    "targets.devices.service.keeper:run": "the module that `deploy` named",
+    "targets.devices.service.board.installing:_asked": "a release's own programs, by our own names",
+    "targets.devices.service.board.installing:lacking": "our own script, on a device",
+    "targets.devices.service.board.supervisor:_spawn": "the module that `deploy` named",
     "targets.devices.shell.script:_started": "what a caller of `run` gave, quoted",
     "targets.devices.shell.script:_command": "what a caller of `run` gave, quoted",
     "targets.emulated.leash:held": "our own code, on this machine",

@@ -152,11 +152,23 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "its one class is the runner",
         ("targets/runners/litert.py",),
     ),
-    "pipeline/device/test_deploy.py": (
+    "pipeline/device/deploy/test_deploy.py": (
         "a device proves what is deployed to it",
         (
             "targets/runners/prove.py",
             "targets/devices/service/keeper.py",
+        ),
+    ),
+    "pipeline/device/deploy/test_rollout.py": (
+        "a rollout visits boards of a few lines",
+        ("pipeline/device/deploy/visit.py",),
+    ),
+    "targets/devices/service/board/test_supervisor.py": (
+        "a real supervisor is started and ended",
+        (
+            "targets/devices/service/board/home.py",
+            "targets/devices/service/board/installing.py",
+            "targets/devices/service/board/starting.py",
         ),
     ),
     "apps/detector/device/test_detect.py": (

@@ -127,9 +127,21 @@ class Server:
 
 
 class Sshd:
-    """OpenSSH's own server, which logs in whoever runs the tests."""
+    """OpenSSH's own server, which logs in whoever runs the tests.
 
-    def __init__(self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path) -> None:
+    Args:
+        folder: for its files.
+        host_key: file of its key.
+        client_key: whom it lets in.
+        tmpdir: for what is copied there.
+        home: of who logs in; None = as here.
+        prefix: comes before its command.
+    """
+
+    def __init__(
+        self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path,
+        home: Path | None = None, prefix: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         sshd = needs("sshd", "openssh-server")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it separates privileges; root's sshd asks for it
@@ -140,9 +152,11 @@ class Sshd:
         config.write_text(
             f"ListenAddress {HOST}:{self.port}\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized\n"
             f"StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            f"SetEnv TMPDIR={tmpdir}\n"
+            f"SetEnv TMPDIR={tmpdir}{f' HOME={home}' if home else ''}\n"
         )
-        self._process = subprocess.Popen([sshd, "-D", "-e", "-f", config], stderr=(folder / "log").open("w"))
+        self._process = subprocess.Popen(
+            [*prefix, sshd, "-D", "-e", "-f", config], stderr=(folder / "log").open("w")
+        )
         until(lambda: answers(self.port), "sshd listens")
 
     def close(self) -> None:

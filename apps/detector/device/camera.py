@@ -24,6 +24,7 @@ from paredown.apps.detector.device.boxes.counting import Counting, parse_line, p
 from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.frames.handover import Reader
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.private import source_text
 from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, Source, is_live, open_source
@@ -102,7 +103,7 @@ def watch(
         clock: seconds.
     """
     split, count, began = looker.split, 0, clock()
-    names = looker.model.names
+    names, beat = looker.model.names, Heartbeat()
     while limit is None or count < limit:
         frame = frames.get()
         split.lap("wait")
@@ -116,6 +117,7 @@ def watch(
         split.finish(frame.taken)
         count += 1
         on_seen(seen)
+        beat()
     total = {names[category]: number for category, number in looker.tracker.total.items()}
     counts, ms = looker.counting.to_dict(), dict(split.summary())
     return WatchSummary(source, count, frames.dropped, clock() - began, total, counts, ms)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.pipes import kind_of, open_pipe
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.quiet import quiet
@@ -188,6 +189,7 @@ class Stream:
         self._address, self._patience, self._clock, self._log = name, patience, clock, log
         self._connect = connect or open_capture
         self._closed = threading.Event()
+        self._beat = Heartbeat()
         self._capture, image = self._opened()
         if image is None:
             said = getattr(self._capture, "said", str)()  # of a program that gives pictures
@@ -229,6 +231,7 @@ class Stream:
         since, pause = self._clock(), FIRST_PAUSE_S
         self._log(f"{self.name}: lost, trying again")
         while True:
+            self._beat()  # a lost source is no hang; one that never answers is
             self._capture.release()
             if self._closed.wait(pause):
                 return None
