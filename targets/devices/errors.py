@@ -12,7 +12,7 @@ SIGNALLED = 128
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _WHY_KILLED = {
-    signal.SIGKILL: "somebody killed it, or the device ran out of memory",
+    signal.SIGKILL: "`dmesg` there says whether memory ran out",
     signal.SIGILL: "was it built for another CPU?",
 }
 
@@ -101,6 +101,13 @@ class AdbOfflineError(NamedDeviceError):
     remedy = "wait until it has started, plug it in again, or `adb reconnect`"
 
 
+class LoginShellError(NamedDeviceError):
+    """The login shell of the device's user did not do what it was given."""
+
+    kind = "the login shell starts no sh"
+    remedy = "does `ssh DEVICE sh -c true`, or `adb shell sh -c true`, work?"
+
+
 class MissingToolError(NamedDeviceError):
     """The device lacks a program that every way to it needs."""
 
@@ -119,14 +126,14 @@ class PushDamagedError(NamedDeviceError):
     """Something else arrived on the device than what was sent; it was removed."""
 
     kind = "push arrived different"
-    remedy = "try again; if it stays so, suspect the device's memory or storage"
+    remedy = "try again: its sha256 there is not that of the file here"
 
 
 class PullDamagedError(NamedDeviceError):
     """Something else came from the device than what is there; nothing was written."""
 
     kind = "pull arrived different"
-    remedy = "try again; if it stays so, suspect the device's memory or storage"
+    remedy = "try again: what came has not the sha256 that the device computed"
 
 
 class NoSuchFileError(NamedDeviceError):

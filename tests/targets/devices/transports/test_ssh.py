@@ -32,6 +32,7 @@ from paredown.targets.devices.errors import (
     ConnectionLostError,
     HostKeyChangedError,
     HostKeyUnknownError,
+    LoginShellError,
     NoSpaceError,
     PullDamagedError,
     PushDamagedError,
@@ -105,6 +106,54 @@ class TestOpenSsh(DeviceContract):
             yield device
         sshd.close()
         assert not list(folders.iterdir())
+
+
+GREETING = "echo 'Welcome to the gateway'; echo 'you have mail' >&2\n"
+AWKWARD = "it's 100 % \\\\ \\n ! !! $HOME `id` \"x\" \n {a,b} *~ é"
+
+
+@pytest.mark.parametrize(
+    ("shell", "package", "start"),
+    [
+        ("bash", "bash", ".bashrc"),
+        ("dash", "dash", ".profile"),
+        ("tcsh", "tcsh", ".cshrc"),
+        ("fish", "fish", ".config/fish/config.fish"),
+        ("busybox", "busybox", ".profile"),
+    ],
+)
+def test_any_login_shell_that_talks(connect, tmp_path, keys, folders, payload, shell, package, start):
+    """OpenSSH's server gives our line to the user's own shell, after its start file has printed."""
+    if os.geteuid():
+        missing("only root can give sshd a passwd file of its own")
+    path = needs(shell, package)
+    (tmp_path / start).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / start).write_text(GREETING)
+    if shell == "busybox":  # it goes by the name that it is called by
+        path = str(tmp_path / "ash")
+        Path(path).symlink_to(needs("busybox", "busybox"))
+    sshd = Sshd(tmp_path, tmp_path / "host", keys[1], folders, path)
+    try:
+        with connect(sshd.port) as device:
+            device.push(payload, "a b/x")
+            device.pull("a b/x", tmp_path / "back")
+            assert (tmp_path / "back").read_bytes() == payload.read_bytes()
+            said: list[str] = []
+            command = ["sh", "-c", 'printf %s "$1"; echo "$2" >&2; exit 3', "sh", AWKWARD, "aside"]
+            done = device.run(command, timeout=30, on_line=said.append, check=False)
+            assert (done.code, done.out, said, done.err) == (3, AWKWARD, ["aside"], "aside\n")
+            with device.talk(["cat"], timeout=30) as talk:
+                talk.send("é 1")
+                assert talk.receive(20) == "é 1"
+    finally:
+        sshd.close()
+    assert not list(folders.iterdir())
+
+
+def test_a_login_shell_that_lets_nobody_in(connect, server):
+    server.shell = ("sh", "-c", "echo This account is currently not available.; exit 1")
+    with pytest.raises(LoginShellError, match="status 1: This account is currently not available"):
+        connect(server.port)
 
 
 # -- the way there -------------------------------------------------------------------------------------------
