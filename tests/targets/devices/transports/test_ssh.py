@@ -109,7 +109,7 @@ class TestOpenSsh(DeviceContract):
 
 
 GREETING = "echo 'Welcome to the gateway'; echo 'you have mail' >&2\n"
-AWKWARD = "it's 100 % \\\\ \\n ! !! $HOME `id` \"x\" \n {a,b} *~ é"
+AWKWARD = 'it\'s 100 % \\\\ \\n ! !! $HOME `id` "x" \n {a,b} *~ é'
 
 
 @pytest.mark.parametrize(
