@@ -247,9 +247,7 @@ class Vehicle:
             options = ", ".join(f"--system {system}" for system in systems)
             return f"no autopilot of system {self.system} was heard, but there is one for {options}"
         heard = ", ".join(f"{component} of system {system}" for system, component in others)
-        return (
-            f"no autopilot was heard, but component {heard}; an autopilot is component {AUTOPILOT_COMPONENT}"
-        )
+        return f"no autopilot (component {AUTOPILOT_COMPONENT}) was heard, but component {heard}"
 
     def _adrift(self, now: float, trust: Trust) -> str | None:
         """Why the last positions are not where the vehicle is now."""

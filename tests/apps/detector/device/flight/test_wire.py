@@ -69,7 +69,7 @@ def test_tcp_is_closed_and_listens_again(capfd) -> None:
         server.close()
         until(lambda: not heard(vehicle))
         now = time.monotonic()
-        assert vehicle.pose(now, now, PATIENT) == "link lost: closed by the other end"
+        assert str(vehicle.pose(now, now, PATIENT)).startswith("link lost: ")
         with socket.create_server(("127.0.0.1", port)) as again:
             began = time.monotonic()
             peer, _ = again.accept()
@@ -77,7 +77,7 @@ def test_tcp_is_closed_and_listens_again(capfd) -> None:
             assert time.monotonic() - began < BACK_S
             peer.close()
     assert log[0] == "autopilot heard"
-    assert f"tcp:127.0.0.1:{port}: closed by the other end, trying again" in log
+    assert any(line.startswith(f"tcp:127.0.0.1:{port}: ") and "trying again" in line for line in log)
     assert any("open again after" in line for line in log)
     assert len(log) < 12
     assert capfd.readouterr().out == ""  # nothing of it between the JSON lines
@@ -104,9 +104,9 @@ def test_udp_from_another_port(capfd) -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
                 peer.settimeout(BACK_S)
                 send = sent(lambda data, peer=peer: peer.sendto(data, ("127.0.0.1", port)))
-                until(lambda: heard(vehicle), send)
+                until(lambda: vehicle.connected(time.monotonic(), 0.5), send)
                 assert peer.recv(1000)  # our heartbeat
-            until(lambda: not vehicle.connected(time.monotonic(), 1.0))
+            until(lambda: not vehicle.connected(time.monotonic(), 0.5))
     assert capfd.readouterr().out == ""
 
 
