@@ -25,6 +25,11 @@ NEEDS = {
 }  # fmt: skip
 #: And what one app alone needs.
 OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
+#: And what some of its options need: the start of an argument -> likewise.
+OPTION_NEEDS = {
+    "--save": {"av": "av"}, "--mqtt": {"paho": "paho-mqtt"}, "serial:": {"serial": "pyserial"},
+    "--mavlink=serial:": {"serial": "pyserial"},
+}  # fmt: skip
 PROVE = "targets/runners/prove.py"
 RELEASE_DIGITS = 12
 
@@ -101,6 +106,8 @@ def deploy(
     release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     tell(Event(f"release {release}", "running"))
     needs = NEEDS | OWN_NEEDS.get(app, {})
+    for start, more in OPTION_NEEDS.items():
+        needs |= more if any(argument.startswith(start) for argument in arguments) else {}
     proof = there.install(archive, release, needs, bundle.signed, allow_older, prepare)
     tell(Event(f"release {release}", "done", detail=f"{proof['differing']} of {proof['codes']} codes differ"))
     tell(Event(f"{there.name}", "running"))

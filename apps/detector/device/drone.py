@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         link = stack.enter_context(Link(connect(address), vehicle, options.follow_system, log, address))
         frames = stack.enter_context(Reader(source))
         pilot = Pilot(link, vehicle, camera, orders, trust)
-        outputs = [pilot, *outputs_for(options, source, frames.end)]  # the autopilot first
+        outputs = [pilot, *outputs_for(options, source, frames.end, log)]  # the autopilot first
         looker = FrameProcessor(
             model, tracker, Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, drawing=any(each.picture for each in outputs),
@@ -226,6 +227,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
             stack.callback(output.close, summary)
         tell = StatusLogger(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
+        watched = replace(watched, skipped=source.skipped)
         summary |= watched.to_dict()
     if not options.json:
         print("\n".join(watched.lines()))

@@ -1,11 +1,16 @@
-"""Where what a camera saw goes: a window, a video, a snapshot, JSON lines, MQTT. numpy and OpenCV.
+"""Where what a camera saw goes: a window, a snapshot, JSON lines. numpy and OpenCV.
 
 Everything here keeps up or is left out: nothing may make the camera wait for more than a write.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -13,13 +18,16 @@ from typing import Any, Protocol, TextIO
 import cv2
 import numpy as np
 
+from paredown.apps.detector.device.frames.frame import Clock, Log, Source
+from paredown.apps.detector.device.frames.source import Paced
+from paredown.apps.detector.device.mqtt import Mqtt, broker_of
 from paredown.apps.detector.device.processor import FrameResult
-from paredown.targets.errors import DeviceError, InputError, UsageError
+from paredown.apps.detector.device.recording import Video
+from paredown.calibration.pictures import write_picture
+from paredown.targets.errors import InputError, ParedownError, UsageError
 
-LIVE_FPS = 15.0  # of a video saved from a live source, whose own pace depends on the model
-LONGEST_STILL_S = 1.0  # of a saved video, while the source was lost
 SNAPSHOT_S = 1.0
-MQTT_PORT, MQTT_TOPIC, MQTT_WAIT_S = 1883, "paredown/camera", 5.0
+RETRY_S = 10.0  # after an output of a live source failed
 
 
 class Output(Protocol):
@@ -39,73 +47,93 @@ class Output(Protocol):
         """The end."""
 
 
+class Lasting:
+    """An output of a live source: where it fails, that is told once, and the app goes on and tries again.
+
+    Args:
+        output: the one.
+        log: told when it fails, and when it works again.
+        clock: seconds.
+    """
+
+    def __init__(self, output: Output, log: Log, clock: Clock = time.monotonic) -> None:
+        self.picture, self._output, self._log, self._clock = output.picture, output, log, clock
+        self._failed: ParedownError | OSError | None = None
+        self._again, self._missed = 0.0, 0
+
+    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
+        """Passes the next picture on, if it is not yet to wait; see `Output`."""
+        if self._failed is not None and self._clock() < self._again:
+            self._missed += 1
+            return
+        try:
+            self._output.write(seen, document)
+        except BrokenPipeError:
+            raise
+        except (ParedownError, OSError) as error:
+            if self._failed is None:
+                self._log(f"{_in_words(error)}; trying again every {RETRY_S:g} s")
+            self._failed, self._again = error, self._clock() + RETRY_S
+            self._missed += 1
+            return
+        if self._failed is not None:
+            self._log(f"{_in_words(self._failed)}: works again, {self._missed} pictures were left out")
+            self._failed, self._missed = None, 0
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The end; a failure that lasts until then is one."""
+        self._output.close(summary)
+        if self._failed is not None:
+            raise self._failed
+
+
+def _in_words(error: ParedownError | OSError) -> str:
+    if isinstance(error, ParedownError):
+        return str(error)
+    return f"{error.filename or 'standard output'}: {error.strerror or error}"
+
+
 class Lines:
-    """JSON lines: one document per picture and a last one, `{"summary": ...}`."""
+    """JSON lines: one document per picture and a last one, `{"summary": ...}`.
+
+    A line is whole or absent, also where the disk behind standard output is full for a while.
+    """
 
     picture = False
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._rest = stream, b""
+        try:
+            self._file: int | None = stream.fileno()
+        except (OSError, AttributeError):  # a program's own stream
+            self._file = None
 
     def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """A line, at once; see `Output`."""
-        print(json.dumps(document), file=self._stream, flush=True)
+        self._put(document)
 
     def close(self, summary: dict[str, Any]) -> None:
         """The last line."""
-        print(json.dumps({"summary": summary}), file=self._stream, flush=True)
+        self._put({"summary": summary})
 
+    def _put(self, document: dict[str, Any]) -> None:
+        if self._file is None:
+            print(json.dumps(document), file=self._stream, flush=True)
+            return
+        self._drain()  # of a line that was cut by a full disk: raises where there is still no room
+        self._rest = json.dumps(document).encode() + b"\n"
+        whole = len(self._rest)
+        try:
+            self._drain()
+        except OSError:
+            if len(self._rest) == whole:
+                self._rest = b""
+            raise
 
-class Video:
-    """A video file of constant pace; pictures that came late are shown for longer, as they were.
-
-    Args:
-        path: as .mp4 or .avi.
-        fps: of the source; None = it is live, or nobody knows.
-    """
-
-    picture = True
-
-    def __init__(self, path: Path, fps: float | None) -> None:
-        self._path, self._file_fps = path, fps
-        self._fps = fps or LIVE_FPS
-        self._writer: Any = None
-        self._size, self._frames, self._start = (0, 0), 0, 0.0
-
-    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
-        """Appends a picture, scaled to the first one's size if the source has changed it; see `Output`."""
-        picture = seen.picture
-        assert picture is not None
-        if self._writer is None:
-            self._size, self._start = (picture.shape[1], picture.shape[0]), seen.frame.at
-            self._writer = self._opened()
-        if (picture.shape[1], picture.shape[0]) != self._size:
-            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
-        for _ in range(self._due(seen.frame.at)):
-            self._writer.write(picture)
-            self._frames += 1
-
-    def close(self, summary: dict[str, Any]) -> None:
-        """Completes the file."""
-        if self._writer is not None:
-            self._writer.release()
-
-    def _due(self, at: float) -> int:
-        if self._file_fps is not None:
-            return 1
-        missing = int((at - self._start) * self._fps) + 1 - self._frames
-        longest = round(LONGEST_STILL_S * self._fps)
-        if missing > longest:  # the source was away: the video's own time goes on without it
-            self._start += (missing - longest) / self._fps
-        return min(max(missing, 0), longest)
-
-    def _opened(self) -> Any:
-        codec = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
-        fourcc = cv2.VideoWriter.fourcc(*codec)
-        writer = cv2.VideoWriter(str(self._path), fourcc, self._fps, self._size)
-        if not writer.isOpened():
-            raise InputError("cannot write this video", where=self._path, hint="name it .mp4 or .avi")
-        return writer
+    def _drain(self) -> None:
+        assert self._file is not None
+        while self._rest:
+            self._rest = self._rest[os.write(self._file, self._rest) :]
 
 
 class Snapshot:
@@ -116,7 +144,7 @@ class Snapshot:
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, -SNAPSHOT_S
         self._last: np.ndarray | None = None
-        if not path.parent.is_dir() or not cv2.haveImageWriter(str(path)):
+        if not path.parent.is_dir() or not cv2.haveImageWriter(f"x{path.suffix}"):
             raise InputError("cannot write this image", where=path, hint="name it .png or .jpg")
 
     def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
@@ -133,10 +161,7 @@ class Snapshot:
     def _save(self) -> None:
         if self._last is None:
             return
-        part = self._path.with_name(f".{self._path.stem}.part{self._path.suffix}")
-        if not cv2.imwrite(str(part), self._last):
-            raise InputError("cannot write this image", where=self._path)
-        part.replace(self._path)
+        write_picture(self._path, self._last)
 
 
 class Window:
@@ -145,17 +170,20 @@ class Window:
     picture = True
 
     def __init__(self, name: str, stop: Callable[[], None]) -> None:
-        """Opens it.
+        """Opens it, after another process has tried: without a screen Qt ends the process that asks it.
 
         Raises:
             UsageError: this OpenCV has no windows, or there is no screen.
         """
         self._name, self._stop = name, stop
-        try:
-            cv2.namedWindow(name, cv2.WINDOW_NORMAL)
-        except cv2.error as error:
-            hint = "`pip install opencv-python` has windows; --save, --snapshot and --json need none"
-            raise UsageError("no window can be opened here", where="--show", hint=hint) from error
+        command = [sys.executable, "-c", "import cv2; cv2.namedWindow('x'); cv2.destroyAllWindows()"]
+        tried = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if tried.returncode:
+            said = [line for line in tried.stderr.decode(errors="replace").splitlines() if line.strip()]
+            hint = "--save, --snapshot and --json need none; `pip install opencv-python` has windows"
+            what = "no window can be opened here" + (f": {said[-1].strip()[:200]}" if said else "")
+            raise UsageError(what, where="--show", hint=hint)
+        cv2.namedWindow(name, cv2.WINDOW_NORMAL)
 
     def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
         """Shows the next picture; see `Output`."""
@@ -169,48 +197,42 @@ class Window:
         cv2.destroyWindow(self._name)
 
 
-class Mqtt:
-    """An MQTT broker: every picture's document under one topic, at most once; none while it is away.
-
-    Args:
-        address: HOST[:PORT][/TOPIC].
+def outputs_for(
+    options: argparse.Namespace, source: Source, stop: Callable[[], None], log: Log
+) -> list[Output]:
+    """The outputs that the options ask for; those of a live source outlast a full disk.
 
     Raises:
-        UsageError: paho-mqtt is not installed, or this is no address.
-        DeviceError: the broker does not answer.
+        UsageError: an output would write over what is read, or cannot be had here.
+        InputError: a file cannot be written.
+        DeviceError: the MQTT broker does not let us in.
     """
+    for option, path in (("--save", options.save), ("--snapshot", options.snapshot)):
+        if path is not None and writes_over(path, options.source):
+            what = f"{path} would be written over while it is read"
+            raise UsageError(what, where=option, hint="name another file")
+    outputs: list[Output] = []
+    if options.json:
+        outputs.append(Lines(sys.stdout))
+    if options.mqtt:
+        broker = broker_of(options.mqtt, options.mqtt_password, options.mqtt_ca, options.mqtt_discovery)
+        outputs.append(Mqtt(broker, log, source.live))
+    if options.snapshot:
+        outputs.append(Snapshot(options.snapshot))
+    if options.save:
+        outputs.append(Video(options.save, source.fps, source.live and not isinstance(source, Paced)))
+    if options.show:
+        outputs.append(Window(source.name, stop))
+    if source.live and not isinstance(source, Paced):
+        return [Lasting(output, log) for output in outputs]
+    return outputs
 
-    picture = False
 
-    def __init__(self, address: str) -> None:
-        try:
-            from paho.mqtt.client import CallbackAPIVersion, Client
-        except ImportError:
-            what, hint = "paho-mqtt is not installed here", "`pip install paho-mqtt`"
-            raise UsageError(what, where="--mqtt", hint=hint) from None
-        place, _, topic = address.partition("/")
-        host, _, port = place.partition(":")
-        if not host or (port and not port.isdecimal()):
-            raise UsageError(f"`{address}` is no broker", where="--mqtt", hint="write HOST[:PORT][/TOPIC]")
-        self._topic = topic or MQTT_TOPIC
-        self._client = Client(CallbackAPIVersion.VERSION2)
-        self._client.connect_timeout = MQTT_WAIT_S
-        try:
-            self._client.connect(host, int(port or MQTT_PORT))
-        except (OSError, ValueError) as error:
-            hint = "is a broker running there, and is the port right?"
-            raise DeviceError(f"no MQTT broker answers: {error}", where=place, hint=hint) from error
-        self._client.loop_start()
-
-    def write(self, seen: FrameResult, document: dict[str, Any]) -> None:
-        """Publishes it; see `Output`."""
-        if self._client.is_connected():
-            self._client.publish(self._topic, json.dumps(document))
-
-    def close(self, summary: dict[str, Any]) -> None:
-        """Publishes the summary under TOPIC/summary and says goodbye."""
-        if self._client.is_connected():
-            last = self._client.publish(f"{self._topic}/summary", json.dumps(summary))
-            last.wait_for_publish(MQTT_WAIT_S)
-        self._client.disconnect()
-        self._client.loop_stop()
+def writes_over(path: Path, source: str) -> bool:
+    """Whether a file is what a source reads, or one of a folder that it reads."""
+    if not path.exists():
+        return False
+    read = Path(source)
+    if read.is_dir():
+        return path.resolve().parent == read.resolve()
+    return read.exists() and path.samefile(read)

@@ -139,7 +139,7 @@ def begin(mark: str) -> str:
     Args:
         mark: letters and digits.
     """
-    return f"exec sh -c 'echo {mark}; echo {mark} >&2; IFS= read -r line; eval \"$(printf %b \"$line\")\"'"
+    return f'exec sh -c \'echo {mark}; echo {mark} >&2; IFS= read -r line; eval "$(printf %b "$line")"\''
 
 
 def one_line(script: str) -> bytes:

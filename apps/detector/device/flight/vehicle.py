@@ -182,9 +182,10 @@ class Vehicle:
             degrees, metres = (message.lat / 1e7, message.lon / 1e7), (message.alt, message.relative_alt)
             position = Position(*degrees, *(value / 1e3 for value in metres))
             if last := self._positions.last:
-                way = offset(last[1].latitude, last[1].longitude, (position.latitude, position.longitude))
-                if (metres := math.hypot(*way)) > JUMP_M:
-                    self._leap = (now, metres, now - last[0])
+                came, before = last
+                way = offset(before.latitude, before.longitude, (position.latitude, position.longitude))
+                if (leap := math.hypot(*way)) > JUMP_M:
+                    self._leap = (now, leap, now - came)
             self._positions.add(now, position)
 
     def connected(self, now: float, link_s: float) -> bool:

@@ -76,7 +76,7 @@ def test_tcp_is_closed_and_listens_again(capfd) -> None:
             until(lambda: heard(vehicle), sent(peer.sendall))
             assert time.monotonic() - began < BACK_S
             peer.close()
-    assert log[0] == "autopilot heard"
+    assert "autopilot heard" in log
     assert any(line.startswith(f"tcp:127.0.0.1:{port}: ") and "trying again" in line for line in log)
     assert any("open again after" in line for line in log)
     assert len(log) < 12

@@ -192,8 +192,12 @@ def test_a_reader_passes_everything_of_a_file_and_its_error(tmp_path):
         assert frames.get() is None and frames.dropped == 0
     (tmp_path / "4.png").write_bytes(b"broken")
     with Reader(open_source(str(tmp_path))) as frames:
-        assert [frames.get().index for _ in range(4)] == list(range(4))
-        with pytest.raises(InputError, match="4.png"):
+        assert [frames.get().index for _ in range(8)] == list(range(8))  # one bad one is left out
+        assert frames.get() is None
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"broken")
+    with Reader(open_source(str(tmp_path))) as frames:
+        with pytest.raises(InputError, match="0.png"):
             frames.get()
 
 
