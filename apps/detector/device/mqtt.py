@@ -175,7 +175,7 @@ class Mqtt:
             last.wait_for_publish(WAIT_S)
         self._client.disconnect()
         self._client.loop_stop()
-        if self._lost and not self._sent:
+        if self._lost and not self._was_there:
             where = self._broker.place
             raise DeviceError(f"nothing reached the MQTT broker: {self._said or 'it was away'}", where=where)
 
