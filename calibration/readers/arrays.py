@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ from paredown.calibration.readers.images import is_dir, is_file
 from paredown.calibration.readers.records import Classes, Sample
 from paredown.targets.errors import InputError
 
+#: What numpy says of a damaged file, and Python of the parts of a .npz: packed, or locked.
+UNREADABLE = (
+    OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
 INPUTS, LABELS = "inputs", "labels"  # of a .npz
 _HINT = "save it with numpy.save(file, array.astype(numpy.float32))"
 
@@ -190,7 +197,7 @@ def _labels(path: Path, count: int, classes: Classes) -> np.ndarray | None:
             return None
         try:
             labels = archive[LABELS]
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise InputError(f"cannot read {LABELS!r}: {str(error)[:100]}", where=path) from error
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise InputError(
@@ -228,6 +235,6 @@ def _open(path: Path) -> np.ndarray:
                 raise InputError(f"no array {INPUTS!r} in this file; it holds {names}", where=path)
             array: np.ndarray = archive[INPUTS]
             return array
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         reason = str(error)[:100] or type(error).__name__
         raise InputError(f"cannot read this array: {reason}", where=path, hint=_HINT) from error

@@ -27,9 +27,9 @@ from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, is_live, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
-from paredown.apps.detector.device.mqtt import FORM, PASSWORD, USER
-from paredown.apps.detector.device.outputs import Output, outputs_for
 from paredown.apps.detector.device.processor import FrameProcessor, FrameResult
+from paredown.apps.detector.device.sinks.mqtt import FORM, PASSWORD, USER
+from paredown.apps.detector.device.sinks.outputs import Output, outputs_for
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
 #: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.

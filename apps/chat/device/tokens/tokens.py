@@ -12,6 +12,7 @@ import heapq
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -57,7 +58,7 @@ class Tokens:
                 self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
                 self.size = int(arrays["size"])
                 names = json.loads(arrays["names"].tobytes())
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"no packed tokenizer: {error}", where=where) from error
         self._ends, self._longest = lengths.cumsum(dtype=np.int64), int(lengths.max())
         self._where, self._special = where, names["special"]

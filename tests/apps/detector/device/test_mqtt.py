@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from needs import needs
 from paho.mqtt.client import CallbackAPIVersion, Client
 
-from paredown.apps.detector.device import mqtt as module
-from paredown.apps.detector.device.mqtt import PASSWORD, USER, Broker, Mqtt, broker_of
+from paredown.apps.detector.device.sinks import mqtt as module
+from paredown.apps.detector.device.sinks.mqtt import PASSWORD, USER, Broker, Mqtt, broker_of
 from paredown.targets.errors import DeviceError, InputError, UsageError
 
 SEEN: Any = None

@@ -17,7 +17,7 @@ from camera_command import pictures
 from needs import missing, needs
 from tiny_project import ROOT
 
-from paredown.apps.detector.device.recording import Recording, Video
+from paredown.apps.detector.device.sinks.recording import Recording, Video
 from paredown.targets.errors import InputError
 
 SIZE = (96, 72)
@@ -71,7 +71,7 @@ WRITER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from paredown.apps.detector.device.recording import Recording
+from paredown.apps.detector.device.sinks.recording import Recording
 recording = Recording(Path(sys.argv[1]), (320, 240), 20)
 chance = np.random.default_rng(0)
 for index in range(200):

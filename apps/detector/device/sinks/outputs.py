@@ -20,9 +20,9 @@ import numpy as np
 
 from paredown.apps.detector.device.frames.frame import Clock, Log, Source
 from paredown.apps.detector.device.frames.source import Paced
-from paredown.apps.detector.device.mqtt import Mqtt, broker_of
 from paredown.apps.detector.device.processor import FrameResult
-from paredown.apps.detector.device.recording import Video
+from paredown.apps.detector.device.sinks.mqtt import Mqtt, broker_of
+from paredown.apps.detector.device.sinks.recording import Video
 from paredown.calibration.pictures import write_picture
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
