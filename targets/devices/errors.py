@@ -13,7 +13,7 @@ SIGNALLED = 128
 _FULL = ("No space left on device", "Disk quota exceeded")
 _WHY_KILLED = {
     signal.SIGKILL: "`dmesg` there says whether memory ran out",
-    signal.SIGILL: "was it built for another CPU?",
+    signal.SIGILL: "it met an instruction that the CPU there does not have",
 }
 
 
@@ -92,6 +92,13 @@ class AdbUnauthorisedError(NamedDeviceError):
 
     kind = "adb device unauthorised"
     remedy = "unlock the device and accept the key of this machine"
+
+
+class AdbPermissionsError(NamedDeviceError):
+    """`adb` sees the device and this machine's user may not open it."""
+
+    kind = "no permission to use the adb device"
+    remedy = "`sudo apt install android-sdk-platform-tools-common`, join group plugdev, and plug it in again"
 
 
 class AdbOfflineError(NamedDeviceError):

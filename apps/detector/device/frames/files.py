@@ -109,7 +109,7 @@ class Video:
             self._capture = capture
             self._image = self._decoded()
         if self._image is None:
-            hint = "is it a video, and whole?"
+            hint = "FFmpeg finds none: it is no video, or cut off (an MP4's index is at its end)"
             raise InputError("no picture can be read from this file", where=self.name, hint=hint)
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps: float | None = fps if 0 < fps <= 1000 else None  # a file without times says 0 or 90000

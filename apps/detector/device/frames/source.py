@@ -6,12 +6,15 @@ pauses, and a file, whose every picture is wanted, just ends.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -22,6 +25,8 @@ from paredown.apps.detector.device.frames.pipes import kind_of, open_pipe
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.quiet import quiet
 
+PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "http": 80, "https": 443}
+TRY_S = 3.0
 FILES = ("http", "https")  # what such a URL names may be a file
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two attempts to open a lost source; it doubles
@@ -231,6 +236,26 @@ def hidden_password(address: str) -> str:
     return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", address)
 
 
+def how_far(url: str) -> str:
+    """How far a connection to what a URL names comes, as what to do next."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        return "its port is no number from 0 to 65535"
+    if not host or port is None:
+        return f"a URL begins as {', '.join(f'{scheme}://host' for scheme in FILES)}, rtsp://host"
+    try:
+        socket.create_connection((host, port), TRY_S).close()
+    except socket.gaierror:
+        return f"no address is known of `{host}`"
+    except TimeoutError:
+        return f"`{host}` does not answer on port {port}"
+    except OSError as error:
+        return f"`{host}`, port {port}: {error.strerror or error}"
+    return f"`{host}` takes connections on port {port}: are path and password right?"
+
+
 def _no_picture(address: str, said: str = "") -> DeviceError:
     """Why a live source gives nothing, as far as can be told from outside, or was said."""
     camera, name = device_file(address), hidden_password(address)
@@ -238,12 +263,14 @@ def _no_picture(address: str, said: str = "") -> DeviceError:
         what = f"gives no picture{f': {said}' if said else ''}"
         return DeviceError(what, where=name, hint="it has to write motion JPEG or Y4M (4:2:0)")
     if camera is None:
-        hint = "are host, path and password right, and does it play elsewhere?"
+        hint = how_far(address)
         return DeviceError("this stream gives no picture", where=name, hint=hint)
     if not camera.exists():
         others = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*")))
         hint = f"there is {others}" if others else "is it plugged in? there is no camera at all"
         hint += "; a Raspberry Pi's own camera is --source picamera"
         return DeviceError(f"no such camera ({camera})", where=name, hint=hint)
-    hint = f"another program may hold it (`fuser {camera}` names it), or your user is not in group video"
+    hint = f"you may open it; `fuser {camera}` names a program that holds it"
+    if not os.access(camera, os.R_OK | os.W_OK):
+        hint = "your user may not open it: `sudo usermod -aG video $USER`, and log in again"
     return DeviceError("this camera gives no picture", where=name, hint=hint)

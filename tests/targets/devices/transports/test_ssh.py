@@ -156,6 +156,27 @@ def test_a_login_shell_that_lets_nobody_in(connect, server):
         connect(server.port)
 
 
+def test_an_encrypted_key_is_named(tmp_path, keys, server, monkeypatch):
+    """It is there, and was not tried: that is no key that is missing."""
+    home = tmp_path / "home" / ".ssh"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home.parent))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    keys[1].write_private_key(home / "id_ed25519")
+    (home / "id_ed25519").chmod(0o600)
+    encrypt = [needs("ssh-keygen", "openssh-client"), "-p", "-N", "secret", "-a", "1", "-f"]
+    subprocess.run([*encrypt, home / "id_ed25519"], check=True, capture_output=True)
+    (home / "known_hosts").write_text(known_hosts_line(keys[0], server.port))
+    address = f"ssh://{getpass.getuser()}@{HOST}:{server.port}"
+    with pytest.raises(
+        AuthenticationError, match="encrypted, and not tried: .*id_ed25519; `ssh-add .*no ssh-agent"
+    ):
+        open_device(address, ONCE)
+    with pytest.raises(AuthenticationError, match="encrypted, and not tried: .*; `ssh-add"):
+        access = SshAccess(HOST, server.port, getpass.getuser(), home / "id_ed25519", home / "known_hosts")
+        ShellDevice(SshTransport(access, address, ONCE), patience=ONCE)
+
+
 # -- the way there -------------------------------------------------------------------------------------------
 
 
@@ -166,7 +187,9 @@ def free_port() -> int:
 
 def test_nobody_there(connect):
     port = free_port()
-    with pytest.raises(UnreachableError, match=rf"^ssh://{HOST}:{port}: cannot be reached: .*; is it"):
+    with pytest.raises(
+        UnreachableError, match=rf"^ssh://{HOST}:{port}: cannot be reached: .*; the machine is there"
+    ):
         connect(port)
 
 
