@@ -308,7 +308,8 @@ class StatusLogger:
             self._told = time.monotonic()
             self._log(f"first picture: {seen.size[1]}x{seen.size[0]}")
             if ready := os.environ.get(READY):
-                Path(ready).touch()
+                with contextlib.suppress(OSError):  # on a full disk it works all the same
+                    Path(ready).touch()
         elif time.monotonic() - self._told >= STATUS_S:
             self._told = time.monotonic()
             ms = self._split.summary()

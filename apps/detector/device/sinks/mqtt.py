@@ -161,8 +161,10 @@ class Mqtt:
             return
         if self._broker.discovery:
             self._announce(document)
-        self._client.publish(self._broker.topic, json.dumps(document))
-        self._sent += 1
+        if self._client.publish(self._broker.topic, json.dumps(document)).rc:  # it has gone this moment
+            self._lost += 1
+        else:
+            self._sent += 1
 
     def close(self, summary: dict[str, Any]) -> None:
         """Publishes the summary under TOPIC/summary and says goodbye; adds what was lost to it."""
