@@ -24,7 +24,7 @@ from paredown.apps.detector.device.processor import FrameResult
 from paredown.apps.detector.device.sinks.mqtt import Mqtt, broker_of
 from paredown.apps.detector.device.sinks.recording import Video
 from paredown.calibration.pictures import write_picture
-from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.errors import DeviceError, InputError, ParedownError, UsageError
 
 SNAPSHOT_S = 1.0
 RETRY_S = 10.0  # after an output of a live source failed
@@ -70,7 +70,7 @@ class Lasting:
             self._output.write(seen, document)
         except BrokenPipeError:
             raise
-        except (ParedownError, OSError) as error:
+        except (InputError, DeviceError, OSError) as error:
             if self._failed is None:
                 self._log(f"{_in_words(error)}; trying again every {RETRY_S:g} s")
             self._failed, self._again = error, self._clock() + RETRY_S

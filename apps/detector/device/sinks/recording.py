@@ -50,6 +50,19 @@ def kind_of(path: Path) -> tuple[str, str, str, dict[str, str]]:
         raise InputError("cannot write this video", where=path, hint=hint) from None
 
 
+def pyav() -> Any:
+    """PyAV.
+
+    Raises:
+        UsageError: it is not installed here, or cannot be loaded.
+    """
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        what = f"PyAV cannot be loaded here: {error}"
+        raise UsageError(what, where="--save", hint="`pip install av`") from error
+
+
 class Recording:
     """One file.
 
@@ -64,11 +77,7 @@ class Recording:
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
-        try:
-            av: Any = importlib.import_module("av")
-        except ImportError:
-            hint = "`pip install av`"
-            raise UsageError("PyAV is not installed here", where="--save", hint=hint) from None
+        av = pyav()
         container, codec, pixels, options = kind_of(path)
         self.path, self._size, self._last, self._av = path, size, -1, av
         self._constant = container == "avi"
@@ -209,8 +218,11 @@ class Video:
 
     def __init__(self, path: Path, fps: float | None, live: bool = False) -> None:
         kind_of(path)
+        pyav()
         if not path.parent.is_dir():
             raise InputError("cannot write this video: there is no such folder", where=path)
+        if not os.access(path.parent, os.W_OK):
+            raise InputError("cannot write this video: its folder takes no files", where=path)
         self._path, self._fps, self._live = path, fps or LIVE_FPS, live
         self._recording: Recording | None = None
         self._start = self._last = 0.0

@@ -18,7 +18,7 @@ from needs import missing, needs
 from tiny_project import ROOT
 
 from paredown.apps.detector.device.sinks.recording import Recording, Video
-from paredown.targets.errors import InputError
+from paredown.targets.errors import InputError, UsageError
 
 SIZE = (96, 72)
 
@@ -145,6 +145,14 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         Video(tmp_path / "a.words", 10)
     with pytest.raises(InputError, match="there is no such folder"):
         Video(tmp_path / "no" / "a.mp4", 10)
+    with pytest.raises(InputError, match="its folder takes no files"):
+        Video(Path("/proc/a.mp4"), 10)
     (tmp_path / "b.mp4").mkdir()
     with pytest.raises(InputError, match="b.mp4: cannot write this video: Is a directory"):
         Video(tmp_path / "b.mp4", 10).write(seen(pictures(1)[0], 0.0), {})
+
+
+def test_without_pyav_it_is_told_before_anything_is_watched(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UsageError, match="--save: PyAV cannot be loaded here: .*; `pip install av`"):
+        Video(tmp_path / "a.mp4", 10)
