@@ -395,10 +395,11 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "apps/detector/device/camera.py",
             "apps/detector/device/drawing/overlay.py",
+            "apps/detector/device/frames/frame.py",
             "apps/detector/device/frames/handover.py",
             "apps/detector/device/frames/holding.py",
             "apps/detector/device/frames/timing.py",
-            "apps/detector/device/outputs.py",
+            "apps/detector/device/sinks/outputs.py",
             "apps/detector/device/processor.py",
         ),
     ),

@@ -35,7 +35,8 @@ BUNDLE, PREVIEW = "bundle.paredown", "preview.png"
 Tick = Callable[[int, int], None]
 #: What an app's code on the device imports of ours.
 SHARED = (
-    "__init__.py", "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py",
+    "__init__.py", "apps/__init__.py", "calibration/__init__.py", "calibration/pictures.py",
+    "calibration/preprocess.py",
     "targets/__init__.py", "targets/errors.py", "targets/runners/__init__.py", "targets/runners/expand.py",
     "targets/runners/litert.py", "targets/runners/prove.py", "targets/runners/quiet.py",
     "targets/runners/unpacked.py", "targets/runners/vectors.py",

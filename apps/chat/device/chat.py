@@ -40,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:  # standard output: what is left in its buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "standard output"
+        print(InputError(error.strerror or str(error), where=where), file=sys.stderr)
+        return InputError.exit_code
 
 
 def parser(program: str) -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +73,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
     Raises:
         InputError: the bundle is damaged, or of another app.
     """
+    from paredown.apps.detector.device.camera import tell_stderr
     from paredown.pipeline.bundle.archive import extract, unpack
     from paredown.pipeline.bundle.finished.apart import run_apart
     from paredown.pipeline.device.validate import bundle_program
@@ -88,7 +88,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
             run_apart(bundle_program(bundle, model))
     with tempfile.TemporaryDirectory() as folder:
         extract(bundle, Path(folder))
-        run(options_of(context), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+        run(options_of(context), Path(folder), tell_stderr)
 
 
 def _show(line: str) -> None:

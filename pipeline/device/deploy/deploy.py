@@ -27,6 +27,11 @@ NEEDS = {
 }  # fmt: skip
 #: And what one app alone needs.
 OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
+#: And what some of its options need: the start of an argument -> likewise.
+OPTION_NEEDS = {
+    "--save": {"av": "av"}, "--mqtt": {"paho": "paho-mqtt"}, "serial:": {"serial": "pyserial"},
+    "--mavlink=serial:": {"serial": "pyserial"},
+}  # fmt: skip
 PROVE = "targets/runners/prove.py"
 RELEASE_DIGITS = 12
 
@@ -118,7 +123,7 @@ def deploy(
             what ran before runs on.
     """
     there = Service(device, name or app)
-    release = release_of(path, app)
+    release = release_of(path, app, arguments)
     tell(Event(f"release {release.name}", "running"))
     proof = there.install(release.archive, release.name, release.needs, release.signed, allow_older, prepare)
     detail = f"{proof['differing']} of {proof['codes']} codes differ"
@@ -132,12 +137,13 @@ def deploy(
     )  # fmt: skip
 
 
-def release_of(path: str | Path, app: str) -> Release:
+def release_of(path: str | Path, app: str, arguments: Sequence[str] = ()) -> Release:
     """Reads a bundle.
 
     Args:
         path: the bundle.
         app: the module below its `device` folder.
+        arguments: of the app, some of which need more packages.
 
     Raises:
         InputError: it is broken, carries no such app, or code that is not this version's.
@@ -152,6 +158,8 @@ def release_of(path: str | Path, app: str) -> Release:
     archive = release_archive(bundle)
     name = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     needs = NEEDS | OWN_NEEDS.get(app, {})
+    for start, more in OPTION_NEEDS.items():
+        needs |= more if any(argument.startswith(start) for argument in arguments) else {}
     manifest = bundle.manifest
     return Release(name, archive, module, needs, bundle.signed, manifest.target, manifest.name)
 
