@@ -76,6 +76,9 @@ class ChatTask:
     def network_id(self) -> Mapping[str, Any]:
         """The numbers of its configuration."""
         config = dataclasses.asdict(self.config)
+        # Fields that came later are named where they say something: the keys of earlier runs stay.
+        later = {"rope_factor_local": 1.0, "tied": True}
+        config = {key: value for key, value in config.items() if later.get(key) != value}
         lists = {"local": list(self.config.local), "eos": list(self.config.eos)}
         return {"app": self.name, **config, **lists}
 
@@ -83,7 +86,8 @@ class ChatTask:
     def _hash(self) -> str:
         if self.path.is_file():
             return file_hash(self.path)
-        names = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json"))
+        read = (".safetensors", ".json", ".jinja")
+        names = sorted(p for p in self.path.iterdir() if p.suffix in read)
         listed = "".join(f"{path.name} {file_hash(path)}\n" for path in names)
         return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -117,16 +121,15 @@ class ChatTask:
         config = self.config
         attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
         linears = config.layers * (attention + 3 * config.width * round(config.ffn * (language.ffn or 1)))
-        weights = (
-            linears * language.weight_bits + config.vocabulary * config.width * language.embedding_bits
-        ) // 8
+        rows = config.vocabulary * config.width * (1 if config.tied else 2)
+        weights = (linears * language.weight_bits + rows * language.embedding_bits) // 8
         block = language.block or config.width
-        scales = SCALE_BYTES * (linears + config.vocabulary * config.width) // block
+        scales = SCALE_BYTES * (linears + rows) // block
         held = weights + scales
         if language.weights_mib is not None:  # which mixed bits fill up
             held = max(held, int(language.weights_mib * 2**20))
-        rows = sum(slots(config, local, language.context, language.chunk) for local in config.local)
-        return held + rows * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
+        slotted = sum(slots(config, local, language.context, language.chunk) for local in config.local)
+        return held + slotted * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
 
     def matrices(self, network: Any) -> tuple[tuple[str, ...], str]:
         """The projections of every layer, and the head."""
