@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paredown.apps.chat.device.language_model import LanguageModel
+    from paredown.apps.chat.device.tokens.tokens import Tokens
+    from paredown.apps.chat.device.tokens.turns import Turns
     from paredown.apps.chat.network.config import GemmaConfig
     from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
     from paredown.pipeline.compress.blockwise.layerwise import Calibration
@@ -38,7 +40,7 @@ NETWORK = "gemma3"
 CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
 DEVICE = (
     "__init__", "chat", "generation/*", "language_model", "models", "score", "serve", "speed", "terminal",
-    "tokens/__init__", "tokens/tokens",
+    "tokens/__init__", "tokens/tokens", "tokens/turns",
 )  # fmt: skip
 
 
@@ -257,14 +259,19 @@ class ChatTask:
     def litertlm(self, network: Any) -> bytes:
         """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""
         from paredown.apps.chat.network.cache import empty_cache
-        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.apps.chat.tokenizer import tokenizer_json
+        from paredown.apps.chat.weights.chat_template import find_template
         from paredown.pipeline.lower.language.litert import lower_language
         from paredown.pipeline.lower.language.litertlm import to_litertlm
 
         facts = self.facts()
         memory = empty_cache(self.config, facts.context, facts.chunk, ring=False)
         program = lower_language(network, memory, facts)
-        return to_litertlm(program, tokenizer_json(self.path), facts, is_for_chat(self.path))
+        _, tokens, turns = self._chat
+        own = turns is not None and turns == tokens.own_turns
+        template = None if own else find_template(self.path)
+        facts = dataclasses.replace(facts, eos=tuple(sorted({*facts.eos, *(turns.ends if turns else ())})))
+        return to_litertlm(program, tokenizer_json(self.path), facts, own, template)
 
     def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
         """A program on this machine, read token by token."""
@@ -281,14 +288,33 @@ class ChatTask:
 
     # -- device --------------------------------------------------------------------------------------------
 
-    def bundle_members(self) -> dict[str, bytes]:
-        """The tokenizer as arrays, and whether the model was taught to chat."""
+    @functools.cached_property
+    def _chat(self) -> tuple[bytes, Tokens, Turns | None]:
+        """The tokenizer packed and as the device has it, and the turns of a chat, if the model knows any."""
         from paredown.apps.chat.device.tokens.pack import pack
-        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.apps.chat.device.tokens.tokens import Tokens
+        from paredown.apps.chat.tokenizer import tokenizer_json
+        from paredown.apps.chat.weights.chat_template import find_turns
 
-        settings = {"template": "gemma" if is_for_chat(self.path) else "none"}
+        document = tokenizer_json(self.path)
+        packed = pack(document, self.path)
+        tokens = Tokens(packed, self.path)
+        return packed, tokens, find_turns(self.path, document, tokens)
+
+    def bundle_members(self) -> dict[str, bytes]:
+        """The tokenizer as arrays, the turns of a chat, and what ends an answer."""
+        packed, tokens, turns = self._chat
+        settings: dict[str, Any] = {"template": "none"}
+        ends = set(self.ends)
+        if turns is not None:
+            settings = {"template": "gemma"}
+            if turns != tokens.own_turns:
+                settings = {"template": "turns", "turns": turns.as_json()}
+            ends |= set(turns.ends)
+        if not ends <= tokens.ends:  # else those that are known by their names
+            settings["ends"] = sorted(ends)
         text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
-        return {"tokenizer.npz": pack(tokenizer_json(self.path), self.path), "app.json": text.encode()}
+        return {"tokenizer.npz": packed, "app.json": text.encode()}
 
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy and one runtime, no torch."""

@@ -70,25 +70,6 @@ def tokenizer_json(path: Path) -> bytes:
     return json.dumps(_from_gguf(read_gguf(path), path), ensure_ascii=False).encode()
 
 
-def is_for_chat(path: Path) -> bool:
-    """Whether a model has a chat template: instruction-tuned ones do, base models continue plain text.
-
-    Raises:
-        InputError: its files are broken.
-    """
-    if not path.is_dir():
-        from paredown.apps.chat.weights.gguf import read_gguf
-
-        return "tokenizer.chat_template" in read_gguf(path).fields
-    config = path / "tokenizer_config.json"
-    if (path / "chat_template.jinja").exists() or not config.exists():
-        return (path / "chat_template.jinja").exists()
-    try:
-        return "chat_template" in json.loads(config.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the tokenizer's configuration: {error}", where=config) from error
-
-
 def _file(path: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 

@@ -45,6 +45,8 @@ def save_gguf(model: Gemma3ForCausalLM, path: Path, kind: str = "F32", **changed
 
     config = model.config
     writer = gguf.GGUFWriter(path, str(changed.pop("arch", "gemma3")))
+    if template := changed.pop("template", None):
+        writer.add_chat_template(str(template))
     numbers = {
         "gemma3.context_length": config.max_position_embeddings,
         "gemma3.block_count": config.num_hidden_layers,

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from paredown.apps.chat.network.network import Gemma
 from paredown.apps.chat.perplexity import eager, measure, windows
-from paredown.apps.chat.tokenizer import is_for_chat, load_tokenizer, merges, tokenizer_json
+from paredown.apps.chat.tokenizer import load_tokenizer, merges, tokenizer_json
 from paredown.apps.chat.weights import packaged
+from paredown.apps.chat.weights.chat_template import find_template
 from paredown.apps.chat.weights.weights import load_gemma
 from paredown.targets.errors import InputError
 
@@ -54,18 +55,10 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path):
             load_tokenizer(tmp_path, 700)
 
 
-def test_a_chat_template_makes_a_model_for_chat(tmp_path):
-    assert not is_for_chat(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert not is_for_chat(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    assert is_for_chat(tmp_path)
-
-
 def test_a_gguf_file_s_tokenizer(tmp_path):
     path = save_gguf(oracle(), tmp_path / "model.gguf")
     tokenizer = load_tokenizer(path, 96)
-    assert tokenizer.get_vocab_size() == 96 and not is_for_chat(path)
+    assert tokenizer.get_vocab_size() == 96 and find_template(path) is None
     assert tokenizer.encode("<bos>", add_special_tokens=False).ids == [2]
     with pytest.raises(InputError, match="96 entries and the network 262144"):
         load_tokenizer(path, 262_144)
