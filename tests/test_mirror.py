@@ -335,6 +335,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "apps/chat/network/config.py",
             "apps/chat/weights/gguf.py",
             "apps/chat/weights/hf.py",
+            "apps/chat/weights/rows.py",
         ),
     ),
     "apps/chat/test_chat_gemma_files.py": (

@@ -64,6 +64,43 @@ def test_a_gguf_file_s_tokenizer(tmp_path):
         load_tokenizer(path, 262_144)
 
 
+def test_special_tokens_of_a_gguf_file_beyond_gemma_s_own(tmp_path):
+    """A fine-tune's marks are control tokens; Gemma's unused ones are called so too, and are text."""
+    from gguf import GGUFReader
+
+    names = {6: "<unused0>", 7: "<|im_start|>", 8: "<|im_end|>", 9: "<mask>", 10: "<b>", 11: "<tool>"}
+    types = {6: 3, 7: 3, 8: 3, 9: 3, 10: 4, 11: 4}
+    path = save_gguf(oracle(), tmp_path / "model.gguf", pieces=names, types=types, **{
+        "tokenizer.ggml.padding_token_id": None, "tokenizer.ggml.unknown_token_id": None,
+    })  # fmt: skip
+    assert "tokenizer.ggml.unknown_token_id" not in GGUFReader(path).fields
+    with pytest.raises(InputError, match="`tokenizer.ggml.unknown_token_id` is missing"):
+        tokenizer_json(path)
+    save_gguf(
+        oracle(), path, pieces=names, types={**types, 3: 2}, **{"tokenizer.ggml.padding_token_id": None}
+    )
+    added = {token["content"]: token["special"] for token in json.loads(tokenizer_json(path))["added_tokens"]}
+    marks = {"<pad>", "<eos>", "<bos>", "<unk>", "<|im_start|>", "<|im_end|>"}
+    assert {name for name, special in added.items() if special} == marks
+    assert set(added) == marks | {"<unused0>", "<mask>", "<b>", "<tool>"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tokenizer.ggml.bos_token_id": 500}, "is 500"),
+        ({"types": {5: 9}}, "a token of type 9"),
+        ({"more": lambda writer: writer.add_add_space_prefix(True)}, "add_space_prefix` is true"),
+        ({"tokenizer": "gpt2"}, "tokenizer.ggml.model is 'gpt2'"),
+    ],
+    ids=["bos", "type", "prefix", "model"],
+)
+def test_a_gguf_file_s_tokenizer_of_another_kind_is_refused(tmp_path, changed, said):
+    path = save_gguf(oracle(), tmp_path / "model.gguf", **changed)
+    with pytest.raises(InputError, match=said):
+        tokenizer_json(path)
+
+
 def test_merges_are_every_way_to_put_a_piece_together():
     pieces, types = ["a", "b", "ab", "aba", "  "], [1, 1, 1, 1, 4]
     assert merges(pieces, types) == [["a", "b"], ["ab", "a"]]
