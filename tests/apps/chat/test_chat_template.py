@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from chat_model import small_tokenizer
-from gemma_models import oracle, save_gguf
+from gemma_models import oracle, save_gguf, save_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -15,10 +16,13 @@ from paredown.apps.chat.device.tokens.pack import pack
 from paredown.apps.chat.device.tokens.tokens import Tokens
 from paredown.apps.chat.device.tokens.turns import Turns
 from paredown.apps.chat.weights.chat_template import compiled, find_template, find_turns, named_tokens
+from paredown.pipeline.recipe.file import load_recipe
+from paredown.pipeline.recipe.language_task import load_language_task
 from paredown.targets.errors import InputError
 
 pytestmark = pytest.mark.unit
 
+RECIPES = [Path(__file__).parents[3] / "apps" / "chat" / "recipes"]
 MARKS = (
     "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>",
     "<|assistant|>", "<|end|>",
@@ -203,3 +207,30 @@ def test_turns_that_are_none():
     for wrong in ({"start": [1.5]}, {"ask": [None]}, {"strip": 1}, {"end": [True]}):
         with pytest.raises(ValueError, match="a turn|strip"):
             Turns.from_json(good | wrong)
+
+
+def members(folder: Path) -> dict:
+    recipe = load_recipe("gemma3-tiny", [f"weights={folder}"], RECIPES)
+    return json.loads(load_language_task(recipe).bundle_members()["app.json"])
+
+
+def test_what_a_bundle_says_of_turns_and_ends(special, tmp_path):
+    """Gemma's own and none need no more than a word; a template that is added makes another key."""
+    size = Tokens(pack(special)).size
+    save_hf(oracle(vocab_size=size, num_hidden_layers=1), tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(special)
+    assert members(tmp_path) == {"template": "none"}
+    before = task_hash(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(GEMMA)
+    assert members(tmp_path) == {"template": "gemma"} and task_hash(tmp_path) != before
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    names = Tokens(pack(special)).special
+    found = members(tmp_path)
+    assert found["template"] == "turns" and found["ends"] == sorted({1, names["<|im_end|>"]})
+    assert Turns.from_json(found["turns"]) == turns_of(CHATML, special)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 9]}))
+    assert members(tmp_path)["ends"] == sorted({1, 9, names["<|im_end|>"]})
+
+
+def task_hash(folder: Path) -> str:
+    return load_language_task(load_recipe("gemma3-tiny", [f"weights={folder}"], RECIPES)).weights_hash()
