@@ -186,7 +186,7 @@ def prepare(source: Path, work: Path) -> None:
 def from_voc(network, folder: Path) -> None:
     """Gives a network the convolutions of YOLO-LITE that fit it: all but its head."""
     from paredown.apps.detector.network import YoloV2
-    from paredown.apps.detector.weights import load_checkpoint
+    from paredown.apps.detector.network.weights import load_checkpoint
 
     voc = YoloV2.from_cfg(folder / "voc-trial3-bn.cfg")
     load_checkpoint(folder / "voc-trial3-bn.weights", voc)

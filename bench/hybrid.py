@@ -22,7 +22,7 @@ from pruning import SETTINGS
 from record import Table, add_option
 from squantizer import USUAL
 
-from paredown.pipeline.bundle.packing import pack_program
+from paredown.pipeline.bundle.packed.packing import pack_program
 from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.files import read_json

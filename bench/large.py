@@ -21,7 +21,7 @@ from record import Table, add_option
 
 from paredown.apps.detector.darknet.darknet import builtin_cfg
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.weights import write_weights
+from paredown.apps.detector.network.weights import write_weights
 from paredown.calibration.datasets import open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 

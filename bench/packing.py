@@ -24,7 +24,7 @@ from record import Table, add_option
 from scipy.stats import entropy
 
 from paredown.apps.classifier.network import build
-from paredown.pipeline.bundle.packing import pack_codes, pack_program, pack_programs
+from paredown.pipeline.bundle.packed.packing import pack_codes, pack_program, pack_programs
 from paredown.pipeline.compress.grids.grid import GridConfig, encode, sigma_for
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, quantize

@@ -24,7 +24,7 @@ import torch
 from cases import CASES, data, make_run
 from record import Table, add_option
 
-from paredown.pipeline.bundle.packing import pack_program
+from paredown.pipeline.bundle.packed.packing import pack_program
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.store.files import read_json
 

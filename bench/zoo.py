@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.observers import activation_qparams, make_observer, weight_scales
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.bundle.ledger import check_codes
+from paredown.pipeline.bundle.packed.ledger import check_codes
 from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.surgery import cut, mask
 from paredown.pipeline.compress.squantize.fold import fold

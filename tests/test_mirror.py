@@ -18,6 +18,14 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 #: Test file -> why it is that of other modules -> these; a path without .py stands for all below it.
 ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "apps/detector/test_detector_task.py": (
+        "where a network is from is shown by the task that it makes",
+        ("apps/detector/origins/",),
+    ),
+    "pipeline/bundle/test_archive.py": (
+        "a manifest is shown by the file that it is in",
+        ("pipeline/bundle/manifest.py",),
+    ),
     "pipeline/recipe/imports/keras/test_keras_layers.py": (
         "every layer is shown beside Keras's own",
         ("pipeline/recipe/imports/keras/layers/", "pipeline/recipe/imports/keras/maker.py"),
@@ -162,7 +170,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pipeline/run/image/test_squantize_run.py": (
         "whole runs, whose codes are followed into every artefact",
         (
-            "pipeline/bundle/ledger.py",
+            "pipeline/bundle/packed/ledger.py",
             "pipeline/compress/training/setup.py",
         ),
     ),

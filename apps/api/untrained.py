@@ -51,7 +51,7 @@ def untrained(model: str) -> tuple[Any, tuple[int, ...], tuple[float, float]] | 
 
             made = DarknetClassifier(cfg)
         return made.eval(), (1, cfg.net.channels, cfg.net.height, cfg.net.width), (0.0, 1.0)
-    from paredown.apps.detector.task import BUILTIN
+    from paredown.apps.detector.origins.find import BUILTIN
 
     if model in BUILTIN:
         from paredown.apps.detector.network.v8 import builtin

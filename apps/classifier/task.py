@@ -96,7 +96,7 @@ class ClassifierTask(OwnTask):
         """The trained network in evaluation mode."""
         if not self._is_darknet:
             return super().network()
-        from paredown.apps.detector.weights import load_checkpoint
+        from paredown.apps.detector.network.weights import load_checkpoint
 
         network = self._build()
         self._check_outputs(network)

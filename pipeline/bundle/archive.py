@@ -2,8 +2,8 @@
 
 A zip file whose members are stored (those that shrink as zstd streams inside), so that any tool lists it.
 Where that is smaller, the models lie in one packed stream that holds the weight codes they share once
-(`pipeline/bundle/packing.py`); a device expands it with `python -m paredown.targets.runners.expand`, which is
-a member. The archive's comment holds the sha256 of all bytes before it: no byte of the file can change
+(`pipeline/bundle/packed/`); a device expands it with `python -m paredown.targets.runners.expand`, which is a
+member. The archive's comment holds the sha256 of all bytes before it: no byte of the file can change
 unnoticed. The manifest names each member's own sha256, for a device that has only the members. Equal contents
 give equal bytes: no times, a fixed order. Latency is no part of it: a time is never the same twice, and
 belongs to the run and to `validate`.
@@ -15,19 +15,18 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from paredown.pipeline.bundle.limits import (
     bounded,
@@ -38,130 +37,24 @@ from paredown.pipeline.bundle.limits import (
     check_text,
     json_document,
 )
-from paredown.pipeline.bundle.packing import pack_programs
+from paredown.pipeline.bundle.manifest import FORMAT, MANIFEST, PACKED, READABLE, FileEntry, Manifest
+from paredown.pipeline.bundle.packed.packing import pack_programs
 from paredown.pipeline.lower.integer import Parameters
-from paredown.pipeline.recipe.schema import Recipe
-from paredown.targets.cards.card import RuntimeName, Schema, Target
 from paredown.targets.cards.tomlfile import first_problem
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import expand_programs
 
-FORMAT = 4  # 3 held the device's code without the folder paredown/
-READABLE = (3, FORMAT)
-MANIFEST = "manifest.json"
-PACKED = "models.packed"
 TEXTS = frozenset({"labels.txt", "app.json"})  # shown to people
 SIGNED = "release.dsse.json"  # beside what the manifest names: see signing/release.py
 LEVEL = 19  # zstd: made once, shipped often
 _COMMENT = b"paredown sha256 "
 _DIGEST = 64  # hex digits
-_MEMBER_LIMIT = 1 << 32  # bytes; a false size must not ask for all memory
-_MOST_VALUES = 1 << 28  # of an input or output
 #: What reading a zip raises that is damaged, or was made to be.
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, RecursionError, EOFError, OSError,
     NotImplementedError, RuntimeError, OverflowError,
 )  # fmt: skip
 _AGAIN = "copy it again, or make it again with `paredown run`"
-
-Count = Annotated[int, Field(ge=0)]
-
-
-class TensorSpec(Schema):
-    """An input or output of a model: real = scale * (code - zero_point)."""
-
-    name: str
-    shape: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    zero_point: int
-
-    @field_validator("shape")
-    @classmethod
-    def _shape(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
-            raise ValueError(f"{list(shape)} is no shape of a tensor")
-        return shape
-
-
-class Model(Schema):
-    """A runtime's program and how to feed it; of float32 models scales and zero points are 1 and 0."""
-
-    runtime: RuntimeName
-    file: str
-    dtype: Literal["int8", "float32"]
-    layout: str
-    input: TensorSpec
-    outputs: Annotated[tuple[TensorSpec, ...], Field(strict=False, min_length=1)]
-    vectors: str = "vectors"
-
-
-class LanguageModel(Schema):
-    """A runtime's program of a language model."""
-
-    runtime: RuntimeName
-    file: str
-    context: Annotated[int, Field(ge=1)]
-    chunk: Annotated[int, Field(ge=1)]
-    vocabulary: Annotated[int, Field(ge=1)]
-
-
-class ScoredOn(Schema):
-    """The test images behind the scores; of a language model, the pieces of text."""
-
-    images: Count
-    fingerprint: str
-
-
-class FileEntry(Schema):
-    """One file: its own size and sha256, and under which name and size it is stored.
-
-    Models that are packed together name the same stored file, `PACKED`, and the size of all of it.
-    """
-
-    bytes: Annotated[int, Field(ge=0, le=_MEMBER_LIMIT)]
-    sha256: str
-    stored: str
-    stored_bytes: Count
-
-
-class MetricName(Schema):
-    """The metric that budgets speak of; see `pipeline.report.budget.Metric`."""
-
-    name: str
-    less_is_better: bool = False
-
-
-class Manifest(Schema):
-    """What a bundle says of itself."""
-
-    format: int
-    name: str
-    target: str
-    card: Target
-    app: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
-    network: Mapping[str, Any]
-    recipe: Recipe
-    models: Annotated[tuple[Model, ...], Field(strict=False)] = ()
-    language: Annotated[tuple[LanguageModel, ...], Field(strict=False)] = ()
-    preprocess: Mapping[str, Any]
-    preprocess_hash: str
-    test: ScoredOn
-    metric: MetricName | None = None
-    figures: Annotated[tuple[Mapping[str, Any], ...], Field(strict=False)]
-    versions: Mapping[str, str]
-    licences: Mapping[str, str]
-    members: Mapping[str, FileEntry]
-
-    @property
-    def programs(self) -> tuple[Model | LanguageModel, ...]:
-        """What the runtimes read."""
-        return (*self.models, *self.language)
-
-    @model_validator(mode="after")
-    def _programs(self) -> Manifest:
-        if bool(self.models) == bool(self.language):
-            raise ValueError("either models of images or of language")
-        return self
 
 
 @dataclass(frozen=True)
@@ -213,20 +106,6 @@ class Bundle:
             return json_document(self.read(name))
         except (ValueError, RecursionError) as error:
             raise InputError(f"member {name} is not JSON: {error}", where=self.path) from error
-
-
-def wire_bytes(manifest: Manifest) -> dict[str, int]:
-    """What the models take of a bundle.
-
-    Returns:
-        Runtime -> bytes; those that are packed with others are under "shared", as one number.
-    """
-    packed = [m for m in manifest.models if manifest.members[m.file].stored == PACKED]
-    sizes: dict[str, int] = {m.runtime: manifest.members[m.file].stored_bytes for m in manifest.models}
-    if len(packed) < 2:
-        return sizes
-    shared = [sizes.pop(model.runtime) for model in packed]
-    return {"shared": shared[0], **sizes}
 
 
 def pack(

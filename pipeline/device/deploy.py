@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paredown.pipeline.bundle.archive import MANIFEST, PACKED, Bundle, unpack
+from paredown.pipeline.bundle.archive import Bundle, unpack
 from paredown.pipeline.bundle.known_code import require_known_code
+from paredown.pipeline.bundle.manifest import MANIFEST, PACKED
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
 from paredown.targets.devices.service.service import Service

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.calibration.datasets import Dataset, First
-from paredown.pipeline.bundle.archive import Bundle, Manifest, Model, unpack
+from paredown.pipeline.bundle.archive import Bundle, unpack
+from paredown.pipeline.bundle.manifest import Manifest, Model
 from paredown.pipeline.bundle.places import relocated, same_files
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files, load_recipe

@@ -1,6 +1,6 @@
 """Expands packed programs, to the very bytes: `python -m paredown.targets.runners.expand PACKED FOLDER`.
 
-For a device: Python's standard library and numpy. `pipeline/bundle/packing.py` packs.
+For a device: Python's standard library and numpy. `pipeline/bundle/packed/packing.py` packs.
 
 The weights of a sparse low-bit network hold little information, one or two bits each, but a program spends a
 byte on each, and two programs of one network spend it twice. Packed, the codes of all layers are one stream,
@@ -71,7 +71,7 @@ def digits_per_byte(kinds: int) -> int:
 
 
 def unpack_codes(data: bytes, where: object = "packed codes") -> NDArray[np.int8]:
-    """The codes of `pipeline.bundle.packing.pack_codes`.
+    """The codes of `pipeline.bundle.packed.packing.pack_codes`.
 
     Args:
         data: what it returned.
@@ -91,7 +91,7 @@ def unpack_codes(data: bytes, where: object = "packed codes") -> NDArray[np.int8
 
 
 def expand_programs(data: bytes, where: object = "packed programs") -> dict[str, bytes]:
-    """The programs of `pipeline.bundle.packing.pack_programs`, byte by byte; each proved by its sha256.
+    """The programs of `pipeline.bundle.packed.packing.pack_programs`, each proved by its sha256.
 
     Args:
         data: what it returned.
@@ -116,7 +116,7 @@ def expand_programs(data: bytes, where: object = "packed programs") -> dict[str,
 
 
 def expand_program(data: bytes, where: object = "packed program") -> bytes:
-    """The program of `pipeline.bundle.packing.pack_program`.
+    """The program of `pipeline.bundle.packed.packing.pack_program`.
 
     Raises:
         InputError: as `expand_programs`, and where there is not exactly one.

@@ -44,7 +44,7 @@ BEFORE = {
     "targets.host.host": "targets.host",
     "pipeline.graph.graph": "pipeline.graph",
     "pipeline.bundle.archive": "pipeline.bundle",
-    "pipeline.bundle.packing": "pipeline.packing",
+    "pipeline.bundle.packed.packing": "pipeline.packing",
     "pipeline.compress.training.recover": "pipeline.recover",
     "pipeline.compress.training.config": "pipeline.recover_config",
     "pipeline.device.latency.latency": "pipeline.prune.latency",
@@ -228,7 +228,7 @@ def others(recipe: Path, files: Path) -> dict[str, Any]:
         shutil.copy(plain / name, files / name)
     train(files / "checkpoint.pt", stop=5)
     latency_table(files / "latency.json")
-    (files / "codes.packed").write_bytes(module("pipeline.bundle.packing").pack_codes(*layers()))
+    (files / "codes.packed").write_bytes(module("pipeline.bundle.packed.packing").pack_codes(*layers()))
     arrays = importlib.import_module("safetensors.numpy").load_file(files / "graph.arrays.safetensors")
     graph = module("pipeline.graph.graph").Graph.load((files / "graph.graph.json").read_bytes(), arrays)
     codes = sha256(b"".join(layer.tobytes() for layer in layers()))

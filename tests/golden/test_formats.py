@@ -20,7 +20,8 @@ import torch
 from safetensors.numpy import load_file
 from tiny_project import call
 
-from paredown.pipeline.bundle.archive import FORMAT, PACKED, Bundle, extract, pack, unpack, wire_bytes
+from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack
+from paredown.pipeline.bundle.manifest import FORMAT, PACKED, wire_bytes
 from paredown.pipeline.bundle.vectors import expected
 from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
 from paredown.pipeline.device.deploy import deploy, release_archive

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from paredown.pipeline.bundle.archive import FORMAT, MANIFEST
+from paredown.pipeline.bundle.manifest import FORMAT, MANIFEST
 
 SEAL = b"paredown sha256 "
 COMMENT = len(SEAL) + 64

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import paredown.apps.detector
 from paredown.apps.detector.digits import Digits
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.weights import load_checkpoint
+from paredown.apps.detector.network.weights import load_checkpoint
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import quantize
 from paredown.pipeline.lower.litert import program as litert

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.weights import write_weights
+from paredown.apps.detector.network.weights import write_weights
 
 ROOT = Path(__file__).parents[2]
 CFG = """[net]

@@ -14,8 +14,8 @@ from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
 from paredown.apps.detector.darknet.layers import Cfg, Convolutional, coarsest_stride
 from paredown.apps.detector.darknet.write import format_cfg
 from paredown.apps.detector.network import Yolo
+from paredown.apps.detector.network.weights import read_weights
 from paredown.apps.detector.train.anchors import dataset_sizes, kmeans_anchors, mean_iou
-from paredown.apps.detector.weights import read_weights
 from paredown.calibration.datasets import ImageSet
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.weights_file import read_weights_file

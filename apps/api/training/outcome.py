@@ -14,7 +14,7 @@ from torch import nn
 
 from paredown.apps.api.training.source import Source
 from paredown.apps.detector.network import Yolo
-from paredown.apps.detector.weights import write_weights
+from paredown.apps.detector.network.weights import write_weights
 from paredown.apps.own.doubts import TRAINED
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.store.checkpoint import save_weights

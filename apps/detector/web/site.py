@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paredown.apps.detector.device.boxes.decode import decoder_of
-from paredown.pipeline.bundle.archive import Bundle, Model
+from paredown.pipeline.bundle.archive import Bundle
+from paredown.pipeline.bundle.manifest import Model
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.host.cache import cache_folder, key_of, made_once
 

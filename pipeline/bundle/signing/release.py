@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paredown.pipeline.bundle.archive import PACKED, SIGNED, Bundle, sealed, unpack, zip_entry
+from paredown.pipeline.bundle.archive import SIGNED, Bundle, sealed, unpack, zip_entry
 from paredown.pipeline.bundle.limits import bounded
+from paredown.pipeline.bundle.manifest import PACKED
 from paredown.targets.devices.service import guard, signed
 from paredown.targets.devices.service.signed import Envelope, Key, Refused, Release, Trust
 from paredown.targets.errors import InputError, UsageError

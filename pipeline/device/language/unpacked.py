@@ -7,8 +7,9 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
-from paredown.pipeline.bundle.archive import MANIFEST, Bundle
+from paredown.pipeline.bundle.archive import Bundle
 from paredown.pipeline.bundle.known_code import require_known_code
+from paredown.pipeline.bundle.manifest import MANIFEST
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device, python_of
 

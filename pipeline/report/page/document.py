@@ -103,7 +103,7 @@ def bundle_document(manifest: Any, path: Path, sizes: Mapping[str, int]) -> dict
     """The card of a bundle: what its manifest says. Nothing is proven by it, so there is no verdict.
 
     Args:
-        manifest: `pipeline.bundle.archive.Manifest`.
+        manifest: `pipeline.bundle.manifest.Manifest`.
         path: of the bundle.
         sizes: member -> bytes.
     """

@@ -48,9 +48,10 @@ def byte_ledger(job: ImageJob, bundle: Path) -> SquantizeFacts:
         job: whose stages have run, with a SQuantizer pass.
         bundle: the file.
     """
-    from paredown.pipeline.bundle.archive import unpack, wire_bytes
-    from paredown.pipeline.bundle.ledger import ledger
-    from paredown.pipeline.bundle.packing import pack_program
+    from paredown.pipeline.bundle.archive import unpack
+    from paredown.pipeline.bundle.manifest import wire_bytes
+    from paredown.pipeline.bundle.packed.ledger import ledger
+    from paredown.pipeline.bundle.packed.packing import pack_program
 
     squantizing, integer = job.squantizing, job.integer_graph()
     assert squantizing is not None

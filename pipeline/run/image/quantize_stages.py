@@ -215,7 +215,7 @@ class QuantizeStages:
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import Ranges
-            from paredown.pipeline.bundle.ledger import check_codes
+            from paredown.pipeline.bundle.packed.ledger import check_codes
             from paredown.pipeline.lower.integer import quantize
             from paredown.pipeline.run.image.ptq.starved import starved
 

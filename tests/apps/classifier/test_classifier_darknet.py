@@ -18,8 +18,8 @@ from paredown.apps.classifier.darknet import DarknetClassifier
 from paredown.apps.detector.darknet.darknet import parse_cfg
 from paredown.apps.detector.darknet.layers import Crop, Softmax
 from paredown.apps.detector.darknet.write import format_cfg, with_filters
+from paredown.apps.detector.network.weights import write_weights
 from paredown.apps.detector.network.yolo import CropLayer, SoftmaxLayer
-from paredown.apps.detector.weights import write_weights
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 

@@ -28,7 +28,7 @@ def recipe(tiny, tmp_path):
 def test_it_is_made_without_torch_or_weights(recipe):
     recipe.with_name("tiny.weights").unlink()
     task = load_task(load_recipe(recipe))
-    assert (task.classes, task.names) == (2, ("square", "disc"))
+    assert task.names == ("square", "disc")
     assert (task.preprocess.width, task.preprocess.height, task.preprocess.colour) == (64, 64, "rgb")
     with pytest.raises(InputError, match="tiny.weights: cannot read"):
         task.weights_hash()
@@ -186,7 +186,7 @@ def heads_task(recipe, name, *overrides):
     settings = (f"network=free_nets:{name}", f"weights={folder / 'free.pth'}", *overrides)
     task = task_of(recipe, *settings)
     torch.manual_seed(0)
-    torch.save(task._build().state_dict(), folder / "free.pth")
+    torch.save(task.origin._build().state_dict(), folder / "free.pth")
     return task
 
 
@@ -203,9 +203,9 @@ def test_a_factory_says_how_its_outputs_are_decoded(recipe, name, names):
     from paredown.apps.detector.device.boxes.decode import decoder_of
 
     task = heads_task(recipe, name)
-    assert task.output_names == names and task.classes == 2 and task.preprocess.width == 64
+    assert task.output_names == names and len(task.names) == 2 and task.preprocess.width == 64
     facts = json.loads(task.bundle_members()["app.json"])
-    assert decoder_of(facts) == task.decoder and facts["outputs"] == list(names)
+    assert decoder_of(facts) == task.origin.decoder and facts["outputs"] == list(names)
     assert ("yolo" in facts) == (name == "v5") and ("heads" in facts) == (name != "v5")
     assert json.loads(json.dumps(task.network_id)) == task.network_id  # `validate` compares it
     assert "factory" in task.network_id and task.features() == ()
@@ -261,7 +261,7 @@ def test_a_built_in_network_has_as_many_classes_as_there_are_names(recipe):
     recipe.with_name("v8.pth").touch()
     overrides = "network=yolov8-nano-like", f"weights={recipe.with_name('v8.pth')}", "preprocess.width=64"
     task = task_of(recipe, *overrides, "preprocess.height=32")
-    assert task.classes == 2 and task.output_names[-1] == "cls3" and task.heads.input == (64, 32)
+    assert len(task.names) == 2 and task.output_names[-1] == "cls3" and task.origin.heads.input == (64, 32)
     assert task.network_id["network"] == "yolov8-nano-like"
     with pytest.raises(InputError, match="brings no weights of yolov8-nano-like along; train some"):
         task_of(recipe, *overrides, "weights=digits")
@@ -309,7 +309,7 @@ def encode(task, sample):
         row, column = int(cy), int(cx)
         offset = np.array([cx - column, cy - row])
         xy[0, :2, row, column] = np.log(offset / (1 - offset) + 1e-9)
-        wh[0, :2, row, column] = np.log(np.array([w, h]) / task.anchors[0])
+        wh[0, :2, row, column] = np.log(np.array([w, h]) / task.origin.cfg.region.anchors[0])
         obj[0, 0, row, column] = 12
         cls[0, category, row, column] = 12
     return xy, wh, obj, cls
@@ -320,7 +320,7 @@ def test_detections_are_those_of_the_decoder_on_the_image(recipe):
     sample = task.data("test")[0]
     outputs = encode(task, sample)
     found = task.detections(lambda x: outputs, sample.image, 0.5)
-    plain = detect([o[0] for o in outputs], task.anchors, 0.5)
+    plain = detect([o[0] for o in outputs], task.origin.cfg.region.anchors, 0.5)
     np.testing.assert_allclose(found.boxes, plain.boxes, atol=1e-6)  # stretched: the geometry is the identity
     assert found.classes.tolist() == plain.classes.tolist() and len(found) == 2
 

@@ -26,10 +26,10 @@ from paredown.apps.detector.network import (
     UpsampleLayer,
     Yolo,
 )
+from paredown.apps.detector.network.weights import read_weights, weights_bytes, write_weights
 from paredown.apps.detector.task import DetectorTask
 from paredown.apps.detector.train.distil import yolo_distillation
 from paredown.apps.detector.train.train import train
-from paredown.apps.detector.weights import read_weights, weights_bytes, write_weights
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.targets.errors import InputError, UsageError
 
@@ -327,7 +327,7 @@ HEADS = (YoloHead(((20.0, 20.0), (30.0, 20.0)), 1.05), YoloHead(((8.0, 9.0),), 2
 
 def test_a_task_knows_its_heads(recipe: Path):
     task = task_of(recipe)
-    assert task.decoder == YoloHeads(HEADS, (64, 64), 0.6)
+    assert task.origin.decoder == YoloHeads(HEADS, (64, 64), 0.6)
     assert task.output_names == ("xy1", "wh1", "obj1", "cls1", "xy2", "wh2", "obj2", "cls2")
     outputs = task.network()(torch.zeros(1, 3, 64, 64))
     assert [tuple(part.shape[1:]) for part in outputs] == [
@@ -336,13 +336,13 @@ def test_a_task_knows_its_heads(recipe: Path):
     modules = dict(task.network().named_modules())
     assert set(task.features()) == {"layers.4", "layers.8"} <= modules.keys()
     wider = task_of(recipe, "preprocess.width=96")
-    assert wider.decoder == YoloHeads(HEADS, (96, 64), 0.6), "anchors are pixels of the input"
+    assert wider.origin.decoder == YoloHeads(HEADS, (96, 64), 0.6), "anchors are pixels of the input"
 
 
 def test_the_bundle_says_how_to_decode(recipe: Path):
     task = task_of(recipe)
     facts = json.loads(task.bundle_members()["app.json"])
-    assert decoder_of(facts) == task.decoder
+    assert decoder_of(facts) == task.origin.decoder
     assert "anchors" not in facts and facts["classes"] == 2
 
 
@@ -388,7 +388,7 @@ def test_a_perfect_network_scores_one(recipe: Path, tmp_path: Path):
     assert task.score(lambda x: encode(data[next(at)]), data)["map50"] == pytest.approx(1)
     outputs = [encode(data[i]) for i in range(len(data))]
     assert task.score_outputs(outputs, data)["map"] > 0.99
-    plain = detect([o[0] for o in outputs[0]], task.decoder, 0.5)
+    plain = detect([o[0] for o in outputs[0]], task.origin.decoder, 0.5)
     found = task.detections(lambda x: outputs[0], data[0].image, 0.5)
     np.testing.assert_allclose(found.boxes, plain.boxes, atol=1e-6)
     task.preview(lambda x: outputs[0], data, tmp_path / "p.png")

@@ -9,7 +9,7 @@ from torch import nn
 
 from paredown.apps.detector.device.boxes.heads import heads_of
 from paredown.apps.detector.network.v8 import BUILTIN, PRIOR, V8Like, builtin
-from paredown.apps.detector.task import BUILTIN as NAMES
+from paredown.apps.detector.origins.find import BUILTIN as NAMES
 from paredown.targets.errors import UsageError
 
 

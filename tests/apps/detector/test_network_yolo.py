@@ -14,7 +14,7 @@ from torch import nn
 from paredown.apps.detector.darknet.darknet import builtin_cfg, parse_cfg
 from paredown.apps.detector.darknet.layers import MaxPool, Reorg, output_shapes
 from paredown.apps.detector.network import ConvLayer, MaxPoolLayer, ReorgLayer, YoloV2
-from paredown.apps.detector.weights import head_rows
+from paredown.apps.detector.network.weights import head_rows
 from paredown.targets.errors import UsageError
 
 NANO_MAX_PARAMETERS, NANO_MAX_MACS = 400_000, 60e6

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from paredown.apps.detector.darknet.darknet import parse_cfg
 from paredown.apps.detector.network import ConvLayer, Header, YoloV2
-from paredown.apps.detector.weights import (
+from paredown.apps.detector.network.weights import (
     head_rows,
     load_checkpoint,
     read_weights,

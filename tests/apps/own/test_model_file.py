@@ -174,7 +174,7 @@ def boxes(project: Path) -> Path:
 def test_a_detector_is_decoded_as_the_recipe_says(boxes):
     task = load_task(load_recipe(boxes))
     assert task.preprocess.input_shape == (1, 3, 32, 32)
-    assert task.heads.kind == "v8" and len(task.output_names) == 2
+    assert task.origin.heads.kind == "v8" and len(task.output_names) == 2
     outputs = task.network()(torch.zeros(1, 3, 32, 32))
     assert [tuple(output.shape) for output in outputs] == [(1, 4, 4, 4), (1, 2, 4, 4)]
     assert task.network_id["file"] == task.weights_hash()

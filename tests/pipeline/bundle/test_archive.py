@@ -12,8 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from paredown.pipeline.bundle.archive import FORMAT, MANIFEST, PACKED, extract, pack, unpack, wire_bytes
-from paredown.pipeline.bundle.packing import pack_programs
+from paredown.pipeline.bundle.archive import extract, pack, unpack
+from paredown.pipeline.bundle.manifest import FORMAT, MANIFEST, PACKED, wire_bytes
+from paredown.pipeline.bundle.packed.packing import pack_programs
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import InputError

@@ -13,8 +13,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paredown.pipeline.bundle.archive import MANIFEST, extract, pack, unpack
+from paredown.pipeline.bundle.archive import extract, pack, unpack
 from paredown.pipeline.bundle.limits import MEMBERS, bounded, check_names, check_sizes, json_document
+from paredown.pipeline.bundle.manifest import MANIFEST
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import LEAST, RATIO
 from tests.helpers.forge import COMMENT, forged, listed, resealed, sealed

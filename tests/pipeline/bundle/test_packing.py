@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import entropy
 from torch import nn
 
-from paredown.pipeline.bundle.packing import (
+from paredown.pipeline.bundle.packed.packing import (
     Digest,
     Hole,
     Product,

@@ -9,7 +9,7 @@ from lowering_networks import ranges_of
 from operation_checks import assert_codes, assert_network_exact
 from prune_networks import conv, network
 
-from paredown.pipeline.bundle.ledger import check_codes
+from paredown.pipeline.bundle.packed.ledger import check_codes
 from paredown.pipeline.graph.fusion import fuse_relu, scales_apart
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from paredown.pipeline.bundle.packing import find_weights, pack_programs
+from paredown.pipeline.bundle.packed.packing import find_weights, pack_programs
 from paredown.pipeline.compress.grids.grid import GridConfig
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paredown.pipeline.bundle.packing import pack_codes, pack_program, pack_programs
+from paredown.pipeline.bundle.packed.packing import pack_codes, pack_program, pack_programs
 from paredown.pipeline.lower.integer import Parameters
 from paredown.targets.errors import InputError
 from paredown.targets.runners.expand import expand_program, expand_programs, main, unpack_codes

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paredown.pipeline.bundle.ledger import LayerLedger, total_limit
+from paredown.pipeline.bundle.packed.ledger import LayerLedger, total_limit
 from paredown.pipeline.report.figures import ORIGINAL
 from paredown.pipeline.report.markdown import training_notes
 

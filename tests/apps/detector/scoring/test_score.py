@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from paredown.apps.detector.device.boxes.decode import Detections, detect
 from paredown.apps.detector.network import YoloV2
+from paredown.apps.detector.network.weights import load_checkpoint
 from paredown.apps.detector.scoring.score import (
     average_precision,
     class_average_precisions,
@@ -25,7 +26,6 @@ from paredown.apps.detector.scoring.score import (
     map50_interval,
     score_detections,
 )
-from paredown.apps.detector.weights import load_checkpoint
 from paredown.calibration.datasets import open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.records import Ignored

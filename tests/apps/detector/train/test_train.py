@@ -15,11 +15,11 @@ from paredown.apps.detector import digits as digits_module
 from paredown.apps.detector.digits import Digits
 from paredown.apps.detector.network import YoloV2
 from paredown.apps.detector.network.v8 import V8Like
+from paredown.apps.detector.network.weights import load_checkpoint as load_weights
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import evaluate, train
-from paredown.apps.detector.weights import load_checkpoint as load_weights
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.compress.training.loop import learning_rate
 from paredown.pipeline.store.checkpoint import load_checkpoint, save_checkpoint, save_weights

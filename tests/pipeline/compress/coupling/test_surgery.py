@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from paredown.apps.classifier.network import build
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.weights import read_weights
+from paredown.apps.detector.network.weights import read_weights
 from paredown.pipeline.compress.coupling.coupling import Group, couple
 from paredown.pipeline.compress.coupling.surgery import check, cut, load_pruned, mask, save_pruned, thin
 from paredown.pipeline.graph.graph import Graph

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.pipeline.bundle.ledger import check_codes, ledger
+from paredown.pipeline.bundle.packed.ledger import check_codes, ledger
 from paredown.pipeline.compress.grids.grid import GRIDS, PER, GridConfig
 from paredown.pipeline.compress.squantize.entropy import entropy
 from paredown.pipeline.compress.squantize.fold import codes_of, fold

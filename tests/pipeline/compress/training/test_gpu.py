@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.pipeline.bundle.ledger import check_codes
+from paredown.pipeline.bundle.packed.ledger import check_codes
 from paredown.pipeline.compress.grids.grid import GRIDS, ORDERS, GridConfig, encode
 from paredown.pipeline.compress.squantize.fold import codes_of, fold
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork, quantizable

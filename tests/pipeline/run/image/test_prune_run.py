@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_project import Tiny, call, copy_project, scene, start
 
 from paredown.apps.detector.network import YoloV2
-from paredown.apps.detector.weights import load_checkpoint
+from paredown.apps.detector.network.weights import load_checkpoint
 from paredown.pipeline.compress.coupling.surgery import load_pruned
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.run.image.summary.summary import against_original

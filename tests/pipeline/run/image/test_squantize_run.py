@@ -11,7 +11,7 @@ import pytest
 from tiny_project import Tiny, call, copy_project
 
 from paredown.pipeline.bundle.archive import unpack
-from paredown.pipeline.bundle.packing import find_weights
+from paredown.pipeline.bundle.packed.packing import find_weights
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.run.run import Run
 from paredown.targets.cards.card import load_card

@@ -57,7 +57,7 @@ def ledger(graph: Graph, integer: IntegerGraph) -> tuple[LayerLedger, ...]:
         graph: the folded float graph; its `Node.scale` tells which codes were trained.
         integer: made from it.
     """
-    from paredown.pipeline.bundle.packing import pack_codes
+    from paredown.pipeline.bundle.packed.packing import pack_codes
     from paredown.pipeline.graph.alike import distinct
     from paredown.pipeline.graph.fusion import fuse_relu
 
