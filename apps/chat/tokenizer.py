@@ -187,7 +187,6 @@ def _field(reader: GGUFReader, name: str, where: Path) -> Any:
     key = f"tokenizer.ggml.{name}"
     if key not in reader.fields:
         raise InputError(f"`{key}` is missing", where=where, hint="give a file with a tokenizer")
-    try:
-        return reader.fields[key].contents()
-    except UnicodeDecodeError as error:
-        raise InputError(f"`{key}` is damaged: {error}", where=where) from error
+    from paredown.apps.chat.weights.gguf import contents
+
+    return contents(reader, key, where)

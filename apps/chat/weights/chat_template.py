@@ -44,10 +44,10 @@ def find_template(path: Path) -> str | None:
         InputError: its files are broken.
     """
     if not path.is_dir():
-        from paredown.apps.chat.weights.gguf import read_gguf
+        from paredown.apps.chat.weights.gguf import contents, read_gguf
 
-        field = read_gguf(path).fields.get("tokenizer.chat_template")
-        return None if field is None else _text(field.contents(), path)
+        reader, key = read_gguf(path), "tokenizer.chat_template"
+        return _text(contents(reader, key, path), path) if key in reader.fields else None
     file = path / "chat_template.jinja"
     if file.exists():
         try:
@@ -73,7 +73,8 @@ def named_tokens(path: Path, tokens: Tokens) -> dict[str, str]:
         return names
     from paredown.apps.chat.weights.gguf import metadata, read_gguf
 
-    numbers, texts = metadata(read_gguf(path)), {number: name for name, number in tokens.special.items()}
+    numbers = metadata(read_gguf(path), path)
+    texts = {number: name for name, number in tokens.special.items()}
     for key, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         number = numbers.get(f"tokenizer.ggml.{theirs}_token_id")
         if number in texts:
@@ -141,7 +142,8 @@ class Template:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise InputError(f"its chat template is broken: {error}", where=where, hint=_HINT) from error
+            what = f"its chat template is broken: {_in_a_line(error)}"
+            raise InputError(what, where=where, hint=_HINT) from error
 
     def render(self, texts: Sequence[str]) -> str:
         """The prompt that asks for an answer.
@@ -159,7 +161,7 @@ class Template:
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
         except (self._errors, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            what = f"its chat template fails on plain turns: {error}"
+            what = f"its chat template fails on plain turns: {_in_a_line(error)}"
             raise InputError(what, where=self._where, hint=_HINT) from error
         if _TODAY in text:
             raise InputError("its chat template writes the date", where=self._where, hint=_HINT)
@@ -291,6 +293,10 @@ def _parts(text: str, special: Mapping[str, int]) -> tuple[Part, ...]:
     """A text cut at its special tokens, the longest first as `tokenizers` does."""
     pattern = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     return tuple(special.get(piece, piece) for piece in re.split(f"({pattern})", text) if piece)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _spaced(text: str) -> str:

@@ -6,6 +6,7 @@ It permutes nothing for this architecture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ class GgufFile:
         reader = read_gguf(path)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: tuple(int(size) for size in reversed(tensors[name].shape)) for name in tensors}
-        _check_kind(reader, path)
+        table = metadata(reader, path)
+        _check_kind(reader, table, path)
         if _EMBEDDING not in tensors:
             raise InputError(f"misses the tensor {_EMBEDDING}", where=path, hint="check that it is complete")
-        self.config = gguf_config(metadata(reader), shapes[_EMBEDDING][0], path)
+        self.config = gguf_config(table, shapes[_EMBEDDING][0], path)
         theirs = _their_names(self.config.layers)
         ours = {theirs[name]: name for name in theirs}
         self.shapes = {ours.get(name, name): shapes[name] for name in tensors}
@@ -93,28 +95,42 @@ def read_gguf(path: Path) -> GGUFReader:
         raise InputError(reason, where=path, hint=_HINT) from error
 
 
-def metadata(reader: GGUFReader) -> dict[str, Any]:
-    """Key to value, of all keys but those of vocabularies and those that the reader makes up."""
+def metadata(reader: GGUFReader, where: Path) -> dict[str, Any]:
+    """Key to value, of all keys but those of vocabularies and those that the reader makes up.
+
+    Raises:
+        InputError: a value is damaged.
+    """
     return {
-        key: field.contents()
+        key: contents(reader, key, where)
         for key, field in reader.fields.items()
         if not key.startswith(_MADE_UP) and (len(field.types) == 1 or len(field.data) <= _MOST)
     }
 
 
-def _check_kind(reader: GGUFReader, where: Path) -> None:
+def contents(reader: GGUFReader, key: str, where: Path) -> Any:
+    """What the file says under a key that it has.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return reader.fields[key].contents()
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"`{key}` is damaged: {error}", where=where, hint=_HINT) from error
+
+
+def _check_kind(reader: GGUFReader, table: Mapping[str, Any], where: Path) -> None:
     """Refuses by name what is no whole model of this machine's byte order."""
     if reader.byte_order == "S":
         hint = "convert it: `gguf-convert-endian FILE little`"
         raise InputError("a big-endian GGUF file", where=where, hint=hint)
-    fields = reader.fields
-    kind = fields["general.type"].contents() if "general.type" in fields else "model"
+    kind, parts = table.get("general.type", "model"), table.get("split.count", 1)
     if kind == "adapter" or any(tensor.name.endswith((".lora_a", ".lora_b")) for tensor in reader.tensors):
         raise InputError("a LoRA adapter", where=where, hint="merge it first: `llama-export-lora`")
     if kind != "model":
         raise InputError(f"general.type is {kind!r}, not 'model'", where=where, hint="give a Gemma 3")
-    parts = fields["split.count"].contents() if "split.count" in fields else 1
-    if parts > 1:
+    if parts not in (0, 1):
         hint = "put it together: `llama-gguf-split --merge`"
         raise InputError(f"one file of {parts}", where=where, hint=hint)
 
