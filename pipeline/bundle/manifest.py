@@ -15,6 +15,7 @@ FORMAT = 4  # 3 held the device's code without the folder paredown/
 READABLE = (3, FORMAT)
 MANIFEST = "manifest.json"
 PACKED = "models.packed"
+FORMER_KEYS = ("flat", "hopeless")  # of [prune], in bundles of before lazy allocation
 _MEMBER_LIMIT = 1 << 32  # bytes; a false size must not ask for all memory
 _MOST_VALUES = 1 << 28  # of an input or output
 
@@ -105,6 +106,15 @@ class Manifest(Schema):
     versions: Mapping[str, str]
     licences: Mapping[str, str]
     members: Mapping[str, FileEntry]
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _recipe(cls, recipe: Any) -> Any:
+        """Without the keys that recipes had once."""
+        if not isinstance(recipe, Mapping) or not isinstance(recipe.get("prune"), Mapping):
+            return recipe
+        kept = {key: value for key, value in recipe["prune"].items() if key not in FORMER_KEYS}
+        return {**recipe, "prune": kept}
 
     @property
     def programs(self) -> tuple[Model | LanguageModel, ...]:
