@@ -119,7 +119,7 @@ def read_sample(path: str, source: AnyInput) -> np.ndarray:
         return read_picture(path)
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reader raises many kinds for a damaged file
         raise InputError(f"cannot read this array: {str(error)[:100]}", where=path) from error
     if not isinstance(array, np.ndarray):
         raise InputError("an archive of arrays, not one array", where=path, hint="give a .npy file")

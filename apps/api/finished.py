@@ -28,9 +28,11 @@ from paredown.apps.api.finished_input import (
 from paredown.calibration.datasets import read_names
 from paredown.pipeline.bundle.archive import pack
 from paredown.pipeline.bundle.finished.program import Described, Ran, Tensor, describe, run, scaled
+from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
+from paredown.pipeline.lower.litert.reader.load import prospect
 from paredown.pipeline.recipe.schema import FINISHED, Recipe
 from paredown.pipeline.recipe.task import load_task, metric_of
 from paredown.pipeline.report.figures import Figure
@@ -164,6 +166,7 @@ def bundle(
         "licences": {"device code": "Apache-2.0", "programs": "those of their files"},
         **({"metric": asdict(metric_of(task))} if task else {}),
     }  # fmt: skip
+    members[SBOM] = bundle_sbom(manifest, members)
     write_atomic(out, pack(manifest, members))
     return Made(out, programs, tuple(figures), tuple(notes))
 
@@ -248,6 +251,7 @@ def _noticed(network: _Network, inputs: Inputs, ran: Sequence[Ran]) -> list[str]
             differing, most = _apart(found.usual, found.exact)
             total = sum(each.size for each in found.usual)
             apart = f"{differing} of {total} codes differ, by up to {most} LSB" if differing else "equal"
+            said.append(prospect(program.path))
             said.append(f"{program.path.name}: XNNPACK beside TFLite's reference kernels: {apart}")
         if program is first:
             continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paredown.targets.errors import InputError
+from paredown.targets.host.tools import need
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -65,6 +66,7 @@ def tokenizer_json(path: Path) -> bytes:
         except OSError as error:
             what = f"cannot read the tokenizer: {error.strerror}"
             raise InputError(what, where=_file(path), hint="copy the model's tokenizer.json there") from error
+    need("gguf", f"a .gguf file ({path})")
     from paredown.apps.chat.weights.gguf import read_gguf
 
     return json.dumps(_from_gguf(read_gguf(path), path), ensure_ascii=False).encode()
@@ -77,6 +79,7 @@ def is_for_chat(path: Path) -> bool:
         InputError: its files are broken.
     """
     if not path.is_dir():
+        need("gguf", f"a .gguf file ({path})")
         from paredown.apps.chat.weights.gguf import read_gguf
 
         return "tokenizer.chat_template" in read_gguf(path).fields

@@ -136,15 +136,18 @@ class Sshd:
 
     Args:
         folder: for its files.
-        host_key: private.
-        client_key: public part of whose owner may log in.
-        tmpdir: TMPDIR of the commands.
+        host_key: file of its key.
+        client_key: whom it lets in.
+        tmpdir: for what is copied there.
+        home: of who logs in; None = as here.
+        prefix: comes before its command.
         shell: the user's login shell, where it is another one; needs root.
     """
 
     def __init__(
-        self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path, shell: str = ""
-    ) -> None:
+        self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path,
+        home: Path | None = None, prefix: Sequence[str] = (), shell: str = "",
+    ) -> None:  # fmt: skip
         sshd = needs("sshd", "openssh-server")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it separates privileges; root's sshd asks for it
@@ -155,9 +158,9 @@ class Sshd:
         config.write_text(
             f"ListenAddress {HOST}:{self.port}\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized\n"
             f"StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            f"SetEnv TMPDIR={tmpdir}\n"
+            f"SetEnv TMPDIR={tmpdir}{f' HOME={home}' if home else ''}\n"
         )
-        command = [sshd, "-D", "-e", "-f", config]
+        command = [*prefix, sshd, "-D", "-e", "-f", config]
         if shell:  # a passwd file of its own, which only the server sees
             me = pwd.getpwuid(os.geteuid())
             entry = f"{me.pw_name}:x:{me.pw_uid}:{me.pw_gid}::{folder}:{shell}\n"

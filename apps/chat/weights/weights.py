@@ -16,6 +16,7 @@ from torch import Tensor
 from paredown.apps.chat.network.config import GemmaConfig
 from paredown.apps.chat.network.network import Gemma, make_unset
 from paredown.targets.errors import InputError
+from paredown.targets.host.tools import need
 
 
 class TensorFile(Protocol):
@@ -51,6 +52,7 @@ def open_weights(path: str | Path) -> TensorFile:
 
         return HfFolder(path)
     if path.suffix.lower() == ".gguf":
+        need("gguf", f"a .gguf file ({path})")
         from paredown.apps.chat.weights.gguf import GgufFile
 
         return GgufFile(path)

@@ -24,7 +24,9 @@ from paredown.apps.detector.device.boxes.counting import Counting, parse_line, p
 from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.frames.handover import Reader
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.holding import held
+from paredown.apps.detector.device.frames.private import source_text
 from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, is_live, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
 from paredown.apps.detector.device.processor import FrameProcessor, FrameResult
@@ -105,7 +107,7 @@ def watch(
         clock: seconds.
     """
     split, count, began = looker.split, 0, clock()
-    names = looker.model.names
+    names, beat = looker.model.names, Heartbeat()
     while limit is None or count < limit:
         frame = frames.get()
         split.lap("wait")
@@ -119,6 +121,7 @@ def watch(
         split.finish(frame.taken)
         count += 1
         on_seen(seen)
+        beat()
     total = {names[category]: number for category, number in looker.tracker.total.items()}
     counts, ms = looker.counting.to_dict(), dict(split.summary())
     return WatchSummary(source, count, frames.dropped, clock() - began, total, counts, ms)
@@ -162,7 +165,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--source",
         required=True,
-        help="camera number, device, stream, video file or folder: 0 | picamera | rtsp://... | gst:PIPELINE",
+        help="camera number, device, stream, video file or folder: 0 | picamera | rtsp://... | gst:PIPELINE; "
+        "@FILE = the first line of a file that only you read",
     )
     add(
         "--confidence",
@@ -227,6 +231,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own words on damaged streams; ours are enough
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    options.source = source_text(options.source)
     detector = Detector(folder, options.threads)
     sure = options.confidence if options.confidence is not None else detector.app["show_threshold"]
     config = TrackerConfig(sure=sure, unsure=min(TrackerConfig.unsure, sure))

@@ -41,6 +41,7 @@ from paredown.apps.detector.device.flight.vehicle import Trust, Vehicle
 from paredown.apps.detector.device.flight.wire import HINT, connect, parse_address
 from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.holding import held
+from paredown.apps.detector.device.frames.private import source_text
 from paredown.apps.detector.device.frames.source import Log, Paced, is_live, open_source
 from paredown.apps.detector.device.frames.timing import Split
 from paredown.apps.detector.device.processor import FrameProcessor, Model
@@ -208,6 +209,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
     tracker = Tracker(TrackerConfig(sure=sure, unsure=min(TrackerConfig.unsure, sure)))
     vehicle = Vehicle(options.system)
     with contextlib.ExitStack() as stack:
+        options.source = source_text(options.source)
         if is_live(options.source):
             stack.enter_context(held(options.source, os.environ.get(NAME, "paredown drone")))
         source = open_source(options.source, options.patience, log)

@@ -11,8 +11,6 @@ import codecs
 import heapq
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -25,6 +23,13 @@ START, END = "<start_of_turn>", "<end_of_turn>"
 SPACE = "▁"  # what a vocabulary has for a space
 ID_BITS = 32  # two tokens in one number: the left one above, the right one below
 GONE = -1  # what was joined to its neighbour
+MOST = 1 << 24  # entries of a vocabulary
+#: What a packed tokenizer holds: kinds of numbers, and axes.
+ARRAYS = {
+    "text": ("u1", 1), "lengths": ("u2", 1), "letters": ("u4", 1), "letter_ids": ("i4", 1), "left": ("i4", 1),
+    "right": ("i4", 1), "merged": ("i4", 1), "byte_ids": ("i4", 1), "size": ("i8", 0), "names": ("u1", 1),
+}  # fmt: skip
+
 
 Ids = NDArray[np.int64]
 #: Rank, where, left and right token, and what comes of them.
@@ -51,15 +56,14 @@ class Tokens:
 
     def __init__(self, data: bytes, where: object = "tokenizer") -> None:
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                self._text, lengths = arrays["text"].tobytes(), arrays["lengths"]
-                self._letters, self._letter_ids = arrays["letters"], arrays["letter_ids"].astype(np.int64)
-                self._byte_ids = arrays["byte_ids"].astype(np.int64)
-                self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
-                self.size = int(arrays["size"])
-                names = json.loads(arrays["names"].tobytes())
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"no packed tokenizer: {error}", where=where) from error
+            arrays, names = _read(data)
+        except Exception as error:  # numpy's reader raises many kinds for a damaged file
+            raise InputError(f"no packed tokenizer: {str(error)[:100]}", where=where) from error
+        self._text, lengths = arrays["text"].tobytes(), arrays["lengths"]
+        self._letters, self._letter_ids = arrays["letters"], arrays["letter_ids"].astype(np.int64)
+        self._byte_ids = arrays["byte_ids"].astype(np.int64)
+        self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
+        self.size = int(arrays["size"])
         self._ends, self._longest = lengths.cumsum(dtype=np.int64), int(lengths.max())
         self._where, self._special = where, names["special"]
         self._added = _Added(names["added"])
@@ -129,6 +133,42 @@ class Tokens:
             for i in range(len(letters))
         ]
         return np.concatenate(parts)
+
+
+def _read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
+    """The arrays of a packed tokenizer and its tokens with names, which fit each other.
+
+    Raises:
+        Exception: they do not, or cannot be read.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in ARRAYS}
+    for name, (kind, axes) in ARRAYS.items():
+        if arrays[name].dtype != np.dtype(kind) or arrays[name].ndim != axes:
+            raise ValueError(f"{name} is {arrays[name].dtype} of {arrays[name].ndim} axes")
+    size, names = int(arrays["size"]), json.loads(arrays["names"].tobytes())
+    lengths, letters = arrays["lengths"], arrays["letters"]
+    named = [names["added"], names["special"]]
+    ids = [arrays[key] for key in ("letter_ids", "left", "right", "merged", "byte_ids")]
+    ids += [np.array([_whole(token) for token in each.values()], np.int64) for each in named]
+    if not 0 < size <= MOST or not 0 < len(lengths) <= MOST or not int(lengths.max()):
+        raise ValueError(f"a vocabulary of {size}")
+    if int(lengths.sum(dtype=np.int64)) != len(arrays["text"]) or "" in names["added"]:
+        raise ValueError("texts of other lengths")
+    if any(each.size and not 0 <= int(each.min()) <= int(each.max()) < MOST for each in ids):
+        raise ValueError("tokens beyond the vocabulary")
+    pairs = {len(arrays[key]) for key in ("left", "right", "merged")}
+    if len(arrays["byte_ids"]) != 256 or len(pairs) > 1 or not 0 < len(letters) == len(arrays["letter_ids"]):
+        raise ValueError("arrays of different lengths")
+    if np.any(letters[1:] < letters[:-1]):
+        raise ValueError("letters out of order")
+    return arrays, names
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{str(value)[:20]!r} is no token")
+    return value
 
 
 class _Merges:

@@ -21,6 +21,7 @@ import numpy as np
 
 from paredown.apps.detector.device.frames.files import IMAGES, Folder, Video, promised_pictures
 from paredown.apps.detector.device.frames.frame import Clock, Frame, Log, Source
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.pipes import kind_of, open_pipe
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.quiet import quiet
@@ -64,6 +65,7 @@ class Stream:
         self._address, self._patience, self._clock, self._log = name, patience, clock, log
         self._connect = connect or open_capture
         self._closed = threading.Event()
+        self._beat = Heartbeat()
         self._capture, image = self._opened()
         if image is None:
             said = getattr(self._capture, "said", str)()  # of a program that gives pictures
@@ -108,6 +110,7 @@ class Stream:
             self._pause = FIRST_PAUSE_S
         self._log(f"{self.name}: lost, trying again")
         while True:
+            self._beat()  # a lost source is no hang; one that never answers is
             self._capture.release()
             if self._closed.wait(self._pause):
                 return None
