@@ -359,7 +359,12 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "apps/chat/network/config.py",
             "apps/chat/weights/gguf.py",
             "apps/chat/weights/hf.py",
+            "apps/chat/weights/rows.py",
         ),
+    ),
+    "apps/chat/test_chat_template.py": (
+        "turns are what a template becomes",
+        ("apps/chat/device/tokens/turns.py",),
     ),
     "apps/chat/test_chat_gemma_files.py": (
         "the files that are published",

@@ -7,7 +7,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,13 +137,13 @@ def deploy(
     )  # fmt: skip
 
 
-def release_of(path: str | Path, app: str, arguments: Iterable[str] = ()) -> Release:
+def release_of(path: str | Path, app: str, arguments: Sequence[str] = ()) -> Release:
     """Reads a bundle.
 
     Args:
         path: the bundle.
         app: the module below its `device` folder.
-        arguments: of the app, on any device; some need packages.
+        arguments: of the app, some of which need more packages.
 
     Raises:
         InputError: it is broken, carries no such app, or code that is not this version's.
@@ -158,9 +158,8 @@ def release_of(path: str | Path, app: str, arguments: Iterable[str] = ()) -> Rel
     archive = release_archive(bundle)
     name = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     needs = NEEDS | OWN_NEEDS.get(app, {})
-    given = tuple(arguments)
     for start, more in OPTION_NEEDS.items():
-        needs |= more if any(argument.startswith(start) for argument in given) else {}
+        needs |= more if any(argument.startswith(start) for argument in arguments) else {}
     manifest = bundle.manifest
     return Release(name, archive, module, needs, bundle.signed, manifest.target, manifest.name)
 
