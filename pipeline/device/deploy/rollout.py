@@ -83,7 +83,8 @@ def roll_out(path: Path, asked: Asked, tell: Tell = nobody) -> Journal:
         InputError: the fleet or the bundle is broken, or the journal cannot be written.
     """
     fleet = load_fleet(path)
-    release = release_of(asked.bundle, asked.app, asked.arguments)
+    words = [*asked.arguments, *(word for each in fleet.device for word in each.arguments)]
+    release = release_of(asked.bundle, asked.app, words)
     if release.signed is not None:
         verify_bundle(unpack(asked.bundle), None)  # whose it is, and whether that counts, devices say
     meant = [each for each in fleet.device if each.target in (None, release.target)]

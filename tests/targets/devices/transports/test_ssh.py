@@ -132,7 +132,7 @@ def test_any_login_shell_that_talks(connect, tmp_path, keys, folders, payload, s
     if shell == "busybox":  # it goes by the name that it is called by
         path = str(tmp_path / "ash")
         Path(path).symlink_to(needs("busybox", "busybox"))
-    sshd = Sshd(tmp_path, tmp_path / "host", keys[1], folders, path)
+    sshd = Sshd(tmp_path, tmp_path / "host", keys[1], folders, shell=path)
     try:
         with connect(sshd.port) as device:
             device.push(payload, "a b/x")
