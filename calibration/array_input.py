@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
+from paredown.calibration.pictures import read_picture
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError
 
@@ -116,13 +116,10 @@ def read_sample(path: str, source: AnyInput) -> np.ndarray:
         InputError: the file is missing, damaged or of another kind.
     """
     if isinstance(source, Preprocess):
-        image = cv2.imread(path)
-        if image is None:
-            raise InputError("cannot read this image", where=path)
-        return np.asarray(image)
+        return read_picture(path)
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's reader raises many kinds for a damaged file
         raise InputError(f"cannot read this array: {str(error)[:100]}", where=path) from error
     if not isinstance(array, np.ndarray):
         raise InputError("an archive of arrays, not one array", where=path, hint="give a .npy file")

@@ -28,6 +28,7 @@ from paredown.apps.api.finished_input import (
 from paredown.calibration.datasets import read_names
 from paredown.pipeline.bundle.archive import pack
 from paredown.pipeline.bundle.finished.program import Described, Ran, Tensor, describe, run, scaled
+from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
@@ -165,6 +166,7 @@ def bundle(
         "licences": {"device code": "Apache-2.0", "programs": "those of their files"},
         **({"metric": asdict(metric_of(task))} if task else {}),
     }  # fmt: skip
+    members[SBOM] = bundle_sbom(manifest, members)
     write_atomic(out, pack(manifest, members))
     return Made(out, programs, tuple(figures), tuple(notes))
 

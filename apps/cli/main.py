@@ -204,6 +204,7 @@ def sense(
             )
             found, channels, traced = work.sense()
         files = {"table": work.folder / SENSE, "plot": work.folder / PLOT}
+        files = {name: path for name, path in files.items() if path.exists()}
         if as_json:
             print_json({**{n: str(p) for n, p in files.items()}, "sensitivity": found.to_dict()})
             return

@@ -81,7 +81,10 @@ def serve(
             self_signed,
         )
         from paredown.targets.errors import DeviceError
+        from paredown.targets.host.tools import need
 
+        if phone:
+            need("segno", "the code that a phone scans")
         found = lan_address() if lan else None
         if phone and found is None:
             hint = "join the telephone's network (Wi-Fi), then try again"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,13 +184,13 @@ def _file(path: Path, classes: Classes) -> list[ArrayFile]:
 
 
 def _labels(path: Path, count: int, classes: Classes) -> np.ndarray | None:
-    with np.load(path, allow_pickle=False) as archive:
-        if LABELS not in archive or not classes.names:
-            return None
-        try:
-            labels = archive[LABELS]
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"cannot read {LABELS!r}: {str(error)[:100]}", where=path) from error
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if LABELS not in archive or not classes.names:
+                return None
+            labels = _array(archive, LABELS)
+    except Exception as error:  # numpy's reader raises many kinds for a damaged file
+        raise InputError(f"cannot read {LABELS!r}: {str(error)[:100]}", where=path) from error
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise InputError(
             f"{LABELS!r} is {labels.shape} {labels.dtype}, not a whole number for each of the {count} inputs",
@@ -226,8 +225,21 @@ def _open(path: Path) -> np.ndarray:
             if INPUTS not in archive:
                 names = ", ".join(list(archive)[:5]) or "nothing"
                 raise InputError(f"no array {INPUTS!r} in this file; it holds {names}", where=path)
-            array: np.ndarray = archive[INPUTS]
-            return array
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return _array(archive, INPUTS)
+    except InputError:
+        raise
+    except Exception as error:  # numpy's reader raises many kinds for a damaged file
         reason = str(error)[:100] or type(error).__name__
         raise InputError(f"cannot read this array: {reason}", where=path, hint=_HINT) from error
+
+
+def _array(archive: Mapping[str, object], name: str) -> np.ndarray:
+    """An array of an archive, whose members may be anything.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = archive[name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{name!r} is no array")
+    return found

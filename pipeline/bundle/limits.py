@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import unicodedata
 import zipfile
@@ -25,8 +26,8 @@ MANIFEST_BYTES, SIGNATURE_BYTES = 8 << 20, 1 << 16
 NAME_BYTES = 200
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
 _UTF8 = 0x800  # the only flag of an entry that our own have
-#: Embeddings, overrides and isolates of the direction of text.
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+#: Control characters but line ends and tabs, halves of surrogate pairs, and what turns the direction of text.
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Names that Windows keeps for devices, with any suffix.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
 
@@ -76,16 +77,12 @@ def check_text(document: Any, what: str) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            if found := next((c for c in value if c not in "\n\t" and _steers(c)), None):
-                raise InputError(f"{what} holds the control character {found!r}")
+            if found := _STEERS.search(value):
+                raise InputError(f"{what} holds the control character {found.group()!r}")
         elif isinstance(value, dict):
             waiting += [*value, *value.values()]
         elif isinstance(value, list):
             waiting += value
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
 
 
 def check_entries(archive: zipfile.ZipFile, manifest: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
+from paredown.pipeline.recipe.imports import folders
+from paredown.pipeline.recipe.imports.read import SUFFIXES
 from paredown.pipeline.recipe.schema import Quantize, Recipe
 from paredown.targets.errors import InputError
 
@@ -35,6 +37,10 @@ APPS = frozenset(
     f"apps.{name}" for name in ("chat", "classifier", "detector", "outputs", "pose", "segmenter")
 )
 
+#: Suffixes of model files that this code reads itself, as data. All others torch, transformers or TensorFlow
+#: would load, and what they hold may be executed on the way.
+PARSED = frozenset({".onnx", ".tflite", ".keras", ".h5", ".hdf5"})
+
 
 class Scores(dict[str, float]):
     """Metric to value, fractions of one, and the task's `metric` on resamples of the same images.
@@ -48,7 +54,7 @@ class Scores(dict[str, float]):
             `classes`, a list of {name, score, low, high, count, curve}, the metric of each class that occurs,
             its 95 % interval, how often it occurs, and points (recall, precision); `names` of all classes
             and `confusion`, a list of [true, said, count], -1 for nothing; `images`, a list of {index,
-            quality, found}, 0 to 1, and what `Task.drawn` takes.
+            quality, found}, 0 to 1, and what `drawn_by` takes; no found where `pictured_by` draws.
     """
 
     def __init__(
@@ -78,6 +84,45 @@ class Metric:
         if self.less_is_better and original:
             return score / original - 1
         return score - original if self.less_is_better else original - score
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a bundle says of its task: all that scoring needs. It is data; no network is read, no code.
+
+    Attributes:
+        app: the app's own facts, as `app.json` has them.
+        names: of the classes.
+        preprocess: from an image or an array to the network's input.
+    """
+
+    app: Mapping[str, Any]
+    names: tuple[str, ...]
+    preprocess: AnyInput
+
+
+class Scorer(Protocol):
+    """The part of a task that scores; an app's `make_scorer(packed)` makes it.
+
+    Attributes:
+        metric: as of a task.
+    """
+
+    metric: str
+
+    @property
+    def preprocess(self) -> AnyInput:
+        """As of a task."""
+
+    def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
+        """As of a task."""
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with labels that are neither boxes nor classes, as `Task.arrays_of` named them.
+
+        Raises:
+            ValueError: they do not fit the sample.
+        """
 
 
 class Batches(Protocol):
@@ -218,17 +263,25 @@ def codes_of(task: Any) -> Path | None:
 def check_no_code(recipe: Recipe) -> None:
     """Refuses a recipe that came with a bundle and names code: a recipe is a program, a bundle is data.
 
+    A file of TorchScript or `torch.export` and a folder of Hugging Face count as code: what loads them can be
+    made to do more than to read.
+
     Args:
         recipe: of the bundle.
 
     Raises:
-        InputError: its app or its network is code of somebody's own.
+        InputError: its app or its network is code of somebody's own, or a file that may hold some.
     """
     hint = "give the recipe itself, --recipe FILE, if you trust it: a bundle may not name code"
     if recipe.app not in APPS:
         raise InputError(f"the bundle was made by the app `{recipe.app}`", hint=hint)
     if recipe.network is not None and ":" in recipe.network:
         raise InputError(f"the bundle's network is made by `{recipe.network}`", hint=hint)
+    suffix = PurePath(recipe.network or "").suffix.lower()
+    folder = recipe.network is not None and folders.kind(Path(recipe.network)) is not None
+    if folder or suffix in SUFFIXES.keys() - PARSED:
+        name = PurePath(recipe.network or "").name
+        raise InputError(f"the bundle's network is the file `{name}`, which may hold code", hint=hint)
 
 
 def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
@@ -239,6 +292,30 @@ def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
     """
     found: Callable[[Sample, Any], Any] | None = getattr(task, "drawn", None)
     return found
+
+
+def pictured_by(task: Any) -> Callable[[Sample, Any], Any] | None:
+    """How a task draws a sample whose details say nothing to draw; None of one that does not.
+
+    What it takes beside the sample is what a network gave for it, or None for the labels; what it gives is as
+    of `drawn_by`.
+    """
+    found: Callable[[Sample, Any], Any] | None = getattr(task, "pictured", None)
+    return found
+
+
+def arrays_of(task: Any) -> Callable[[Sample], Mapping[str, NDArray[Any]]]:
+    """What finds a sample's labels that are neither boxes nor classes, by name: the task's `arrays_of`."""
+    found: Callable[[Sample], Mapping[str, NDArray[Any]]] | None = getattr(task, "arrays_of", None)
+    return found or (lambda sample: {})
+
+
+def load_scorer(app: str, packed: Packed) -> Scorer | None:
+    """What scores a bundle's own sample; None of an app that is not one of ours, or has none."""
+    if app not in APPS:
+        return None
+    make: Callable[[Packed], Scorer] | None = getattr(import_app(app, app), "make_scorer", None)
+    return make(packed) if make else None
 
 
 def load_task(recipe: Recipe) -> Task:

@@ -1,13 +1,41 @@
-"""Programs of the system that the ground floor needs: where they are, or which package has them."""
+"""Programs and packages that only some commands need: where they are, or what brings them."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from paredown.targets.errors import DeviceError
+
+#: Package -> the extra of paredown that brings it.
+EXTRAS = {
+    "matplotlib": "charts", "gguf": "gguf", "h5py": "keras", "onnxruntime": "onnxruntime", "segno": "phone",
+}  # fmt: skip
+
+
+def lacks(package: str, what: str) -> str:
+    """What is missing without a package, and how to get it; empty where it is installed.
+
+    Args:
+        package: of `EXTRAS`.
+        what: needs it, to the user.
+    """
+    if importlib.util.find_spec(package) is not None:
+        return ""
+    return f"{what} needs {package}, which is not installed; pip install 'paredown[{EXTRAS[package]}]'"
+
+
+def need(package: str, what: str) -> None:
+    """Refuses what a package is missing for.
+
+    Raises:
+        DeviceError: this machine has no such package.
+    """
+    if line := lacks(package, what):
+        raise DeviceError(line)
 
 
 def tool(name: str, package: str) -> str:

@@ -7,6 +7,7 @@ of the folder that the input lies in. Every input has a number; `one(target, num
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -23,6 +24,7 @@ from paredown.targets.errors import ParedownError
 
 SECONDS = 20.0  # for an input, on a machine that does other things too
 MEMORY = 1 << 30  # bytes that an input may add
+MEMORY_DISK = "/dev/shm"  # a file made and removed there costs no disk anything
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Target:
         mutate: damages one of them.
         run: reads the file, in a folder that is empty but for it.
         share: inputs that CI tries.
+        patience: so many times `SECONDS` are the bound, where processes are started.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Target:
     mutate: Callable[[bytes, random.Random], bytes]
     run: Callable[[Path], Any]
     share: int = 60
+    patience: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,18 @@ def attempts(target: Target, numbers: Sequence[int]) -> Iterator[tuple[bool, Fin
         For each whether it was read at all, and what was found.
     """
     seeds = target.seeds()
-    with tempfile.TemporaryDirectory() as outer:
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None) as outer:
+        folder = Path(outer) / "in"
         for number in numbers:
-            folder = Path(outer) / "in"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             name, data = one(target, seeds, number)
             (folder / name).write_bytes(data)
             read, what = _tried(target, folder / name)
-            outside = [path.name for path in Path(outer).iterdir() if path != folder]
+            outside = [found.name for found in Path(outer).iterdir() if found != folder]
             if outside:
                 what = f"wrote {outside} outside"
             yield read, Finding(target.name, number, what) if what else None
-            for path in Path(outer).iterdir():
+            for path in (*(Path(outer) / found for found in outside), *folder.iterdir()):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -90,7 +94,7 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before = _resident("VmRSS")
     try:
-        with _within(SECONDS), warnings.catch_warnings():
+        with _within(SECONDS * target.patience), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.run(path)
         read = True
@@ -99,7 +103,7 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in str(error)):
             return False, f"says {str(error)[:200]!r}"
     except Slow:
-        return False, f"takes more than {SECONDS:g} s"
+        return False, f"takes more than {SECONDS * target.patience:g} s"
     except BaseException as error:  # that is what is looked for
         frames = traceback.extract_tb(error.__traceback__)
         place = next((f for f in reversed(frames) if "fuzz" not in f.filename), frames[-1])
@@ -113,8 +117,8 @@ def _tried(target: Target, path: Path) -> tuple[bool, str]:
 
 def _resident(key: str) -> int:
     """Bytes of this process in memory: now (VmRSS), or at its peak (VmHWM)."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(key))
-    return int(line.split()[1]) << 10
+    text = Path("/proc/self/status").read_text()
+    return int(text[text.index(key) + len(key) + 1 :].split(None, 1)[0]) << 10
 
 
 @contextlib.contextmanager

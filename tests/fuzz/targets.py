@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import functools
 import io
 import json
@@ -17,6 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from paredown.targets.devices.service.signed import RELEASE, TRUST
+from paredown.targets.errors import InputError
+from tests.fuzz.forgeries import forge, use
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.helpers.forge import COMMENT, forged, resealed
@@ -151,8 +156,10 @@ def _tflite() -> dict[str, bytes]:
 
 
 def _edit(path: Path) -> None:
+    from paredown.pipeline.lower.litert.float_io import with_float_io
     from paredown.pipeline.lower.litert.slices import exposed, prefixes
 
+    with_float_io(path.read_bytes())
     exposed(path.read_bytes())
     prefixes(path.read_bytes())
 
@@ -218,8 +225,13 @@ def _yolo() -> dict[str, bytes]:
     return {"0.txt": b"0 0.5 0.5 0.2 0.3\n1 0.25 0.25 0.1 0.1\n2 0.7 0.7 0.1 0.2\n"}
 
 
+@functools.cache
+def _png() -> bytes:
+    return bytes(cv2.imencode(".png", np.full((40, 50, 3), 90, np.uint8))[1])
+
+
 def _image(path: Path) -> None:
-    cv2.imwrite(str(path), np.full((40, 50, 3), 90, np.uint8))
+    path.write_bytes(_png())
 
 
 def _read_yolo(path: Path) -> None:
@@ -302,6 +314,95 @@ def _read_gguf(path: Path) -> None:
     load_gemma(path)
 
 
+def _tokenizer() -> dict[str, bytes]:
+    from paredown.apps.chat.device.tokens.pack import pack
+    from paredown.targets.own_code import ROOMS
+
+    return {"tokenizer.npz": pack((ROOMS / "apps/chat/tiny/tokenizer.json").read_bytes())}
+
+
+def _members_of_zip(seed: bytes, chance: random.Random) -> bytes:
+    """A member of a zip is damaged, whose checksums are right; or else the zip."""
+    if not chance.randrange(3):
+        return of_bytes(seed, chance)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(seed)) as before, zipfile.ZipFile(buffer, "w") as after:
+        hit = chance.choice(before.namelist())
+        for name in before.namelist():
+            data = before.read(name)
+            head = (
+                of_bytes(data[:160], chance) + data[160:] if chance.randrange(2) else of_bytes(data, chance)
+            )
+            after.writestr(name, head if name == hit else data)
+    return buffer.getvalue()
+
+
+def _tokenize(path: Path) -> None:
+    from paredown.apps.chat.device.tokens.tokens import Tokens
+
+    tokens = Tokens(path.read_bytes(), path)
+    tokens.decode([*tokens.encode("Hello, wörld\n\n of 3 tokens"), tokens.size, -1])
+
+
+def _envelope() -> dict[str, bytes]:
+    from paredown.targets.devices.service.signed import Envelope, Key, Release, Trust
+
+    release = Release("net", "apps.detector", "host", 7, "2031-01-01", "a" * 64, "b" * 64)
+    key = Key("alice", bytes(32))
+    bodies = {"release.json": release, "trust.json": Trust(1, 1, {key.id: key}, frozenset({"c" * 64}))}
+    kinds = {"release.json": RELEASE, "trust.json": TRUST}
+    return {
+        name: Envelope(kinds[name], body.body(), {key.id: bytes(64)}).text() for name, body in bodies.items()
+    }
+
+
+def _payload(seed: bytes, chance: random.Random) -> bytes:
+    """Its payload says something else, in the one form; or else the envelope is damaged."""
+    from paredown.targets.devices.service.signed import canonical
+
+    if not chance.randrange(3):
+        return json_bytes()(seed, chance)
+    document = json.loads(seed)
+    body = of_json(json.loads(base64.b64decode(document["payload"])), chance)
+    with contextlib.suppress(ValueError, UnicodeEncodeError):
+        document["payload"] = base64.b64encode(canonical(body)).decode()
+    return canonical(document)
+
+
+def _read_envelope(path: Path) -> None:
+    from paredown.targets.devices.service.signed import Refused, Release, Trust, opened
+
+    try:
+        envelope = opened(path.read_bytes())
+        (Release if path.stem == "release" else Trust).of(envelope)
+    except Refused as error:
+        raise InputError(str(error), where=path) from error
+
+
+def _card() -> dict[str, bytes]:
+    from paredown.targets.cards.card import CARDS
+
+    return {path.name: path.read_bytes() for path in CARDS.glob("*.toml")}
+
+
+def _read_card(path: Path) -> None:
+    from paredown.targets.cards.card import load_card
+
+    load_card(path)
+
+
+def _config() -> dict[str, bytes]:
+    from paredown.targets.own_code import ROOMS
+
+    return {"config.json": (ROOMS / "apps/chat/tiny/config.json").read_bytes()}
+
+
+def _read_config(path: Path) -> None:
+    from paredown.apps.chat.network.config import read_hf_config
+
+    read_hf_config(path.parent)
+
+
 def _figures() -> dict[str, bytes]:
     return {"figures.json": json.dumps(json.loads(_golden().text)["figures"]).encode()}
 
@@ -321,7 +422,7 @@ TARGETS = {
         Target("bundle, members", _bundle, _listing, _open_bundle),
         Target("bundle, inner documents", _bundle, _inner, _use_bundle),
         Target("packed programs", _packed, _resummed, _expand),
-        Target("programs", _programs, _table, _run_apart, share=4),
+        Target("programs", _programs, _table, _run_apart, share=4, patience=6),
         Target("tflite, edited", _tflite, of_bytes, _edit),
         Target("figures", _figures, json_bytes(), _read_figures),
         Target("recipe", _recipe, of_text, _load_recipe),
@@ -333,6 +434,11 @@ TARGETS = {
         Target("labels, coco", _coco, json_bytes(), _read_coco),
         Target("images", _pictures, of_bytes, _read_picture),
         Target("arrays", _arrays, of_bytes, _read_arrays),
+        Target("tokenizer", _tokenizer, _members_of_zip, _tokenize),
+        Target("signatures", _envelope, _payload, _read_envelope),
+        Target("target card", _card, of_text, _read_card),
+        Target("language config", _config, json_bytes(), _read_config),
+        Target("forged bundles", _bundle, forge, use, share=12, patience=6),
         Target("gguf", _gguf, of_bytes, _read_gguf),
     )
 }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import mmap
 import random
+from dataclasses import replace
 
 import pytest
 
 from paredown.targets.errors import InputError
-from tests.fuzz import harness
+from tests.fuzz import forgeries, harness
 from tests.fuzz.harness import Target, attempts
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.fuzz.targets import TARGETS
+from tests.helpers.forge import forged
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -34,12 +36,30 @@ def test_damaged_files_are_read_or_refused_in_one_line(name):
 FOUND = {
     "bundle, inner documents": [4, 5, 7, 14, 15, 22, 52, 54], "tflite, edited": [0, 1, 5, 9, 14],
     "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360],
+    "arrays": [870, 3726, 6175, 26049], "tokenizer": [1], "forged bundles": [23],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_once_stays_mended(name):
     assert [finding for _, finding in attempts(TARGETS[name], FOUND[name]) if finding] == []
+
+
+def test_the_traps_of_forged_bundles_work(monkeypatch):
+    """A stranger's module is executed where a bundle may name code, and the harness sees that."""
+
+    def forge(seed, chance):
+        text, members = forgeries._golden()
+        manifest = json.loads(text)
+        manifest["recipe"] |= {"network": "evil:make", "data": {"format": "digits"}}
+        return forged(manifest, members)
+
+    monkeypatch.setattr(forgeries, "COMMANDS", (("validate", "B", "--times", "1", "--limit", "1"),))
+    target = replace(TARGETS["forged bundles"], mutate=forge)
+    assert [finding for _, finding in attempts(target, [0])] == [None]
+    monkeypatch.setattr("paredown.pipeline.device.validate.check_no_code", lambda recipe: None)
+    ((_, finding),) = attempts(target, [0])
+    assert finding and finding.what == "wrote ['executed'] outside"
 
 
 def target(run):

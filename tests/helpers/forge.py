@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
+import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +54,7 @@ def forged(
     fix: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> bytes:
     """A bundle of these members; `fix` changes its manifest before that is hashed."""
-    document = {"format": FORMAT, **copy.deepcopy(dict(manifest)), "members": listed(members)}
+    document = {"format": FORMAT, **pickle.loads(pickle.dumps(dict(manifest))), "members": listed(members)}
     fix(document)
     text = json.dumps(document).encode()
     return sealed([(MANIFEST, text, 8), *((name, data, 0) for name, data in members.items()), *extra])

@@ -24,6 +24,7 @@ from paredown.apps.detector.network.v8 import BUILTIN, builtin
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import plain_input, train
+from paredown.apps.own.trainer import TrainSettings
 from paredown.calibration.census import Census
 from paredown.calibration.datasets import Dataset, ImageSet
 from paredown.calibration.preprocess import Preprocess
@@ -32,6 +33,7 @@ from paredown.pipeline.compress.training.loop import device_name, training_devic
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.store.store import write_atomic
 from paredown.targets.errors import InputError, UsageError
+from paredown.targets.host.tools import lacks
 
 DIGITS = "digits"
 STEPS, EPOCHS = 2000, (30, 200)  # where epochs are not given: so many steps, within these epochs
@@ -314,16 +316,18 @@ def _classifier(arguments: argparse.Namespace, source: Source, meter: Meter) -> 
     _end(arguments, files, meter)
 
 
-def _opening(config: Any, images: int, files: Files) -> str:
+def _opening(config: TrainSettings, images: int, files: Files) -> str:
+    missing = lacks("matplotlib", f"{files.plot}, the plot,")
     return (
         f"training for at most {config.epochs} epochs of {images // config.batch} steps on "
         f"{device_name(config.device)}; the best weights so far are in {files.out}"
-    )
+    ) + (f"\n{missing}" if missing else "")
 
 
 def _end(arguments: argparse.Namespace, files: Files, meter: Meter) -> None:
     if not arguments.checkpoint:
         files.checkpoint.unlink(missing_ok=True)
-    meter.report(f"wrote {files.out} (best), {files.last} (latest), {files.plot}")
+    plot = f", {files.plot}" if files.plot.exists() else ""
+    meter.report(f"wrote {files.out} (best), {files.last} (latest){plot}")
     if files.recipe.exists():
         meter.report(f"next: paredown run {files.recipe} --target host")

@@ -19,6 +19,7 @@ from paredown.apps.own.doubts import TRAINED
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.store.checkpoint import save_weights
 from paredown.pipeline.store.store import write_atomic
+from paredown.targets.host.tools import lacks
 
 HEAD = "# Written by `paredown train`. Make a bundle of it: paredown run {name} --target host\n"
 
@@ -97,7 +98,8 @@ class Keeper:
         if better or not self.validated or not self.files.out.exists():
             self._save(self.files.out, network)
         self._save(self.files.last, network)
-        plot(self.files.plot, history, self.metric)
+        if not lacks("matplotlib", "the plot"):
+            plot(self.files.plot, history, self.metric)
 
     def _save(self, path: Path, network: nn.Module) -> None:
         if path.suffix == ".weights" and isinstance(network, Yolo):

@@ -24,6 +24,19 @@ def key_folder() -> Path:
     return config() / "keys"
 
 
+def key_file(path: Path, suffix: str) -> Path:
+    """The file that a key is in: itself, or NAME.key or NAME.pub of the folder where keys lie.
+
+    Args:
+        path: a file, or the name of a key.
+        suffix: `PRIVATE` or `PUBLIC`.
+    """
+    if path.exists() or path.parent != Path() or not is_name(path.name):
+        return path
+    own = key_folder() / f"{path.name.removesuffix(suffix)}{suffix}"
+    return own if own.exists() else path
+
+
 def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path, Key]:
     """Makes a pair of keys.
 
@@ -65,6 +78,10 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
 def read_private(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """Reads a private key.
 
+    Args:
+        path: of its file, or its name; see `key_file`.
+        passphrase: that it is encrypted with.
+
     Raises:
         InputError: it is none, others may read it, or the passphrase is missing or wrong.
     """
@@ -72,6 +89,7 @@ def read_private(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateK
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    path = key_file(path, PRIVATE)
     data = _read(path)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise InputError("others may read this private key", where=path, hint=f"chmod 600 {path}")
@@ -93,6 +111,9 @@ def read_private(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateK
 def read_public(path: Path) -> Key:
     """Reads a public key, which is called what its file is.
 
+    Args:
+        path: of its file, or its name; see `key_file`.
+
     Raises:
         InputError: it is none of ed25519, or its file has a name that no key may have.
     """
@@ -100,6 +121,7 @@ def read_public(path: Path) -> Key:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    path = key_file(path, PUBLIC)
     data = _read(path)
     try:
         key = load_pem_public_key(data)

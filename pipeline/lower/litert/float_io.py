@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paredown.pipeline.lower.litert.program import aligned_builder
+from paredown.pipeline.lower.litert.slices import apart
 
 
 def with_float_io(data: bytes) -> bytes:
@@ -15,7 +16,15 @@ def with_float_io(data: bytes) -> bytes:
 
     Args:
         data: a program whose inputs and outputs are int8 with one scale each.
+
+    Raises:
+        InputError: it is something else, or damaged.
     """
+    with apart():
+        return _with_float_io(data)
+
+
+def _with_float_io(data: bytes) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))

@@ -45,7 +45,7 @@ def prefixes(program: bytes) -> tuple[Slice, ...]:
     Raises:
         InputError: it is something else, or damaged.
     """
-    with _apart():
+    with apart():
         count = len(_parsed(program).subgraphs[0].operators)
         return tuple(_sliced(program, length, every=False) for length in range(1, count + 1))
 
@@ -65,12 +65,12 @@ def exposed(program: bytes) -> Slice:
     Raises:
         InputError: it is something else, or damaged.
     """
-    with _apart():
+    with apart():
         return _sliced(program, None, every=True)
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Says in one line that a file cannot be taken apart: the generated reader follows every offset."""
     try:
         yield

@@ -187,7 +187,8 @@ class QuantizeStages:
             (out / RANGES).write_text(ranges.to_json())
 
         inputs: dict[str, Stage | str] = {"trace": self.source, "data": self.calibration.fingerprint()}
-        return Stage(f"calibrate{self.suffix}", 1, params, inputs, build)
+        version = 2 if observer == "auto" else 1  # what shares a scale shares an observer
+        return Stage(f"calibrate{self.suffix}", version, params, inputs, build)
 
     def _choose(self, out: Path, graph: Graph, images: int) -> None:
         """Ranges by the observers that do best on images that none of them has seen, if there are enough."""
@@ -258,7 +259,7 @@ class QuantizeStages:
             write_graph(out, *integer.dump())
             write_json(out / STARVED, [part.line() for part in starved(integer, ranges.ranges)])
 
-        return Stage(f"integer{self.suffix}", 3, params, inputs, build)
+        return Stage(f"integer{self.suffix}", 4, params, inputs, build)
 
     def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
         """Better codes and biases, on calibration images that are spread evenly over the set."""

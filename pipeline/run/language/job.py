@@ -375,6 +375,7 @@ class LanguageJob(Job):
     def _bundle(self) -> Stage:
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.bundle.archive import pack
+            from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 
             code = self.device_code(self.task)
             members = dict(self.task.bundle_members()) | {n: p.read_bytes() for n, p in code.items()}
@@ -397,10 +398,11 @@ class LanguageJob(Job):
                 "versions": dict(self.machine.versions),
                 "licences": {"device code": "Apache-2.0", "weights": "that of the recipe's files"},
             }  # fmt: skip
+            members[SBOM] = bundle_sbom(manifest, members)
             (out / BUNDLE).write_bytes(pack(manifest, members))
 
         params = self.bundle_params(self.task, machine=False)
-        return Stage("bundle", 2, params, {stage.name: stage for stage in self.made()}, build)
+        return Stage("bundle", 3, params, {stage.name: stage for stage in self.made()}, build)
 
 
 def check_target(target: Target) -> None:

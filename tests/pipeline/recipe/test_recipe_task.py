@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from paredown.pipeline.recipe.imports.read import SUFFIXES
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import APPS, check_no_code
 from paredown.targets.errors import InputError
@@ -33,3 +34,24 @@ def test_a_bundle_s_recipe_names_no_app_of_somebody_s_own(app):
 def test_what_is_no_code_passes():
     check_no_code(Recipe())
     check_no_code(Recipe(app="apps.classifier", network="/models/net.onnx"))
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_of_a_bundle_s_recipe_only_files_are_read_that_cannot_hold_code(suffix):
+    recipe = Recipe(app="apps.outputs", network=f"/somewhere/net{suffix.upper()}")
+    if suffix in (".onnx", ".tflite", ".keras", ".h5", ".hdf5"):
+        check_no_code(recipe)
+        return
+    with pytest.raises(InputError, match=r"the file `net\..*`, which may hold code; give the recipe itself"):
+        check_no_code(recipe)
+
+
+@pytest.mark.parametrize("name", ["config.json", "saved_model.pb"])
+@pytest.mark.parametrize("folder", ["net", "net.onnx"])
+def test_a_folder_of_a_model_counts_as_code(folder, name, tmp_path):
+    (tmp_path / folder).mkdir()
+    recipe = Recipe(app="apps.outputs", network=str(tmp_path / folder))
+    check_no_code(recipe)  # nothing of a model is there yet
+    (tmp_path / folder / name).write_text("{}")
+    with pytest.raises(InputError, match=f"the file `{folder}`, which may hold code"):
+        check_no_code(recipe)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import copy
 import heapq
 import io
 import json
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.apps.chat.device.tokens.turns import Part, Turns
 from paredown.targets.errors import InputError
 
 BOS, EOS = "<bos>", "<eos>"
@@ -24,6 +25,13 @@ START, END = "<start_of_turn>", "<end_of_turn>"
 SPACE = "▁"  # what a vocabulary has for a space
 ID_BITS = 32  # two tokens in one number: the left one above, the right one below
 GONE = -1  # what was joined to its neighbour
+MOST = 1 << 24  # entries of a vocabulary
+#: What a packed tokenizer holds: kinds of numbers, and axes.
+ARRAYS = {
+    "text": ("u1", 1), "lengths": ("u2", 1), "letters": ("u4", 1), "letter_ids": ("i4", 1), "left": ("i4", 1),
+    "right": ("i4", 1), "merged": ("i4", 1), "byte_ids": ("i4", 1), "size": ("i8", 0), "names": ("u1", 1),
+}  # fmt: skip
+
 
 Ids = NDArray[np.int64]
 #: Rank, where, left and right token, and what comes of them.
@@ -36,36 +44,70 @@ class Tokens:
     Args:
         data: what `pack_tokens.pack` makes of a `tokenizer.json`.
         where: names it in errors.
+        turns: of a chat; Gemma's own where None, if it knows them.
+        ends: tokens that end an answer beside Gemma's own.
 
     Attributes:
         size: entries that a model must know; Gemma's has one for images beyond them.
-        bos: what every prompt starts with.
+        bos: what every text starts with that is no chat.
         ends: what ends an answer.
-        has_turns: whether it knows the turns of a chat.
+        turns: of a chat; None where it knows none.
+        start: what a chat begins with.
         turn_end: what follows an answer where the chat goes on.
 
     Raises:
         InputError: it is no such tokenizer.
     """
 
-    def __init__(self, data: bytes, where: object = "tokenizer") -> None:
+    def __init__(
+        self,
+        data: bytes,
+        where: object = "tokenizer",
+        turns: Turns | None = None,
+        ends: Collection[int] = (),
+    ) -> None:
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                self._text, lengths = arrays["text"].tobytes(), arrays["lengths"]
-                self._letters, self._letter_ids = arrays["letters"], arrays["letter_ids"].astype(np.int64)
-                self._byte_ids = arrays["byte_ids"].astype(np.int64)
-                self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
-                self.size = int(arrays["size"])
-                names = json.loads(arrays["names"].tobytes())
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"no packed tokenizer: {error}", where=where) from error
+            arrays, names = _read(data)
+        except Exception as error:  # numpy's reader raises many kinds for a damaged file
+            raise InputError(f"no packed tokenizer: {str(error)[:100]}", where=where) from error
+        self._text, lengths = arrays["text"].tobytes(), arrays["lengths"]
+        self._letters, self._letter_ids = arrays["letters"], arrays["letter_ids"].astype(np.int64)
+        self._byte_ids = arrays["byte_ids"].astype(np.int64)
+        self._merges = _Merges(arrays["left"], arrays["right"], arrays["merged"])
+        self.size = int(arrays["size"])
         self._ends, self._longest = lengths.cumsum(dtype=np.int64), int(lengths.max())
         self._where, self._special = where, names["special"]
         self._added = _Added(names["added"])
         self.bos = self._id(BOS)
-        self.has_turns = {START, END} <= self._special.keys()
-        self.turn_end = [self._id(END), *self.encode("\n")] if self.has_turns else []
-        self.ends = frozenset(token for name, token in self._special.items() if name in (EOS, END))
+        own = {token for name, token in self._special.items() if name in (EOS, END)}
+        self.ends = frozenset(own | set(ends))
+        self._set_turns(turns or self.own_turns)
+
+    def with_turns(self, turns: Turns) -> Tokens:
+        """The same tokenizer with other turns."""
+        other = copy.copy(self)
+        other._set_turns(turns)
+        return other
+
+    def _set_turns(self, turns: Turns | None) -> None:
+        self.turns = turns
+        self.start = self.encode_parts(self.turns.start) if self.turns else [self.bos]
+        self.turn_end = self.encode_parts(self.turns.end) if self.turns else []
+        used = (*self.ends, *self.start, *self.turn_end, *(self.user_turn("") if self.turns else ()))
+        self.size = max(self.size, 1 + max(used))
+
+    @property
+    def own_turns(self) -> Turns | None:
+        """Those of Gemma 3's instruction-tuned checkpoints, if the tokenizer knows them."""
+        if not {START, END} <= self._special.keys():
+            return None
+        head, end = self._id(START), self._id(END)
+        return Turns((self.bos,), (head, "user\n"), (end, "\n", head, "model\n"), (end, "\n"), True)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Every special token, by its name."""
+        return dict(self._special)
 
     def _id(self, name: str) -> int:
         if name not in self._special:
@@ -96,13 +138,28 @@ class Tokens:
             found += self._merges.join(self._symbols(piece)) if token is None else [token]
         return found
 
-    def user_turn(self, text: str) -> list[int]:
-        """What asks for an answer: the user's turn, trimmed, and the head of the model's; without `bos`.
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        """The tokens of texts and tokens one after the other; texts beside each other are one text."""
+        found: list[int] = []
+        text = ""
+        for part in parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            found += [*self.encode(text), part]
+            text = ""
+        return [*found, *self.encode(text)]
 
-        Source: the chat template of Gemma 3's instruction-tuned checkpoints.
+    def user_turn(self, text: str) -> list[int]:
+        """What asks for an answer: the user's turn, and the head of the model's; without `start`.
+
+        Raises:
+            InputError: the tokenizer knows no turns.
         """
-        head, turn = self._id(START), self.turn_end
-        return [head, *self.encode(f"user\n{text.strip()}"), *turn, head, *self.encode("model\n")]
+        if self.turns is None:
+            raise InputError("the tokenizer knows no turns of a chat", where=self._where)
+        text = text.strip() if self.turns.strip else text
+        return self.encode_parts((*self.turns.lead, text, *self.turns.ask))
 
     def bytes_of(self, token: int) -> bytes:
         """What a token stands for; nothing where it is special, or no token at all."""
@@ -128,6 +185,42 @@ class Tokens:
             for i in range(len(letters))
         ]
         return np.concatenate(parts)
+
+
+def _read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
+    """The arrays of a packed tokenizer and its tokens with names, which fit each other.
+
+    Raises:
+        Exception: they do not, or cannot be read.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in ARRAYS}
+    for name, (kind, axes) in ARRAYS.items():
+        if arrays[name].dtype != np.dtype(kind) or arrays[name].ndim != axes:
+            raise ValueError(f"{name} is {arrays[name].dtype} of {arrays[name].ndim} axes")
+    size, names = int(arrays["size"]), json.loads(arrays["names"].tobytes())
+    lengths, letters = arrays["lengths"], arrays["letters"]
+    named = [names["added"], names["special"]]
+    ids = [arrays[key] for key in ("letter_ids", "left", "right", "merged", "byte_ids")]
+    ids += [np.array([_whole(token) for token in each.values()], np.int64) for each in named]
+    if not 0 < size <= MOST or not 0 < len(lengths) <= MOST or not int(lengths.max()):
+        raise ValueError(f"a vocabulary of {size}")
+    if int(lengths.sum(dtype=np.int64)) != len(arrays["text"]) or "" in names["added"]:
+        raise ValueError("texts of other lengths")
+    if any(each.size and not 0 <= int(each.min()) <= int(each.max()) < MOST for each in ids):
+        raise ValueError("tokens beyond the vocabulary")
+    pairs = {len(arrays[key]) for key in ("left", "right", "merged")}
+    if len(arrays["byte_ids"]) != 256 or len(pairs) > 1 or not 0 < len(letters) == len(arrays["letter_ids"]):
+        raise ValueError("arrays of different lengths")
+    if np.any(letters[1:] < letters[:-1]):
+        raise ValueError("letters out of order")
+    return arrays, names
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{str(value)[:20]!r} is no token")
+    return value
 
 
 class _Merges:

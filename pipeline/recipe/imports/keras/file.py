@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.targets.errors import InputError
+from paredown.targets.host.tools import need
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 #: Bytes of JSON, of an attribute and of all weights, above which a file is taken for a broken one.
@@ -170,12 +171,12 @@ def read_keras(path: Path) -> Iterator[Saved]:
     """A `.keras` or `.h5` file, open while it is used.
 
     Raises:
-        InputError: h5py is not installed, the file cannot be read, is damaged or no model of Keras.
+        DeviceError: h5py is not installed.
+        InputError: the file cannot be read, is damaged or no model of Keras.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise InputError("Keras files need h5py", where=path, hint="pip install h5py") from None
+    need("h5py", f"a file of Keras ({path})")
+    import h5py
+
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paredown.pipeline.report.markdown import training_notes
-from paredown.pipeline.run.image.prune_stages import PruneStages
+from paredown.pipeline.run.image.prune_stages import PLOT, PruneStages
 from paredown.pipeline.store.files import read_json
 from paredown.pipeline.store.stage import stored
 
@@ -64,7 +64,8 @@ def prune_report(pruning: PruneStages) -> list[str]:
             more = f" and {len(group.makers) - 3} more" if len(group.makers) > 3 else ""
             why = f"whole: it {group.locked}" if group.locked else ""
             lines.append(f"| {makers}{more} | {width * each} | {group.channels} | {why} |")
-        lines += ["", "![What each group of channels is worth](sensitivity.png)"]
+        if (stored(pruning.store, pruning.sense) / PLOT).exists():
+            lines += ["", f"![What each group of channels is worth]({PLOT})"]
     if sparsity := pruning.history()["sparsity"]:
         lines += ["", "| weights of | zero | of |", "|---|---|---|"]
         lines += [f"| {layer['name']} | {layer['zeros']:,} | {layer['count']:,} |" for layer in sparsity]

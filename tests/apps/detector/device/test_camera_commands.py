@@ -47,6 +47,7 @@ def test_deploy_tails_and_the_log_and_stop_find_it(tiny, home, pictures):
     [
         (("deploy", "{bundle}", "--device", "local:"), 2, "--app camera: the following arguments"),
         (("deploy", "none", "--device", "local:", "--", "--source", "0"), 4, "none: cannot read this bundle"),
+        (("deploy", "x", "--device", "local:", "--", "--source", "rtsp://a:b@c"), 2, "give --source @FILE"),
         (("deploy", "{bundle}", "--device", "nowhere", "--", "--source", "0"), 2, "no address of a device"),
         (("deploy", "{bundle}", "--device", "local:", "--app", "drone", "--", "--source", "0", "--fov", "60"),
          2, "--app drone: the following arguments are required: --mavlink"),

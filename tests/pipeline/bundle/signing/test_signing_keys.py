@@ -6,12 +6,16 @@ import hashlib
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from needs import needs
 
 from paredown.pipeline.bundle.signing.keys import (
+    PRIVATE,
+    PUBLIC,
+    key_file,
     key_folder,
     new_key,
     read_passphrase,
@@ -34,6 +38,22 @@ def test_a_pair_of_keys_in_standard_files(tmp_path):
     with pytest.raises(InputError, match="alice.key: there already"):
         new_key("alice", tmp_path / "keys")
     assert key_folder().parts[-2:] == ("paredown", "keys")
+
+
+def test_a_key_is_named_where_keys_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    private, public, key = new_key("alice", key_folder())
+    for name in ("alice", "alice.key"):
+        assert key_file(Path(name), PRIVATE) == private
+    assert read_public(Path("alice")) == key and read_private(Path("alice")).public_key()
+    for other in ("bob", "./x/alice", "../alice"):
+        assert key_file(Path(other), PRIVATE) == Path(other)
+    (tmp_path / "alice.pub").write_bytes(b"here")
+    assert key_file(Path("alice.pub"), PUBLIC) == Path("alice.pub")  # a file that is there comes first
+    with pytest.raises(InputError, match="bob: "):
+        read_private(Path("bob"))
 
 
 def test_openssl_reads_them(tmp_path):
