@@ -135,7 +135,7 @@ def main() -> None:
         state = json.loads(given.state.read_text())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    end = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+    budget = 60 * given.minutes if given.minutes else float("inf")
     total = 0
     with (
         Table("fuzz", COLUMNS, given.record) as table,
@@ -144,9 +144,10 @@ def main() -> None:
         for place, name in enumerate(names):
             counts = state.setdefault(name, Counts(inputs=0, read=0, findings=0, seconds=0))
             first = given.start + int(counts.get("next", 0))
-            seconds = (end - time.monotonic()) / (len(names) - place)  # what one leaves, the others get
+            seconds = budget / (len(names) - place)  # what one leaves, the others get
             numbers = range(first, given.start + given.inputs)
             more, findings = fuzz(context, pool, given.jobs, name, numbers, seconds)
+            budget -= more["seconds"]
             for finding in findings:
                 print(f"{name} {finding.number}: {finding.what}", file=sys.stderr)
             for key, value in {**more, "findings": len(findings)}.items():
