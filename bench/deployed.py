@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -35,11 +36,12 @@ from torch import Tensor, nn
 
 from paredown.calibration.datasets import open_dataset
 from paredown.pipeline.recipe.file import load_recipe
-from paredown.pipeline.run.run import Run
+from paredown.pipeline.run.run import Result, Run
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.targets.cards.card import load_card
 
 ROOT = Path(__file__).parents[1]
+BUSY = "Times were taken on a busy machine, in turns."
 COLUMNS = (
     "network", "data", "score", "fp32", "MACs kept", "pruned", "squantized", "int8", "drop, 95 % interval",
     "codes apart", "rate in the bundle",
@@ -261,14 +263,50 @@ CASES = {
 # -- pipeline ------------------------------------------------------------------------------------------------
 
 
-def run_case(name: str, work: Path, options: argparse.Namespace) -> list[str]:
-    """Takes a trained network through the pipeline; the cells of its row."""
-    data, settings = CASES[name](work, options)
-    recipe = load_recipe(ROOT / "apps" / "detector" / "recipes" / "digits.toml", [*settings, *options.more])
+def execute(name: str, settings: Sequence[str], work: Path) -> tuple[Run, Result]:
+    """Takes a network through the pipeline.
+
+    Args:
+        name: of the run.
+        settings: keys and values of the whole recipe.
+        work: folder of the runs.
+    """
+    recipe = load_recipe(ROOT / "apps" / "detector" / "recipes" / "digits.toml", list(settings))
     run = Run(name, recipe, load_card("host"), work / "runs", tell=lambda event: say(event.line()))
     result = run.execute()
     for note in result.notes:
         say(f"note: {note}")
+    return run, result
+
+
+def tabled(name: str, columns: Sequence[str], rows: Iterable[Sequence[str]], options: Namespace) -> None:
+    """Prints the rows that are done, and records them where that is asked for."""
+    with Table(name, columns, options.record, notes=[BUSY] if options.busy else ()) as table:
+        for row in rows:
+            table.row(*row)
+
+
+def asked(doc: str | None, cases: Mapping[str, object]) -> Namespace:
+    """The command line of a bench that makes a row for each case, and a table of those that are done."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=(*cases, "table"))
+    parser.add_argument("work", type=Path, help="folder of data, weights and runs")
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="changes of the case's recipe")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"), help="what bench/cifar.py made")
+    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0's public checkpoint")
+    parser.add_argument("--tiles", type=Path, default=Path("aerial"), help="what bench/aerial.py prepared")
+    parser.add_argument("--epochs", type=int, help="of the first training")
+    parser.add_argument("--busy", action="store_true", help="say that times were taken beside other work")
+    add_option(parser)
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    return options
+
+
+def run_case(name: str, work: Path, options: argparse.Namespace) -> list[str]:
+    """Takes a trained network through the pipeline; the cells of its row."""
+    data, settings = CASES[name](work, options)
+    run, result = execute(name, [*settings, *options.more], work)
     job = run.job
     values = {(figure.variant, figure.metric): figure.value for figure in result.figures}
     metric = job.metric.name
@@ -290,25 +328,11 @@ def run_case(name: str, work: Path, options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     """One case, or the table of those that are done."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", choices=(*CASES, "table"))
-    parser.add_argument("work", type=Path, help="folder of data, weights and runs")
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="changes of the case's recipe")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar"), help="what bench/cifar.py made")
-    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0's public checkpoint")
-    parser.add_argument("--tiles", type=Path, default=Path("aerial"), help="what bench/aerial.py prepared")
-    parser.add_argument("--epochs", type=int, help="of the first training")
-    add_option(parser)
-    options = parser.parse_intermixed_args()
-    torch.set_num_threads(1)
+    options = asked(__doc__, CASES)
     if options.case == "table":
-        with Table("deployed", COLUMNS, options.record) as table:
-            for name in CASES:
-                row = options.work / name / "row.json"
-                if row.exists():
-                    table.row(*read_json(row)["cells"][: len(COLUMNS)])
+        done = [options.work / name / "row.json" for name in CASES]
+        rows = [read_json(row)["cells"][: len(COLUMNS)] for row in done if row.exists()]
+        tabled("deployed", COLUMNS, rows, options)
         return
     work = options.work.absolute() / options.case
     work.mkdir(parents=True, exist_ok=True)

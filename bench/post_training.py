@@ -27,6 +27,7 @@ from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Metric, Scores
 from paredown.pipeline.report.drop import draws, interval
 from paredown.pipeline.run.run import Run
+from paredown.pipeline.store.files import read_json, write_json
 from paredown.targets.cards.card import load_card
 
 SETTINGS = (
@@ -50,25 +51,40 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="what bench/cifar.py made: instead of the detectors")
     parser.add_argument("--mobilenet", type=Path, help="what bench/mobilenet.py prepared")
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
+    parser.add_argument("--keep", type=Path, help="folder of rows that were found, to go on with")
     add_option(parser)
     arguments = parser.parse_args()
     root = arguments.runs or Path(tempfile.mkdtemp())
     heads = ("network", "settings", "images", "fp32", "int8", "drop, points", "95 % interval")
     with Table("post_training", heads, arguments.record) as table:
         for title, base in networks(arguments.cifar, arguments.mobilenet).items():
-            before: Scores | None = None
+            before: list[Scores] = []
             for settings in arguments.settings:
-                run = Run(title, change_recipe(base, settings.split()), load_card("host"), root)
-                job = run.job
-                run.reach([job.integer])
-                test = job.task.data("test")
-                before = before or job.task.score(job.predictor("fp32"), test)
-                after = job.task.score(job.predictor("integer"), test)
-                paths = [test[index].name for index in range(len(test))]
-                parts = subsets(paths) if job.metric.name == "map50" else {"all": np.arange(len(paths))}
-                for name, images in parts.items():
-                    shown = cells(job.metric, before, after, images)
-                    table.row(title, settings.replace("quantize.", ""), name, *shown)
+                shown = settings.replace("quantize.", "")
+                path = arguments.keep / f"{title} {shown}.json" if arguments.keep else None
+                if path is not None and path.exists():
+                    rows = read_json(path)
+                else:
+                    rows = scored(title, change_recipe(base, settings.split()), root, before)
+                    if path is not None:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_json(path, rows)
+                for row in rows:
+                    table.row(title, shown, *row)
+
+
+def scored(title: str, recipe: Recipe, root: Path, before: list[Scores]) -> list[list[str]]:
+    """The cells of a network's rows in one setting; `before` holds the float network's scores once known."""
+    run = Run(title, recipe, load_card("host"), root)
+    job = run.job
+    run.reach([job.integer])
+    test = job.task.data("test")
+    if not before:
+        before.append(job.task.score(job.predictor("fp32"), test))
+    after = job.task.score(job.predictor("integer"), test)
+    paths = [test[index].name for index in range(len(test))]
+    parts = subsets(paths) if job.metric.name == "map50" else {"all": np.arange(len(paths))}
+    return [[name, *cells(job.metric, before[0], after, images)] for name, images in parts.items()]
 
 
 def networks(cifar: Path | None, mobilenet: Path | None) -> dict[str, Recipe]:

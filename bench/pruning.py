@@ -26,7 +26,7 @@ from paredown.pipeline.store.stage import stored
 SETTINGS = {
     "digits": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=10", "recover.patience=10"),
     "yolo": (
-        "prune.macs=0.6", "prune.multiple=8", "prune.hopeless=0.8", "recover.epochs=24", "recover.batch=16",
+        "prune.macs=0.6", "prune.multiple=8", "recover.epochs=24", "recover.batch=16",
         "recover.lr=0.001", "recover.patience=24", "recover.evaluations=24",
     ),
     "resnet56": (

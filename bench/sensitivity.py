@@ -1,14 +1,14 @@
 """The fast sensitivity test against plain evaluation, one thread: the same metric at every reported point.
 
     python bench/sensitivity.py [resnet56|yolov2-tiny-voc] [--images 64] [--groups 3] [--widths 4]
-        [--batch 32] [--hopeless 0.1] [--flat 0.01] [--cifar FOLDER] [--weights FILE]
+        [--batch 32] [--macs 0.5] [--cifar FOLDER] [--weights FILE]
     python bench/sensitivity.py yolov2-tiny-voc --train FILE    # makes these weights, in ten minutes
 
 Plain evaluation runs the whole network on the whole sample for every point: the user's own module with its BN
 (eval, inference mode), and the traced graph with BN folded; both masked, in the batch size given (try some)
 and torch's own memory format. All three are timed in seconds of the process, scoring left out, and the fast
 test before and after the others. Without weights or images the sample and the network are random: times and
-the equality of outputs do not depend on them, `hopeless` and `flat` then say nothing. Trained weights of
+the equality of outputs do not depend on them, but which points an allocation needs does. Trained weights of
 yolov2-tiny-voc are not ours to bring: it learns to find digits in scenes of 160 by 160, and is measured by
 mAP@0.5 at 416 by 416, where four scenes that it has not seen lie on a grey canvas.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,11 +28,14 @@ import torch
 from record import Table, add_option
 from torch import nn
 
+from paredown.pipeline.compress.allocate.allocate import Allocation, allocate, predicted_losses
+from paredown.pipeline.compress.allocate.cost import counted
+from paredown.pipeline.compress.allocate.lazy import allocate_lazily
 from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.compress.coupling.surgery import mask
 from paredown.pipeline.compress.sensitivity import ranking
-from paredown.pipeline.compress.sensitivity.sensitivity import Outputs, Sensitivity, measure, plain
+from paredown.pipeline.compress.sensitivity.sensitivity import Meter, Outputs, Sensitivity, measure, plain
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 
@@ -212,8 +216,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help="evenly spread; 0: all")
     parser.add_argument("--widths", type=int, default=4, help="per group, the full one included")
     parser.add_argument("--batch", type=int, default=32, help="of plain evaluation")
-    parser.add_argument("--hopeless", type=float, default=0.1)
-    parser.add_argument("--flat", type=float, default=0.01)
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.5], help="budgets to allocate for")
     parser.add_argument("--cifar", type=Path, help="folder with train4000.png and train4000.labels.txt")
     parser.add_argument("--weights", type=Path, help="of ResNet-56 (akamaster), or what --train made")
     parser.add_argument("--train", type=Path, metavar="FILE", help="train yolov2-tiny-voc, write its weights")
@@ -234,21 +237,28 @@ def main() -> None:
     widths = {g.name: [max(1, g.units * k // parts) for k in range(parts, 0, -1)] for g in chosen}
     ranks = ranking.ranking(ranking.norm(graph, groups))
 
-    def fast(**options: Any) -> tuple[Sensitivity, float]:
+    importance = {name: scores.tolist() for name, scores in ranking.norm(graph, groups).items()}
+    cost = counted(graph, groups, "macs")
+    options: dict[str, Any] = {"importance": importance, "resolution": 1 / len(x)}
+
+    def every(timed: Timed) -> tuple[Sensitivity, None]:
+        return measure(graph, groups, ranks, widths, x, timed, "metric"), None
+
+    def needed(timed: Timed, limit: float) -> tuple[Sensitivity, Allocation]:
+        meter = Meter(graph, groups, ranks, widths, x, timed, "metric")
+        plan = allocate_lazily(groups, widths, meter.ask, cost, limit=limit, **options)
+        return meter.found(), plan
+
+    def fast(way: Callable[[Timed], Any]) -> tuple[Any, float]:
         timed = Timed(score)
-        call = lambda: measure(graph, groups, ranks, widths, x, timed, "metric", **options)  # noqa: E731
-        found, seconds = clock(call)
+        found, seconds = clock(lambda: way(timed))
         return found, seconds - timed.seconds
 
-    ways = {
-        "every point": {"hopeless": float("inf")},
-        f"hopeless {arguments.hopeless}": {"hopeless": arguments.hopeless},
-        f"hopeless {arguments.hopeless}, flat {arguments.flat}": {
-            "hopeless": arguments.hopeless,
-            "flat": arguments.flat,
-        },
-    }
-    found = {name: fast(**options) for name, options in ways.items()}
+    ways: dict[str, Any] = {"every point": every}
+    for share in arguments.macs:
+        ways[f"allocation for {share:g} of the MACs"] = functools.partial(needed, limit=share)
+    found = {name: fast(way) for name, way in ways.items()}
+    losses = predicted_losses(found["every point"][0][0])
     points = [(g, w) for g in chosen for w in widths[g.name] if w < g.units]
     truth: dict[str, dict[tuple[str, int], float]] = {"module": {}, "graph": {}}
     seconds, apart = {"module": 0.0, "graph": 0.0}, 0.0
@@ -265,7 +275,7 @@ def main() -> None:
         apart = max(
             apart, max(float(np.abs(p - q).max()) for u, v in ours for p, q in zip(u, v, strict=True))
         )
-    again = {name: fast(**options) for name, options in ways.items()}
+    again = {name: fast(way) for name, way in ways.items()}
     print(
         f"{arguments.network}, {len(x)} images, {len(chosen)} groups, {len(points)} points beside full width"
     )
@@ -274,10 +284,10 @@ def main() -> None:
     )
     heads = (
         "fast", "fast, s", "plain module, s", "speed-up", "plain graph, s", "speed-up", "reported", "skipped",
-        "equal metrics",
+        "equal metrics", "widths",
     )  # fmt: skip
     with Table(f"sensitivity-{arguments.network}", heads, arguments.record) as table:
-        for name, (result, first) in found.items():
+        for name, ((result, plan), first) in found.items():
             own = (first + again[name][1]) / 2
             shown = {(c.group, p.width): p.metric for c in result.curves for p in c.points[1:]}
             skipped = sum(value is None for value in shown.values())
@@ -285,10 +295,14 @@ def main() -> None:
             equal = [all(truth[way][key] == value for key, value in reported.items()) for way in truth]
             cells_ = [cell for s in seconds.values() for cell in (f"{s:.1f}", f"{s / own:.2f}x")]
             verdict = f"module {'yes' if equal[0] else 'NO'}, graph {'yes' if equal[1] else 'NO'}"
-            table.row(name, f"{own:.1f}", *cells_, len(reported), skipped, verdict)
+            whole = plan and allocate(groups, losses, cost, limit=plan.requested, **options)
+            same = "-" if plan is None else "same" if plan.widths == whole.widths else "OTHERS"
+            table.row(name, f"{own:.1f}", *cells_, len(reported), skipped, verdict, same)
     if arguments.same_bits:
         other = plain(graph, groups, ranks, widths, x, score, "metric")
-        print(f"\nplain(): {'the same to the last bit' if other == found['every point'][0] else 'DIFFERENT'}")
+        print(
+            f"\nplain(): {'the same to the last bit' if other == found['every point'][0][0] else 'DIFFERENT'}"
+        )
 
 
 if __name__ == "__main__":

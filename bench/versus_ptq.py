@@ -2,9 +2,11 @@
 
     python bench/versus_ptq.py --zoo FOLDER --only resnet18 --only 'unet*' [--keep FOLDER]
 
-FOLDER is as `bench/zoo.py` takes it. All calibrate on the same sixteen inputs with minimum and maximum,
-weights per channel, and are judged on eight others: SNR of the outputs to the float network's, the program's
-bytes, and milliseconds on one thread, interleaved, from float inputs to float outputs.
+FOLDER is as `bench/zoo.py` takes it. All calibrate on the same sixteen inputs, each as it does by default:
+ours with an observer per tensor, chosen on two of the sixteen that no observer sees; ExecuTorch's quantizer
+with histograms; ai-edge-quantizer with a moving average of the extremes. Weights are per channel. All are
+judged on eight other inputs: SNR of the outputs to the float network's, the program's bytes, and
+milliseconds on one thread, interleaved, from float inputs to float outputs.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ import torch
 from numpy.typing import NDArray
 from record import Table, add_option
 from torch import Tensor, nn
-from zoo import IMAGES, Samples, outputs, ready, snr
+from zoo import IMAGES, Samples, outputs, ready
+from zoo_quality import snr
 
-from paredown.calibration.observers import make_observer
+from paredown.calibration.observers import Several
 from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.graph.trace import trace
-from paredown.pipeline.lower.integer import quantize
+from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.run.image.ptq.ranges import choose
+from paredown.pipeline.run.image.quantize_stages import HELD_OUT
 from paredown.pipeline.store.files import read_json, write_json
 
 MAKERS = ("ours, ExecuTorch", "ExecuTorch's quantizer", "ours, LiteRT", "ai-edge-quantizer")
@@ -54,14 +59,23 @@ class Runner:
         return lambda: self.run(x)
 
 
-def ours(network: nn.Module, shape: tuple[int, ...], given: Tensor, name: str) -> tuple[Runner, int]:
+def default(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> IntegerGraph:
+    """What `quantize.observer = "auto"` makes of a network: the pipeline's default."""
+    graph, watch = trace(network, shape), dict[str, Several]()
+    held = range(len(given))[HELD_OUT // 2 :: HELD_OUT]
+    for index in set(range(len(given))) - set(held):
+        for node, value in graph.run(given[index : index + 1]).items():
+            watch.setdefault(node, Several()).update(value.numpy())
+    each = {node: several.ranges() for node, several in watch.items()}
+    source, names = graph.nodes[0].name, next(iter(each.values()))
+    ends = (float(given.min()), float(given.max()))
+    candidates = {name: {**{node: r[name] for node, r in each.items()}, source: ends} for name in names}
+    ranges = choose(graph, candidates, given[list(held)], input_range=ends).ranges
+    return quantize(graph, ranges, input_range=ends)
+
+
+def ours(integer: IntegerGraph, name: str) -> tuple[Runner, int]:
     """The integer graph on a runtime; floats in and out, like the peers'."""
-    graph, watch = trace(network, shape), dict[str, Any]()
-    for x in given:
-        for node, value in graph.run(x[None]).items():
-            watch.setdefault(node, make_observer("minmax")).update(value.numpy())
-    ranges = {node: observer.range() for node, observer in watch.items()}
-    integer = quantize(graph, ranges, input_range=ranges[graph.nodes[0].name])
     tools = runtime(name)
     lowered = tools.lower_integer(integer)
     loaded = tools.load(lowered.data, 1, name)
@@ -167,10 +181,11 @@ def examine(name: str, images: Path, rounds: int) -> dict[str, str]:
     samples = Samples(net.shape, net.task, images)
     network, given, judged = ready(net, samples), samples(16, 100), samples(8, 500)
     wanted = [each.numpy() for each in outputs(network, judged)]
+    integer = default(network, net.shape, given)
     makers: dict[str, Callable[[], tuple[Runner, int]]] = {
-        MAKERS[0]: lambda: ours(network, net.shape, given, "executorch"),
+        MAKERS[0]: lambda: ours(integer, "executorch"),
         MAKERS[1]: lambda: executorch_ptq(network, net.shape, given),
-        MAKERS[2]: lambda: ours(network, net.shape, given, "litert"),
+        MAKERS[2]: lambda: ours(integer, "litert"),
         MAKERS[3]: lambda: ai_edge_ptq(network, net.shape, given),
     }
     cells, runners = {"network": name}, {}

@@ -37,7 +37,7 @@ from paredown.pipeline.run.image.prune_stages import PruneStages
 from paredown.pipeline.store.files import write_json
 
 SETTINGS = {
-    "resnet56": ("prune.macs=0.5", "prune.flat=0", "recover.batch=64", "recover.lr=0.01"),
+    "resnet56": ("prune.macs=0.5", "recover.batch=64", "recover.lr=0.01"),
     "yolo": ("prune.macs=0.6", "recover.batch=16", "recover.lr=0.001"),
 }
 

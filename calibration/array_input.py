@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
+from paredown.calibration.pictures import read_picture
 from paredown.calibration.preprocess import Preprocess
 from paredown.targets.errors import InputError
 
@@ -116,10 +116,7 @@ def read_sample(path: str, source: AnyInput) -> np.ndarray:
         InputError: the file is missing, damaged or of another kind.
     """
     if isinstance(source, Preprocess):
-        image = cv2.imread(path)
-        if image is None:
-            raise InputError("cannot read this image", where=path)
-        return np.asarray(image)
+        return read_picture(path)
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy's reader raises many kinds for a damaged file

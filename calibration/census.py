@@ -32,6 +32,7 @@ class Census:
         ignored: objects that no score counts.
         left_out: what was left out and why, in words.
         used: images that are used, where that is not all.
+        kind: of objects that are no boxes, in words.
     """
 
     images: int
@@ -41,6 +42,7 @@ class Census:
     ignored: int = 0
     left_out: tuple[str, ...] = ()
     used: int | None = None
+    kind: str = "classes"
 
     def line(self) -> str:
         """One sentence."""
@@ -51,7 +53,7 @@ class Census:
             some = sorted(self.objects.items(), key=lambda item: -item[1])
             there = [f"{name} {count:,}" for name, count in some if count]
             more = f" and {len(there) - SHOWN} more classes" if len(there) > SHOWN else ""
-            what = f"{sum(self.objects.values()):,} boxes" if self.boxes else "classes"
+            what = f"{sum(self.objects.values()):,} boxes" if self.boxes else self.kind
             parts.append(f"{what}: {', '.join(there[:SHOWN])}{more}")
             if missing := [name for name, count in some if not count]:
                 more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""

@@ -158,6 +158,36 @@ class First:
         return hashlib.sha256(f"{self.whole.fingerprint()}:{self._count}".encode()).hexdigest()
 
 
+class Kept(First):
+    """A whole data set whose samples stay in memory once they were read, as far as there is room.
+
+    A run scores the same images several times. What is kept may not be written to.
+
+    Args:
+        data: the set.
+        room: bytes of decoded images at most.
+    """
+
+    def __init__(self, data: Dataset, room: int = 256 << 20) -> None:
+        super().__init__(data, len(data))
+        self._room, self._samples = room, dict[int, Sample]()
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._samples.get(index)
+        if sample is None:
+            sample = super().__getitem__(index)
+            if sample.image.nbytes <= self._room:
+                self._room -= sample.image.nbytes
+                if sample.image.dtype == np.uint8:  # torch warns of arrays that it may not write to
+                    sample.image.setflags(write=False)
+                self._samples[index] = sample
+        return sample
+
+    def fingerprint(self) -> str:
+        """Of the set."""
+        return self.whole.fingerprint()
+
+
 def census_of(data: Dataset) -> Census | None:
     """What is in a data set, without decoding an image; None where it does not say."""
     if isinstance(data, First):

@@ -53,9 +53,12 @@ class MinMax:
     def update(self, values: np.ndarray) -> None:
         """Takes the values of one sample; see ``Observer``."""
         if np.size(values):
-            low, high = _extent(values)
-            self._low, self._high = min(self._low, low), max(self._high, high)
-            self._count += np.size(values)
+            self.widen(*_extent(values), np.size(values))
+
+    def widen(self, low: float, high: float, count: int) -> None:
+        """Takes the extremes of so many values."""
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        self._count += count
 
     def range(self) -> tuple[float, float]:
         """The extremes, widened to include zero; see ``Observer``."""
@@ -82,7 +85,7 @@ class _Histogram:
         if not values.size:
             return
         low, high = _extent(values)
-        self.extent.update(values)
+        self.extent.widen(low, high, values.size)
         self.total += values.size
         reach = max(-low, high)
         zeros = values.size - int(np.count_nonzero(values))
@@ -92,7 +95,9 @@ class _Histogram:
         self._cover(reach)
         # float64: a float32 has too few digits for the reciprocal of a tiny width
         position = values.astype(np.float64) * (1.0 / self.width) + _BINS // 2
-        counts = np.bincount(np.clip(position.astype(np.int64), 0, _BINS - 1), minlength=_BINS)
+        counts = np.bincount(position.astype(np.int64), minlength=_BINS + 1)
+        counts[_BINS - 1] += counts[_BINS]  # the very end belongs to the last bin
+        counts = counts[:_BINS]
         counts[_BINS // 2] -= zeros
         self.counts += counts
 

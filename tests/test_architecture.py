@@ -21,9 +21,9 @@ import pytest
 from house import PACKAGE, ROOMS, ROOT, Module, arrows, folders, imports_of, read_house, top, ways_round
 
 LOWERING = {"executorch", "litert_torch", "torchao"}
-RUNTIMES = {"ai_edge_litert", "onnxruntime", "tflite_runtime", "tensorflow"}
+RUNTIMES = {"ai_edge_litert", "onnxruntime", "openvino", "tflite_runtime", "tensorflow"}
 NUMERIC = {"numpy", "cv2"}
-ON_DEMAND = {"paho", "picamera2", "pymavlink"}  # of a board, inside a function, where its user asks for it
+ON_DEMAND = {"av", "paho", "picamera2", "pymavlink", "serial"}  # of a board, inside a function
 MOST_ROOMS = 9
 NAMING_CALLS = {"importlib.import_module", "import_module", "__import__", "exec", "eval", "runpy.run_module"}
 #: Each place that imports or runs what a value names, and whose value that is (law 6). Those that take a
@@ -31,11 +31,9 @@ NAMING_CALLS = {"importlib.import_module", "import_module", "__import__", "exec"
 NAMED_CODE = {
     "targets.devices.doctor:_python": "our own probe, on a device",
     "targets.devices.facts:facts": "our own script, on a device",
-    "targets.devices.service.keeper:_asked": "a release's own programs, by our own names",
-    "targets.devices.service.keeper:lacking": "our own script, on a device",
-    "targets.devices.service.keeper:run": "the module that `deploy` named",
-    "targets.devices.shell.script:_started": "what a caller of `run` gave, quoted",
-    "targets.devices.shell.script:_command": "what a caller of `run` gave, quoted",
+    "targets.devices.service.board.installing:_asked": "a release's own programs, by our own names",
+    "targets.devices.service.board.installing:lacking": "our own script, on a device",
+    "targets.devices.service.board.supervisor:_spawn": "the module that `deploy` named",
     "targets.emulated.leash:held": "our own code, on this machine",
     "targets.emulated.server:_run": "what a client of the emulated board asks it to run there",
     "targets.emulated.sysroot:_finish": "our own script, on this machine",

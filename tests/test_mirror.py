@@ -89,7 +89,11 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "pipeline/lower/onnxruntime/test_onnxruntime_program.py": (
         "what is written is judged by what ONNX Runtime makes of it",
-        ("pipeline/lower/onnxruntime/",),
+        tuple(f"pipeline/lower/onnxruntime/{name}.py" for name in ("aten", "kinds", "optimized", "writer")),
+    ),
+    "pipeline/lower/onnxruntime/openvino/test_openvino_program.py": (
+        "what is written is judged by what OpenVINO makes of it",
+        ("pipeline/lower/onnxruntime/openvino/",),
     ),
     "pipeline/graph/operations/activation/test_island.py": (
         "islands are shown on both runtimes, beside torch",
@@ -148,11 +152,23 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "its one class is the runner",
         ("targets/runners/litert.py",),
     ),
-    "pipeline/device/test_deploy.py": (
+    "pipeline/device/deploy/test_deploy.py": (
         "a device proves what is deployed to it",
         (
             "targets/runners/prove.py",
             "targets/devices/service/keeper.py",
+        ),
+    ),
+    "pipeline/device/deploy/test_rollout.py": (
+        "a rollout visits boards of a few lines",
+        ("pipeline/device/deploy/visit.py",),
+    ),
+    "targets/devices/service/board/test_supervisor.py": (
+        "a real supervisor is started and ended",
+        (
+            "targets/devices/service/board/home.py",
+            "targets/devices/service/board/installing.py",
+            "targets/devices/service/board/starting.py",
         ),
     ),
     "apps/detector/device/test_detect.py": (
@@ -343,7 +359,12 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "apps/chat/network/config.py",
             "apps/chat/weights/gguf.py",
             "apps/chat/weights/hf.py",
+            "apps/chat/weights/rows.py",
         ),
+    ),
+    "apps/chat/test_chat_template.py": (
+        "turns are what a template becomes",
+        ("apps/chat/device/tokens/turns.py",),
     ),
     "apps/chat/test_chat_gemma_files.py": (
         "the files that are published",
@@ -379,10 +400,11 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "apps/detector/device/camera.py",
             "apps/detector/device/drawing/overlay.py",
+            "apps/detector/device/frames/frame.py",
             "apps/detector/device/frames/handover.py",
             "apps/detector/device/frames/holding.py",
             "apps/detector/device/frames/timing.py",
-            "apps/detector/device/outputs.py",
+            "apps/detector/device/sinks/outputs.py",
             "apps/detector/device/processor.py",
         ),
     ),

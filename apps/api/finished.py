@@ -32,6 +32,7 @@ from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.bundle.vectors import of_program
 from paredown.pipeline.lower.integer import Affine
+from paredown.pipeline.lower.litert.reader.load import prospect
 from paredown.pipeline.recipe.schema import FINISHED, Recipe
 from paredown.pipeline.recipe.task import load_task, metric_of
 from paredown.pipeline.report.figures import Figure
@@ -250,6 +251,7 @@ def _noticed(network: _Network, inputs: Inputs, ran: Sequence[Ran]) -> list[str]
             differing, most = _apart(found.usual, found.exact)
             total = sum(each.size for each in found.usual)
             apart = f"{differing} of {total} codes differ, by up to {most} LSB" if differing else "equal"
+            said.append(prospect(program.path))
             said.append(f"{program.path.name}: XNNPACK beside TFLite's reference kernels: {apart}")
         if program is first:
             continue

@@ -338,12 +338,9 @@ def _image(image: NDArray[np.uint8] | str | Path) -> NDArray[np.uint8]:
     import numpy as np
 
     if isinstance(image, (str, Path)):
-        import cv2
+        from paredown.calibration.pictures import read_picture
 
-        read = cv2.imread(str(image))
-        if read is None:
-            raise InputError("cannot read this image", where=image)
-        return np.asarray(read, np.uint8)
+        return read_picture(image)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f"an image of {image.dtype} {image.shape} is not (H, W, 3) uint8")

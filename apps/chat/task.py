@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paredown.apps.chat.device.language_model import LanguageModel
+    from paredown.apps.chat.device.tokens.tokens import Tokens
+    from paredown.apps.chat.device.tokens.turns import Turns
     from paredown.apps.chat.network.config import GemmaConfig
     from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
     from paredown.pipeline.compress.blockwise.layerwise import Calibration
@@ -38,7 +40,7 @@ NETWORK = "gemma3"
 CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
 DEVICE = (
     "__init__", "chat", "generation/*", "language_model", "models", "score", "serve", "speed", "terminal",
-    "tokens/__init__", "tokens/tokens",
+    "tokens/__init__", "tokens/tokens", "tokens/turns",
 )  # fmt: skip
 
 
@@ -76,6 +78,9 @@ class ChatTask:
     def network_id(self) -> Mapping[str, Any]:
         """The numbers of its configuration."""
         config = dataclasses.asdict(self.config)
+        # Fields that came later are named where they say something: the keys of earlier runs stay.
+        later = {"rope_factor_local": 1.0, "tied": True}
+        config = {key: value for key, value in config.items() if later.get(key) != value}
         lists = {"local": list(self.config.local), "eos": list(self.config.eos)}
         return {"app": self.name, **config, **lists}
 
@@ -83,7 +88,8 @@ class ChatTask:
     def _hash(self) -> str:
         if self.path.is_file():
             return file_hash(self.path)
-        names = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json"))
+        read = (".safetensors", ".json", ".jinja")
+        names = sorted(p for p in self.path.iterdir() if p.suffix in read)
         listed = "".join(f"{path.name} {file_hash(path)}\n" for path in names)
         return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -117,16 +123,15 @@ class ChatTask:
         config = self.config
         attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
         linears = config.layers * (attention + 3 * config.width * round(config.ffn * (language.ffn or 1)))
-        weights = (
-            linears * language.weight_bits + config.vocabulary * config.width * language.embedding_bits
-        ) // 8
+        rows = config.vocabulary * config.width * (1 if config.tied else 2)
+        weights = (linears * language.weight_bits + rows * language.embedding_bits) // 8
         block = language.block or config.width
-        scales = SCALE_BYTES * (linears + config.vocabulary * config.width) // block
+        scales = SCALE_BYTES * (linears + rows) // block
         held = weights + scales
         if language.weights_mib is not None:  # which mixed bits fill up
             held = max(held, int(language.weights_mib * 2**20))
-        rows = sum(slots(config, local, language.context, language.chunk) for local in config.local)
-        return held + rows * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
+        slotted = sum(slots(config, local, language.context, language.chunk) for local in config.local)
+        return held + slotted * 2 * config.kv_heads * config.head_dim * CACHE_BYTES
 
     def matrices(self, network: Any) -> tuple[tuple[str, ...], str]:
         """The projections of every layer, and the head."""
@@ -254,14 +259,19 @@ class ChatTask:
     def litertlm(self, network: Any) -> bytes:
         """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""
         from paredown.apps.chat.network.cache import empty_cache
-        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.apps.chat.tokenizer import tokenizer_json
+        from paredown.apps.chat.weights.chat_template import find_template
         from paredown.pipeline.lower.language.litert import lower_language
         from paredown.pipeline.lower.language.litertlm import to_litertlm
 
         facts = self.facts()
         memory = empty_cache(self.config, facts.context, facts.chunk, ring=False)
         program = lower_language(network, memory, facts)
-        return to_litertlm(program, tokenizer_json(self.path), facts, is_for_chat(self.path))
+        _, tokens, turns = self._chat
+        own = turns is not None and turns == tokens.own_turns
+        template = None if own else find_template(self.path)
+        facts = dataclasses.replace(facts, eos=tuple(sorted({*facts.eos, *(turns.ends if turns else ())})))
+        return to_litertlm(program, tokenizer_json(self.path), facts, own, template)
 
     def open(self, program: bytes, runtime: str, threads: int) -> PredictTokens:
         """A program on this machine, read token by token."""
@@ -278,14 +288,33 @@ class ChatTask:
 
     # -- device --------------------------------------------------------------------------------------------
 
-    def bundle_members(self) -> dict[str, bytes]:
-        """The tokenizer as arrays, and whether the model was taught to chat."""
+    @functools.cached_property
+    def _chat(self) -> tuple[bytes, Tokens, Turns | None]:
+        """The tokenizer packed and as the device has it, and the turns of a chat, if the model knows any."""
         from paredown.apps.chat.device.tokens.pack import pack
-        from paredown.apps.chat.tokenizer import is_for_chat, tokenizer_json
+        from paredown.apps.chat.device.tokens.tokens import Tokens
+        from paredown.apps.chat.tokenizer import tokenizer_json
+        from paredown.apps.chat.weights.chat_template import find_turns
 
-        settings = {"template": "gemma" if is_for_chat(self.path) else "none"}
+        document = tokenizer_json(self.path)
+        packed = pack(document, self.path)
+        tokens = Tokens(packed, self.path)
+        return packed, tokens, find_turns(self.path, document, tokens)
+
+    def bundle_members(self) -> dict[str, bytes]:
+        """The tokenizer as arrays, the turns of a chat, and what ends an answer."""
+        packed, tokens, turns = self._chat
+        settings: dict[str, Any] = {"template": "none"}
+        ends = set(self.ends)
+        if turns is not None:
+            settings = {"template": "gemma"}
+            if turns != tokens.own_turns:
+                settings = {"template": "turns", "turns": turns.as_json()}
+            ends |= set(turns.ends)
+        if not ends <= tokens.ends:  # else those that are known by their names
+            settings["ends"] = sorted(ends)
         text = json.dumps(settings, sort_keys=True, indent=1) + "\n"
-        return {"tokenizer.npz": pack(tokenizer_json(self.path), self.path), "app.json": text.encode()}
+        return {"tokenizer.npz": packed, "app.json": text.encode()}
 
     def device_files(self) -> dict[str, Path]:
         """The code that runs on the device: numpy and one runtime, no torch."""

@@ -6,6 +6,7 @@ On the device `device/tokens.py` encodes, decodes and puts chats into turns; her
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 #: Rows that an embedding may have beyond the vocabulary: Gemma 3's with vision is padded by 64.
 PADDING = 64
 SPACE = "▁"
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
-#: What is special by its text; the rest of the special ones GGUF names by number.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # llama.cpp's token types
+#: What is special by its text, whatever its type: some converters take Gemma's own for a user's.
 _TURNS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
 _NUMBERED = ("bos", "eos", "unknown", "padding")
+#: What is a token wherever it stands in a text, though GGUF calls it a control token.
+_PLAIN = re.compile(r"<unused\d+>|<mask>")
+#: What a text is treated to before it is cut into tokens; Gemma's is treated to nothing.
+_TREATMENTS = ("add_space_prefix", "remove_extra_whitespaces", "add_sep_token")
 
 
 def load_tokenizer(path: str | Path, vocabulary: int) -> Tokenizer:
@@ -72,26 +77,6 @@ def tokenizer_json(path: Path) -> bytes:
     return json.dumps(_from_gguf(read_gguf(path), path), ensure_ascii=False).encode()
 
 
-def is_for_chat(path: Path) -> bool:
-    """Whether a model has a chat template: instruction-tuned ones do, base models continue plain text.
-
-    Raises:
-        InputError: its files are broken.
-    """
-    if not path.is_dir():
-        need("gguf", f"a .gguf file ({path})")
-        from paredown.apps.chat.weights.gguf import read_gguf
-
-        return "tokenizer.chat_template" in read_gguf(path).fields
-    config = path / "tokenizer_config.json"
-    if (path / "chat_template.jinja").exists() or not config.exists():
-        return (path / "chat_template.jinja").exists()
-    try:
-        return "chat_template" in json.loads(config.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the tokenizer's configuration: {error}", where=config) from error
-
-
 def _file(path: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 
@@ -101,21 +86,37 @@ def _from_gguf(reader: GGUFReader, where: Path) -> dict[str, Any]:
     kind = _field(reader, "model", where)
     if kind != "llama":
         raise InputError(f"tokenizer.ggml.model is {kind!r}, Gemma's is 'llama'", where=where)
+    for key in _TREATMENTS:
+        if f"tokenizer.ggml.{key}" in reader.fields and _field(reader, key, where):
+            raise InputError(f"`tokenizer.ggml.{key}` is true, Gemma's is false", where=where)
     tokens, types = _field(reader, "tokens", where), _field(reader, "token_type", where)
     if len(tokens) != len(types):
         raise InputError(f"{len(tokens)} tokens and {len(types)} token types", where=where)
+    if strange := {kind for kind in types if not _NORMAL <= kind <= _BYTE}:
+        raise InputError(f"a token of type {min(strange)}, which is not known", where=where)
     # llama.cpp spells runs of spaces as they are, everything else as the vocabulary does
     pieces = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
-    numbers = {_field(reader, f"{name}_token_id", where) for name in _NUMBERED}
-    special = numbers | {token for token, piece in enumerate(pieces) if piece in _TURNS}
-    unknown, bos = (_field(reader, f"{name}_token_id", where) for name in ("unknown", "bos"))
+    numbers = {
+        name: _number(reader, name, len(pieces), where) for name in ("bos", "eos", "unknown", "padding")
+    }
+    bos, unknown = numbers["bos"], numbers["unknown"]
+    if unknown is None:
+        unknown = next((token for token, kind in enumerate(types) if kind == _UNKNOWN), None)
+    if bos is None or unknown is None:
+        missing = "bos" if bos is None else "unknown"
+        raise InputError(f"`tokenizer.ggml.{missing}_token_id` is missing", where=where)
+    special = {token for token in numbers.values() if token is not None} | {unknown}
+    special |= {token for token, piece in enumerate(pieces) if piece in _TURNS}
+    special |= {
+        token for token, kind in enumerate(types) if kind == _CONTROL and not _PLAIN.fullmatch(pieces[token])
+    }
     added = [
         {
             "id": token, "content": pieces[token], "single_word": False, "lstrip": False, "rstrip": False,
             "normalized": False, "special": token in special,
         }
         for token, kind in enumerate(types)
-        if kind in (_CONTROL, _USER_DEFINED)
+        if kind in (_CONTROL, _USER_DEFINED) or token in special
     ]  # fmt: skip
     start = {"SpecialToken": {"id": pieces[bos], "type_id": 0}}
     return {
@@ -173,11 +174,21 @@ def merges(pieces: list[str], types: list[int]) -> list[list[str]]:
     return [[left, right] for _, left, right in found]
 
 
+def _number(reader: GGUFReader, name: str, size: int, where: Path) -> int | None:
+    """The number of a special token, if the file names it."""
+    if f"tokenizer.ggml.{name}_token_id" not in reader.fields:
+        return None
+    found = _field(reader, f"{name}_token_id", where)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < size:
+        what = f"`tokenizer.ggml.{name}_token_id` is {found!r}, no token of {size}"
+        raise InputError(what, where=where)
+    return found
+
+
 def _field(reader: GGUFReader, name: str, where: Path) -> Any:
     key = f"tokenizer.ggml.{name}"
     if key not in reader.fields:
         raise InputError(f"`{key}` is missing", where=where, hint="give a file with a tokenizer")
-    try:
-        return reader.fields[key].contents()
-    except UnicodeDecodeError as error:
-        raise InputError(f"`{key}` is damaged: {error}", where=where) from error
+    from paredown.apps.chat.weights.gguf import contents
+
+    return contents(reader, key, where)

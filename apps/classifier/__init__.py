@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paredown.apps.classifier.task import ClassifierTask
     from paredown.pipeline.recipe.schema import Recipe
+    from paredown.pipeline.recipe.task import Packed
 
 
 def make_task(recipe: Recipe) -> ClassifierTask:
@@ -14,3 +15,10 @@ def make_task(recipe: Recipe) -> ClassifierTask:
     from paredown.apps.classifier.task import ClassifierTask
 
     return ClassifierTask(recipe)
+
+
+def make_scorer(packed: Packed) -> ClassifierTask:
+    """What scores the sample of a bundle; see `pipeline.recipe.task.Scorer`."""
+    from paredown.apps.classifier.task import ClassifierTask
+
+    return ClassifierTask.of_bundle(packed)

@@ -24,7 +24,6 @@ from paredown.apps.own.task import OwnTask, first_output, write_png
 from paredown.calibration.datasets import ARRAYS, CLASS_FORMATS, Dataset, Sample, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.cifar import read_cifar_names
-from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import Batches, Outputs, Predict, Progress, Scores
 from paredown.targets.errors import InputError
 
@@ -54,9 +53,7 @@ class ClassifierTask(OwnTask):
     formats = (*CLASS_FORMATS, ARRAYS, "folder")
     lacking = "has not one class per image"
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self._known: tuple[Dataset, list[int]] | None = None
+    _known: tuple[Dataset, list[int]] | None = None
 
     # -- network -------------------------------------------------------------------------------------------
 

@@ -11,58 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from paredown.apps.classifier.task import ClassifierTask
-from paredown.apps.own.trainer import Listener, Row, Run, teach
+from paredown.apps.own.trainer import Listener, Row, Run, TrainSettings, teach
 from paredown.calibration.datasets import Dataset
-from paredown.pipeline.compress.training.loop import check_device, check_settings, reorder
+from paredown.pipeline.compress.training.loop import reorder
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """How to train."""
+class ClassifierConfig(TrainSettings):
+    """How to train: what small networks on small images want."""
 
     epochs: int = 60
-    """Times through the data set."""
-    batch: int = 32
-    """Images per step."""
     lr: float = 0.05
-    """Highest learning rate of SGD."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 5e-4
-    """On the weights; batch norm and biases have none."""
     warmup: int = 100
-    """Steps over which the rate rises from 0."""
-    last_lr: float = 0.01
-    """Where the cosine ends, as a share of `lr`."""
     ema: float = 0.99
-    """Decay of the weights' average per step."""
     clip: float = 5.0
-    """Largest norm of the gradient."""
-    seed: int = 0
-    """Of the order and the augmentation."""
     evaluate_every: int = 1
-    """Epochs between two scores on the validation set."""
     patience: int = 20
-    """Scores without a gain after which it stops; 0 = never."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints."""
-    device: str = "cpu"
-    """Where torch computes."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UsageError: a value that cannot work, by its name.
-        """
-        check_settings(
-            self,
-            whole=("epochs", "batch", "evaluate_every", "checkpoint_every"),
-            positive=("lr", "clip"),
-            shares=("momentum", "ema"),
-            floored=("weight_decay", "warmup", "last_lr", "seed", "patience"),
-        )
-        check_device(self.device)
 
 
 class ClassifierLesson:

@@ -174,7 +174,7 @@ def inspect(
         from paredown.apps.api.untrained import untrained
         from paredown.pipeline.graph.trace import trace
         from paredown.pipeline.lower.predict.inspect import inspect as predict
-        from paredown.pipeline.lower.predict.inspect import inspect_graph
+        from paredown.pipeline.lower.predict.inspect import inspect_graph, refusal
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.recipe.schema import Lower
         from paredown.pipeline.run.job import images_only
@@ -188,6 +188,7 @@ def inspect(
                 graph = trace(network, shape, opaque=True)
                 usual = Lower().on(card.runtimes).runtimes
                 found = inspect_graph(graph, card, usual, values, what)
+                found = dataclasses.replace(found, notes=(*refusal(network, graph), *found.notes))
             else:
                 recipe = load_recipe(what, set_ or (), recipe_folders())
                 images_only(recipe, "inspect")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paredown.apps.outputs.task import OutputsTask
     from paredown.pipeline.recipe.schema import Recipe
+    from paredown.pipeline.recipe.task import Packed
 
 
 def make_task(recipe: Recipe) -> OutputsTask:
@@ -14,3 +15,10 @@ def make_task(recipe: Recipe) -> OutputsTask:
     from paredown.apps.outputs.task import OutputsTask
 
     return OutputsTask(recipe)
+
+
+def make_scorer(packed: Packed) -> OutputsTask:
+    """What scores the sample of a bundle; see `pipeline.recipe.task.Scorer`."""
+    from paredown.apps.outputs.task import OutputsTask
+
+    return OutputsTask.of_bundle(packed)

@@ -141,6 +141,16 @@ class OutputsTask(TallyTask):
             found = self._original(torch.from_numpy(self.preprocess(sample.image)[None]))
         return tuple(part.numpy() for part in _several(found))
 
+    def arrays_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """The original network's outputs."""
+        return {f"output{number}": each for number, each in enumerate(self._truth(sample))}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with the original network's outputs."""
+        reference = tuple(arrays[f"output{number}"] for number in range(len(arrays)))
+        plain = sample.name, sample.image, sample.boxes, sample.classes
+        return ReferenceSample(*plain, labelled=True, reference=reference)
+
     def _tally(self, outputs: tuple[NDArray[np.float32], ...], truth: Reference) -> Sums:
         return counts(outputs, truth)
 

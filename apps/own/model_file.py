@@ -49,6 +49,13 @@ class ModelFile:
         """A module of its own each time, which may be changed."""
         return copy.deepcopy(self.imported(shape).module)
 
+    @property
+    def codes(self) -> Path | None:
+        """The file, where it is one of int8 whose own codes can be kept."""
+        from paredown.pipeline.recipe.imports.keras.tflite.file import is_full_integer
+
+        return self.path if is_full_integer(self.path) else None
+
     def hash(self) -> str:
         """sha256 of the file, or of all files of which the model is made."""
         from paredown.pipeline.recipe.imports.read import files

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from paredown.apps.own.task import OwnTask
 from paredown.calibration.datasets import Dataset, Sample
-from paredown.pipeline.recipe.task import Outputs, Predict, Progress, Scores
+from paredown.pipeline.recipe.task import Outputs, Predict, Progress, Scores, pictured_by
 from paredown.targets.errors import InputError
 
 Sums = NDArray[np.float64]
@@ -25,11 +25,8 @@ class TallyTask(OwnTask):
     """
 
     metric: str
-
-    def __init__(self, recipe: Any) -> None:
-        super().__init__(recipe)
-        self._known: tuple[Dataset, list[Any]] | None = None
-        self._last: tuple[Outputs, Dataset, Sums] | None = None
+    _known: tuple[Dataset, list[Any]] | None = None
+    _last: tuple[Outputs, Dataset, Sums] | None = None
 
     @abstractmethod
     def _truth(self, sample: Sample) -> Any:
@@ -87,12 +84,20 @@ class TallyTask(OwnTask):
         found = {name: float(value) for name, value in self._statistics(sums).items()}
         return Scores(
             found, len(tallies), lambda weights: self._resampled(weights, tallies),
-            lambda: self._details(tallies),
+            lambda: self._details(tallies) | self._images_told(tallies),
         )  # fmt: skip
 
     def _details(self, tallies: Sums) -> dict[str, Any]:
         """What a report shows beside the scores, see `Scores.details`; nothing, unless a subclass knows."""
         return {}
+
+    def _images_told(self, tallies: Sums) -> dict[str, Any]:
+        """How good each image is, of a task that draws them; one that counts for nothing is left out."""
+        if pictured_by(self) is None:
+            return {}
+        values = self._statistics(tallies)[self.metric]
+        known = np.flatnonzero(np.isfinite(values)).tolist()
+        return {"images": [{"index": i, "quality": round(float(values[i]), 6)} for i in known]}
 
     def _resampled(self, weights: NDArray[Any], tallies: Sums) -> Sums:
         """The metric of each resample, in which sample i counts weights[:, i] times."""

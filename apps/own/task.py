@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from paredown.apps.own.model_file import ModelFile
 from paredown.calibration.array_input import AnyInput, ArrayInput
-from paredown.calibration.datasets import ARRAYS, Dataset, First, open_dataset, read_names
+from paredown.calibration.datasets import ARRAYS, Dataset, First, Sample, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.calibration.readers.arrays import array_shape
 from paredown.pipeline.recipe.factory import from_factory
 from paredown.pipeline.recipe.imports.read import is_model
 from paredown.pipeline.recipe.schema import EMBEDDED, FINISHED, Recipe
+from paredown.pipeline.recipe.task import Packed
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.errors import InputError, UsageError
 from paredown.targets.own_code import own_code
@@ -80,6 +82,25 @@ class OwnTask:
                              hint="name a .safetensors, .pt, .pth or .th file")  # fmt: skip
         self.names = self._names()
         self._preprocess = self._make_preprocess()
+
+    @classmethod
+    def of_bundle(cls, packed: Packed) -> Self:
+        """A task that scores, and has neither recipe nor network; see `pipeline.recipe.task.Scorer`."""
+        task = cls.__new__(cls)
+        task.names, task._preprocess = packed.names, packed.preprocess
+        return task
+
+    def arrays_of(self, sample: Sample) -> Mapping[str, NDArray[Any]]:
+        """Labels of a sample that are neither boxes nor classes, by name."""
+        return {}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """The sample with these labels.
+
+        Raises:
+            ValueError: they do not fit it.
+        """
+        return sample
 
     # -- network -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.training.loop import (
+    check_device,
+    check_settings,
     decayed_groups,
     descend,
     fit,
@@ -30,6 +32,58 @@ from paredown.pipeline.compress.training.loop import (
 from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
 
 Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What every training has; a subclass has its own defaults. Steps, not epochs, are counted inside.
+
+    An epoch leaves out an incomplete last batch.
+    """
+
+    epochs: int = 30
+    """Times through the data set."""
+    batch: int = 32
+    """Images per step."""
+    lr: float = 0.01
+    """Highest learning rate of SGD; the loss is a mean over images."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """On the weights; batch norm and biases have none."""
+    warmup: int = 400
+    """Steps over which the rate rises from 0."""
+    last_lr: float = 0.01
+    """Where the cosine ends, as a share of `lr`."""
+    ema: float = 0.998
+    """Decay of the weights' average per step; 0 keeps the last weights. The average is what comes back."""
+    clip: float = 20.0
+    """Largest norm of the gradient; a larger one is scaled down."""
+    seed: int = 0
+    """Of the order and the augmentation."""
+    evaluate_every: int = 5
+    """Epochs between two scores on the validation set, if there is one."""
+    patience: int = 0
+    """Scores on the validation set without a gain after which it stops; 0 = never."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints, if they are kept; each epoch's end has one too."""
+    device: str = "cpu"
+    """Where torch computes: cpu, cuda, ..."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UsageError: a value that cannot work, by its name.
+        """
+        check_settings(
+            self,
+            whole=("epochs", "batch", "evaluate_every", "checkpoint_every"),
+            positive=("lr", "clip"),
+            shares=("momentum", "ema"),
+            floored=("weight_decay", "warmup", "last_lr", "seed", "patience"),
+        )
+        check_device(self.device)
 
 
 class Lesson(Protocol):
@@ -74,14 +128,14 @@ class Run:
     Args:
         network: from its present weights.
         lesson: what it learns.
-        config: a detector's `TrainConfig`, or another with its fields.
+        config: how.
         facts: what identifies data and preprocessing, JSON-able.
         checkpoint: a file to resume from if it is there.
         started_at: images that it has seen before.
     """
 
     def __init__(
-        self, network: nn.Module, lesson: Lesson, config: Any, facts: Sequence[Any],
+        self, network: nn.Module, lesson: Lesson, config: TrainSettings, facts: Sequence[Any],
         checkpoint: Path | None, started_at: int = 0,
     ) -> None:  # fmt: skip
         self.config, self.lesson, self.started_at = config, lesson, started_at

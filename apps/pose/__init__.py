@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paredown.apps.pose.task import PoseTask
     from paredown.pipeline.recipe.schema import Recipe
+    from paredown.pipeline.recipe.task import Packed
 
 
 def make_task(recipe: Recipe) -> PoseTask:
@@ -14,3 +15,10 @@ def make_task(recipe: Recipe) -> PoseTask:
     from paredown.apps.pose.task import PoseTask
 
     return PoseTask(recipe)
+
+
+def make_scorer(packed: Packed) -> PoseTask:
+    """What scores the sample of a bundle; see `pipeline.recipe.task.Scorer`."""
+    from paredown.apps.pose.task import PoseTask
+
+    return PoseTask.of_bundle(packed)

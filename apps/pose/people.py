@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.pose.device.region import Region, cut, region
+from paredown.calibration.census import Census
 from paredown.calibration.datasets import Sample
 from paredown.calibration.readers.coco import (
     entries_of,
@@ -92,6 +94,14 @@ class People:
             return Sample(person.name, image, boxes, np.zeros(0, np.int64), False)
         points = person.points - np.array([left, top, 0], np.float32)
         return PoseSample(person.name, image, boxes, _seen(points), True, points, person.length)
+
+    @property
+    def census(self) -> Census:
+        """People, those with keypoints, and how often each keypoint is labelled."""
+        seen = [_seen(person.points).tolist() for person in self._people if person.points is not None]
+        counts = Counter(index for each in seen for index in each)
+        objects = {name: counts[index] for index, name in enumerate(self.names)}
+        return Census(len(self), len(seen), objects, kind="keypoints")
 
     def classes_of(self, index: int) -> NDArray[np.int64] | None:
         """(N,) int64, the keypoints that are labelled; None where none was looked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.own.filled import Filled
-from paredown.apps.own.sheet import SIDE, captioned, colours, fitted, legend, sheet
+from paredown.apps.own.sheet import SIDE, TEXT, captioned, colours, fitted, legend, sheet
 from paredown.apps.own.tally import Sums, TallyTask, unlabelled
 from paredown.apps.own.task import first_output, write_png
 from paredown.apps.pose.device.decode import decode
@@ -49,6 +50,7 @@ class PoseTask(TallyTask):
 
     name = "apps.pose"
     metric = "pck"
+    score_rule = "with each image"  # there once were no details
     output_names: tuple[str, ...] = ("heatmaps",)
     what = "the pose app"
     formats = ("coco",)
@@ -117,6 +119,21 @@ class PoseTask(TallyTask):
         height, width = sample.image.shape[:2]
         return Truth(sample.points, sample.length, (height, width))
 
+    def arrays_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """The keypoints and the length by which they are judged."""
+        if not sample.labelled:
+            return {}
+        truth = self._truth(sample)
+        return {"points": truth.points, "length": np.array([truth.length])}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with its keypoints."""
+        points, length = arrays["points"], arrays["length"]
+        if points.shape != (len(self.names), 3) or length.shape != (1,):
+            raise ValueError(f"keypoints of {points.shape} for {len(self.names)} names")
+        plain = sample.name, sample.image, sample.boxes, sample.classes
+        return PoseSample(*plain, True, points.astype(np.float32), float(length[0]))
+
     def _tally(self, outputs: tuple[NDArray[np.float32], ...], truth: Truth) -> Sums:
         apart = np.linalg.norm(self._found(outputs, truth.size)[:, :2] - truth.points[:, :2], axis=1)
         counted = truth.points[:, 2] > 0
@@ -130,6 +147,16 @@ class PoseTask(TallyTask):
     def _check(self, sums: Sums) -> None:
         if not sums[..., COUNTED].sum():
             raise InputError("not one labelled keypoint to score by", where="recipe, section [data]")
+
+    def pictured(self, sample: Sample, outputs: tuple[NDArray[np.float32], ...] | None) -> np.ndarray:
+        """A person with labelled keypoints as rings, and what a network finds as discs of the same colour."""
+        palette = colours(len(self.names) + 1)[1:].tolist()
+        height, width = sample.image.shape[:2]
+        truth = sample.points if isinstance(sample, PoseSample) else None
+        found = np.full((len(self.names), 3), np.nan, np.float32)
+        if outputs is not None:
+            found = self._found(outputs, (height, width))
+        return _tile(sample, found, truth, palette)[: -(TEXT // 2)]
 
     def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
         """Test images with what is found, as discs, and the truth, as rings of the same colour."""

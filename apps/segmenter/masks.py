@@ -6,7 +6,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.segmenter.device.class_map import IGNORED
+from paredown.calibration.census import Census
 from paredown.calibration.datasets import ImageSet
 from paredown.calibration.readers.images import (
     damage,
@@ -59,6 +60,11 @@ class MaskSet(ImageSet):
         mask = self._mask(index)
         seen = np.zeros(0, np.int64) if mask is None else _classes(mask)
         return MaskSample(plain.name, plain.image, plain.boxes, seen, mask is not None, mask)
+
+    @property
+    def census(self) -> Census:
+        """Images and labels; which classes are in them, every label would have to be decoded for."""
+        return replace(super().census, objects={})
 
     def classes_of(self, index: int) -> np.ndarray | None:
         """(N,) int64, the classes that the label shows, without the image; None where there is none."""

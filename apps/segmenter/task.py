@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.own.filled import Filled
-from paredown.apps.own.sheet import SIDE, captioned, colours, fitted, legend, sheet
+from paredown.apps.own.sheet import SIDE, TEXT, captioned, colours, fitted, legend, sheet
 from paredown.apps.own.tally import Sums, TallyTask, unlabelled
 from paredown.apps.own.task import first_output, write_png
 from paredown.apps.segmenter.device.class_map import IGNORED, class_map
@@ -39,6 +40,7 @@ class SegmenterTask(TallyTask):
 
     name = "apps.segmenter"
     metric = "miou"
+    score_rule = "with each image"  # details once were of classes only
     logits = True
     output_names: tuple[str, ...] = ("logits",)
     what = "the segmenter"
@@ -115,6 +117,19 @@ class SegmenterTask(TallyTask):
             raise unlabelled(sample)
         return sample.mask
 
+    def arrays_of(self, sample: Sample) -> dict[str, NDArray[Any]]:
+        """The mask."""
+        return {"mask": self._truth(sample)} if sample.labelled else {}
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with its mask."""
+        mask = arrays["mask"]
+        if mask.shape != sample.image.shape[:2] or mask.dtype != np.uint8:
+            raise ValueError(f"a mask of {mask.shape} for an image of {sample.image.shape}")
+        if ((mask >= len(self.names)) & (mask != IGNORED)).any():
+            raise ValueError("a mask of other classes")
+        return with_mask(sample, mask)
+
     def _tally(self, outputs: tuple[NDArray[np.float32], ...], truth: Mask) -> Sums:
         height, width = truth.shape
         return counts(self._found(outputs, (height, width)), truth, len(self.names))
@@ -135,6 +150,15 @@ class SegmenterTask(TallyTask):
             if count > 0
         ]
         return {"classes": classes, "names": list(self.names)}
+
+    def pictured(self, sample: Sample, outputs: tuple[NDArray[np.float32], ...] | None) -> np.ndarray:
+        """An image under the colours of its labels, or of what a network finds, with the classes' names."""
+        palette, (height, width) = colours(len(self.names)), sample.image.shape[:2]
+        found = self._found(outputs, (height, width)) if outputs is not None else self._truth(sample)
+        seen = np.flatnonzero(np.bincount(found.ravel(), minlength=256)[: len(self.names)])
+        tile = _tile(sample.image, found, palette, "")[: -(TEXT // 2)]
+        key = legend([self.names[index] for index in seen], palette[seen], tile.shape[1])
+        return np.concatenate([tile, key])
 
     def preview(self, predict: Predict, data: Dataset, path: Path) -> None:
         """Test images, what the network finds in them, and the truth; the classes' colours below."""

@@ -97,6 +97,11 @@ def read_image(path: Path, upright: bool = True) -> np.ndarray:
     data = read_bytes(path, "image")
     if not data:
         raise InputError("the image file is empty", where=path)
+    return decode_image(data, path, upright)
+
+
+def decode_image(data: bytes, path: str | Path, upright: bool = True) -> np.ndarray:
+    """The same of a file's bytes; `path` is named in errors."""
     problem = damage(data)
     if problem:
         raise InputError(problem, where=path, hint=_HINT)
@@ -172,15 +177,19 @@ def with_any_case(path: Path) -> Path:
 
 
 def jpeg_facts(path: Path) -> tuple[int, tuple[int, int] | None]:
-    """EXIF's orientation, 1 where there is none, and width and height as stored, of a JPEG's first bytes.
-
-    Anything else than a JPEG, or a file that cannot be read, is upright and of unknown size.
-    """
+    """What `jpeg_header` says of a file; one that cannot be read is upright and of unknown size."""
     try:
         with path.open("rb") as file:
-            data = file.read(_HEADER_BYTES)
+            return jpeg_header(file.read(_HEADER_BYTES))
     except OSError:
         return 1, None
+
+
+def jpeg_header(data: bytes) -> tuple[int, tuple[int, int] | None]:
+    """EXIF's orientation, 1 where there is none, and width and height as stored, of a JPEG's first bytes.
+
+    Anything else than a JPEG is upright and of unknown size.
+    """
     if not data.startswith(_JPEG_MAGIC):
         return 1, None
     at, orientation = 2, 1

@@ -18,7 +18,7 @@ from paredown.pipeline.bundle.finished.apart import run_apart
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.store.event import Tell, nobody, steps
 from paredown.targets.devices.programs import DevicePrograms, Outputs, Program, Tick, Timing
-from paredown.targets.host.host import Machine, having, this_machine
+from paredown.targets.host.host import EXTRA_RUNTIMES, Machine, having, this_machine
 
 if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import Affine
@@ -105,8 +105,8 @@ class Here:
                 run_apart(program)
             loaded = runtime(program.runtime).load(program.data, program.threads, program.where)
             self._loaded[program.data] = loaded
-            if program.runtime == "onnxruntime":
-                self.machine = having(self.machine, "onnxruntime")
+            if program.runtime in EXTRA_RUNTIMES:
+                self.machine = having(self.machine, program.runtime)
         return self._loaded[program.data]
 
 

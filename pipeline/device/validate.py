@@ -16,14 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.calibration.array_input import AnyInput, input_from_dict
 from paredown.calibration.datasets import Dataset, First
+from paredown.calibration.sample.records import MEMBER, open_sample
 from paredown.pipeline.bundle.archive import Bundle, unpack
 from paredown.pipeline.bundle.manifest import Manifest, Model
 from paredown.pipeline.bundle.places import relocated, same_files
 from paredown.pipeline.device.executor import Executor, Predictor, open_executor, stands_for
 from paredown.pipeline.recipe.file import check_files, load_recipe
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import Metric, Scores, Task, check_no_code, load_task
+from paredown.pipeline.recipe.task import (
+    APPS,
+    Metric,
+    Packed,
+    Scores,
+    Task,
+    check_no_code,
+    load_scorer,
+    load_task,
+)
 from paredown.pipeline.report.budget import budget_limits, violations
 from paredown.pipeline.report.checks import Check, Validation
 from paredown.pipeline.report.figures import CLASS, SCORES, Figure, Tag, parse_figures
@@ -47,7 +58,7 @@ FLOAT_TOLERANCE = 1e-3
 RUN_RECIPE = "recipe.toml"
 #: Keys of a recipe whose files scoring does not need.
 UNNEEDED = ("weights", "data.train", "data.calibration")
-DATA_HINT = "--data FOLDER says where the recipe's files lie; --no-score leaves the score out"
+DATA_HINT = "--data FOLDER says where the recipe's files lie"
 
 
 def validate(
@@ -158,6 +169,7 @@ class Validator:
         self.checks = [Check("hashes", True, f"{len(bundle.members)} members")]
         self.figures: list[Figure] = []
         self.scored = 0
+        self.missing: tuple[str, ...] = ()
         self.tag = tag_of(executor, smoke)
 
     def validate(self, limit: int | None, score: bool, runs: int | None) -> Validation:
@@ -191,9 +203,12 @@ class Validator:
             original = []
         machine = self.executor.machine  # which knows its versions only now
         figures = [replace(f, where=machine) if f.where.name == machine.name else f for f in self.figures]
-        limits = budget_limits(budget, [*original, *figures], judged)
-        missing = () if score else ("a score: it was left out",)
-        verdict = decide(limits, self.checks, [*original, *figures], judged, missing)
+        whole = [*original, *(figure for figure in figures if figure.stage != "sample")]
+        limits = budget_limits(budget, whole, judged)
+        missing = self.missing if score else ("a score: it was left out",)
+        if self.missing:
+            original = []
+        verdict = decide(limits, self.checks, whole, judged, missing)
         checks = tuple(self.checks)
         return Validation(checks, tuple(figures), violations(limits), self.scored, limits, verdict)
 
@@ -286,9 +301,17 @@ class Validator:
             self.checks.append(Check("score", None, "none: the bundle names no labelled images"))
             return
         task = _task(self.bundle, self.recipe)
+        if isinstance(task, str) and not self.own and self._has_sample:
+            total, hint = (
+                self.bundle.manifest.test.images,
+                "" if isinstance(self.recipe, str) else f"; {DATA_HINT}",
+            )
+            self.missing = (f"a score on all {total} test images: {task}{hint}",)
+            self._score_sample(programs, limit)
+            return
         if isinstance(task, str):
-            hint = "--no-score leaves the score out" if isinstance(self.recipe, str) else DATA_HINT
-            self.checks.append(Check("score", False, f"{task}; {hint}"))
+            hint = "" if isinstance(self.recipe, str) else f"{DATA_HINT}; "
+            self.checks.append(Check("score", False, f"{task}; {hint}--no-score leaves the score out"))
             return
         data = task.data("test")
         self.scored = count = len(data) if limit is None else min(limit, len(data))
@@ -296,7 +319,7 @@ class Validator:
             name, program = str(model.runtime), programs[model.runtime]
             self.tell(Event(f"{name} score", "running"))
             images = First(data, count)
-            predict = _predictor(self.executor, model, program, images, task)
+            predict = _predictor(self.executor, model, program, images, task.preprocess)
             scores = task.score(predict, images, self.tick)
             self.checks.append(self._compared(name, task.metric, scores, data, count))
             for metric, value in scores.items():
@@ -304,6 +327,51 @@ class Validator:
             if isinstance(scores, Scores):
                 for each in scores.details().get("classes", ()):
                     self._figure("classes", name, CLASS + each["name"], each["score"], "1")
+
+    @property
+    def _has_sample(self) -> bool:
+        return MEMBER in self.bundle.members and self.bundle.manifest.app in APPS
+
+    def _score_sample(self, programs: Mapping[RuntimeName, Program], limit: int | None) -> None:
+        """Scores every runtime on the labelled sample that the bundle holds: the recipe's files are not here.
+
+        Nothing of the network is read for it, and no code of the bundle runs here.
+        """
+        bundle, manifest, where = self.bundle, self.bundle.manifest, str(self.bundle.path)
+        names = tuple(bundle.read("labels.txt").decode().splitlines())
+        preprocess = input_from_dict(manifest.preprocess)
+        try:
+            scorer = load_scorer(manifest.app, Packed(bundle.json("app.json"), names, preprocess))
+            assert scorer is not None  # the app is one of ours
+            data = open_sample(bundle.members, names, where, scorer.with_arrays)
+            images = First(data, len(data) if limit is None else limit)
+            self.scored = len(images)
+            for model in manifest.models:
+                name, program = str(model.runtime), programs[model.runtime]
+                self.tell(Event(f"{name} score", "running"))
+                scores = scorer.score(_predictor(self.executor, model, program, images, preprocess), images,
+                                      self.tick)  # fmt: skip
+                for metric, value in scores.items():
+                    self._figure("sample", name, metric, value, "1")
+                known = {} if len(images) < len(data) else data.listed.scores.get(name, {})
+                self.checks.append(self._on_sample(model, scores, known, scorer.metric))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            what = f"the labelled sample does not fit the bundle: {type(error).__name__}: {error}"
+            raise InputError(what, where=where) from error
+
+    def _on_sample(
+        self, model: Model, scores: Mapping[str, float], known: Mapping[str, float], metric: str
+    ) -> Check:
+        said = f"{metric} {scores[metric]:.4f} on {self.scored} images that the bundle holds"
+        check = f"{model.runtime} sample"
+        if metric not in known or not self.executor.exact:
+            return Check(check, None, f"{said}; nothing to compare with")
+        apart = [m for m, v in scores.items() if m in known and abs(v - known[m]) > SCORE_TOLERANCE]
+        said += f", recorded {known[metric]:.4f}"
+        if apart and model.dtype == "float32":  # whose kernels add in an order of their own
+            return Check(check, None, said)
+        told = [f"{m} {scores[m]:.4f}, recorded {known[m]:.4f}" for m in apart if m != metric]
+        return Check(check, not apart, "; ".join([said, *told]))
 
     def _compared(
         self, name: str, metric: str, scores: Mapping[str, float], data: Dataset, count: int
@@ -420,9 +488,11 @@ def _task(bundle: Bundle, recipe: Recipe | str) -> Task | str:
     return task
 
 
-def _predictor(executor: Executor, model: Model, program: Program, data: Dataset, task: Task) -> Predictor:
+def _predictor(
+    executor: Executor, model: Model, program: Program, data: Dataset, preprocess: AnyInput
+) -> Predictor:
     from paredown.pipeline.lower.integer import Affine
 
     source = Affine(model.input.scale, model.input.zero_point)
     outputs = tuple(Affine(output.scale, output.zero_point) for output in model.outputs)
-    return Predictor(executor, program, source, outputs, data, task.preprocess)
+    return Predictor(executor, program, source, outputs, data, preprocess)

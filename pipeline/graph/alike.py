@@ -1,4 +1,4 @@
-"""Nodes that do the same in every step of a recurrence: they share weights and scales.
+"""Nodes that do the same in every step of a recurrence: they share weights, and scales where weights need it.
 
 Such a node has the attribute `ALIKE`, one text for all of them. What it says costs nothing where it is not
 kept to: arrays that differ all the same, as those of a first step that starts elsewhere, are held each.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: The attribute: nodes that have the same text there have one scale, and one weight.
+#: The attribute: nodes that have the same text there have one weight; see `fusion.same_scale`.
 ALIKE = "alike"
 #: Another, of layers whose rows stay or go together, one text for all: a module's, with one `hidden_size`.
 BESIDE = "beside"

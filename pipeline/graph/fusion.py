@@ -45,9 +45,12 @@ def same_scale(nodes: Sequence[Node], apart: Collection[tuple[str, int]] = ()) -
             name = leader[name]
         return name
 
+    # Layers that steps share have one bias, in units of their input's scale; all else has its step's own.
+    layers = [node for node in nodes if operation(node.kind).weighted]
+    shared = {name for node in layers for name in (node.name, *node.inputs)}
     alike: dict[str, str] = {}
     for node in nodes:
-        if ALIKE in node.attrs:
+        if ALIKE in node.attrs and node.name in shared:
             leader[find(node.name)] = find(alike.setdefault(node.attrs[ALIKE], node.name))
         if operation(node.kind).same_scale:
             for index, feed in enumerate(node.inputs):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +26,13 @@ MEANINGS = {
     "numpy()": ("a tensor becomes a numpy array", "compute with torch all the way"),
     "torch.cond": ("a branch depends on the values of a tensor", "use torch.where"),
     "when making fake tensor call": ("a branch depends on the values of a tensor", "use torch.where"),
+    "is not a known type": (
+        "it returns something that holds no tensors",
+        "return a tensor or a tuple of them",
+    ),
 }
+#: What torch logs of a network that it cannot export: dozens of lines, where one says it.
+LOGGER = "torch.fx.experimental.symbolic_shapes"
 
 
 def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -39,7 +51,8 @@ def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
     training = [module for module in network.modules() if module.training]  # some may be frozen
     network.eval()
     try:
-        return torch.export.export(network, (torch.zeros(shape),))
+        with _quiet():
+            return torch.export.export(network, (torch.zeros(shape),))
     except Exception as error:  # noqa: BLE001  torch.export raises many kinds
         _check_runs(network, shape)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -50,12 +63,26 @@ def export(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
         )
         raise InputError(
             f"the network cannot be traced: {meaning}",
-            where=user_line(str(error)) or _raised_at(error) or type(network).__name__,
+            where=user_line(str(error)) or _raised_at(error) or _written_at(network, type(network).forward),
             hint=hint,
         ) from error
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about how it exports: what the user must know is in our errors."""
+    logger = logging.getLogger(LOGGER)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # where it prints the graph so far
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_inputs(network: nn.Module) -> None:
@@ -66,7 +93,7 @@ def _check_inputs(network: nn.Module) -> None:
         takes = ", ".join(signature.parameters) or "nothing"
         raise InputError(
             f"the network's forward takes {takes}, not exactly one tensor",
-            where=type(network).__name__,
+            where=_written_at(network, type(network).forward),
             hint="wrap it in a module whose forward takes the image alone",
         ) from error
 
@@ -80,7 +107,7 @@ def _check_parameters(network: nn.Module) -> None:
         others = f", and {more} more are not float32" if more else ""
         raise InputError(
             f"parameter {name} is {str(dtype).removeprefix('torch.')}{others}",
-            where=type(network).__name__,
+            where=_written_at(network, type(network)),
             hint="networks are traced in float32: call .float() on the network where it is made",
         )
 
@@ -95,13 +122,22 @@ def _check_runs(network: nn.Module, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"the network cannot be traced: it fails on an input of {shape}: "
             f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
-            where=_raised_at(error) or type(network).__name__,
+            where=_raised_at(error) or _written_at(network, type(network).forward),
             hint="try it in torch first",
         ) from error
+
+
+def _written_at(network: nn.Module, what: Any) -> str:
+    """Where the user wrote the network's class or its forward; the class of what torch wrote."""
+    try:
+        file, (_, line) = inspect.getsourcefile(what), inspect.getsourcelines(what)
+    except (OSError, TypeError):  # made in a shell, or by a program
+        return type(network).__name__
+    return type(network).__name__ if file is None or "/torch/" in file else f"{file}:{line}"
 
 
 def _raised_at(error: Exception) -> str:
     """The last line of an exception's traceback that is neither torch's nor ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename not in {__file__, "<string>"}]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""

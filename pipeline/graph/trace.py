@@ -34,6 +34,8 @@ MOVES = frozenset({
     "alias", "clone", "contiguous", "detach", "expand", "flatten", "index", "narrow", "permute", "reshape",
     "select", "slice", "squeeze", "t", "to", "transpose", "unsqueeze", "view", "_unsafe_view",
 })  # fmt: skip
+#: What to do instead of a change in place.
+NEW = "make a new tensor: x = x - 1, not x -= 1; torch.where or torch.cat, not x[:, 0] = 0"
 #: What computes each value of its result from the values at the same place.
 ELEMENTWISE = frozenset({
     "add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub",
@@ -125,7 +127,8 @@ class _Builder(Tracer):
         self._check_writes(node)
         self._check_made(node)
         if any(i >= len(node.args) or self._viewed(node.args[i]) for i in written(node)):
-            raise self.unknown(node, "changes a view in place; what else that changes is not followed")
+            why, hint = "changes a view in place; what else that changes is not followed", NEW
+            raise self.unknown(node, why, hint)
         if not any(n.name in self.alias for n in node.all_input_nodes):
             return self._constant(node)
         before = len(self.nodes)
@@ -145,12 +148,12 @@ class _Builder(Tracer):
 
     def _check_writes(self, node: Any) -> None:
         """Refuses a network that leaves something changed behind when it has run."""
-        for name in {getattr(node.args[i], "name", "") for i in written(node) if i < len(node.args)}:
+        for name in {_base(node.args[i]) for i in written(node) if i < len(node.args)}:
             if name in self.user_inputs:
                 raise InputError(
                     f"operation {target(node)} changes the network's input in place",
                     where=source_line(node) or node.name,
-                    hint="others read the image too: write x = x - 1, not x -= 1; inplace=False",
+                    hint=f"others read the image too: inplace=False; {NEW}",
                 )
             if name in self.paths:
                 raise InputError(
@@ -330,6 +333,13 @@ def _drops(node: Any) -> bool:
 
 def _memory(tensor: Tensor) -> object:
     return tensor.data_ptr() and (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def _base(value: Any) -> str:
+    """The name of the value whose memory a value is, or is a view of."""
+    while isinstance(value, torch.fx.Node) and _views(value) and value.args:
+        value = value.args[0]
+    return getattr(value, "name", "")
 
 
 def _is_view(node: Any) -> bool:

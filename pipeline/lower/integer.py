@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -116,10 +117,11 @@ class IntegerGraph:
         return iter(self.nodes)
 
     def __getitem__(self, name: str) -> IntegerNode:
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return self._named[name]
+
+    @cached_property
+    def _named(self) -> dict[str, IntegerNode]:
+        return {node.name: node for node in self.nodes}
 
     @property
     def input(self) -> IntegerNode:

@@ -66,6 +66,7 @@ class Parity:
         islands: per operation that stays in float, alone, on random codes.
         allowed: of a network with such operations, or others that may differ, how far its outputs move when
             one code in a hundred of theirs moves by as much as they may.
+        layers: each operation in running order, judged as in `kinds`.
     """
 
     inputs: int
@@ -74,6 +75,7 @@ class Parity:
     first: str = ""
     islands: Mapping[str, Difference] = field(default_factory=dict)
     allowed: int = 0
+    layers: Mapping[str, Difference] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; what only networks with islands have is left out of others."""
@@ -136,6 +138,26 @@ def every_operation(
     inputs: Codes,
     tolerance: Mapping[str, int] = EXACT,
 ) -> tuple[dict[str, Difference], str]:
+    """`every_layer`, summed up per kind of operation."""
+    layers, first = every_layer(graph, load, inputs, tolerance)
+    return by_kind(graph, layers), first
+
+
+def by_kind(graph: IntegerGraph, layers: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The differences of a graph's operations, summed up per kind."""
+    kinds: dict[str, Difference] = {}
+    for name, apart in layers.items():
+        kind = graph[name].kind
+        kinds[kind] = kinds.get(kind, Difference()) + apart
+    return kinds
+
+
+def every_layer(
+    graph: IntegerGraph,
+    load: Callable[[IntegerGraph], Runner],
+    inputs: Codes,
+    tolerance: Mapping[str, int] = EXACT,
+) -> tuple[dict[str, Difference], str]:
     """Judges each operation on the runtime's own inputs to it.
 
     Args:
@@ -145,12 +167,12 @@ def every_operation(
         tolerance: of the runtime.
 
     Returns:
-        The differences per kind, and the first operation that differs ("" where none does).
+        The differences per operation, in running order, and the first that differs ("" where none does).
     """
     names = [node.name for node in graph if node.kind != "input"]
     exposed = graph.upto(names)
     runner = load(exposed)
-    kinds: dict[str, Difference] = {}
+    layers = dict.fromkeys(names, Difference())
     first: dict[str, Difference] = {}
     for index in range(len(inputs)):
         x = inputs[index : index + 1]
@@ -160,11 +182,11 @@ def every_operation(
             node = graph[name]
             own = reference.apply(node, [graph[i] for i in node.inputs], [found[i] for i in node.inputs])
             apart = difference(own.reshape(found[name].shape), found[name])
-            kinds[node.kind] = kinds.get(node.kind, Difference()) + apart
+            layers[name] += apart
             if apart.max_lsb > may_differ(node, tolerance):
                 first[name] = first.get(name, Difference()) + apart
     worst = next((name for name in names if name in first), "")
-    return kinds, _named(graph, worst, first[worst]) if worst else ""
+    return layers, _named(graph, worst, first[worst]) if worst else ""
 
 
 def every_table(graph: IntegerGraph, load: Callable[[IntegerGraph], Runner]) -> dict[str, Difference]:
@@ -293,8 +315,8 @@ def check(
         known: the reference's outputs by the input's place, of another runtime; it gets those that it lacks.
     """
     outputs = compare(graph, runner, inputs, tick, known)
-    kinds, first = every_operation(graph, load, inputs[:probes], tolerance)
-    islands = {}
+    layers, first = every_layer(graph, load, inputs[:probes], tolerance)
+    kinds, islands = by_kind(graph, layers), {}
     for name, apart in {**every_table(graph, load), **every_island(graph, load)}.items():
         kind = operation(graph[name].kind)
         kinds[graph[name].kind] += apart
@@ -309,7 +331,8 @@ def check(
             if compare(graph, runner, inputs[index : index + 1]).differing:
                 first = first_divergence(graph, load, inputs[index : index + 1])
                 break
-    return Parity(len(inputs), outputs, kinds, first, islands, allowed(graph, inputs[:probes], tolerance))
+    most = allowed(graph, inputs[:probes], tolerance)
+    return Parity(len(inputs), outputs, kinds, first, islands, most, layers)
 
 
 def _named(graph: IntegerGraph, name: str, apart: Difference) -> str:

@@ -29,6 +29,7 @@ class Runtime:
         name: as in recipes, cards and figures.
         suffix: of its files.
         package: the distribution whose version decides the bytes.
+        folder: of its modules below this one, with dots; empty where it has the runtime's name.
         loader: the module whose `load` is used, where running needs less than lowering (torch, above all).
         tolerance: kind -> codes by which its kernels may differ from the integer graph, on the same inputs;
             kinds that are not named may differ by `Operation.tolerance`.
@@ -38,11 +39,12 @@ class Runtime:
     suffix: str
     package: str
     loader: str = ""
+    folder: str = ""
     tolerance: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module(f"paredown.pipeline.lower.{self.name}.program")
+        return importlib.import_module(f"paredown.pipeline.lower.{self.folder or self.name}.program")
 
     def lower_integer(self, graph: IntegerGraph) -> Lowered:
         """The integer graph to a program, int8 in and out."""
@@ -68,8 +70,15 @@ RUNTIMES = {
             "onnxruntime",
             "paredown.targets.runners.onnxruntime.runner",
             # Its kernels round a half to even where XNNPACK rounds it up.
-            {"add": 1, "sub": 1, "mul": 1},
-        ),  # fmt: skip
+            tolerance={"add": 1, "sub": 1, "mul": 1},
+        ),
+        Runtime(
+            "openvino",
+            ".openvino.onnx",
+            "openvino",
+            "paredown.targets.runners.onnxruntime.openvino",
+            "onnxruntime.openvino",
+        ),
     )
 }
 

@@ -78,6 +78,10 @@ class Data(Schema):
     limit: int | None = Field(default=None, ge=1)
     """At most this many images of each split, from the start; unset = all."""
 
+    sample: int | None = Field(default=None, ge=0, le=100)
+    """How many test images the bundle holds with their labels, so that `validate` scores it anywhere; unset =
+    16, 0 = none. They take 2 MiB at most."""
+
     @model_validator(mode="after")
     def _complete(self) -> Data:
         """A set of the user's own needs to be named in full; the embedded one takes no paths."""
@@ -123,13 +127,9 @@ class Prune(Schema):
     criterion: Literal["activation", "taylor", "norm"] = "activation"
     """What ranks the channels of a group."""
     widths: int = Field(default=8, ge=2)
-    """At most this many widths are measured per group."""
+    """At most this many widths per group are chosen from; of these, those are measured that decide."""
     images: int = Field(default=256, ge=2)
     """Images held out of the training split: widths are chosen, and recovery is stopped, by them alone."""
-    hopeless: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """A sensitivity curve ends where the metric has lost this much."""
-    flat: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Widths between two measured ones whose metrics differ by no more than this are left out."""
     runtime: RuntimeName | None = None
     """Whose latency table a latency budget counts on; unset = the first of `lower.runtimes`."""
     latency_table: PathText | None = None
@@ -343,7 +343,7 @@ class Quantize(Schema):
     """At most this many calibration images are run."""
     weight_range: Literal[63, 127] | None = None
     """The largest weight code, trained or not; unset, the target card's, else 127. At 63 (7 bits) no sum of
-    two products saturates on x86 without VNNI, where ONNX Runtime is then right at full speed."""
+    two products saturates on x86 without VNNI, where .onnx programs are then right at full speed."""
 
     def on(self, most: int | None) -> Quantize:
         """The section for a target whose card has this range; 127 is the same as none."""

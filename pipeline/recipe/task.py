@@ -16,7 +16,7 @@ from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
 from paredown.pipeline.recipe.imports import folders
 from paredown.pipeline.recipe.imports.read import SUFFIXES
-from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.recipe.schema import Quantize, Recipe
 from paredown.targets.errors import InputError
 
 #: One float32 input with its batch of one, as `preprocess.input_shape` has it, to the network's outputs.
@@ -54,7 +54,7 @@ class Scores(dict[str, float]):
             `classes`, a list of {name, score, low, high, count, curve}, the metric of each class that occurs,
             its 95 % interval, how often it occurs, and points (recall, precision); `names` of all classes
             and `confusion`, a list of [true, said, count], -1 for nothing; `images`, a list of {index,
-            quality, found}, 0 to 1, and what `Task.drawn` takes.
+            quality, found}, 0 to 1, and what `drawn_by` takes; no found where `pictured_by` draws.
     """
 
     def __init__(
@@ -84,6 +84,45 @@ class Metric:
         if self.less_is_better and original:
             return score / original - 1
         return score - original if self.less_is_better else original - score
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a bundle says of its task: all that scoring needs. It is data; no network is read, no code.
+
+    Attributes:
+        app: the app's own facts, as `app.json` has them.
+        names: of the classes.
+        preprocess: from an image or an array to the network's input.
+    """
+
+    app: Mapping[str, Any]
+    names: tuple[str, ...]
+    preprocess: AnyInput
+
+
+class Scorer(Protocol):
+    """The part of a task that scores; an app's `make_scorer(packed)` makes it.
+
+    Attributes:
+        metric: as of a task.
+    """
+
+    metric: str
+
+    @property
+    def preprocess(self) -> AnyInput:
+        """As of a task."""
+
+    def score(self, predict: Predict, data: Dataset, progress: Progress | None = None) -> dict[str, float]:
+        """As of a task."""
+
+    def with_arrays(self, sample: Sample, arrays: Mapping[str, NDArray[Any]]) -> Sample:
+        """A sample with labels that are neither boxes nor classes, as `Task.arrays_of` named them.
+
+        Raises:
+            ValueError: they do not fit the sample.
+        """
 
 
 class Batches(Protocol):
@@ -214,6 +253,13 @@ def notes_of(task: Any) -> tuple[str, ...]:
     return tuple(getattr(task, "notes", ()))
 
 
+def codes_of(task: Any) -> Path | None:
+    """The file of int8 that a task's network is, where the recipe does not choose new codes."""
+    file = getattr(task, "model_file", None)
+    found: Path | None = None if file is None else file.codes
+    return found if found is not None and task.recipe.quantize == Quantize() else None
+
+
 def check_no_code(recipe: Recipe) -> None:
     """Refuses a recipe that came with a bundle and names code: a recipe is a program, a bundle is data.
 
@@ -246,6 +292,30 @@ def drawn_by(task: Any) -> Callable[[Sample, Any], Any] | None:
     """
     found: Callable[[Sample, Any], Any] | None = getattr(task, "drawn", None)
     return found
+
+
+def pictured_by(task: Any) -> Callable[[Sample, Any], Any] | None:
+    """How a task draws a sample whose details say nothing to draw; None of one that does not.
+
+    What it takes beside the sample is what a network gave for it, or None for the labels; what it gives is as
+    of `drawn_by`.
+    """
+    found: Callable[[Sample, Any], Any] | None = getattr(task, "pictured", None)
+    return found
+
+
+def arrays_of(task: Any) -> Callable[[Sample], Mapping[str, NDArray[Any]]]:
+    """What finds a sample's labels that are neither boxes nor classes, by name: the task's `arrays_of`."""
+    found: Callable[[Sample], Mapping[str, NDArray[Any]]] | None = getattr(task, "arrays_of", None)
+    return found or (lambda sample: {})
+
+
+def load_scorer(app: str, packed: Packed) -> Scorer | None:
+    """What scores a bundle's own sample; None of an app that is not one of ours, or has none."""
+    if app not in APPS:
+        return None
+    make: Callable[[Packed], Scorer] | None = getattr(import_app(app, app), "make_scorer", None)
+    return make(packed) if make else None
 
 
 def load_task(recipe: Recipe) -> Task:

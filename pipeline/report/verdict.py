@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -113,7 +113,9 @@ def decide(
 
 
 def recommended(variants: Sequence[str], figures: Sequence[Figure], metric: Metric) -> tuple[str, str]:
-    """The variant to use and why: the fastest; where times are equal or not known, the smallest.
+    """The variant to use and why: the fastest, or the smallest of those as fast or not timed.
+
+    One whose codes are not the integer graph's is used only where all are such.
 
     Args:
         variants: that may ship.
@@ -128,15 +130,23 @@ def recommended(variants: Sequence[str], figures: Sequence[Figure], metric: Metr
     cells = {(f.variant, f.metric): f.value for f in figures if f.variant in variants}
     if len(variants) == 1:
         return variants[0], "the only program that may ship"
+    apart = {name for name in variants if _is_apart(cells, name)}
+    if apart and len(apart) < len(variants):
+        return recommended([name for name in variants if name not in apart], figures, metric)
     for cost, unit, scale in (("latency_p50", "ms", 1.0), ("instructions", "million instructions", 1e-6)):
         known = sorted((value * scale, name) for (name, m), value in cells.items() if m == cost)
         if len(known) == len(variants) and known[1][0] > NOISE * known[0][0]:
             others = ", ".join(f"{value:.2f} of {name}" for value, name in known[1:])
             return known[0][1], f"{known[0][0]:.2f} {unit} against {others}"
+        if len(known) == len(variants):
+            close = [name for value, name in known if value <= NOISE * known[0][0]]
+            least = min(close, key=lambda name: cells.get((name, "file_bytes"), float("inf")))
+            rest = " and ".join(sorted({*close} - {least}))
+            others = "the others" if len(close) == len(variants) else rest
+            return least, f"as fast as {others}, and the smallest file"
     sizes = sorted((value, name) for (name, m), value in cells.items() if m == "file_bytes")
-    timed = any(m == "latency_p50" for _, m in cells)
-    why = "as fast as the others, and the smallest file" if timed else "the smallest file; nothing was timed"
-    return (sizes[0][1] if sizes else variants[0]), why
+    timed = "not all were timed" if any(m == "latency_p50" for _, m in cells) else "nothing was timed"
+    return (sizes[0][1] if sizes else variants[0]), f"the smallest file; {timed}"
 
 
 def _never_found(limits: Sequence[Limit], figures: Sequence[Figure]) -> list[str]:
@@ -160,8 +170,13 @@ def _apart(figures: Sequence[Figure]) -> list[str]:
     return [
         f"{name}: codes differ from the integer graph's by up to {cells[name, 'parity_lsb']:.0f} LSB"
         for name in shipped(figures)
-        if cells.get((name, "parity_lsb"), 0.0) > cells.get((name, "parity_allowed"), 0.0)
+        if _is_apart(cells, name)
     ]
+
+
+def _is_apart(cells: Mapping[tuple[str, str], float], name: str) -> bool:
+    """Whether a program's codes are farther from the integer graph's than they may be."""
+    return cells.get((name, "parity_lsb"), 0.0) > cells.get((name, "parity_allowed"), 0.0)
 
 
 def _several(count: int, word: str) -> str:

@@ -22,7 +22,7 @@ from paredown.pipeline.store.stage import Stage, stored
 from paredown.pipeline.store.store import Store, file_hash
 from paredown.targets.cards.card import Schema, Target
 from paredown.targets.errors import UsageError
-from paredown.targets.host.host import Machine, having, package_versions, this_machine
+from paredown.targets.host.host import EXTRA_RUNTIMES, Machine, having, package_versions, this_machine
 from paredown.targets.own_code import own_code
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ BUNDLE, PREVIEW = "bundle.paredown", "preview.png"
 Tick = Callable[[int, int], None]
 #: What an app's code on the device imports of ours.
 SHARED = (
-    "__init__.py", "apps/__init__.py", "calibration/__init__.py", "calibration/preprocess.py",
+    "__init__.py", "apps/__init__.py", "calibration/__init__.py", "calibration/pictures.py",
+    "calibration/preprocess.py",
     "targets/__init__.py", "targets/errors.py", "targets/runners/__init__.py", "targets/runners/expand.py",
     "targets/runners/litert.py", "targets/runners/prove.py", "targets/runners/quiet.py",
     "targets/runners/unpacked.py", "targets/runners/vectors.py",
@@ -130,8 +131,8 @@ class Job:
         self.tag: Tag = "smoke" if settings.smoke else "measured"
         self.runtimes: tuple[str, ...] = tuple(str(name) for name in settings.recipe.lower.runtimes)
         self.machine: Machine = this_machine()
-        if "onnxruntime" in self.runtimes:  # an extra: others' keys must not know whether it is there
-            self.machine = having(self.machine, "onnxruntime")
+        for name in EXTRA_RUNTIMES:  # others' keys must not know whether they are there
+            self.machine = having(self.machine, name) if name in self.runtimes else self.machine
         check_keys(settings.recipe)
 
     # -- what a kind of job defines ------------------------------------------------------------------------
@@ -158,6 +159,10 @@ class Job:
     def sections(self) -> dict[str, list[str]]:
         """Head -> lines of a section of the report."""
         return {}
+
+    def movable(self, stage: Stage) -> Sequence[Stage]:
+        """Stages that are worth a second process, now that this one is done."""
+        return ()
 
     def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
         """Runs what there is to run, where no device proves it.

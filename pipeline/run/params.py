@@ -77,6 +77,18 @@ class BundleParams:
 
 
 @dataclass(frozen=True)
+class SampleParams:
+    """What decides a bundle's labelled sample beside data and programs."""
+
+    count: int
+    app: str
+    preprocess: str
+    licence: str
+    machine: Mapping[str, Any]
+    rule: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
 class TraceParams:
     """What is traced, beside its weights."""
 

@@ -20,10 +20,12 @@ from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
 from paredown.pipeline.report.verdict import Verdict, decide
-from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only, kind_of
-from paredown.pipeline.store.event import EventLog, Tell, nobody
+from paredown.pipeline.run.beside import Beside
+from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only
+from paredown.pipeline.run.jobs import make_job
+from paredown.pipeline.store.event import Event, EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
-from paredown.pipeline.store.stage import Stage, plan, run_stage
+from paredown.pipeline.store.stage import Artefact, Stage, plan, run_stage, stored
 from paredown.pipeline.store.store import Store, write_atomic
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import ParedownError, UsageError
@@ -120,6 +122,7 @@ class Run:
         self.name, self.target, self.tell = name, target, tell
         settings = Settings(name, recipe, target, self.store, smoke, device, device_limit, tell, tick)
         self.job: Job = make_job(settings)
+        self._beside: Beside | None = None
 
     def plan(self) -> tuple[Stage, ...]:
         """Every stage, in running order."""
@@ -128,8 +131,21 @@ class Run:
     def reach(self, goals: Sequence[Stage], ledger: Ledger | None = None) -> None:
         """Runs what these goals need, in order; what is in the ledger already has been run."""
         for stage in plan(goals):
-            if ledger is None or stage.name not in ledger.entries:
+            if ledger is not None and stage.name in ledger.entries:
+                continue
+            seconds = self._beside.take(stage) if self._beside else None
+            if seconds is None:
                 run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
+            else:
+                artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
+                self.tell(Event(stage.name, "done", seconds))
+                if ledger is not None:
+                    ledger.add(stage, artefact)
+            if self._beside is not None:
+                self._beside.finish(stage)
+            elif movable := self.job.movable(stage):
+                there = [each.key for each in self.plan() if self.store.get(each.key)]
+                self._beside = Beside(self.job.settings, movable, there)
 
     def execute(self) -> Result:
         """Runs what has to run, writes the run's folder, and checks the budget; the log says how it ended."""
@@ -138,6 +154,10 @@ class Run:
         except (ParedownError, KeyboardInterrupt) as error:
             self.log.line(f"ended: {str(error) or 'interrupted'}")
             raise
+        finally:
+            if self._beside is not None:
+                self._beside.close()
+                self._beside = None
         self.log.line(result.verdict.line() if result.verdict else "done")
         return result
 
@@ -219,27 +239,11 @@ class Run:
         images_only(self.job.recipe, "sense")
         assert isinstance(self.job, ImageJob)
         pruning = self.job.sensing()
-        self.reach([pruning.sense], Ledger.start(self.folder))
+        self.reach([pruning.curves], Ledger.start(self.folder))
         for name in (SENSE, PLOT):
-            if (made := self.job.path(pruning.sense) / name).exists():
+            if (made := self.job.path(pruning.curves) / name).exists():
                 write_atomic(self.folder / name, made.read_bytes())
         return (pruning.sensitivity(), *pruning.groups())
-
-
-def make_job(settings: Settings) -> Job:
-    """The job of a recipe.
-
-    Raises:
-        UsageError: recipe and target do not fit each other, or a key is set that this job does not read.
-        InputError: a file of the recipe is missing or broken.
-    """
-    if kind_of(settings.recipe) == "language":
-        from paredown.pipeline.run.language.job import LanguageJob
-
-        return LanguageJob(settings)
-    from paredown.pipeline.run.image.job import ImageJob
-
-    return ImageJob(settings)
 
 
 def recipe_name(name_or_path: str) -> str:

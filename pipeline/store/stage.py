@@ -156,7 +156,7 @@ def run_stage(
     """
     began = time.perf_counter()
     key = stage.key
-    finding = store.inspect(key)
+    finding = store.checked(key)
     path, reused = finding.path, finding.path is not None
     if path is None:
         tell(
@@ -178,7 +178,7 @@ def stored(store: Store, stage: Stage) -> Path:
     Raises:
         InputError: it is not there any more.
     """
-    path = store.get(stage.key)
+    path = store.checked(stage.key).path
     if path is None:
         raise InputError(
             f"the artefact of stage {stage.name} was removed or damaged meanwhile",

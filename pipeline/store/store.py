@@ -30,6 +30,7 @@ from paredown.targets.errors import InputError
 MANIFEST = "artefact.json"
 PUBLISHED_NS = 315_532_800 * 10**9  # 1980-01-01, the oldest time that zip files can carry
 _KEY = re.compile(r"[0-9a-f]{64}")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
@@ -52,6 +53,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._hashed: set[str] = set()  # keys whose bytes were looked at by this process
 
     def get(self, key: str, verify: bool = False) -> Path | None:
         """The folder of a sound artefact, or None where it is missing or damaged.
@@ -61,6 +63,13 @@ class Store:
             verify: hash every byte instead of looking at sizes and modification times.
         """
         return self.inspect(key, verify).path
+
+    def checked(self, key: str) -> StoreFault:
+        """As `inspect`, by every byte the first time: a bit that flipped on the disk changes no time."""
+        finding = self.inspect(key, verify=key not in self._hashed)
+        if finding.path is not None:
+            self._hashed.add(key)
+        return finding
 
     def inspect(self, key: str, verify: bool = False) -> StoreFault:
         """Like `get`, and says what is wrong where there is no sound artefact."""
@@ -104,7 +113,7 @@ class Store:
             ValueError: the key is not a key, or `build` wrote nothing, or something other than plain files.
         """
         target = self._folder(key)
-        if found := self.get(key):
+        if found := self.get(key, verify=True):
             return found
         with self._temporary(key) as folder:
             build(folder)
@@ -151,6 +160,13 @@ class Store:
             if error.errno in _FULL or (ours and error.errno in _DENIED):
                 raise _cannot("write to", self.root, error) from error
             raise
+        except (
+            Exception
+        ) as error:  # a library of Rust has errors of its own, with the system's number in them
+            number = _OS_ERROR.search(str(error))
+            if number and int(number[1]) in _FULL:
+                raise _cannot("write to", self.root, OSError(int(number[1]), str(error))) from error
+            raise
         finally:
             _remove(folder)
 
@@ -161,7 +177,7 @@ class Store:
             # sound is ever moved from under a reader. Whoever has just built one needs no lock for an empty
             # place, and may take it between our two moves.
             with self._locked():
-                while not self.get(key):
+                while not self.get(key, verify=True):
                     target.rename(self._temporary_root / f"{_owner()}.{uuid.uuid4().hex[:8]}.damaged")
                     if _moved(folder, target):
                         break

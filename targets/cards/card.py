@@ -17,7 +17,7 @@ from paredown.targets.errors import DeviceError, InputError, UsageError
 
 CARDS = Path(__file__).parent
 
-RuntimeName = Literal["executorch", "litert", "onnxruntime"]
+RuntimeName = Literal["executorch", "litert", "onnxruntime", "openvino"]
 DtypeName = Literal["float32", "float16", "int8"]
 OpName = Literal[
     "conv2d", "depthwise_conv2d", "linear", "leaky_relu", "relu", "relu6", "max_pool2d", "add", "concat",
@@ -95,8 +95,9 @@ class RuntimeCard(Schema):
 
     edition: Literal["full", "micro", "js"] = "full"
     """Which build of it: `micro` = LiteRT Micro (TFLM), `js` = LiteRT.js (WebAssembly)."""
-    delegate: Literal["xnnpack", "mlas", "ethos-u", "coreml", "vulkan", "none"]
-    """What executes the operators; `mlas` = ONNX Runtime on the CPU, `none` = the runtime's own kernels."""
+    delegate: Literal["xnnpack", "mlas", "openvino", "ethos-u", "coreml", "vulkan", "none"]
+    """What executes the operators; `mlas`, `openvino` = the CPU part of ONNX Runtime and OpenVINO,
+    `none` = the runtime's own kernels."""
     dtypes: tuple[DtypeName, ...] = Field(strict=False, min_length=1)
     """The arithmetic it executes on the delegate."""
     io: DtypeName | None = None
@@ -175,7 +176,7 @@ class Target(Schema):
     runtimes: Mapping[RuntimeName, RuntimeCard] = Field(min_length=1)
     """What can execute a network there."""
     weight_range: Literal[63, 127] | None = None
-    """The largest weight code; 63 keeps x86 without VNNI exact and fast in ONNX Runtime; unset = 127."""
+    """The largest weight code; 63 keeps x86 without VNNI exact and fast in .onnx programs; unset = 127."""
     channel_multiple: ChannelMultiple
     """Hardware-friendly widths, per kind of layer."""
     budget: Budget = Budget()

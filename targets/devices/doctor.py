@@ -60,6 +60,7 @@ PACKAGES = (
     Need("ai-edge-litert", "ai_edge_litert", "running .tflite programs"),
     Need("executorch", "executorch", "making and running .pte programs"),
     Need("onnxruntime", "onnxruntime", "running .onnx programs, comparing imported models (an extra)"),
+    Need("openvino", "openvino", "running .onnx programs fast on Intel processors (an extra)"),
     Need("opencv-python-headless", "cv2", "reading and resizing images"),
     Need("asyncssh", "asyncssh", "boards over ssh, and emulated ones"),
     Need("tflite-micro", "tflite_micro", "accuracy and arena of microcontrollers"),

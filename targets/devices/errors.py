@@ -12,8 +12,8 @@ SIGNALLED = 128
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _WHY_KILLED = {
-    signal.SIGKILL: "somebody killed it, or the device ran out of memory",
-    signal.SIGILL: "was it built for another CPU?",
+    signal.SIGKILL: "`dmesg` there says whether memory ran out",
+    signal.SIGILL: "it met an instruction that the CPU there does not have",
 }
 
 
@@ -94,11 +94,25 @@ class AdbUnauthorisedError(NamedDeviceError):
     remedy = "unlock the device and accept the key of this machine"
 
 
+class AdbPermissionsError(NamedDeviceError):
+    """`adb` sees the device and this machine's user may not open it."""
+
+    kind = "no permission to use the adb device"
+    remedy = "`sudo apt install android-sdk-platform-tools-common`, join group plugdev, and plug it in again"
+
+
 class AdbOfflineError(NamedDeviceError):
     """`adb` sees the device and cannot work with it."""
 
     kind = "adb device offline"
     remedy = "wait until it has started, plug it in again, or `adb reconnect`"
+
+
+class LoginShellError(NamedDeviceError):
+    """The login shell of the device's user did not do what it was given."""
+
+    kind = "the login shell starts no sh"
+    remedy = "does `ssh DEVICE sh -c true`, or `adb shell sh -c true`, work?"
 
 
 class MissingToolError(NamedDeviceError):
@@ -119,14 +133,14 @@ class PushDamagedError(NamedDeviceError):
     """Something else arrived on the device than what was sent; it was removed."""
 
     kind = "push arrived different"
-    remedy = "try again; if it stays so, suspect the device's memory or storage"
+    remedy = "try again: its sha256 there is not that of the file here"
 
 
 class PullDamagedError(NamedDeviceError):
     """Something else came from the device than what is there; nothing was written."""
 
     kind = "pull arrived different"
-    remedy = "try again; if it stays so, suspect the device's memory or storage"
+    remedy = "try again: what came has not the sha256 that the device computed"
 
 
 class NoSuchFileError(NamedDeviceError):

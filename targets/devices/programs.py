@@ -39,6 +39,14 @@ ONNX_FILES = (
     "targets/runners/onnxruntime/runner.py",
 )  # fmt: skip
 ONNX_MAIN = "import sys\nfrom paredown.targets.runners.onnxruntime.run import main\nsys.exit(main())\n"
+#: The same with OpenVINO.
+OPENVINO_FILES = (
+    *LITERT_FILES, "targets/runners/onnxruntime/__init__.py", "targets/runners/onnxruntime/openvino.py",
+    "targets/runners/onnxruntime/run_openvino.py",
+)  # fmt: skip
+OPENVINO_MAIN = (
+    "import sys\nfrom paredown.targets.runners.onnxruntime.run_openvino import main\nsys.exit(main())\n"
+)
 CHUNK_BYTES = 32 << 20  # of inputs that are sent at once: boards have little room in /tmp
 TIMEOUT = 120.0  # seconds of a run, and of each sample of it: emulators take them
 WARM_UP = 2
@@ -54,7 +62,7 @@ class Program:
     """What is run.
 
     Attributes:
-        runtime: of `executorch`, `litert` and `onnxruntime`.
+        runtime: of `executorch`, `litert`, `onnxruntime` and `openvino`.
         data: the file's bytes.
         input: one sample.
         outputs: of one sample.
@@ -216,7 +224,9 @@ class DevicePrograms:
         """The command of a runtime's runner, which is brought there when it is first needed."""
         if runtime not in self._runners:
             self.log(f"{runtime}: runner to {self.device.address}")
-            archives = {"litert": litert_archive, "onnxruntime": onnxruntime_archive}
+            archives = {
+                "litert": litert_archive, "onnxruntime": onnxruntime_archive, "openvino": openvino_archive,
+            }  # fmt: skip
             if make := archives.get(runtime):
                 self._runners[runtime] = self._archive(f"run_{runtime}.pyz", make())
             else:
@@ -248,6 +258,11 @@ def litert_archive() -> bytes:
 def onnxruntime_archive() -> bytes:
     """The same of ONNX Runtime."""
     return _archived(ONNX_FILES, ONNX_MAIN)
+
+
+def openvino_archive() -> bytes:
+    """The same of OpenVINO."""
+    return _archived(OPENVINO_FILES, OPENVINO_MAIN)
 
 
 def _archived(files: tuple[str, ...], start: str) -> bytes:

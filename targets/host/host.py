@@ -17,6 +17,8 @@ RUNTIME_PACKAGES = (
     "torch", "executorch", "torchao", "litert-torch", "ai-edge-litert", "tflite-runtime", "numpy",
     "opencv-python-headless", "opencv-python",
 )  # fmt: skip
+#: Those that are extras: a machine names them where a program needs them, so that keys do not change.
+EXTRA_RUNTIMES = ("onnxruntime", "openvino")
 #: What the kernel calls instructions that decide how fast int8 is, and on x86 whether sums saturate.
 INT8_INSTRUCTIONS = (
     "avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "sve2",

@@ -10,11 +10,34 @@ import numpy as np
 import pytest
 from calibration_samples import NAMES, SHARED, needs_shared, put, put_image
 
-from paredown.calibration.datasets import open_dataset, read_names
+from paredown.calibration.datasets import First, Kept, census_of, open_dataset, read_names
 from paredown.calibration.readers.records import Classes, match_name
 from paredown.targets.errors import InputError, UsageError
 
 pytestmark = pytest.mark.unit
+
+
+def test_samples_are_kept_as_far_as_there_is_room(tmp_path):
+    for number in range(3):
+        put_image(tmp_path / f"{number}.png", 8, 6)
+    read = []
+
+    class Counted(First):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    whole = open_dataset("folder", tmp_path, names=())
+    kept = Kept(Counted(whole, 3), room=2 * 8 * 6 * 3)
+    for _ in range(2):
+        for index in range(3):
+            assert np.array_equal(kept[index].image, whole[index].image)
+    assert read == [0, 1, 2, 2] and len(kept) == 3
+    assert Kept(whole).fingerprint() == whole.fingerprint() and census_of(Kept(whole)) == whole.census
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0].image[0] = 0
+    with pytest.raises(IndexError):
+        kept[3]
 
 
 def test_read_names(tmp_path):

@@ -207,7 +207,10 @@ def test_the_sessions_with_the_apps_are_what_they_say(
         return re.sub(r"\b[0-9a-f]{12}\b", "RELEASE", re.sub(r"\d+\.\d+", "0.0", text)).splitlines()
 
     sessions = blocks("console", mark="runs: session")
-    assert {block.page for block in sessions} == {"camera.md", "drone.md", "phone-page.md", "trust.md"}
+    pages = {"camera.md", "drone.md", "fleet.md", "phone-page.md", "trust.md"}
+    assert {block.page for block in sessions} == pages
+    (fleet,) = (block for block in blocks("toml") if block.page == "fleet.md" and "local:" in block.text)
+    (folder / "fleet.toml").write_text(fleet.text)
     for block in sessions:
         said = block.text.split("$ ")[1:]
         for (program, *arguments), each in zip(block.commands(), said, strict=True):

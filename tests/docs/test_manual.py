@@ -18,6 +18,7 @@ import pytest
 from manual import DOCS, LANGUAGES, MARKS, PAGES, ROOT, blocks, inline, links, prose
 from task_projects import make_keywords, make_pose, make_segmentation
 
+from paredown.pipeline.device.deploy.fleet import load_fleet
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.task import load_task
 from paredown.targets.errors import ParedownError
@@ -157,8 +158,9 @@ def test_recipes_load(tmp_path: Path) -> None:
     pages = []
     for number, block in enumerate(blocks("toml")):
         pages.append(block.page)
-        (tmp_path / f"{number}.toml").write_text(block.text)
-        load_recipe(tmp_path / f"{number}.toml")
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block.text)
+        load_fleet(path) if block.page == "fleet.md" else load_recipe(path)
     recipe = load_recipe(tmp_path / f"{pages.index('own-data.md')}.toml")
     assert recipe.data.test == str(tmp_path / "images" / "val") and recipe.budget.accuracy_drop == 0.01
 

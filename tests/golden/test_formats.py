@@ -24,7 +24,7 @@ from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack
 from paredown.pipeline.bundle.manifest import FORMAT, PACKED, wire_bytes
 from paredown.pipeline.bundle.vectors import expected
 from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
-from paredown.pipeline.device.deploy import deploy, release_archive
+from paredown.pipeline.device.deploy.deploy import deploy, release_archive
 from paredown.pipeline.device.latency.latency import read_table
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.lower.integer import IntegerGraph
@@ -172,7 +172,7 @@ def test_its_own_device_code_proves_it_and_runs_when_it_is_deployed(
     """An older version's code is refused; where it is trusted all the same, it still does what it did."""
     with open_device("local:") as device, pytest.raises(InputError, match="code that is not this version's"):
         deploy(bundle.path, device)
-    monkeypatch.setattr("paredown.pipeline.device.deploy.require_known_code", lambda bundle: None)
+    monkeypatch.setattr("paredown.pipeline.device.deploy.deploy.require_known_code", lambda bundle: None)
     film = tmp_path / "film"
     film.mkdir()
     for index in range(3):

@@ -44,7 +44,15 @@ def save_gguf(model: Gemma3ForCausalLM, path: Path, kind: str = "F32", **changed
     import gguf
 
     config = model.config
-    writer = gguf.GGUFWriter(path, str(changed.pop("arch", "gemma3")))
+    order = gguf.GGUFEndian.BIG if changed.pop("big_endian", False) else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(path, str(changed.pop("arch", "gemma3")), endianess=order)
+    if template := changed.pop("template", None):
+        writer.add_chat_template(str(template))
+    names_of, types_of = changed.pop("pieces", {}), changed.pop("types", {})
+    tokenizer = str(changed.pop("tokenizer", "llama"))
+    more, head = changed.pop("more", None), changed.pop("head", False)
+    if callable(more):
+        more(writer)
     numbers = {
         "gemma3.context_length": config.max_position_embeddings,
         "gemma3.block_count": config.num_hidden_layers,
@@ -62,7 +70,8 @@ def save_gguf(model: Gemma3ForCausalLM, path: Path, kind: str = "F32", **changed
     writer.add_float32("gemma3.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32("gemma3.rope.freq_base", 1e6)
     names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "self_attn.q_proj": "attn_q",
+        "model.embed_tokens": "token_embd", "lm_head": "output",
+        "model.norm": "output_norm", "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
         "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -71,7 +80,7 @@ def save_gguf(model: Gemma3ForCausalLM, path: Path, kind: str = "F32", **changed
         "post_feedforward_layernorm": "post_ffw_norm", "model.layers": "blk",
     }  # fmt: skip
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
+        if name == "lm_head.weight" and not head:
             continue
         for theirs, llama in names.items():
             name = name.replace(theirs, llama)
@@ -82,9 +91,14 @@ def save_gguf(model: Gemma3ForCausalLM, path: Path, kind: str = "F32", **changed
             quantized = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
             writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType[kind])
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{n}" for n in range(config.vocab_size - 4))]
-    writer.add_tokenizer_model("llama")
+    types = [3] * 4 + [1] * (len(pieces) - 4)
+    for number, piece in dict(names_of).items():
+        pieces[number] = piece
+    for number, kind_of in dict(types_of).items():
+        types[number] = kind_of
+    writer.add_tokenizer_model(tokenizer)
     writer.add_token_list(pieces)
-    writer.add_token_types([3] * 4 + [1] * (len(pieces) - 4))
+    writer.add_token_types(types)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ class Codes:
     block: int
 
 
-def network(codes: Codes | None = None) -> Gemma:
+def network(codes: Codes | None = None, tied: bool = True) -> Gemma:
     torch.manual_seed(0)
-    made = Gemma(CONFIG).eval()
+    made = Gemma(replace(CONFIG, tied=tied)).eval()
     for name, parameter in made.named_parameters():  # of a norm; zeros would hide that they are added
         if "norm" in name:
             parameter.data.uniform_(-0.3, 0.3)
     if codes is not None:
-        linear = {name: m for name, m in made.named_modules() if isinstance(m, nn.Linear)}
+        linear = {name: m for name, m in made.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+        linear = {name: m for name, m in linear.items() if not tied or isinstance(m, nn.Linear)}
         put(made, {name: rounded(m.weight.detach(), codes) for name, m in linear.items()}, 8)
     return made
 

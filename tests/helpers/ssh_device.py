@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import pwd
 import signal
 import socket
 import struct
@@ -42,6 +43,7 @@ class Server:
     Attributes:
         environment: of the commands.
         prefix: comes before each command.
+        shell: the user's login shell, as it is given a command.
         serve_only: bytes of standard output after which the server sends no more, and says that all is well.
         meddle: what becomes of a command's standard input on its way.
     """
@@ -50,6 +52,7 @@ class Server:
     client_key: asyncssh.SSHKey
     environment: dict[str, str]
     prefix: Sequence[str] = ()
+    shell: Sequence[str] = ("sh", "-c")
     serve_only: int | None = None
     meddle: Callable[[bytes], bytes] | None = None
     port: int = 0
@@ -90,7 +93,7 @@ class Server:
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
-            *self.prefix, "sh", "-c", process.command or "", stdin=pipe, stdout=pipe, stderr=pipe,
+            *self.prefix, *self.shell, process.command or "", stdin=pipe, stdout=pipe, stderr=pipe,
             env=self.environment, start_new_session=True,
         )  # fmt: skip
         feeding = asyncio.create_task(self._feed(process.stdin, child.stdin))
@@ -107,6 +110,8 @@ class Server:
 
     async def _feed(self, source, target) -> None:
         try:
+            if line := await source.readline():  # the script itself
+                target.write(line)
             while data := await source.read(65536):
                 target.write(self.meddle(data) if self.meddle else data)
                 await target.drain()
@@ -127,9 +132,22 @@ class Server:
 
 
 class Sshd:
-    """OpenSSH's own server, which logs in whoever runs the tests."""
+    """OpenSSH's own server, which logs in whoever runs the tests.
 
-    def __init__(self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path) -> None:
+    Args:
+        folder: for its files.
+        host_key: file of its key.
+        client_key: whom it lets in.
+        tmpdir: for what is copied there.
+        home: of who logs in; None = as here.
+        prefix: comes before its command.
+        shell: the user's login shell, where it is another one; needs root.
+    """
+
+    def __init__(
+        self, folder: Path, host_key: Path, client_key: asyncssh.SSHKey, tmpdir: Path,
+        home: Path | None = None, prefix: Sequence[str] = (), shell: str = "",
+    ) -> None:  # fmt: skip
         sshd = needs("sshd", "openssh-server")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it separates privileges; root's sshd asks for it
@@ -140,9 +158,19 @@ class Sshd:
         config.write_text(
             f"ListenAddress {HOST}:{self.port}\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized\n"
             f"StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            f"SetEnv TMPDIR={tmpdir}\n"
+            f"SetEnv TMPDIR={tmpdir}{f' HOME={home}' if home else ''}\n"
         )
-        self._process = subprocess.Popen([sshd, "-D", "-e", "-f", config], stderr=(folder / "log").open("w"))
+        command = [*prefix, sshd, "-D", "-e", "-f", config]
+        if shell:  # a passwd file of its own, which only the server sees
+            me = pwd.getpwuid(os.geteuid())
+            entry = f"{me.pw_name}:x:{me.pw_uid}:{me.pw_gid}::{folder}:{shell}\n"
+            others = Path("/etc/passwd").read_text().splitlines(keepends=True)
+            kept = [line for line in others if not line.startswith(f"{me.pw_name}:")]
+            (folder / "passwd").write_text("".join([entry, *kept]))
+            bind = 'mount --bind "$1" /etc/passwd && shift && exec "$@"'
+            namespace = [needs("unshare", "util-linux"), "--mount", "sh", "-c", bind, "sh"]
+            command = [*namespace, folder / "passwd", *command]
+        self._process = subprocess.Popen(command, stderr=(folder / "log").open("w"))
         until(lambda: answers(self.port), "sshd listens")
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from paredown.pipeline.recipe.imports.imported import Imported
     from paredown.targets.cards.card import Target
 
+INT8 = "TFLite, int8"
+
 
 @dataclass(frozen=True)
 class Description:
@@ -96,6 +98,11 @@ def describe(path: Path, shape: tuple[int, ...] | None, target: Target, couple: 
     with torch.no_grad():
         made = found.module(example)
     parts = made if isinstance(made, tuple) else (made,)
+    notes = found.notes
+    if found.format == INT8:
+        from paredown.pipeline.lower.litert.reader.load import prospect
+
+        notes = (*notes, prospect(path))
     names = found.outputs or tuple(f"output{index}" for index in range(len(parts)))
     problem, kinds, macs, groups, inspection = "", Counter[str](), None, None, None
     try:
@@ -111,13 +118,15 @@ def describe(path: Path, shape: tuple[int, ...] | None, target: Target, couple: 
     return Description(
         found.format, found.shape, dict(zip(names, (tuple(part.shape) for part in parts), strict=True)),
         sum(parameter.numel() for parameter in found.module.parameters()), macs,
-        dict(kinds.most_common()), found.notes, problem, groups,
+        dict(kinds.most_common()), notes, problem, groups,
         _difference(path, found, example, parts), inspection,
     )  # fmt: skip
 
 
 def _difference(path: Path, found: Imported, example: Any, parts: Any) -> float | None:
     """The largest difference from the file's own runtime, where it is here and runs it for this shape."""
+    if found.format == INT8:
+        return None
     if path.suffix.lower() == ".tflite":
         from paredown.pipeline.bundle.finished.program import describe as described
         from paredown.pipeline.bundle.finished.program import run

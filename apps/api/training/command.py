@@ -24,6 +24,7 @@ from paredown.apps.detector.network.v8 import BUILTIN, builtin
 from paredown.apps.detector.train.augment import Augment
 from paredown.apps.detector.train.config import TrainConfig
 from paredown.apps.detector.train.train import plain_input, train
+from paredown.apps.own.trainer import TrainSettings
 from paredown.calibration.census import Census
 from paredown.calibration.datasets import Dataset, ImageSet
 from paredown.calibration.preprocess import Preprocess
@@ -315,7 +316,7 @@ def _classifier(arguments: argparse.Namespace, source: Source, meter: Meter) -> 
     _end(arguments, files, meter)
 
 
-def _opening(config: Any, images: int, files: Files) -> str:
+def _opening(config: TrainSettings, images: int, files: Files) -> str:
     missing = lacks("matplotlib", f"{files.plot}, the plot,")
     return (
         f"training for at most {config.epochs} epochs of {images // config.batch} steps on "

@@ -21,10 +21,12 @@ from paredown.apps.chat.device.generation.session import Chat, ChatOptions, Sess
 from paredown.apps.chat.device.serve import serve
 from paredown.apps.chat.device.terminal import Streams, Terminal
 from paredown.apps.chat.device.tokens.tokens import Tokens
+from paredown.apps.chat.device.tokens.turns import Turns
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
 TOKENIZER, SETTINGS = "tokenizer.npz", "app.json"
-GEMMA = "gemma"  # the template of a model that was taught to chat
+#: Templates: Gemma's own turns, those that app.json spells out, and none for a model that continues texts.
+GEMMA, SPELLED, NONE = "gemma", "turns", "none"
 UNREAD, INTERRUPTED = 1, 130  # exit codes: nobody reads the answers any more; Ctrl-C
 
 
@@ -40,6 +42,11 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:  # standard output: what is left in its buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "standard output"
+        print(InputError(error.strerror or str(error), where=where), file=sys.stderr)
+        return InputError.exit_code
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -99,11 +106,18 @@ def open_session(folder: Path, options: argparse.Namespace) -> Session:
 
     chat = chat_options(options)
     files = read_members(folder, (TOKENIZER, SETTINGS))
+    where = folder / SETTINGS
     try:
-        chat = replace(chat, turns=json.loads(files[SETTINGS])["template"] == GEMMA)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("names no template", where=folder / SETTINGS) from error
-    tokens = Tokens(files[TOKENIZER], folder / TOKENIZER)
+        settings = json.loads(files[SETTINGS])
+        template = settings["template"]
+        turns = Turns.from_json(settings["turns"]) if template == SPELLED else None
+        ends = [int(token) for token in settings.get("ends", ())]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("names no template", where=where) from error
+    if template not in (GEMMA, SPELLED, NONE):
+        raise InputError(f"names the template {template!r}", where=where, hint="update paredown")
+    chat = replace(chat, turns=template != NONE)
+    tokens = Tokens(files[TOKENIZER], folder / TOKENIZER, turns, ends)
     model = open_model(folder, options.runtime, options.threads or os.cpu_count() or 1)
     return Session(model, tokens, chat, None if options.no_times else time.perf_counter)
 

@@ -20,7 +20,9 @@ from typing import Any, TextIO
 
 from paredown.apps.chat.device.generation.session import Chat, Done, Event, Forgot, Text
 from paredown.apps.chat.device.generation.stats import Stats
-from paredown.targets.errors import ParedownError
+from paredown.targets.errors import InputError, ParedownError
+
+UNREAD = 1  # exit code
 
 
 def serve(open_chat: Callable[[], Chat]) -> int:
@@ -50,25 +52,33 @@ class Server:
         """Answers until the requests end, which a thread hears: an answer can be interrupted."""
         threading.Thread(target=self._hear, args=(requests,), daemon=True).start()
         try:
-            chat = open_chat()
-        except ParedownError as error:
-            self._complain(error)
-            return error.exit_code
-        self._reply({"hello": chat.description})
-        while (request := self._requests.get()) is not None:
-            if "reset" in request:
-                chat.reset()
-                continue
             try:
-                self._answer(chat, request["prompt"], request["number"])
+                chat = open_chat()
             except ParedownError as error:
                 self._complain(error)
+                return error.exit_code
+            self._reply({"hello": chat.description})
+            while (request := self._requests.get()) is not None:
+                if "reset" in request:
+                    chat.reset()
+                    continue
+                try:
+                    self._answer(chat, *_asked(request))
+                except ParedownError as error:
+                    self._complain(error)
+        except BrokenPipeError:  # nobody reads the answers any more
+            return UNREAD
         return 0
 
     def _hear(self, requests: Iterable[str]) -> None:
         for line in requests:
-            request = json.loads(line)
-            if "interrupt" in request:
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = None
+            if not isinstance(request, dict):
+                request = {"strange": line}
+            if isinstance(request.get("interrupt"), int):
                 self._interrupted = request["interrupt"]
             else:
                 self._requests.put(request)
@@ -85,6 +95,19 @@ class Server:
     def _reply(self, document: dict[str, Any]) -> None:
         self._replies.write(json.dumps(document) + "\n")
         self._replies.flush()
+
+
+def _asked(request: dict[str, Any]) -> tuple[str, int]:
+    """The prompt of a request and its number.
+
+    Raises:
+        InputError: it is none.
+    """
+    prompt, number = request.get("prompt"), request.get("number")
+    if not isinstance(prompt, str) or not isinstance(number, int):
+        what = f"no request: {json.dumps(request)[:100]}"
+        raise InputError(what, hint="one JSON object a line, with prompt and number")
+    return prompt, number
 
 
 def _as_json(event: Event) -> dict[str, Any]:

@@ -152,6 +152,8 @@ class Terminal:
             except EOFError:
                 self._streams.out.write("\n")
                 return
+            except OSError:  # the terminal itself is gone
+                return
             except KeyboardInterrupt:
                 self._streams.out.write("\n")
                 if left:

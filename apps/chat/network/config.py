@@ -6,40 +6,28 @@ Source of the presets: the Gemma 3 report, arXiv 2503.19786, and the published c
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paredown.apps.chat.network.keys import (
+    FIXED_GGUF,
+    FIXED_HF,
+    NESTED_SIZES,
+    SAME_GGUF,
+    Keys,
+    known_gguf,
+    known_hf,
+)
 from paredown.targets.errors import InputError
 
-#: config.json's and GGUF's keys for the same number.
-_HF = {
-    "layers": "num_hidden_layers", "width": "hidden_size", "ffn": "intermediate_size",
-    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
-    "window": "sliding_window", "vocabulary": "vocab_size", "max_positions": "max_position_embeddings",
-    "eps": "rms_norm_eps", "query_pre_attn_scalar": "query_pre_attn_scalar",
-    "rope_global": "rope_theta", "rope_local": "rope_local_base_freq", "bos": "bos_token_id",
-}  # fmt: skip
-_GGUF = {
-    "layers": "gemma3.block_count", "width": "gemma3.embedding_length", "ffn": "gemma3.feed_forward_length",
-    "heads": "gemma3.attention.head_count", "kv_heads": "gemma3.attention.head_count_kv",
-    "head_dim": "gemma3.attention.key_length", "window": "gemma3.attention.sliding_window",
-    "vocabulary": "gemma3.vocab_size", "max_positions": "gemma3.context_length",
-    "eps": "gemma3.attention.layer_norm_rms_epsilon", "rope_global": "gemma3.rope.freq_base",
-    "rope_local": "gemma3.rope.freq_base_swa", "bos": "tokenizer.ggml.bos_token_id",
-}  # fmt: skip
-#: What transformers' Gemma3TextConfig means by a key that is not there. The text_config of a model with
-#: vision omits all of these; the text-only models' files omit none of the first four.
-_SIZES = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208}
-_DEFAULTS = {
-    "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
-    "rope_theta": 1e6, "rope_local_base_freq": 1e4, "bos_token_id": 2, "eos_token_id": 1,
-}  # fmt: skip
 #: Every sixth layer is global unless the file says otherwise.
 _PATTERN = 6
-_LARGEST = 1 << 24  # of any size: a forged number must not ask for all memory
+_NEAR, _FAR = "sliding_attention", "full_attention"
+#: GGUF's further ends of a text: of a turn, and of a message.
+_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_SCALING, _OLD_FACTOR = "gemma3.rope.scaling.type", "gemma3.rope.scale_linear"
 
 
 def five_to_one(layers: int, pattern: int = _PATTERN) -> tuple[bool, ...]:
@@ -66,7 +54,7 @@ class GemmaConfig:
     window: int
     """How many positions a local layer sees, its own included."""
     vocabulary: int
-    """Rows of the embedding, which is the output layer too."""
+    """Rows of the embedding, and of the output layer."""
     max_positions: int
     """The longest context that it was trained for."""
     rope_local: float = 1e4
@@ -75,6 +63,8 @@ class GemmaConfig:
     """Base of the rotary embedding of global layers."""
     rope_factor: float = 1.0
     """Positions of global layers are divided by this (linear scaling; 8 from 4B upward)."""
+    rope_factor_local: float = 1.0
+    """Positions of local layers are divided by this."""
     eps: float = 1e-6
     """Of every RMSNorm."""
     query_pre_attn_scalar: float = 256
@@ -83,6 +73,8 @@ class GemmaConfig:
     """The token every text starts with."""
     eos: tuple[int, ...] = (1,)
     """The tokens that end a text."""
+    tied: bool = True
+    """Whether the output layer's weight is the embedding's."""
 
     @property
     def layers(self) -> int:
@@ -110,20 +102,40 @@ GEMMA3_1B = GemmaConfig(
 def read_hf_config(folder: Path) -> GemmaConfig:
     """Reads a Hugging Face folder's config.json: Gemma3TextConfig, or one that holds it as text_config.
 
+    The ends of a text are those of generation_config.json too, as `generate` of transformers stops at them.
+
     Raises:
         InputError: there is none, it is no JSON object, another architecture, or a key is missing or has a
             value that this network cannot have; the line names file and key.
     """
     path = folder / "config.json"
+    config = hf_config(read_object(path), path)
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return config
+    ends = read_object(path).get("eos_token_id")
+    if ends is None:
+        return config
+    named = {"vocab_size": config.vocabulary, "eos_token_id": ends}
+    further = Keys(named, path, gguf=False).tokens("eos", ends)
+    return replace(config, eos=tuple(dict.fromkeys((*config.eos, *further))))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
     try:
         given = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read the configuration: {error.strerror}", where=path) from error
+        raise InputError(f"cannot read it: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", where=path) from error
     if not isinstance(given, dict):
         raise InputError("not a JSON object", where=path)
-    return hf_config(given, path)
+    return given
 
 
 def hf_config(given: Mapping[str, Any], where: object) -> GemmaConfig:
@@ -134,104 +146,54 @@ def hf_config(given: Mapping[str, Any], where: object) -> GemmaConfig:
     kind = given.get("model_type")
     if kind != ("gemma3" if nested else "gemma3_text"):
         raise InputError(f"model_type is {kind!r}, not 'gemma3_text'", where=where, hint="give a Gemma 3")
-    keys = _Keys(_hf_rope(table, where), where, _HF, {**_DEFAULTS, **(_SIZES if nested else {})})
-    for key, only in (
-        ("attention_bias", False), ("attn_logit_softcapping", None), ("final_logit_softcapping", None),
-        ("use_bidirectional_attention", False), ("hidden_activation", "gelu_pytorch_tanh"),
-        ("tie_word_embeddings", True),
-    ):  # fmt: skip
-        if (found := table.get(key, only)) != only and found is not None:
-            raise keys.wrong(key, f"is {found!r}; Gemma 3 has {only!r}")
-    eos = table.get("eos_token_id", given.get("eos_token_id", _DEFAULTS["eos_token_id"]))
-    return _build(keys, _hf_pattern(keys), keys.tokens("eos_token_id", eos), keys.number("rope_factor"))
+    Keys(given, where, gguf=False).check(FIXED_HF, known_hf)
+    Keys(table, where, gguf=False).check(FIXED_HF, known_hf)
+    near, far = _hf_rope(table, where)
+    bases = {"rope_theta": far.pop("rope_theta", None), "rope_local_base_freq": near.pop("rope_theta", None)}
+    flat = {**table, **{key: base for key, base in bases.items() if base is not None}}
+    flat.setdefault("eos_token_id", given.get("eos_token_id"))
+    keys = Keys(flat, where, gguf=False, sizes=NESTED_SIZES if nested else None)
+    factors = (_hf_factor(rope, keys) for rope in (far, near))
+    return _build(keys, _hf_pattern(keys), keys.value("eos"), *factors)
 
 
 def gguf_config(metadata: Mapping[str, Any], vocabulary: int, where: object) -> GemmaConfig:
-    """A GGUF file's metadata as ours: key to number or string, beside the embedding's rows.
+    """A GGUF file's metadata as ours: key to number, string or list, beside the embedding's rows.
 
     Raises:
-        InputError: another architecture, or a key is missing or has a value that this network cannot have;
-            the line names file and key.
+        InputError: another architecture, or a key is missing, or has a value that this network cannot have,
+            or is not known; the line names file and key.
     """
     kind = metadata.get("general.architecture")
     if kind != "gemma3":
         raise InputError(
             f"general.architecture is {kind!r}, not 'gemma3'", where=where, hint="give a Gemma 3"
         )
-    factor = 1.0
-    if metadata.get("gemma3.rope.scaling.type", "none") == "linear":
-        factor = metadata.get("gemma3.rope.scaling.factor", 1.0)
-    given = {
-        **metadata,
-        "gemma3.vocab_size": vocabulary,
-        "rope_factor": factor,
-    }
-    keys = _Keys(given, where, _GGUF, {"gemma3.rope.freq_base_swa": 1e4, "gemma3.rope.freq_base": 1e6})
-    layers = keys.integer("layers")
-    eos = keys.tokens("tokenizer.ggml.eos_token_id", metadata.get("tokenizer.ggml.eos_token_id"))
-    if (end := metadata.get("tokenizer.ggml.eot_token_id")) is not None:
-        eos = tuple(dict.fromkeys((*eos, *keys.tokens("tokenizer.ggml.eot_token_id", end))))
-    return _build(keys, five_to_one(layers), eos, keys.number("rope_factor"))
+    given = {"gemma3.vocab_size": vocabulary, **metadata}
+    keys = Keys(given, where, gguf=True)
+    if (stated := keys.integer("vocabulary")) != vocabulary:
+        raise keys.wrong("vocabulary", f"is {stated}, and the embedding has {vocabulary} rows")
+    keys.check(FIXED_GGUF, known_gguf)
+    for key, field in SAME_GGUF.items():
+        if (found := given.get(key)) not in (None, keys.integer(field)):
+            raise keys.wrong(key, f"is {found!r}, and `{keys.name(field)}` {keys.integer(field)}")
+    ends = [keys.value("eos")]
+    ends += [given[key] for key in _ENDS if given.get(key) is not None]
+    return _build(keys, _gguf_pattern(keys), list(dict.fromkeys(ends)), _gguf_factor(keys), 1.0)
 
 
-class _Keys:
-    """A file's keys, by our name for them, each checked when it is asked for."""
-
-    def __init__(
-        self, given: Mapping[str, Any], where: object, names: Mapping[str, str], defaults: Mapping[str, Any]
-    ) -> None:
-        self.given, self.where, self.names, self.defaults = given, where, names, defaults
-
-    def wrong(self, key: str, what: str) -> InputError:
-        return InputError(f"`{key}` {what}", where=self.where)
-
-    def value(self, field: str) -> tuple[str, Any]:
-        key = self.names.get(field, field)
-        found = self.given.get(key, self.defaults.get(key))
-        if found is None:
-            raise self.wrong(key, "is missing")
-        return key, found
-
-    def integer(self, field: str, least: int = 1) -> int:
-        key, found = self.value(field)
-        if isinstance(found, bool) or not isinstance(found, int) or not least <= found <= _LARGEST:
-            raise self.wrong(key, f"is {found!r}, not a whole number from {least} to {_LARGEST}")
-        return found
-
-    def number(self, field: str) -> float:
-        key, found = self.value(field)
-        real = isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
-        if not real or found <= 0:
-            raise self.wrong(key, f"is {found!r}, not a positive number")
-        return float(found)
-
-    def tokens(self, key: str, found: Any) -> tuple[int, ...]:
-        """One token's number or a list of them, each in the vocabulary."""
-        if found is None:
-            raise self.wrong(key, "is missing")
-        listed = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
-        size = self.integer("vocabulary")
-        for token in listed:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-                raise self.wrong(key, f"is {found!r}, not tokens of a vocabulary of {size}")
-        return tuple(listed)
-
-
-def _build(keys: _Keys, local: tuple[bool, ...], eos: tuple[int, ...], factor: float) -> GemmaConfig:
+def _build(keys: Keys, local: tuple[bool, ...], eos: Any, far: float, near: float) -> GemmaConfig:
     heads, kv_heads, head_dim = (keys.integer(field) for field in ("heads", "kv_heads", "head_dim"))
     width = keys.integer("width")
     if heads % kv_heads:
-        raise keys.wrong(
-            keys.names["kv_heads"], f"is {kv_heads}, no divisor of {keys.names['heads']} = {heads}"
-        )
+        raise keys.wrong("kv_heads", f"is {kv_heads}, no divisor of {keys.name('heads')} = {heads}")
     if head_dim % 2:
-        raise keys.wrong(keys.names["head_dim"], f"is {head_dim}, which rotary embeddings cannot halve")
+        raise keys.wrong("head_dim", f"is {head_dim}, which rotary embeddings cannot halve")
     scalar = float(head_dim)
-    if "query_pre_attn_scalar" in keys.names:
+    if keys.name("query_pre_attn_scalar"):
         scalar = keys.number("query_pre_attn_scalar")
     elif len(local) == 62:  # GGUF does not tell; llama.cpp knows the 27B, which has another, by its layers
         scalar = width / heads
-    key, bos = keys.value("bos")
     return GemmaConfig(
         local=local,
         width=width,
@@ -244,46 +206,77 @@ def _build(keys: _Keys, local: tuple[bool, ...], eos: tuple[int, ...], factor: f
         max_positions=keys.integer("max_positions"),
         rope_local=keys.number("rope_local"),
         rope_global=keys.number("rope_global"),
-        rope_factor=factor,
+        rope_factor=far,
+        rope_factor_local=near,
         eps=keys.number("eps"),
         query_pre_attn_scalar=scalar,
-        bos=keys.tokens(key, bos)[0],
-        eos=eos,
+        bos=keys.tokens("bos", keys.value("bos"))[0],
+        eos=keys.tokens("eos", eos),
     )
 
 
-def _hf_pattern(keys: _Keys) -> tuple[bool, ...]:
+def _hf_pattern(keys: Keys) -> tuple[bool, ...]:
     layers, kinds = keys.integer("layers"), keys.given.get("layer_types")
     if kinds is None:
         named = ("sliding_window_pattern", "_sliding_window_pattern")
         key = next((name for name in named if keys.given.get(name) is not None), None)
         return five_to_one(layers, keys.integer(key) if key else _PATTERN)
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise keys.wrong("layer_types", f"does not name one kind for each of {layers} layers")
+        raise keys.wrong("local", f"does not name one kind for each of {layers} layers")
     for kind in kinds:
-        if kind not in ("sliding_attention", "full_attention"):
-            raise keys.wrong("layer_types", f"names {kind!r}, not sliding_attention or full_attention")
-    return tuple(kind == "sliding_attention" for kind in kinds)
+        if kind not in (_NEAR, _FAR):
+            raise keys.wrong("local", f"names {kind!r}, not {_NEAR} or {_FAR}")
+    return tuple(kind == _NEAR for kind in kinds)
 
 
-def _hf_rope(table: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """The table with rope_theta, rope_local_base_freq and rope_factor, however this file spells them.
+def _gguf_pattern(keys: Keys) -> tuple[bool, ...]:
+    """A period, or a list that says of each layer whether it is local, as llama.cpp reads it."""
+    layers, found = keys.integer("layers"), keys.given.get(keys.name("local"))
+    if found is None:
+        return five_to_one(layers)
+    if not isinstance(found, list):
+        return five_to_one(layers, keys.integer("local"))
+    if len(found) != layers or any(each not in (False, True) for each in found):
+        raise keys.wrong("local", f"does not say of each of {layers} layers whether it is local")
+    return tuple(map(bool, found))
 
-    Up to transformers 4 the bases are keys of their own beside rope_scaling; from 5 on there is
-    rope_parameters, one table for each kind of layer.
+
+def _hf_rope(table: Mapping[str, Any], where: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the file says of the rotary embedding of local layers, and of global ones.
+
+    Up to transformers 4 the bases are keys of their own beside rope_scaling, which is of global layers; from
+    5 on there is rope_parameters, one table for each kind of layer, into which it puts a rope_scaling.
     """
-    flat = dict(table)
     kinds = table.get("rope_parameters") or {}
-    whole = kinds.get("full_attention") or table.get("rope_scaling") or {}
-    near = kinds.get("sliding_attention") or {}
-    for key, found in (
-        ("rope_theta", whole.get("rope_theta")),
-        ("rope_local_base_freq", near.get("rope_theta")),
-    ):
-        if found is not None:
-            flat[key] = found
-    kind = whole.get("rope_type", whole.get("type", "default"))
+    scaling = table.get("rope_scaling") or {}
+    if not isinstance(kinds, dict) or kinds.keys() - {_NEAR, _FAR}:
+        raise InputError(f"`rope_parameters` has other entries than {_NEAR} and {_FAR}", where=where)
+    near, far = (kinds.get(kind) or {} for kind in (_NEAR, _FAR))
+    if not all(isinstance(each, dict) for each in (near, far, scaling)):
+        raise InputError("`rope_parameters` or `rope_scaling` is no table", where=where)
+    return dict(near), {**far, **scaling}
+
+
+def _hf_factor(rope: Mapping[str, Any], keys: Keys) -> float:
+    """By what positions are divided; `rope` is without its base."""
+    if "type" in rope and rope["type"] != rope.get("rope_type"):
+        what = f"has the old key `type` ({rope['type']!r}), which transformers 4 reads and 5 does not"
+        raise keys.wrong("rope_factor", what, "write `rope_type`")
+    kind = rope.get("rope_type") or "default"
     if kind not in ("default", "linear"):
-        raise InputError(f"rope scaling is {kind!r}; Gemma 3 has 'default' and 'linear'", where=where)
-    flat["rope_factor"] = whole.get("factor", 1.0) if kind == "linear" else 1.0
-    return flat
+        raise keys.wrong("rope_factor", f"is {kind!r}; Gemma 3 has 'default' and 'linear'")
+    if others := {key for key in rope if rope[key] is not None} - {"rope_type", "type", "factor"}:
+        raise keys.wrong("rope_factor", f"has `{min(others)}`, which {kind!r} does not use")
+    factor = rope.get("factor")
+    if kind == "default" and factor is not None:
+        raise keys.wrong("rope_factor", f"has a factor of {factor!r} and no `rope_type`", 'write "linear"')
+    return 1.0 if kind == "default" else keys.positive("rope_factor", factor)
+
+
+def _gguf_factor(keys: Keys) -> float:
+    """By what positions are divided: a factor without a type is linear, 0 is none; llama.cpp reads it so."""
+    kind = keys.given.get(_SCALING, "linear")
+    if kind not in ("none", "linear"):
+        raise keys.wrong(_SCALING, f"is {kind!r}; Gemma 3 has 'none' and 'linear'")
+    key = next((key for key in (keys.name("rope_factor"), _OLD_FACTOR) if keys.given.get(key)), None)
+    return 1.0 if kind == "none" or key is None else keys.positive(key, keys.given[key])

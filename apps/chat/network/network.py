@@ -148,7 +148,8 @@ class Body(nn.Module):
         self.register_buffer("embed_scale", torch.tensor(math.sqrt(config.width)), persistent=False)
         exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
         whole = 1.0 / config.rope_global**exponents / config.rope_factor
-        self.register_buffer("rope_local", 1.0 / config.rope_local**exponents, persistent=False)
+        near = 1.0 / config.rope_local**exponents / config.rope_factor_local
+        self.register_buffer("rope_local", near, persistent=False)
         self.register_buffer("rope_global", whole, persistent=False)
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, write: Write) -> tuple[Tensor, Cache]:
@@ -170,7 +171,7 @@ class Body(nn.Module):
 
 
 class Gemma(nn.Module):
-    """The whole network; its output layer is its embedding."""
+    """The whole network; its output layer is its embedding, unless the configuration says otherwise."""
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
@@ -180,8 +181,9 @@ class Gemma(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Makes the output layer's weight the embedding's."""
-        self.lm_head.weight = self.model.embed_tokens.weight
+        """Makes the output layer's weight the embedding's, where it is."""
+        if self.config.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
         self,

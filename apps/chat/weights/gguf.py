@@ -6,6 +6,8 @@ It permutes nothing for this architecture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
 from torch import Tensor
 
 from paredown.apps.chat.network.config import gguf_config
+from paredown.apps.chat.weights.rows import HEAD, ROWS, same_rows
 from paredown.targets.errors import InputError
 
 _EMBEDDING = "token_embd.weight"
-_ROWS = 8192  # dequantized at a time: an embedding whole would take the network's size once more
+_MADE_UP = "GGUF."  # how the reader names what stands in the file's header
+_MOST = 4096  # entries of a list in the metadata that says something of layers; longer ones are vocabularies
 _HINT = "copy or download it again"
 
 
@@ -34,27 +38,37 @@ class GgufFile:
         reader = read_gguf(path)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: tuple(int(size) for size in reversed(tensors[name].shape)) for name in tensors}
+        table = metadata(reader, path)
+        _check_kind(reader, table, path)
         if _EMBEDDING not in tensors:
             raise InputError(f"misses the tensor {_EMBEDDING}", where=path, hint="check that it is complete")
-        self.config = gguf_config(metadata(reader), shapes[_EMBEDDING][0], path)
+        self.config = gguf_config(table, shapes[_EMBEDDING][0], path)
         theirs = _their_names(self.config.layers)
         ours = {theirs[name]: name for name in theirs}
         self.shapes = {ours.get(name, name): shapes[name] for name in tensors}
         self._tensors = {ours[name]: tensors[name] for name in tensors.keys() & ours.keys()}
+        if HEAD in self.shapes:
+            self.config = replace(self.config, tied=same_rows(self))
 
     def copy(self, name: str, into: Tensor) -> None:
         """Reads one tensor; see `weights.TensorFile`."""
-        tensor = self._tensors[name]
-        for start in range(0, len(into), _ROWS):
-            try:
-                rows = dequantize(tensor.data[start : start + _ROWS], tensor.tensor_type)
-            except NotImplementedError as error:
-                what = f"{tensor.name} is {tensor.tensor_type.name}, which cannot be read"
-                raise InputError(what, where=self.where, hint="use Q4_K, Q5_0, Q8_0, F16 or BF16") from error
-            writable = np.require(rows, requirements="W")  # float32 comes as a view of the file
-            into[start : start + _ROWS].copy_(torch.from_numpy(writable))
+        for start in range(0, len(into), ROWS):
+            into[start : start + ROWS].copy_(self.rows(name, start, ROWS))
         if name.endswith("norm.weight"):
             into.sub_(1)
+
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Some rows of a tensor as the file has them; see `weights.TensorFile`."""
+        tensor = self._tensors[name]
+        try:
+            rows = dequantize(tensor.data[start : start + count], tensor.tensor_type)
+        except NotImplementedError as error:
+            what = f"{tensor.name} is {tensor.tensor_type.name}, which cannot be read"
+            raise InputError(
+                what, where=self.where, hint="use a K-quant, an IQ, Q8_0, F16 or BF16"
+            ) from error
+        # A view of the file where it is float32; float64 where it is that.
+        return torch.from_numpy(np.require(rows, np.float32, "W"))
 
 
 class _Reader(GGUFReader):
@@ -81,9 +95,44 @@ def read_gguf(path: Path) -> GGUFReader:
         raise InputError(reason, where=path, hint=_HINT) from error
 
 
-def metadata(reader: GGUFReader) -> dict[str, Any]:
-    """Key to value, of all keys but those with a list."""
-    return {key: field.contents() for key, field in reader.fields.items() if len(field.types) == 1}
+def metadata(reader: GGUFReader, where: Path) -> dict[str, Any]:
+    """Key to value, of all keys but those of vocabularies and those that the reader makes up.
+
+    Raises:
+        InputError: a value is damaged.
+    """
+    return {
+        key: contents(reader, key, where)
+        for key, field in reader.fields.items()
+        if not key.startswith(_MADE_UP) and (len(field.types) == 1 or len(field.data) <= _MOST)
+    }
+
+
+def contents(reader: GGUFReader, key: str, where: Path) -> Any:
+    """What the file says under a key that it has.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return reader.fields[key].contents()
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"`{key}` is damaged: {error}", where=where, hint=_HINT) from error
+
+
+def _check_kind(reader: GGUFReader, table: Mapping[str, Any], where: Path) -> None:
+    """Refuses by name what is no whole model of this machine's byte order."""
+    if reader.byte_order == "S":
+        hint = "convert it: `gguf-convert-endian FILE little`"
+        raise InputError("a big-endian GGUF file", where=where, hint=hint)
+    kind, parts = table.get("general.type", "model"), table.get("split.count", 1)
+    if kind == "adapter" or any(tensor.name.endswith((".lora_a", ".lora_b")) for tensor in reader.tensors):
+        raise InputError("a LoRA adapter", where=where, hint="merge it first: `llama-export-lora`")
+    if kind != "model":
+        raise InputError(f"general.type is {kind!r}, not 'model'", where=where, hint="give a Gemma 3")
+    if parts not in (0, 1):
+        hint = "put it together: `llama-gguf-split --merge`"
+        raise InputError(f"one file of {parts}", where=where, hint=hint)
 
 
 def _their_names(layers: int) -> dict[str, str]:
@@ -93,6 +142,6 @@ def _their_names(layers: int) -> dict[str, str]:
              "self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
              "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
              "post_feedforward_layernorm")  # fmt: skip
-    ours = ["model.embed_tokens", "model.norm"]
+    ours = ["model.embed_tokens", "model.norm", "lm_head"]
     ours += [f"model.layers.{layer}.{part}" for layer in range(layers) for part in parts]
     return {f"{name}.weight": f"{table.get_name(name)}.weight" for name in ours}

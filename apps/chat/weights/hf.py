@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paredown.apps.chat.network.config import read_hf_config
+from paredown.apps.chat.network.config import read_hf_config, read_object
+from paredown.apps.chat.weights.rows import HEAD, same_rows
 from paredown.targets.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HINT = "copy or download it again"
+_TO_SAFETENSORS = "save it with transformers' save_pretrained(safe_serialization=True)"
 #: How the text network's names begin in checkpoints with vision, old and new; and what else is in them.
 _TEXT = ("language_model.model.", "model.language_model.")
 _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-#: The output layer, where a file repeats it: it is the embedding.
-_TIED = ("lm_head.weight", "language_model.lm_head.weight")
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+#: Files by which a folder shows that it is something else, and what to do about it.
+_OTHERS = {
+    "adapter_config.json": ("a LoRA adapter", "merge it: peft's merge_and_unload, then save_pretrained"),
+    "pytorch_model.bin": ("pickled weights (.bin)", _TO_SAFETENSORS),
+    "pytorch_model.bin.index.json": ("pickled weights (.bin)", _TO_SAFETENSORS),
+    "consolidated.00.pth": ("pickled weights (.pth)", _TO_SAFETENSORS),
+    "weights.npz": ("an old MLX model (.npz)", "give the model in float as .safetensors, or as .gguf"),
+}
 
 
 class HfFolder:
@@ -32,6 +42,7 @@ class HfFolder:
 
     def __init__(self, folder: Path) -> None:
         self.where = folder
+        _check_kind(folder)
         self.config = read_hf_config(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._found: dict[str, tuple[Path, str]] = {}  # file, and the name in it
@@ -45,6 +56,11 @@ class HfFolder:
                     if ours is not None:
                         self.shapes[ours] = tuple(file.get_slice(name).get_shape())
                         self._found[ours] = path, name
+        if HEAD in self.shapes:
+            self.config = replace(self.config, tied=same_rows(self))
+        elif not _ties(folder):
+            what = "`tie_word_embeddings` is false, and there is no tensor lm_head.weight"
+            raise InputError(what, where=folder / "config.json", hint="check that it is complete")
 
     def copy(self, name: str, into: Tensor) -> None:
         """Reads one tensor; see `weights.TensorFile`."""
@@ -52,10 +68,35 @@ class HfFolder:
         with _opened(path) as file:
             into.copy_(file.get_tensor(theirs))
 
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Some rows of a tensor; see `weights.TensorFile`."""
+        path, theirs = self._found[name]
+        with _opened(path) as file:
+            found: Tensor = file.get_slice(theirs)[start : start + count]
+        return found.float()
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuses by name what only looks like a model's folder."""
+    whole = (folder / SINGLE).exists() or (folder / INDEX).exists()
+    for file, (what, hint) in _OTHERS.items():
+        if (folder / file).exists() and (file.startswith("adapter") or not whole):
+            raise InputError(f"holds {what}: {file}", where=folder, hint=hint)
+
+
+def _ties(folder: Path) -> bool:
+    """What config.json says; of a model with vision both tables may say it."""
+    given = read_object(folder / "config.json")
+    text = given.get("text_config")
+    tables = (given, text) if isinstance(text, dict) else (given,)
+    return all(table.get("tie_word_embeddings") in (None, True) for table in tables)
+
 
 def _our_name(name: str) -> str | None:
     """The network's name for a tensor of the file; None for one that is not of the text network."""
-    if name in _TIED or name.startswith(_VISION):
+    if name in _HEADS:
+        return HEAD
+    if name.startswith(_VISION):
         return None
     for start in _TEXT:
         if name.startswith(start):

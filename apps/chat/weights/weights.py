@@ -15,8 +15,18 @@ from torch import Tensor
 
 from paredown.apps.chat.network.config import GemmaConfig
 from paredown.apps.chat.network.network import Gemma, make_unset
+from paredown.apps.chat.weights.rows import HEAD
 from paredown.targets.errors import InputError
 from paredown.targets.host.tools import need
+
+#: What a single file is that is no model by itself.
+_FILES = {
+    ".safetensors": "tensors without their configuration",
+    ".bin": "pickled weights (.bin), which are not read",
+    ".pt": "pickled weights (.pt), which are not read",
+    ".pth": "pickled weights (.pth), which are not read",
+    ".npz": "an old MLX model (.npz), which is not read",
+}
 
 
 class TensorFile(Protocol):
@@ -39,6 +49,9 @@ class TensorFile(Protocol):
             InputError: its bytes cannot be read.
         """
 
+    def rows(self, name: str, start: int, count: int) -> Tensor:
+        """Some of a tensor's rows as the file has them, as float32; raises as `copy`."""
+
 
 def open_weights(path: str | Path) -> TensorFile:
     """Opens a folder with config.json and .safetensors, or a .gguf file.
@@ -56,8 +69,11 @@ def open_weights(path: str | Path) -> TensorFile:
         from paredown.apps.chat.weights.gguf import GgufFile
 
         return GgufFile(path)
-    kinds = "a Hugging Face folder (config.json, .safetensors) or a .gguf file"
-    raise InputError("not a model" if path.exists() else "no such file", where=path, hint=f"give {kinds}")
+    hint = "give a Hugging Face folder (config.json, .safetensors) or a .gguf file"
+    if not path.exists():
+        raise InputError("no such file", where=path, hint=hint)
+    what = _FILES.get(path.suffix.lower(), "not a model")
+    raise InputError(what, where=path, hint=hint)
 
 
 def load_gemma(path: str | Path) -> Gemma:
@@ -70,7 +86,10 @@ def load_gemma(path: str | Path) -> Gemma:
     source = open_weights(path)
     network = make_unset(source.config)
     wanted = dict(network.named_parameters())
-    _check(source.shapes, {name: tuple(wanted[name].shape) for name in wanted}, source.where)
+    shapes = dict(source.shapes)
+    if source.config.tied:
+        shapes.pop(HEAD, None)  # the embedding once more
+    _check(shapes, {name: tuple(wanted[name].shape) for name in wanted}, source.where)
     with torch.no_grad():
         for name, parameter in wanted.items():
             source.copy(name, parameter)

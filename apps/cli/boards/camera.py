@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +73,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
     Raises:
         InputError: the bundle is damaged, or of another app.
     """
+    from paredown.apps.detector.device.camera import tell_stderr
     from paredown.pipeline.bundle.archive import extract, unpack
     from paredown.pipeline.bundle.finished.apart import run_apart
     from paredown.pipeline.device.validate import bundle_program
@@ -88,7 +88,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
             run_apart(bundle_program(bundle, model))
     with tempfile.TemporaryDirectory() as folder:
         extract(bundle, Path(folder))
-        run(options_of(context), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+        run(options_of(context), Path(folder), tell_stderr)
 
 
 def _show(line: str) -> None:
@@ -106,7 +106,22 @@ def _apps(incomplete: str) -> list[str]:
 def deploy(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="A .paredown file.")],
-    device: Address,
+    device: Annotated[
+        str | None, typer.Option("--device", help="ssh://user@host | adb:SERIAL | local:")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="A fleet.toml: many devices, stage by stage; instead of --device.")
+    ] = None,
+    stages: Annotated[
+        str, typer.Option(help="Of a fleet: numbers of devices, groups or `all`, as 1,5,all.")
+    ] = "1,all",
+    soak: Annotated[
+        str | None,
+        typer.Option(help="Time that it must live before it counts: 60s, 5m; default of a fleet: 60s."),
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Give up a fleet's rollout that was interrupted.")
+    ] = False,
     kind: Annotated[
         str, typer.Option("--app", help="The app that runs there: camera or drone.", autocompletion=_apps)
     ] = "camera",
@@ -129,21 +144,46 @@ def deploy(
     """
     with handled(as_json):
         from paredown.apps.detector.device.frames.private import check_arguments
-        from paredown.pipeline.device.deploy import deploy as install
+        from paredown.pipeline.device.deploy.deploy import deploy as install
+        from paredown.pipeline.device.deploy.fleet import seconds
         from paredown.targets.address import open_device
-        from paredown.targets.errors import UsageError
+        from paredown.targets.devices.service.board.starting import Health
+        from paredown.targets.errors import DeviceError, UsageError
 
+        soak_s = None if soak is None else seconds(soak)
+        if (device is None) == (fleet is None):
+            raise UsageError("give one of --device and --fleet", where="deploy")
         if kind not in APPS:
             raise UsageError(f"no app is called `{kind}`", where="--app", hint=f"there are {', '.join(APPS)}")
         check_arguments(context.args)
         device_code = importlib.import_module(f"paredown.apps.detector.device.{kind}")
-        device_code.parser(f"--app {kind}").parse_args(context.args)  # better told here than by the device
+        check = device_code.parser(f"--app {kind}").parse_args  # better told here than by the device
+        if fleet is not None:
+            from paredown.apps.cli.boards.fleet import roll_out
+            from paredown.pipeline.device.deploy.rollout import Asked
+
+            asked = Asked(
+                bundle, kind, name, stages, 60.0 if soak_s is None else soak_s, context.args, service,
+                allow_older, prepare, anew,
+            )  # fmt: skip
+            roll_out(fleet, asked, check, as_json)
+            return
+        check(context.args)
+        assert device is not None
+        health = Health() if soak_s is None else Health(soak_s)
         with open_device(device) as connected:
             with screen() as (tell, _):
                 made = install(
                     bundle, connected, kind, name=name, arguments=context.args, service=service,
-                    allow_older=allow_older, prepare=prepare, tell=tell,
+                    allow_older=allow_older, prepare=prepare, health=health, tell=tell,
                 )  # fmt: skip
+                if soak_s is not None:
+                    from paredown.pipeline.device.deploy.visit import verdict
+                    from paredown.targets.devices.service.service import Service
+
+                    _, what = verdict(made.release, health, Service(connected, made.name))
+                    if what:
+                        raise DeviceError(what, where=device)
             if as_json:
                 print_json(made.to_dict())
                 return

@@ -249,11 +249,29 @@ def trust_show(device: Device = None, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=USE)
 def status(
-    device: Annotated[str, typer.Option("--device", help="ssh://user@host | adb:SERIAL | local:")],
+    device: Annotated[
+        str | None, typer.Option("--device", help="ssh://user@host | adb:SERIAL | local:")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="A fleet.toml: what runs on each of its devices.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of a fleet: name of the app.")] = "camera",
     as_json: AsJson = False,
 ) -> None:
-    """Show a device's apps, whom it trusts, and who put what there."""
+    """Show a device's apps, whom it trusts, and who put what there.
+
+    With --fleet, what runs on each of its devices. Exit code 5 = one could not be asked.
+    """
     with handled(as_json):
+        from paredown.targets.errors import UsageError
+
+        if (device is None) == (fleet is None):
+            raise UsageError("give one of --device and --fleet", where="status")
+        if fleet is not None:
+            from paredown.apps.cli.boards.fleet import show
+
+            show(fleet, name, as_json)
+            return
         told = _report(device)
         if as_json:
             print_json(told)
@@ -265,12 +283,18 @@ def status(
 def _print_status(told: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from paredown.apps.cli.boards.fleet import remarks, state_of
+
     apps = Table("app", "state", "release", "service", box=None, pad_edge=False)
     for each in told["apps"]:
-        state = "runs" if each["running"] else "does not run"
-        apps.add_row(each["name"], state, each["release"] or "-", "yes" if each["service"] else "no")
+        apps.add_row(
+            each["name"], _plain(state_of(each)), each["release"] or "-", "yes" if each["service"] else "no"
+        )
     if told["apps"]:
         tables().print(apps)
+        for each in told["apps"]:
+            for line in remarks(each):
+                print(_plain(f"{each['name']}: {line}"))
     else:
         print("no apps")
     print()

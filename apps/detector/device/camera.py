@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -24,12 +24,14 @@ from paredown.apps.detector.device.boxes.counting import Counting, parse_line, p
 from paredown.apps.detector.device.boxes.tracker import Tracker, TrackerConfig
 from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.frames.handover import Reader
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.private import source_text
-from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, Source, is_live, open_source
+from paredown.apps.detector.device.frames.source import Clock, Frame, Log, Paced, is_live, open_source
 from paredown.apps.detector.device.frames.timing import STEPS, Split
-from paredown.apps.detector.device.outputs import Lines, Mqtt, Output, Snapshot, Video, Window
 from paredown.apps.detector.device.processor import FrameProcessor, FrameResult
+from paredown.apps.detector.device.sinks.mqtt import FORM, PASSWORD, USER
+from paredown.apps.detector.device.sinks.outputs import Output, outputs_for
 from paredown.targets.errors import InputError, ParedownError, UsageError
 
 #: Told by who deploys us: a file to make once the first picture was worked on, and what we are called.
@@ -57,6 +59,7 @@ class WatchSummary:
     seen: dict[str, int]
     counts: dict[str, Any]
     ms: dict[str, float]
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -65,6 +68,8 @@ class WatchSummary:
     def lines(self) -> list[str]:
         """In words."""
         found = [f"{self.source}: {pictures(self.frames)} in {self.seconds:.1f} s, {self.dropped} dropped"]
+        if self.skipped:
+            found.append(f"{pictures(self.skipped)} could not be read and were left out")
         found += [f"{name}: {count} seen" for name, count in sorted(self.seen.items())]
         for kind in self.counts.values():
             for name, values in kind.items():
@@ -102,7 +107,7 @@ def watch(
         clock: seconds.
     """
     split, count, began = looker.split, 0, clock()
-    names = looker.model.names
+    names, beat = looker.model.names, Heartbeat()
     while limit is None or count < limit:
         frame = frames.get()
         split.lap("wait")
@@ -116,6 +121,7 @@ def watch(
         split.finish(frame.taken)
         count += 1
         on_seen(seen)
+        beat()
     total = {names[category]: number for category, number in looker.tracker.total.items()}
     counts, ms = looker.counting.to_dict(), dict(split.summary())
     return WatchSummary(source, count, frames.dropped, clock() - began, total, counts, ms)
@@ -188,14 +194,25 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--zone", type=parse_zone, action="append", default=[], metavar="NAME=x1,y1,...",
         help="count objects inside a polygon")  # fmt: skip
     add("--show", action="store_true", help="show the video in a window; q closes it")
-    add("--save", type=Path, metavar="OUT.mp4", help="write the video with boxes and counts")
+    add(
+        "--save",
+        type=Path,
+        metavar="OUT.mp4",
+        help="write the video with boxes and counts: .mp4, .mkv or .avi (needs av)",
+    )
     add("--snapshot", type=Path, metavar="OUT.png", help="write the newest frame once a second")
     add("--json", action="store_true", help="print one JSON line per frame, then a summary")
     add(
         "--mqtt",
         metavar="HOST[:PORT][/TOPIC]",
-        help="publish these lines to an MQTT broker (needs paho-mqtt)",
+        help=f"publish these lines to an MQTT broker (needs paho-mqtt); {FORM}; user: {USER}",
     )
+    add("--mqtt-password", type=Path, metavar="FILE",
+        help=f"the file's first line is the broker's password (or the variable {PASSWORD})")  # fmt: skip
+    add("--mqtt-ca", type=Path, metavar="FILE",
+        help="TLS, with a broker whose certificate these authorities signed")  # fmt: skip
+    add("--mqtt-discovery", default="", metavar="PREFIX",
+        help="announce sensors to Home Assistant under this topic, there `homeassistant`")  # fmt: skip
     return made
 
 
@@ -225,7 +242,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         if options.realtime and not source.live:
             source = Paced(source)
         frames = stack.enter_context(Reader(source))
-        outputs = outputs_for(options, source, frames.end)
+        outputs = outputs_for(options, source, frames.end, log)
         looker = FrameProcessor(
             detector, Tracker(config), Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, mirror=options.mirror, drawing=any(each.picture for each in outputs),
@@ -236,6 +253,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
             stack.callback(output.close, summary)
         tell = StatusLogger(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
+        watched = replace(watched, skipped=source.skipped)
         summary |= watched.to_dict()
     if not options.json:
         print("\n".join(watched.lines()))
@@ -259,17 +277,26 @@ def command(
         arguments: of the command line; None = this program's own.
     """
     try:
-        run(made.parse_args(arguments), Path.cwd(), lambda line: print(line, file=sys.stderr, flush=True))
+        run(made.parse_args(arguments), Path.cwd(), tell_stderr)
+        sys.stdout.flush()  # a full disk behind it shows here, not at the interpreter's end
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read our lines has what they wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
-        print(InputError(str(error.strerror), where=error.filename), file=sys.stderr)
+        if error.filename is None:  # standard output: what is left in its buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read our lines has what they wanted
+            return 1
+        where = error.filename or "standard output"
+        print(InputError(error.strerror or str(error), where=where), file=sys.stderr)
         return InputError.exit_code
     return 0
+
+
+def tell_stderr(line: str) -> None:
+    """Says a line on standard error; where that is a full disk or gone, the line is lost, never the app."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class StatusLogger:
@@ -286,7 +313,8 @@ class StatusLogger:
             self._told = time.monotonic()
             self._log(f"first picture: {seen.size[1]}x{seen.size[0]}")
             if ready := os.environ.get(READY):
-                Path(ready).touch()
+                with contextlib.suppress(OSError):  # on a full disk it works all the same
+                    Path(ready).touch()
         elif time.monotonic() - self._told >= STATUS_S:
             self._told = time.monotonic()
             ms = self._split.summary()
@@ -294,26 +322,17 @@ class StatusLogger:
             self._log(f"{pictures(self._count)}, {self._dropped()} dropped; {how}")
 
 
-def outputs_for(options: argparse.Namespace, source: Source, stop: Callable[[], None]) -> list[Output]:
-    """The outputs that the options ask for."""
-    outputs: list[Output] = []
-    if options.json:
-        outputs.append(Lines(sys.stdout))
-    if options.mqtt:
-        outputs.append(Mqtt(options.mqtt))
-    if options.snapshot:
-        outputs.append(Snapshot(options.snapshot))
-    if options.save:
-        outputs.append(Video(options.save, None if source.live else source.fps))
-    if options.show:
-        outputs.append(Window(source.name, stop))
-    return outputs
-
-
 @contextlib.contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and a kind kill end the watching, not the process: files are completed, the summary is said."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    """Ctrl-C, a kind kill and a terminal that is closed end the watching, not the process.
+
+    Files are completed, the summary is said. What whoever started us has us ignore (`nohup`) stays ignored.
+    """
+    kinds = [
+        kind
+        for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if kind == signal.SIGTERM or signal.getsignal(kind) != signal.SIG_IGN
+    ]
     before = {kind: signal.signal(kind, lambda *_: stop()) for kind in kinds}
     try:
         yield

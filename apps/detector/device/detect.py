@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from paredown.apps.detector.device.boxes.decode import Detections, classes_of, decoder_of, detect
 from paredown.apps.detector.device.drawing.draw import draw
+from paredown.calibration.pictures import read_picture, write_picture
 from paredown.calibration.preprocess import Preprocess
-from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.errors import ParedownError, UsageError
 from paredown.targets.runners.unpacked import Unpacked, described
 
 
@@ -72,14 +72,12 @@ def main(arguments: list[str]) -> int:
         if not 1 <= len(arguments) <= 2:
             raise UsageError("usage: python -m paredown.apps.detector.device.detect IMAGE [OUT.png]")
         detector = Detector(Path.cwd())
-        image = cv2.imread(arguments[0])
-        if image is None:
-            raise InputError("cannot read this image", where=arguments[0])
+        image = read_picture(arguments[0])
         start = time.perf_counter()
         found = detector(image, detector.app["show_threshold"])
         seconds = time.perf_counter() - start
         if len(arguments) == 2:
-            _write(arguments[1], draw(image, found, detector.names))
+            write_picture(arguments[1], draw(image, found, detector.names))
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -89,15 +87,6 @@ def main(arguments: list[str]) -> int:
     ]
     print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "detections": listed}))
     return 0
-
-
-def _write(path: str, picture: np.ndarray) -> None:
-    try:
-        written = cv2.imwrite(path, picture)
-    except cv2.error:  # no such image format
-        written = False
-    if not written:
-        raise InputError("cannot write this image", where=path, hint="name it .png or .jpg")
 
 
 if __name__ == "__main__":

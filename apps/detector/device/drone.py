@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from paredown.apps.detector.device.camera import (
 from paredown.apps.detector.device.camera import parser as camera_parser
 from paredown.apps.detector.device.detect import Detector
 from paredown.apps.detector.device.flight.geometry import Attitude, Camera, Lens
-from paredown.apps.detector.device.flight.mavlink import HINT, Link, connect, parse_address
+from paredown.apps.detector.device.flight.mavlink import Link
 from paredown.apps.detector.device.flight.pilot import FOLLOW, LANDING, CameraOf, Orders, Pilot
 from paredown.apps.detector.device.flight.tiles import Tiled, Tiling
 from paredown.apps.detector.device.flight.vehicle import Trust, Vehicle
+from paredown.apps.detector.device.flight.wire import HINT, connect, parse_address
 from paredown.apps.detector.device.frames.handover import Reader
 from paredown.apps.detector.device.frames.holding import held
 from paredown.apps.detector.device.frames.private import source_text
@@ -101,12 +103,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
         ("highest", 1e4, "maximum height above home in metres"),
         ("depression", 90.0, "minimum angle below the horizon in degrees"),
         ("range", 1e5, "maximum distance in metres"),
+        ("accuracy", 1e4, "maximum uncertainty of the GPS in metres"),
+        ("speed", 1e4, "maximum speed over the ground in m/s; a faster position has leapt"),
     ):
         field = name if hasattr(trust, name) else f"{name}_s"
         option = f"--{'min' if name == 'confidence' else 'trust'}-{name}"
         default = getattr(trust, field)
         add(option, dest=f"trust_{field}", type=number_within(0.0, high), default=default,
             help=f"{text} (default {default:g})")  # fmt: skip
+    add("--trust-fix", type=int, choices=range(9), default=trust.fix,
+        help=f"minimum GPS fix type; 0 for a vehicle without GPS (default {trust.fix})")  # fmt: skip
     add("--trust-sightings", type=whole_number, default=trust.sightings,
         help=f"consecutive frames that confirm a track (default {trust.sightings})")  # fmt: skip
     return made
@@ -209,10 +215,10 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
         source = open_source(options.source, options.patience, log)
         if options.realtime and not source.live:
             source = Paced(source)
-        link = stack.enter_context(Link(connect(address), vehicle, options.follow_system, log))
+        link = stack.enter_context(Link(connect(address), vehicle, options.follow_system, log, address))
         frames = stack.enter_context(Reader(source))
         pilot = Pilot(link, vehicle, camera, orders, trust)
-        outputs = [pilot, *outputs_for(options, source, frames.end)]  # the autopilot first
+        outputs = [pilot, *outputs_for(options, source, frames.end, log)]  # the autopilot first
         looker = FrameProcessor(
             model, tracker, Counting(options.line, options.zone), Split(time.monotonic),
             rotate=options.rotate, drawing=any(each.picture for each in outputs),
@@ -223,6 +229,7 @@ def run(options: argparse.Namespace, folder: Path, log: Log) -> None:
             stack.callback(output.close, summary)
         tell = StatusLogger(looker.split, lambda: frames.dropped, log)
         watched = watch(frames, looker, outputs, source=source.name, limit=options.frames, on_seen=tell)
+        watched = replace(watched, skipped=source.skipped)
         summary |= watched.to_dict()
     if not options.json:
         print("\n".join(watched.lines()))

@@ -63,11 +63,12 @@ def details(
 def matches(found: Detections, truth: Truth) -> list[tuple[int, int]]:
     """Pairs of a labelled class and the class that was found in its place; -1 where there is none.
 
-    Detections take labelled boxes by descending score, each the one that it overlaps most, of any class.
+    Detections take labelled boxes by descending score, each the one that it overlaps most, of any class. One
+    that takes none, and lies on an object that is ignored, counts as nothing.
     """
-    centre, size = truth.boxes[:, :2], truth.boxes[:, 2:]
-    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-    overlaps = iou_matrix(found.boxes, boxes) if len(found) and len(boxes) else np.zeros((len(found), 0))
+    overlaps, ignored = _overlaps(found, truth.boxes), truth.ignored
+    boxes = truth.boxes
+    spared = np.any(_overlaps(found, ignored.boxes, ignored.crowd) >= IOU, axis=1)
     free, pairs = np.ones(len(boxes), bool), []
     for index in np.argsort(-found.scores, kind="stable"):
         row = np.where(free, overlaps[index], 0.0)
@@ -75,6 +76,24 @@ def matches(found: Detections, truth: Truth) -> list[tuple[int, int]]:
         if best >= 0 and row[best] >= IOU:
             free[best] = False
             pairs.append((int(truth.classes[best]), int(found.classes[index])))
-        else:
+        elif not spared[index]:
             pairs.append((-1, int(found.classes[index])))
     return pairs + [(int(truth.classes[index]), -1) for index in np.flatnonzero(free)]
+
+
+def _overlaps(found: Detections, boxes: Array, crowd: Array | None = None) -> Array:
+    """The IoU of detections (F) with boxes (T, 4) cx, cy, w, h; of a crowd how much of the detection it has.
+
+    Returns:
+        (F, T).
+    """
+    if not len(found) or not len(boxes):
+        return np.zeros((len(found), len(boxes)))
+    centre, size = boxes[:, :2], boxes[:, 2:]
+    corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    iou = iou_matrix(found.boxes, corners)
+    if crowd is None or not crowd.any():
+        return iou
+    own, theirs = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)[:, None], size.prod(axis=1)
+    shared = iou * (own + theirs) / (1 + iou)
+    return np.where(crowd, shared / np.maximum(own, 1e-12), iou)

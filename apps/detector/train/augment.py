@@ -26,7 +26,7 @@ class Augment:
     mosaic: float = 0.0
     """Share of images that are put together of four (arXiv 2004.10934, section 3.3)."""
     visible: float = 0.5
-    """A box of which less than this share stays inside the image is dropped."""
+    """A box of which less than this share stays inside the image is dropped; an ignored one never."""
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, random: np.random.Generator
@@ -36,7 +36,7 @@ class Augment:
         Args:
             image: (H, W, 3) uint8.
             boxes: (N, 4) cx, cy, w, h normalised to the image.
-            classes: (N,).
+            classes: (N,); negative of objects that are ignored.
             random: where chance comes from; always as many draws, whatever the settings but for hsv.
 
         Returns:
@@ -70,7 +70,7 @@ class Augment:
         centre, size = boxes[:, :2] * zoom + shift, boxes[:, 2:] * zoom
         low, high = np.clip(centre - size / 2, 0, 1), np.clip(centre + size / 2, 0, 1)
         area = size.prod(-1)
-        keep = (high - low).prod(-1) >= np.maximum(self.visible * area, 1e-9)
+        keep = (high - low).prod(-1) >= _least(area, classes, self.visible)
         return np.concatenate([(low + high) / 2, high - low], axis=1)[keep], classes[keep]
 
 
@@ -113,11 +113,16 @@ def mosaic(
         corners = corners * np.tile(side, 2) + np.tile(start, 2)
         cut = np.concatenate([np.maximum(corners[:, :2], low), np.minimum(corners[:, 2:], high)], 1)
         area = (corners[:, 2:] - corners[:, :2]).prod(1)
-        seen = (cut[:, 2:] - cut[:, :2]).clip(0).prod(1) >= np.maximum(visible * area, 1e-9)
+        seen = (cut[:, 2:] - cut[:, :2]).clip(0).prod(1) >= _least(area, labels, visible)
         cut = cut[seen] / np.tile((width, height), 2)
         kept.append(np.concatenate([(cut[:, :2] + cut[:, 2:]) / 2, cut[:, 2:] - cut[:, :2]], 1))
         kinds.append(labels[seen])
     return canvas, np.concatenate(kept).astype(np.float32), np.concatenate(kinds)
+
+
+def _least(area: np.ndarray, classes: np.ndarray, visible: float) -> np.ndarray:
+    """The area of each box that must stay; any part of an ignored one stays ignored."""
+    return np.maximum(np.where(classes < 0, 0, visible) * area, 1e-9)
 
 
 def _recoloured(image: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -79,11 +79,11 @@ class Batches:
         chance = np.random.default_rng([self.config.seed, epoch, index, 3])
         share = self.config.augment.mosaic if epoch < 0.9 * self.config.epochs else 0.0
         if not share or chance.random() >= share or not sample.labelled:
-            return sample.image, sample.boxes, sample.classes
+            return _objects(sample)
         others = chance.integers(0, len(self.dataset), 3)
         four = [sample, *(self._sample(int(other)) for other in others)]
         size = self.preprocess.height, self.preprocess.width
-        images, boxes, classes = zip(*((one.image, one.boxes, one.classes) for one in four), strict=True)
+        images, boxes, classes = zip(*map(_objects, four), strict=True)
         return mosaic(images, boxes, classes, size, chance, self.config.augment.visible)
 
     def _sample(self, index: int) -> Sample:
@@ -105,6 +105,13 @@ class Batches:
         other = int(chance.integers(max(1, round(cells * 10 / 13)), round(cells * 19 / 13) + 1))
         height = max(1, round(self.preprocess.height * other / cells / self.stride)) * self.stride
         return replace(self.preprocess, width=other * self.stride, height=height)
+
+
+def _objects(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image, its boxes and its classes; of objects that are ignored ~class, as the losses have it."""
+    ignored = sample.ignored
+    boxes = np.concatenate([sample.boxes, ignored.boxes])
+    return sample.image, boxes, np.concatenate([sample.classes, ~ignored.classes])
 
 
 def _target(preprocess: Preprocess, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> Target:

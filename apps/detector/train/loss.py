@@ -13,7 +13,9 @@ from torch import Tensor
 from paredown.targets.errors import InputError
 
 Target = tuple[Tensor, Tensor]
-"""One image's truth: classes (T,), integers, and boxes (T, 4), cx, cy, w, h normalised to the input."""
+"""One image's truth: classes (T,), integers, and boxes (T, 4), cx, cy, w, h normalised to the input.
+
+An object that is to be ignored, neither found nor background, has ~class, which is negative."""
 
 WARM_IMAGES = 12_800
 """While fewer images than this have been seen, every box is pulled to its anchor."""
@@ -123,13 +125,36 @@ def checked_targets(targets: Sequence[Target], images: int, classes: int) -> lis
                 where=f"image {number} of the batch",
                 hint="give (T,) and (T, 4)",
             )
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        kinds = kinds_of(labels)
+        if len(labels) and not (0 <= int(kinds.min()) and int(kinds.max()) < classes):
             raise InputError(f"a class outside 0..{classes - 1}", where=f"image {number} of the batch")
         if not torch.isfinite(boxes).all():
             raise InputError("a box that is not finite", where=f"image {number} of the batch")
         solid = (boxes.reshape(-1, 4)[:, 2:] > 0).all(-1)  # an empty box has no logarithm
         kept.append((labels[solid], boxes.reshape(-1, 4)[solid]))
     return kept
+
+
+def kinds_of(labels: Tensor) -> Tensor:
+    """The classes of objects, whether they are ignored or not."""
+    return torch.where(labels < 0, ~labels, labels)
+
+
+def parted(targets: Sequence[Target]) -> tuple[list[Target], list[Target]]:
+    """The objects to be found, and those to be ignored with their classes."""
+    wanted = [(labels[labels >= 0], boxes[labels >= 0]) for labels, boxes in targets]
+    return wanted, [(~labels[labels < 0], boxes[labels < 0]) for labels, boxes in targets]
+
+
+def covered(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points (P, 2) lie in boxes (T, 4) cx, cy, w, h, or next to the middle of one: (T, P) bool.
+
+    A box smaller than a cell may hold no cell's middle: the nearest answers for it.
+    """
+    away = (points - boxes[:, None, :2]).abs()
+    inside = (away < boxes[:, None, 2:] / 2).all(-1)
+    nearest = away.square().sum(-1).argmin(-1, keepdim=True)
+    return inside.scatter(1, nearest, True) if len(boxes) else inside
 
 
 def region_terms(
@@ -143,6 +168,9 @@ def region_terms(
 
     The squares carry a factor 1/2, so the gradient with respect to the logits is exactly darknet's `delta`
     divided by the number of images. The best IoU and the objectness target are constants to the gradient.
+
+    Of an object that is ignored, the boxes of the cells in it are not background, nor are boxes elsewhere
+    that overlap it well.
 
     Args:
         outputs: raw logits xy (N, 2A, h, w), wh (N, 2A, h, w), obj (N, A, h, w), cls (N, A * C, h, w).
@@ -158,7 +186,8 @@ def region_terms(
     xy, wh, obj, cls = outputs
     images, boxes, height, width = obj.shape
     classes = cls.shape[1] // boxes
-    targets = checked_targets(targets, images, classes)
+    all_targets = checked_targets(targets, images, classes)
+    targets, ignored = parted(all_targets)
     prior = torch.tensor(anchors, dtype=torch.float32)
 
     # (N, A, h, w, 2) offsets and log-scales; everything below is in cells.
@@ -174,11 +203,11 @@ def region_terms(
         corner = torch.stack(torch.broadcast_tensors(columns[None, :], rows[:, None]), -1)
         size = prior[None, :, None, None] * scale.clamp(max=20).exp()
         predicted = torch.cat([offset + corner, size], -1)
-        best = _best_iou(predicted, targets)
+        best = _best_iou(predicted, all_targets)
         responsible = torch.zeros(obj.numel(), dtype=torch.bool, device=obj.device)
         responsible[match.box] = True
         free = ~responsible.view_as(obj)
-        background = free & (best <= weights.ignore)
+        background = free & (best <= weights.ignore) & ~_ignored(ignored, height, width, obj.device)
         iou = box_iou(predicted.reshape(-1, 4)[match.box], match.truth)
 
     anchor = match.box // (height * width) % boxes
@@ -218,6 +247,15 @@ def _best_iou(predicted: Tensor, targets: Sequence[Target]) -> Tensor:
         padded[image, : len(truth)] = truth.to(predicted) * grid
     flat = predicted.view(images, boxes * height * width, 1, 4)
     return box_iou(flat, padded[:, None]).amax(-1).view(images, boxes, height, width)
+
+
+def _ignored(ignored: Sequence[Target], height: int, width: int, device: torch.device) -> Tensor:
+    """The cells (N, 1, h, w) in which something is ignored."""
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    middles = torch.stack(torch.broadcast_tensors(columns[None, :], rows[:, None]), -1).reshape(-1, 2)
+    grid = torch.tensor([width, height, width, height], dtype=torch.float32)
+    found = [covered(middles, boxes.to("cpu", torch.float32) * grid).any(0) for _, boxes in ignored]
+    return torch.stack(found).view(-1, 1, height, width).to(device)
 
 
 def region_loss(

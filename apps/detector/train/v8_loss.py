@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paredown.apps.detector.device.boxes.heads import Heads, separated
-from paredown.apps.detector.train.loss import Target, checked_targets
+from paredown.apps.detector.train.loss import Target, checked_targets, covered, parted
 
 TINY = 1e-7
 
@@ -158,6 +158,8 @@ def v8_terms(
 ) -> V8Terms:
     """Computes the loss in its parts.
 
+    A cell in an object that is ignored, and that answers for no other, has no target for that class.
+
     Args:
         outputs: of each level distances (N, 4 * bins, h, w) and class logits (N, C, h, w), or both in one.
         targets: per image classes (T,) and boxes (T, 4) cx, cy, w, h normalised to the input; T may be 0.
@@ -171,7 +173,8 @@ def v8_terms(
     parts = separated(outputs, heads)
     images, classes, rows, columns = parts[1].shape
     size = parts[0].new_tensor([columns, rows]) * heads.strides[0]
-    truth, labels, real = _padded(checked_targets(targets, images, classes), size)
+    targets, ignored = parted(checked_targets(targets, images, classes))
+    truth, labels, real = _padded(targets, size)
     logits = torch.cat([box.view(images, 4, heads.bins, -1) for box in parts[::2]], 3).permute(0, 3, 1, 2)
     scores = torch.cat([cls.flatten(2) for cls in parts[1::2]], 2).transpose(1, 2)
     points, stride = _points(parts[::2], heads)
@@ -196,14 +199,25 @@ def v8_terms(
             middle, step = points.expand(images, -1, -1)[taken], stride.expand(images, -1)[taken, None]
             sides = torch.cat([middle - own[:, :2], own[:, 2:] - middle], 1) / step
             bins = (_focal(logits[taken], sides) * weight).sum() * share
+    counted = ~(_ignored(ignored, points, size, classes) & ~taken[..., None])
     return V8Terms(
         boxes=weights.boxes * box_sum / images,
         bins=weights.bins * bins / images,
         classes=weights.classes
-        * F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+        * F.binary_cross_entropy_with_logits(scores, wanted, counted.to(scores), reduction="sum")
         / images,
         iou=mean_iou,
     )
+
+
+def _ignored(ignored: Sequence[Target], points: Tensor, size: Tensor, classes: int) -> Tensor:
+    """The classes of each cell (N, P, C) that are to be ignored there."""
+    found = torch.zeros(len(ignored), len(points), classes, dtype=torch.bool, device=points.device)
+    for image, (kinds, boxes) in enumerate(ignored):
+        within = covered(points, boxes.to(size) * size.repeat(2))
+        for kind, cells in zip(kinds.tolist(), within, strict=True):
+            found[image, :, kind] |= cells
+    return found
 
 
 def _points(boxes: Sequence[Tensor], heads: Heads) -> tuple[Tensor, Tensor]:

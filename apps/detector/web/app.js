@@ -221,11 +221,37 @@ function listen() {
   });
 }
 
-/** Keeps the page for use offline; the runtime's files are kept as they are loaded, so this comes first. */
+/** What a service worker answers. */
+function asked(worker, question) {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = ({ data }) => resolve(data);
+    worker.postMessage(question, [port2]);
+  });
+}
+
+/** Waits until another page takes this one's place. */
+function reloaded() {
+  location.reload();
+  return new Promise(() => {});
+}
+
+/**
+ * Keeps the page for use offline; the runtime's files are kept as they are loaded, so this comes first.
+ *
+ * A page works with the files of its own release alone: where another one's worker takes over, it begins anew.
+ */
 async function keepOffline() {
-  if (!navigator.serviceWorker) return; // plain http
+  const container = navigator.serviceWorker;
+  if (!container) return; // plain http
+  const release = document.querySelector("meta[name=release]").content;
   try {
-    const registration = await navigator.serviceWorker.register("sw.js");
+    if (container.controller) container.addEventListener("controllerchange", () => location.reload());
+    const registration = await container.register("sw.js");
+    if (container.controller) {
+      if (registration.waiting && (await asked(registration.waiting, "take over"))) await new Promise(() => {});
+      return;
+    }
     const fresh = registration.installing;
     if (!fresh) return;
     await new Promise((resolve) => {
@@ -233,6 +259,7 @@ async function keepOffline() {
         if (["activated", "redundant"].includes(fresh.state)) resolve();
       });
     });
+    if (container.controller && (await asked(container.controller, "release")) !== release) await reloaded();
   } catch (error) {
     console.warn("The page will not work offline:", error.message); // as behind a certificate of one's own
   }

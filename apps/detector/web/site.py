@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import shutil
@@ -21,7 +22,7 @@ SOURCES = Path(__file__).parent
 #: For npm, no part of the page: the lock pins LiteRT.js by version and sha512 of the package.
 PACKAGE, LOCK = "package.json", "package-lock.json"
 RUNTIME = "litert"
-PROGRAM, MODEL, WORKER = "model.tflite", "model.json", "sw.js"
+PROGRAM, MODEL, WORKER, INDEX = "model.tflite", "model.json", "sw.js", "index.html"
 #: LiteRT.js without and with threads, and for processors without relaxed SIMD; others are never loaded.
 _VARIANTS = ("litert_wasm_internal", "litert_wasm_threaded_internal", "litert_wasm_compat_internal")
 
@@ -59,11 +60,18 @@ def build(bundle: Bundle, out: Path, modules: Path | None = None) -> Site:
         raise UsageError("holds something that is no page", where=out, hint="give --out a new folder")
     shell = {**_sources(bundle.manifest.name), **page}
     files = {**shell, **_runtime(modules or fetched())}
-    kept = sorted({"./", *shell} - {"index.html", WORKER})
+    kept = sorted({"./", *shell} - {INDEX, WORKER})
+    version = _version(files).encode()
+    files[INDEX] = files[INDEX].replace(b"@VERSION@", version)
+    hashes = {
+        name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items()) if name != WORKER
+    }
+    hashes["./"] = hashes[INDEX]
     files[WORKER] = (
         files[WORKER]
-        .replace(b"@VERSION@", _version(files).encode())
+        .replace(b"@VERSION@", version)
         .replace(b'["@FILES@"]', json.dumps(kept).encode())
+        .replace(b'{ "@HASHES@": "" }', json.dumps(hashes).encode())
     )
     for name, data in files.items():
         path = out / name

@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from paredown.apps.segmenter.device.class_map import class_map
 from paredown.calibration.array_input import read_sample
+from paredown.calibration.pictures import write_picture
 from paredown.calibration.preprocess import Preprocess
-from paredown.targets.errors import InputError, ParedownError, UsageError
+from paredown.targets.errors import ParedownError, UsageError
 from paredown.targets.runners.unpacked import Unpacked, described
 
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         found = segmenter(image)
         seconds = time.perf_counter() - start
         if len(arguments) == 2:
-            _write(arguments[1], found)
+            write_picture(arguments[1], found)
     except ParedownError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -70,17 +70,6 @@ def main(arguments: list[str]) -> int:
     listed = [{"class": segmenter.names[i], "share": round(float(shares[i]), 4)} for i in order]
     print(json.dumps({"image": arguments[0], "milliseconds": round(1e3 * seconds, 2), "classes": listed}))
     return 0
-
-
-def _write(path: str, found: NDArray[np.uint8]) -> None:
-    try:
-        written = cv2.imwrite(path, found)
-    except cv2.error:
-        written = False
-    if not written:
-        raise InputError(
-            "cannot write this image", where=path, hint="name a .png file in a folder that is there"
-        )
 
 
 if __name__ == "__main__":

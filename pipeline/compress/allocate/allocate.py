@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paredown.pipeline.compress.allocate.cost import Cost, Table, Widths, check_share, nearest
 from paredown.pipeline.compress.coupling.flow import Group
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Losses = Mapping[str, Mapping[int, float | None]]
 
 SMALLEST_RESOLUTION = 1e-6  # so that ties are always broken
+EXACT = 1e-7  # relative gap of a solution that counts as the best
 TIGHTER = 1e-7  # a share below the solver's tolerance
 ATTEMPTS = 5
 SPLIT = "more than three groups touch one layer: its latency is a sum over pairs of them, not exact"
@@ -76,26 +78,21 @@ class Allocation:
 
 
 def predicted_losses(sensitivity: Sensitivity) -> dict[str, dict[int, float | None]]:
-    """The drop at every point of every curve.
+    """The drop at every point of every curve; None where it was not measured.
 
-    The full width loses nothing; a narrower width never counts as better than a wider one (what looks better
-    on a sample is noise). A point that was skipped because both its neighbours are all but equal has the drop
-    of the narrower one; one that was skipped as hopeless has none.
+    The full width loses nothing; a wider width never counts as worse than a narrower one (what looks worse on
+    a sample is noise).
     """
     losses: dict[str, dict[int, float | None]] = {}
     baseline = sensitivity.baseline.metric
     assert baseline is not None
     for curve in sensitivity.curves:
-        worst, found, between = 0.0, dict[int, float | None](), list[int]()
-        for point in sorted(curve.points, key=lambda p: -p.width):
-            found[point.width] = None
-            if point.skipped.startswith("flat"):
-                between.append(point.width)
-            elif point.metric is not None:
-                worst = max(worst, baseline - point.metric)
-                found |= dict.fromkeys((*between, point.width), worst)
-                between = []
-        losses[curve.group] = {**found, curve.units: 0.0}
+        least, found = math.inf, dict[int, float | None]()
+        for point in sorted(curve.points, key=lambda p: p.width):
+            if point.metric is not None:
+                least = min(least, max(baseline - point.metric, 0.0))
+            found[point.width] = None if point.metric is None else least
+        losses[curve.group] = {**dict(reversed(found.items())), curve.units: 0.0}
     return losses
 
 
@@ -109,6 +106,7 @@ def allocate(
     importance: Mapping[str, Sequence[float]] | None = None,
     resolution: float = 0.0,
     seconds: float = 20.0,
+    gap: float = EXACT,
 ) -> Allocation:
     """Chooses widths under a limit on the cost, or the least cost within a tolerated drop.
 
@@ -123,6 +121,7 @@ def allocate(
         resolution: of the metric, one over the number of images: the weight of the penalty, which counts
             against the tolerance too.
         seconds: for the solver; then the best that it has is taken and its gap given.
+        gap: relative, at which it may stop.
 
     Raises:
         UsageError: not exactly one of limit and tolerance, or it is NaN, negative or over 1.
@@ -134,18 +133,18 @@ def allocate(
     requested = limit if limit is not None else tolerance
     assert requested is not None
     check_share(f"the budget {name}", requested)
-    problem = _Problem(groups, losses, cost, importance or {}, resolution)
+    problem = Problem(groups, losses, cost, importance or {}, resolution, gap)
     found = (
         problem.within_cost(limit, seconds) if limit is not None else problem.within_drop(requested, seconds)
     )
-    chosen, gap = found
+    chosen, left = found
     share, drop = cost.share(chosen), problem.drop(chosen)
     notes = [] if problem.exact else [SPLIT]
-    if gap is None:
+    if left is None:
         notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
-    optimal = gap is not None and gap <= 1e-6 and problem.exact
+    optimal = left is not None and left <= 1e-6 and gap <= EXACT and problem.exact
     achieved = share if limit is not None else drop
-    return Allocation(chosen, name, requested, achieved, cost.name, share, drop, optimal, gap, tuple(notes))
+    return Allocation(chosen, name, requested, achieved, cost.name, share, drop, optimal, left, tuple(notes))
 
 
 def uniform(
@@ -193,8 +192,11 @@ def uniform(
     )
 
 
-class _Problem:
-    """One allocation: the choices of every group, their losses and penalties, and the cost's tables."""
+class Problem:
+    """One allocation: the choices of every group, their losses and penalties, and the cost's tables.
+
+    Arguments as for `allocate`.
+    """
 
     def __init__(
         self,
@@ -203,7 +205,9 @@ class _Problem:
         cost: Cost,
         importance: Mapping[str, Sequence[float]],
         resolution: float,
+        gap: float = EXACT,
     ) -> None:
+        self.gap = gap
         self.groups, self.cost, self.losses = groups, cost, losses
         self.choices = {g.name: _choices(g, losses.get(g.name, {})) for g in groups}
         self.drops = {
@@ -263,21 +267,31 @@ class _Problem:
             bound -= excess + TIGHTER
         return {n: found[0] for n, found in self.choices.items()}, None  # everything: it loses nothing
 
-    def _solve(
-        self,
-        loss: Mapping[str, Any],
-        cost_weight: float,
-        most_loss: float | None,
-        most_cost: float | None,
-        seconds: float,
-    ) -> tuple[dict[str, int], float] | None:
-        """Minimises loss, or where `cost_weight` is 1 the cost's share; None where nothing was found.
+    def bounds(self, limit: float) -> dict[tuple[str, int], float]:
+        """What any choice within a share of the cost loses at least, by a width that it has.
 
-        Returns:
-            The widths and the relative gap that is left.
+        By the relaxed program's optimum and reduced costs, penalties included; infinity of all where nothing
+        is within the limit.
         """
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import linprog
 
+        resolution = max(self.resolution, SMALLEST_RESOLUTION)
+        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
+        program = self._program(loss, None, limit)
+        equal = program.low == program.high
+        found = linprog(
+            SCALE * program.losses, A_ub=program.matrix[~equal], b_ub=program.high[~equal],
+            A_eq=program.matrix[equal], b_eq=program.high[equal], bounds=(0, 1), method="highs",
+        )  # fmt: skip
+        reduced = found.lower.marginals if found.x is not None else np.full(len(program.losses), np.inf)
+        least = found.fun if found.x is not None else np.inf
+        return {
+            (name, width): float(least + max(reduced[program.first[name] + i], 0.0)) / SCALE
+            for name, widths in self.choices.items()
+            for i, width in enumerate(widths)
+        }
+
+    def _program(self, loss: Mapping[str, Any], most_loss: float | None, most_cost: float | None) -> _Program:
         rows = _Rows()
         first: dict[str, int] = {n: rows.variables(len(found)) for n, found in self.choices.items()}
         binaries = rows.count
@@ -293,23 +307,61 @@ class _Problem:
             rows.add(list(enumerate(losses)), -np.inf, most_loss)
         if most_cost is not None:
             rows.add(list(enumerate(costs)), -np.inf, most_cost - self.constant / self.unpruned)
-        objective = SCALE * (costs if cost_weight else losses)
-        integrality = np.zeros(rows.count)
-        integrality[:binaries] = 1
-        matrix, low, high = rows.matrix()
+        return _Program(first, binaries, costs, losses, *rows.matrix())
+
+    def _solve(
+        self,
+        loss: Mapping[str, Any],
+        cost_weight: float,
+        most_loss: float | None,
+        most_cost: float | None,
+        seconds: float,
+    ) -> tuple[dict[str, int], float] | None:
+        """Minimises loss, or where `cost_weight` is 1 the cost's share; None where nothing was found.
+
+        Returns:
+            The widths and the relative gap that is left.
+        """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        program = self._program(loss, most_loss, most_cost)
+        integrality = np.zeros(len(program.costs))
+        integrality[: program.binaries] = 1
         with quiet(output=True):  # HiGHS prints lines for its own developers
             result = milp(
-                objective, integrality=integrality, bounds=Bounds(0, 1),
-                constraints=LinearConstraint(matrix, low, high),
-                options={"time_limit": seconds, "mip_rel_gap": 1e-7},
+                SCALE * (program.costs if cost_weight else program.losses), integrality=integrality,
+                bounds=Bounds(0, 1), constraints=LinearConstraint(program.matrix, program.low, program.high),
+                options={"time_limit": seconds, "mip_rel_gap": self.gap},
             )  # fmt: skip
         if result.x is None:
             return None
+        first = program.first
         chosen = {
             name: found[int(np.argmax(result.x[first[name] : first[name] + len(found)]))]
             for name, found in self.choices.items()
         }
         return chosen, 0.0 if result.status == 0 else float(result.mip_gap or 0.0)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A linear program.
+
+    Attributes:
+        first: group -> the variable of its first choice.
+        binaries: how many variables are choices; the others tie them together.
+        costs: a share of the network's of each variable.
+        losses: likewise.
+        matrix, low, high: low <= matrix @ variables <= high.
+    """
+
+    first: Mapping[str, int]
+    binaries: int
+    costs: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    matrix: Any
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 class _Rows:

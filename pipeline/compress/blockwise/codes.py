@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from paredown.pipeline.compress.blockwise.layerwise import put_nearest, put_rounded
+from paredown.pipeline.compress.blockwise.modules import plain_weight
 from paredown.pipeline.compress.grids.block_grid import BlockGrid
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.recipe.language_task import LanguageTask
@@ -24,21 +25,28 @@ Bits = Mapping[str, int]
 def recipe_bits(task: LanguageTask, network: nn.Module, language: Language) -> dict[str, int]:
     """Bits of every matrix, by name, before any are mixed."""
     linears, head = task.matrices(network)
-    return dict.fromkeys(linears, int(language.weight_bits)) | {head: int(language.embedding_bits)}
+    whole = dict.fromkeys((head, *own_embeddings(network, head)), int(language.embedding_bits))
+    return dict.fromkeys(linears, int(language.weight_bits)) | whole
 
 
-def grid(name: str, bits: int, head: str, language: Language, block: int) -> BlockGrid:
+def own_embeddings(network: nn.Module, head: str) -> list[str]:
+    """Names of the embeddings whose weights are not the output layer's too."""
+    shared = plain_weight(network, head)
+    named = network.named_modules()
+    return [name for name, each in named if isinstance(each, nn.Embedding) and each.weight is not shared]
+
+
+def grid(bits: int, linear: bool, language: Language, block: int) -> BlockGrid:
     """The codes that a matrix can have.
 
     Args:
-        name: of the matrix.
         bits: 4 or 8; runtimes have codes of 8 bits with a scale per row alone.
-        head: the output layer, which shares the embedding's codes and has no zeros of its own.
+        linear: whether the matrix is a layer's; embedding and output layer have no zeros of their own.
         language: the recipe's section.
         block: weights that share a scale; 0 = a whole output channel.
     """
     size = block if block and bits == 4 else None
-    if name == head or not language.sparsity:
+    if not linear or not language.sparsity:
         return BlockGrid(bits, size)
     return BlockGrid(bits, size, "uniform", language.sparsity)
 
@@ -61,8 +69,8 @@ def find_codes(
         block: see `grid`.
         tick: progress.
     """
-    _, head = task.matrices(network)
-    grids = {name: grid(name, each, head, language, block) for name, each in bits.items()}
+    linears, _ = task.matrices(network)
+    grids = {name: grid(each, name in linears, language, block) for name, each in bits.items()}
     if language.rounding == "nearest":
         return put_nearest(network, grids, activation_bits=8)
     pieces = task.pieces("calibration")

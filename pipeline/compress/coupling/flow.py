@@ -34,6 +34,7 @@ MAX_WAYS = 64  # in which a chain's slices are tied on trial
 OWN = frozenset({"weight", "bn_mean", "slope", "shared slope", "factor", "shift", "row 0"})
 NOT_OWN = "has a weight or bias that is no parameter of its own at"
 Role = tuple[str, Side, int]  # a node, its side, and how many channels of a unit are there
+Spots = dict[tuple[str, Side], list[int]]  # node and side -> channels of a unit there
 
 
 @dataclass(frozen=True)
@@ -357,21 +358,18 @@ class Flow:
 
     def groups(self) -> tuple[Group, ...]:
         """The classes of atoms that a layer makes, those of equal roles together."""
-        spots: dict[int, list[tuple[str, Side, int]]] = {}
-        for (name, side), labels in self.sides.items():
+        spots: dict[int, Spots] = {}
+        for place, labels in self.sides.items():
             for channel, root in enumerate(self.roots(labels)):
-                spots.setdefault(int(root), []).append((name, side, channel))
+                spots.setdefault(int(root), {}).setdefault(place, []).append(channel)
         alike: dict[tuple[bool, tuple[Role, ...]], list[int]] = {}
         for root, places in spots.items():
-            if any(side == "out" for _, side, _ in places):
-                counts: dict[tuple[str, Side], int] = {}
-                for name, side, _ in places:
-                    counts[name, side] = counts.get((name, side), 0) + 1
-                roles = tuple((name, side, count) for (name, side), count in counts.items())
+            if any(side == "out" for _, side in places):
+                roles = tuple((name, side, len(found)) for (name, side), found in places.items())
                 alike.setdefault((root in self._reason, roles), []).append(root)
-        holds = {name: set(self.roots(np.unique(labels)).tolist()) for name, labels in self.labels.items()}
         order = {node.name: i for i, node in enumerate(self.graph)}
-        made = [self._group(roles, units, spots, holds) for (_, roles), units in alike.items()]
+        ways = self._ways()
+        made = [self._group(roles, units, spots, order, ways) for (_, roles), units in alike.items()]
         named: dict[str, int] = {}
         groups = []
         for group in sorted(made, key=lambda g: (order[g.makers[0].node], g.makers[0].channels)):
@@ -380,40 +378,56 @@ class Flow:
             groups.append(Group(group.name + suffix, group.members, group.chain, group.locked))
         return tuple(groups)
 
+    def _ways(self) -> dict[int, tuple[set[int], set[int]]]:
+        """Class of atoms -> the nodes that read some of it and those that make some, by number.
+
+        Of nodes that are the same in several steps only the first counts.
+        """
+        holds = {name: set(self.roots(np.unique(labels)).tolist()) for name, labels in self.labels.items()}
+        ways: dict[int, tuple[set[int], set[int]]] = {}
+        seen = set[str]()
+        for number, node in enumerate(self.graph):
+            if (step := node.attrs.get(ALIKE)) in seen:
+                continue
+            seen |= {step} if step else set()
+            for root in set().union(*(holds[name] for name in node.inputs)):
+                ways.setdefault(root, (set(), set()))[0].add(number)
+            for root in holds[node.name]:
+                ways.setdefault(root, (set(), set()))[1].add(number)
+        return ways
+
     def _group(
         self,
         roles: tuple[Role, ...],
         units: list[int],
-        spots: Mapping[int, list[tuple[str, Side, int]]],
-        holds: Mapping[str, set[int]],
+        spots: Mapping[int, Spots],
+        order: Mapping[str, int],
+        ways: Mapping[int, tuple[set[int], set[int]]],
     ) -> Group:
-        order = {node.name: i for i, node in enumerate(self.graph)}
         sides = sorted({(name, side) for name, side, _ in roles}, key=lambda s: (order[s[0]], s[1] == "out"))
         first = next(s for s in sides if s[1] == "out")
-
-        def channels(unit: int, place: tuple[str, str]) -> tuple[int, ...]:
-            return tuple(c for name, side, c in spots[unit] if (name, side) == place)
-
-        units = sorted(units, key=lambda u: channels(u, first))
+        units = sorted(units, key=lambda unit: spots[unit][first])
         members = tuple(
-            Member(name, side, tuple(channels(u, (name, side)) for u in units), (name, side) in self.carried)
+            Member(
+                name, side, tuple(tuple(spots[u][name, side]) for u in units), (name, side) in self.carried
+            )
             for name, side in sides
         )
         reasons = [self._reason[u] for u in units if u in self._reason]
         return Group(
-            first[0], members, self._chain(set(units), first[0], holds), reasons[0] if reasons else ""
+            first[0], members, self._chain(set(units), first[0], ways), reasons[0] if reasons else ""
         )
 
-    def _chain(self, units: set[int], first: str, holds: Mapping[str, set[int]]) -> tuple[str, ...]:
+    def _chain(
+        self, units: set[int], first: str, ways: Mapping[int, tuple[set[int], set[int]]]
+    ) -> tuple[str, ...]:
         """What every operation does with these units, for people."""
-        lines, seen = [], set[str]()
-        for node in self.graph:
-            if node.attrs.get(ALIKE, "") in seen:  # the same in a later step
-                continue
-            seen |= {node.attrs[ALIKE]} if ALIKE in node.attrs else set()
-            read = any(units & holds[name] for name in node.inputs)
-            makes = bool(units & holds[node.name])
-            lines.append(operation(node.kind).line(self, node, units, first, read, makes))
+        read, made = (set().union(*(ways[unit][side] for unit in units)) for side in (0, 1))
+        lines = []
+        for number in sorted(read | made):
+            node = self.graph.nodes[number]
+            kind = operation(node.kind)
+            lines.append(kind.line(self, node, units, first, number in read, number in made))
         return tuple(filter(None, lines))
 
 

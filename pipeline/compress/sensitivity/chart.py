@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paredown.pipeline.compress.coupling.flow import Group
-from paredown.pipeline.compress.sensitivity.sensitivity import Point, Sensitivity
+from paredown.pipeline.compress.sensitivity.sensitivity import GIVEN_UP, Point, Sensitivity
 from paredown.pipeline.graph.graph import Graph
 
 COLUMNS = 5  # of small plots in a row
@@ -43,27 +43,25 @@ def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
         thinner += [Text("")] * (most - 1 - len(thinner))
         share = f"{macs[curve.group] / graph.macs:.1%}"
         made.add_row(f"{curve.group} ({curve.units * each[curve.group]})", share, *thinner)
-    skipped = [is_flat(point) for curve in found.curves for point in curve.points if point.skipped]
+    skipped = [gave_up(point) for curve in found.curves for point in curve.points if point.skipped]
     notes = {
-        f"-: skipped, the curve was hopeless by then ({skipped.count(False)} points)": skipped.count(False),
-        f"=: skipped, lies between two that are all but equal ({skipped.count(True)} points)": skipped.count(
-            True
-        ),
+        f"-: cannot be part of the answer ({skipped.count(True)} points)": skipped.count(True),
+        f"·: the answer did not need it ({skipped.count(False)} points)": skipped.count(False),
     }
     words = "\n".join(note for note, count in notes.items() if count)
     made.caption, made.caption_justify = Text(words) if words else None, "left"
     return made
 
 
-def is_flat(point: Point) -> bool:
-    """Whether it was skipped because its neighbours are all but equal, not because they are hopeless."""
-    return point.skipped.startswith("flat")
+def gave_up(point: Point) -> bool:
+    """Whether a part of the images was enough to see that it cannot be part of the answer."""
+    return point.skipped.startswith(GIVEN_UP)
 
 
 def _cell(point: Point, each: int) -> Text:
     channels = point.width * each
     if point.metric is None:
-        return Text(f"{channels}: {'=' if is_flat(point) else '-'}", style="dim")
+        return Text(f"{channels}: {'-' if gave_up(point) else '·'}", style="dim")
     return Text(f"{channels}: {_short(point.metric)}")
 
 
@@ -76,7 +74,7 @@ def _words(point: Point) -> str:
     return f"{point.metric:.4f} (95 % interval {point.low:.4f} to {point.high:.4f})"
 
 
-def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, *, hopeless: float) -> None:
+def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path) -> None:
     """Draws a small plot per group as a PNG: the metric over the share of channels that stay.
 
     Args:
@@ -84,7 +82,6 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, 
         groups: of the same network.
         graph: of the same network.
         path: of the PNG.
-        hopeless: the loss at which a curve ends; drawn as a line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -99,19 +96,17 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, 
     base = found.baseline
     assert base.metric is not None and base.low is not None and base.high is not None
     known = [p.metric for curve in found.curves for p in curve.points if p.metric is not None]
-    hopeless = min(hopeless, 1.0)  # also where none is
-    low = min([base.metric - hopeless, *known])
+    low = min(known)
     panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     macs = {group.name: sum(graph[maker.node].macs for maker in group.makers) for group in groups}
     for pane in panes.flat[len(found.curves) :]:
         pane.set_axis_off()
     for pane, curve in zip(panes.flat, found.curves, strict=False):
         pane.axhspan(base.low, base.high, color="0.85", lw=0)
-        pane.axhline(base.metric - hopeless, color="tab:red", lw=0.8, ls=":")
         measured = [p for p in curve.points if p.metric is not None]
         share = [p.width / curve.units for p in measured]
         pane.plot(share, [p.metric for p in measured], color="tab:blue", marker="o", ms=3, lw=1)
-        skipped = [p.width / curve.units for p in curve.points if p.skipped and not is_flat(p)]
+        skipped = [p.width / curve.units for p in curve.points if gave_up(p)]
         pane.plot(skipped, [low] * len(skipped), color="tab:red", marker="x", ms=4, lw=0, clip_on=False)
         pane.set_title(f"{curve.group} ({macs[curve.group] / graph.macs:.1%} of MACs)", fontsize=6.5)
         pane.tick_params(labelsize=6)
@@ -122,7 +117,7 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path, 
     figure.text(0.12 / width, 0.5, found.metric, va="center", rotation=90, fontsize=8)
     words = (
         f"Sensitivity of {found.metric}, {found.images} images. Grey: 95 % interval of the unpruned network",
-        "dotted: hopeless", "red cross: skipped as hopeless",
+        "red cross: given up, cannot be part of the answer",
     )  # fmt: skip
     lines = "; ".join(words) if columns > 3 else "\n".join(words)
     figure.text(0.5, 1 - 0.06 / height, lines, ha="center", va="top", fontsize=7.5 if columns > 3 else 5)

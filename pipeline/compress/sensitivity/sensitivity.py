@@ -1,18 +1,18 @@
 """Sensitivity: the task's metric at every width of every group, without retraining (our design).
 
 `plain` is what anybody would do: mask the group, run the whole network on the whole sample, point by point.
-`measure` gives the same numbers sooner. All points that go through a chunk of images share one run of the
-original network and compute only what differs (`pipeline.compress.sensitivity.masked`); a curve ends once it
-is hopeless, and on request what lies between two points that are all but equal is left out.
-Both compute each convolution with the same kernel on the same chunk, so a point that both report is the same
-to the last bit; a point that is not measured says why.
+`measure` gives the same numbers sooner: all points that go through a chunk of images share one run of the
+original network and compute only what differs (`pipeline.compress.sensitivity.masked`). A `Meter` measures
+only the points that it is asked for, and gives one up early where it cannot matter any more.
+All compute each convolution with the same kernel on the same chunk, so a point that two report is the same to
+the last bit; a point that is not measured says why.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,15 @@ Outputs = tuple[NDArray[np.float32], ...]  # of one image, each with its batch o
 Score = Callable[[Sequence[Outputs]], tuple[float, float, float]]
 Ranking = Mapping[str, Sequence[int]]  # group -> units, most important first
 Tick = Callable[[int, int], None]
+Place = tuple[str, int]  # a group and a width of it
+
+NOT_ASKED = "the answer did not need it"
+GIVEN_UP = "cannot be part of the answer, after"
 
 MEMORY = 1 << 30  # bytes
 CHUNK = 64  # images at most: the tensors that an operation reads and writes should fit a cache
 CHUNKS = 8  # of a sample, at least: thinner convolutions are tried out on the work of one chunk
 BUSY_MACS = 30_000_000  # but per operation and chunk no fewer than these: calling one takes 0.1 ms
-WAVE = 2  # widths of a curve that are measured before it is known whether it is hopeless there
 CHECKS = (8, 4, 2)  # a point is looked at after an eighth, a quarter and a half of the images,
 CHECK_IMAGES = 32  # but not on fewer than these
 
@@ -106,22 +109,107 @@ class Sensitivity:
 
 @dataclass(eq=False)
 class _Trial:
-    """A point at work."""
+    """A point at work; `limit` is the largest drop at which it matters."""
 
     group: Group
     width: int
-    curve: list[_Trial]
+    limit: float = math.inf
     outputs: list[Outputs] = field(default_factory=list)
     result: Point | None = None
+    lost: float | None = None  # of the metric, at least
 
-    def skip(self, reason: str) -> None:
-        self.outputs = []
-        self.result = Point(self.width, None, None, None, reason)
 
-    def skip_narrower(self, reason: str) -> None:
-        for trial in self.curve:
-            if trial.width < self.width and trial.result is None:
-                trial.skip(reason)
+class Meter:
+    """Measures the points that it is asked for.
+
+    Args:
+        graph: of the original network.
+        groups: of `couple(graph)`.
+        ranking: of each group's units; width w keeps the first w.
+        widths: group name -> widths in units. Groups that are not named get no curve; the full width costs
+            nothing and is on every curve.
+        inputs: the sample, (N, C, H, W).
+        score: from outputs to the metric; called with the first images' outputs too.
+        metric: its name, for the record.
+        tick: told how far it is, in images times points.
+        memory: bytes, roughly: half for a chunk's tensors, half for thinner weights and outputs.
+        chunk: images computed at a time; None: as many as suit caches and memory.
+
+    Attributes:
+        baseline: the original network; its width is 0.
+
+    Raises:
+        UsageError: there are no images.
+        InputError: a width that a group cannot have, or a ranking that does not fit it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        groups: Sequence[Group],
+        ranking: Ranking,
+        widths: Mapping[str, Sequence[int]],
+        inputs: NDArray[np.float32],
+        score: Score,
+        metric: str,
+        *,
+        tick: Tick | None = None,
+        memory: int = MEMORY,
+        chunk: int | None = None,
+    ) -> None:
+        self._wanted = _wanted(groups, ranking, widths, inputs)
+        self._engine = Engine(graph, chunk or choose_chunk(graph, len(inputs), memory))
+        self._ranking, self._inputs, self._metric = ranking, inputs, metric
+        self._tick, self._memory = tick, memory
+        original = _original(self._engine, inputs)
+        self.baseline = Point(0, *score(original))
+        self._judge = _Judge(score, original, self.baseline)
+        self._trials = _trials(self._wanted)
+
+    def ask(self, places: Mapping[Place, float]) -> dict[Place, tuple[float, bool]]:
+        """Measures points, all in one go.
+
+        A point is given up after a part of the images if even the upper end of its 95 % confidence interval
+        there is more than its limit below what the original network has on the same images. This is a
+        statistical judgement about what to leave out, never about a number reported.
+
+        Args:
+            places: group and width, below the full one -> the largest drop at which it matters. What was
+                given up once is measured whole.
+
+        Returns:
+            What each loses of the metric, and whether that was measured; else it loses at least so much.
+        """
+        asked = [self._trials[place] for place in places]
+        for trial, limit in zip(asked, places.values(), strict=True):
+            if trial.result is None or trial.result.metric is None:
+                trial.limit = limit if trial.result is None else math.inf
+                trial.result, trial.outputs = None, []
+        while wave := [trial for trial in asked if trial.result is None]:
+            batch = _affordable(self._engine, self._ranking, wave, len(self._inputs), self._memory // 2)
+            _run(self._engine, batch, self._inputs, self._judge, self._report)
+        self._report(())
+        return {(t.group.name, t.width): (t.lost or 0.0, _measured(t)) for t in asked}
+
+    def everything(self) -> dict[Place, float]:
+        """All points, without a limit."""
+        return dict.fromkeys(self._trials, math.inf)
+
+    def found(self) -> Sensitivity:
+        """All curves; a point that was not measured says why."""
+        for trial in self._trials.values():
+            if trial.result is None:
+                trial.result = Point(trial.width, None, None, None, NOT_ASKED)
+        if self._tick:
+            self._tick(1, 1)
+        return _assemble(self._metric, len(self._inputs), self.baseline, self._wanted, self._trials)
+
+    def _report(self, busy: Sequence[_Trial]) -> None:
+        if self._tick:
+            each = len(self._inputs)
+            done = sum(trial.result is not None for trial in self._trials.values()) * each
+            done += sum(len(trial.outputs) for trial in busy if trial.result is None)
+            self._tick(done, len(self._trials) * each)
 
 
 def measure(
@@ -133,59 +221,19 @@ def measure(
     score: Score,
     metric: str,
     *,
-    hopeless: float,
-    flat: float | None = None,
     tick: Tick | None = None,
     memory: int = MEMORY,
     chunk: int | None = None,
 ) -> Sensitivity:
-    """Measures every point that is worth it.
+    """Measures every point.
 
-    A curve is hopeless, and its narrower widths are skipped, once a width has lost more than `hopeless`. That
-    a width will have is believed after a part of the images if even the upper end of its 95 % confidence
-    interval there is more than `hopeless` below what the original network has on the same images; it is
-    then skipped too. This is a statistical judgement about what to leave out, never about a number reported.
-
-    Args:
-        graph: of the original network.
-        groups: of `couple(graph)`.
-        ranking: of each group's units; width w keeps the first w.
-        widths: group name -> widths in units. Groups that are not named get no curve; the full width costs
-            nothing and is on every curve.
-        inputs: the sample, (N, C, H, W).
-        score: from outputs to the metric; called with the first images' outputs too.
-        metric: its name, for the record.
-        hopeless: as a difference of the metric; infinity goes on whatever is lost.
-        flat: None measures from wide to narrow. Else the narrowest width comes first, then what halves the
-            rest, and widths between two that differ by at most this are skipped: a difference below the
-            confidence interval's width is not worth the points between.
-        tick: told how far it is, in images times points.
-        memory: bytes, roughly: half for a chunk's tensors, half for thinner weights and outputs.
-        chunk: images computed at a time; None: as many as suit caches and memory.
-
-    Raises:
-        UsageError: there are no images.
-        InputError: a width that a group cannot have, or a ranking that does not fit it.
+    Arguments and errors as for `Meter`.
     """
-    wanted = _wanted(groups, ranking, widths, inputs)
-    engine = Engine(graph, chunk or choose_chunk(graph, len(inputs), memory))
-    original = _original(engine, inputs)
-    baseline = Point(0, *score(original))
-    trials = _trials(wanted)
-    total = sum(map(len, trials.values())) * len(inputs)
-    judge = _Judge(score, original, baseline, hopeless)
-
-    def report(busy: Sequence[_Trial]) -> None:
-        if tick:
-            done = sum(t.result is not None for curve in trials.values() for t in curve) * len(inputs)
-            tick(done + sum(len(t.outputs) for t in busy if t.result is None), total)
-
-    while wave := [t for curve in trials.values() for t in _next(curve, baseline, flat)]:
-        while wave := [trial for trial in wave if trial.result is None]:
-            batch = _affordable(engine, ranking, wave, len(inputs), memory // 2)
-            _run(engine, batch, inputs, judge, report)
-    report(())
-    return _assemble(metric, len(inputs), baseline, wanted, trials)
+    meter = Meter(
+        graph, groups, ranking, widths, inputs, score, metric, tick=tick, memory=memory, chunk=chunk
+    )
+    meter.ask(meter.everything())
+    return meter.found()
 
 
 def plain(
@@ -197,13 +245,11 @@ def plain(
     score: Score,
     metric: str,
     *,
-    hopeless: float = math.inf,
-    flat: float | None = None,
     tick: Tick | None = None,
     memory: int = MEMORY,
     chunk: int | None = None,
 ) -> Sensitivity:
-    """Measures every point for itself with the whole masked network; `hopeless` and `flat` are ignored.
+    """Measures every point for itself with the whole masked network.
 
     Arguments and errors as for `measure`.
     """
@@ -211,13 +257,12 @@ def plain(
     chunk = chunk or choose_chunk(graph, len(inputs), memory)
     baseline = Point(0, *score(_original(Engine(graph, chunk), inputs)))
     trials = _trials(wanted)
-    todo = [trial for curve in trials.values() for trial in curve]
-    for index, trial in enumerate(todo):
+    for index, trial in enumerate(trials.values()):
         kept = {trial.group.name: sorted(ranking[trial.group.name][: trial.width])}
         outputs = _original(Engine(mask(graph, groups, kept), chunk), inputs)
         trial.result = Point(trial.width, *score(outputs))
         if tick:
-            tick((index + 1) * len(inputs), len(todo) * len(inputs))
+            tick((index + 1) * len(inputs), len(trials) * len(inputs))
     return _assemble(metric, len(inputs), baseline, wanted, trials)
 
 
@@ -253,39 +298,13 @@ def _wanted(
     ]
 
 
-def _trials(wanted: Sequence[tuple[Group, list[int]]]) -> dict[str, list[_Trial]]:
-    """The points to measure, per group, in falling width."""
-    found: dict[str, list[_Trial]] = {}
-    for group, points in wanted:
-        curve = found[group.name] = []
-        curve.extend(_Trial(group, width, curve) for width in points[1:])
-    return found
+def _trials(wanted: Sequence[tuple[Group, list[int]]]) -> dict[Place, _Trial]:
+    """The points that can be measured, by group and in falling width."""
+    return {(group.name, width): _Trial(group, width) for group, points in wanted for width in points[1:]}
 
 
-def _next(curve: Sequence[_Trial], baseline: Point, flat: float | None) -> list[_Trial]:
-    """What to measure next of a curve; skips what lies between two equals."""
-    todo = [trial for trial in curve if trial.result is None]
-    if flat is None or not todo:
-        return todo[:WAVE]
-    if curve[-1].result is None:
-        return [curve[-1]]
-    found: list[_Trial] = []
-    above: Point = replace(baseline, width=curve[0].group.units)
-    between: list[_Trial] = []
-    for trial in curve:
-        if trial.result is None:
-            between.append(trial)
-            continue
-        below = trial.result
-        if below.metric is not None and above.metric is not None and above.metric - below.metric <= flat:
-            for inner in between:
-                inner.skip(
-                    f"flat: width {above.width} has {above.metric:.3g}, {below.width} {below.metric:.3g}"
-                )
-        elif between:
-            found.append(between[len(between) // 2])
-        between, above = [], below
-    return found
+def _measured(trial: _Trial) -> bool:
+    return trial.result is not None and trial.result.metric is not None
 
 
 def _original(engine: Engine, inputs: NDArray[np.float32]) -> list[Outputs]:
@@ -302,38 +321,37 @@ def _images(outputs: Outputs, count: int) -> Iterator[Outputs]:
 
 
 class _Judge:
-    """Decides what is hopeless."""
+    """Scores points, and decides which cannot matter."""
 
-    def __init__(self, score: Score, original: list[Outputs], baseline: Point, hopeless: float) -> None:
-        self.score, self.original, self.hopeless = score, original, hopeless
+    def __init__(self, score: Score, original: list[Outputs], baseline: Point) -> None:
+        self.score, self.original = score, original
         images = len(original)
         self.checks = sorted({images // part for part in CHECKS if images // part >= CHECK_IMAGES})
         self._base = {images: baseline.metric}
 
     def finish(self, trial: _Trial) -> None:
-        """All images are done: the point is measured, and what follows from it."""
+        """All images are done: the point is measured."""
         if trial.result is not None:
             return
         trial.result = Point(trial.width, *self.score(trial.outputs))
         trial.outputs = []
         base = self._base[len(self.original)]
         assert trial.result.metric is not None and base is not None
-        if (lost := base - trial.result.metric) > self.hopeless:
-            trial.skip_narrower(f"hopeless: width {trial.width} already lost {lost:.3g}")
+        trial.lost = base - trial.result.metric
 
     def look(self, trial: _Trial, images: int) -> None:
-        """Some images are done: the point is given up if it is all but certain to be hopeless."""
-        if trial.result is not None or self.hopeless == float("inf"):
+        """Some images are done: the point is given up if it is all but certain that it cannot matter."""
+        if trial.result is not None or trial.limit == math.inf:
             return
         if images not in self._base:
             self._base[images] = self.score(self.original[:images])[0]
         base = self._base[images]
         _, _, high = self.score(trial.outputs)
         assert base is not None
-        if base - high > self.hopeless:
-            numbers = f"{high:.3g} at most (95 %), {base:.3g} unpruned"
-            trial.skip(f"hopeless after {images} images: {numbers}")
-            trial.skip_narrower(f"hopeless: width {trial.width} was")
+        if (lost := base - high) > trial.limit:
+            why = f"{GIVEN_UP} {images} images: {high:.3g} at most (95 %), {base:.3g} unpruned"
+            trial.outputs, trial.lost = [], lost
+            trial.result = Point(trial.width, None, None, None, why)
 
 
 def _affordable(
@@ -391,11 +409,12 @@ def _assemble(
     images: int,
     baseline: Point,
     wanted: Sequence[tuple[Group, list[int]]],
-    trials: Mapping[str, Sequence[_Trial]],
+    trials: Mapping[Place, _Trial],
 ) -> Sensitivity:
     curves = []
-    for group, _ in wanted:
+    for group, points_wanted in wanted:
         full = Point(group.units, baseline.metric, baseline.low, baseline.high)
-        points = [trial.result for trial in trials[group.name] if trial.result is not None]
+        made = (trials[group.name, width].result for width in points_wanted[1:])
+        points = [point for point in made if point is not None]
         curves.append(Curve(group.name, group.units, (full, *points)))
     return Sensitivity(metric, images, baseline, tuple(curves))

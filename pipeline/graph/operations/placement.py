@@ -17,7 +17,7 @@ Applies = Callable[["IntegerNode", "IntegerNode"], bool]
 
 #: (runtime, delegate), as `Operation.rules` has them.
 EXECUTORCH, LITERT = ("executorch", "xnnpack"), ("litert", "xnnpack")
-ONNX = ("onnxruntime", "mlas")
+ONNX, OPENVINO = ("onnxruntime", "mlas"), ("openvino", "openvino")
 MICRO, ETHOS = ("litert", "none"), ("litert", "ethos-u")
 #: Of Ethos-U55 and U65 alone, whatever the runtime.
 U55 = ("", "ethos-u55")

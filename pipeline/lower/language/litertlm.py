@@ -19,7 +19,9 @@ TURNS = {
 }
 
 
-def to_litertlm(model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: bool) -> bytes:
+def to_litertlm(
+    model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: bool, template: str | None = None
+) -> bytes:
     """Packs a model.
 
     Args:
@@ -28,6 +30,7 @@ def to_litertlm(model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: boo
         tokenizer: a `tokenizer.json`.
         facts: of the model.
         turns: whether it was taught to chat in Gemma's turns; a base model gets the bare text.
+        template: the chat template of one that was taught other turns, which LiteRT-LM renders.
 
     Raises:
         UsageError: LiteRT-LM's builder is not installed.
@@ -39,7 +42,7 @@ def to_litertlm(model: bytes, tokenizer: bytes, facts: LanguageFacts, turns: boo
         folder = Path(scratch)
         parts = {
             "model.tflite": model, "tokenizer.json": tokenizer,
-            "metadata.pb": _metadata(facts, turns).SerializeToString(),
+            "metadata.pb": _metadata(facts, turns, template).SerializeToString(),
         }  # fmt: skip
         for name, data in parts.items():
             (folder / name).write_bytes(data)
@@ -63,7 +66,7 @@ def check_installed() -> None:
         raise UsageError("LiteRT-LM's builder is not installed", hint="pip install litert-lm-builder")
 
 
-def _metadata(facts: LanguageFacts, turns: bool) -> Any:
+def _metadata(facts: LanguageFacts, turns: bool, template: str | None) -> Any:
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, llm_model_type_pb2
 
     metadata = llm_metadata_pb2.LlmMetadata()
@@ -74,6 +77,8 @@ def _metadata(facts: LanguageFacts, turns: bool) -> Any:
     gemma, generic = llm_model_type_pb2.Gemma3(), llm_model_type_pb2.GenericModel()
     kind = {"gemma3": gemma} if turns else {"generic_model": generic}
     metadata.llm_model_type.CopyFrom(llm_model_type_pb2.LlmModelType(**kind))
+    if template is not None:
+        metadata.jinja_prompt_template = template
     for name, (prefix, suffix) in TURNS.items() if turns else ():
         affixes = getattr(metadata.prompt_templates, name)
         affixes.prefix, affixes.suffix = prefix, suffix

@@ -77,24 +77,35 @@ def conv2d(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Val
     """Fused to QLinearConv."""
     weight = np.asarray(node.weight)
     names = [writer.real(values[0]).name, *parameters(writer, node, feeds[0], weight)]
-    made = writer.op(
-        "Conv", names, f"{node.name}/real", group=int(node.attrs["groups"]), pads=_sides(node.attrs),
-        kernel_shape=list(weight.shape[2:]), strides=list(node.attrs["stride"]),
-        dilations=list(node.attrs.get("dilation", (1, 1))),
-    )  # fmt: skip
+    made = writer.op("Conv", names, f"{node.name}/real", **layer_attributes(node, weight))
     return finished(writer, node, made)
+
+
+def layer_attributes(node: Any, weight: NDArray[Any]) -> dict[str, Any]:
+    """Of a Conv that is a `conv2d`, or a `linear` over one pixel."""
+    if node.kind == "linear":
+        return {"kernel_shape": [1, 1]}
+    return {
+        "group": int(node.attrs["groups"]), "pads": _sides(node.attrs),
+        "kernel_shape": list(weight.shape[2:]), "strides": list(node.attrs["stride"]),
+        "dilations": list(node.attrs.get("dilation", (1, 1))),
+    }  # fmt: skip
 
 
 def linear(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
     """As a convolution over one pixel, whose kernel is the faster one and takes a scale per output."""
-    (x,), weight = values, np.asarray(node.weight)
-    rows, shape = (weight.shape[0], weight.shape[1], 1, 1), tuple(x.shape)
-    flat = int(np.prod(shape[:-1]))
-    x = writer.made("Reshape", [x, _shape(writer, (flat, shape[-1], 1, 1))], x, (flat, shape[-1], 1, 1))
-    names = [writer.real(x).name, *parameters(writer, node, feeds[0], weight.reshape(rows))]
-    made = writer.op("Conv", names, f"{node.name}/real", kernel_shape=[1, 1])
-    out = finished(writer, replace(node, shape=(flat, weight.shape[0], 1, 1)), made)
-    return writer.made("Reshape", [out, _shape(writer, node.shape)], out, node.shape)
+    x, weight = pixels(writer, values[0]), np.asarray(node.weight)
+    weight = weight.reshape(*weight.shape, 1, 1)
+    names = [writer.real(x).name, *parameters(writer, node, feeds[0], weight)]
+    made = writer.op("Conv", names, f"{node.name}/real", **layer_attributes(node, weight))
+    out = finished(writer, replace(node, shape=(x.shape[0], len(weight), 1, 1)), made)
+    return pixels(writer, out, node.shape)
+
+
+def pixels(writer: Writer, value: Value, shape: tuple[int, ...] = ()) -> Value:
+    """Rows of features as a batch of one pixel each, or such a batch in another shape."""
+    shape = shape or (int(np.prod(value.shape[:-1])), value.shape[-1], 1, 1)
+    return writer.made("Reshape", [value, _shape(writer, shape)], value, shape)
 
 
 def conv_transpose2d(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
@@ -135,7 +146,8 @@ def mean(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value
     scale = np.float32(feed.out.scale) / np.float32(node.out.scale) * (np.float32(1) / np.float32(count))
     bias = np.float32(node.out.zero_point) - np.float32(feed.out.zero_point * count) * scale
     axes = writer.constant(np.asarray([2, 3], np.int64), "axes")
-    codes = writer.real(replace(x, affine=Affine(1.0, 0))).name  # ours, not less their zero point
+    # Ours, not less their zero point.
+    codes = writer.summed(writer.real(replace(x, affine=Affine(1.0, 0))).name)
     total = writer.op("ReduceSum", [codes, axes], f"{node.name}/sum", keepdims=1)
     scaled = writer.op("Mul", [total, writer.constant(np.asarray(scale), "scale")], f"{node.name}/scaled")
     made = writer.op("Add", [scaled, writer.constant(np.asarray(bias), "bias")], f"{node.name}/codes")

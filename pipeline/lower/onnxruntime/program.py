@@ -7,7 +7,7 @@ makes the file; it and `onnxruntime` are an extra.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.executorch.program import QdqModule
 from paredown.pipeline.lower.integer import IntegerGraph, IntegerNode
 from paredown.pipeline.lower.onnxruntime import aten
-from paredown.pipeline.lower.onnxruntime.kinds import BOTH, OF_CODES, finished, looked_up
+from paredown.pipeline.lower.onnxruntime.kinds import BOTH, OF_CODES, Emitter, finished, looked_up
 from paredown.pipeline.lower.onnxruntime.optimized import in_float
 from paredown.pipeline.lower.onnxruntime.writer import Value, Writer
 from paredown.pipeline.lower.runtimes import Lowered
@@ -31,19 +31,24 @@ __all__ = ["load", "lower_float", "lower_integer"]
 
 def lower_integer(graph: IntegerGraph) -> Lowered:
     """Writes the integer graph, NCHW, batch of one; its codes are uint8, 128 more than ours."""
-    data = _written(graph.written)
+    data = written(graph.written, Writer())
     return Lowered(data, 1, in_float(data))
 
 
 def lower_float(graph: Graph) -> Lowered:
     """Writes the traced float network: float32 in and out, NCHW, batch of one."""
-    data = _written(graph.written)
+    data = written(graph.written, Writer())
     Runner(data)  # says at once what does not load
     return Lowered(data, 1, ())
 
 
-def _written(graph: Graph | IntegerGraph) -> bytes:
-    writer = Writer()
+def written(graph: Graph | IntegerGraph, writer: Writer) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        graph: of floats or of codes, as it is written.
+        writer: an empty one; its `own` kinds come before those of `kinds`.
+    """
     nodes: dict[str, Any] = {node.name: node for node in graph}
     values: dict[str, Value] = {}
     for node in graph:
@@ -52,13 +57,15 @@ def _written(graph: Graph | IntegerGraph) -> bytes:
             values[node.name] = Value(writer.name("input"), tuple(node.shape), affine)
             continue
         feeds = [nodes[name] for name in node.inputs]
-        emit = _emitter(node)
+        emit = _emitter(node, writer.own)
         values[node.name] = emit(writer, node, feeds, [values[name] for name in node.inputs])
     outputs = [(f"output_{index}", values[name]) for index, name in enumerate(graph.outputs)]
     return writer.model(values[graph.nodes[0].name], outputs)
 
 
-def _emitter(node: Any) -> Callable[..., Value]:
+def _emitter(node: Any, own: Mapping[str, Emitter]) -> Callable[..., Value]:
+    if isinstance(node, IntegerNode) and node.kind in own:
+        return own[node.kind]
     if node.kind in BOTH:
         return BOTH[node.kind]
     if not isinstance(node, IntegerNode):

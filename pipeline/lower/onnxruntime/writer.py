@@ -7,8 +7,9 @@ fuses it with that and the QuantizeLinear behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,13 @@ def helper() -> Any:
 
 
 class Writer:
-    """The nodes and constants of one file."""
+    """The nodes and constants of one file.
+
+    Attributes:
+        own: kind -> how codes of it are written, where that is not as for ONNX Runtime.
+    """
+
+    own: Mapping[str, Callable[..., Value]] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.onnx = helper()
@@ -115,8 +122,16 @@ class Writer:
         """
         if value.affine == affine:
             return self.clipped(value, low, high, hint)
-        name = self.op("QuantizeLinear", [self.real(value).name, *self.scale(affine)], hint)
+        name = self.op("QuantizeLinear", [self.rounded(value, affine, hint), *self.scale(affine)], hint)
         return self.clipped(Value(name, value.shape, affine), low, high, hint)
+
+    def rounded(self, value: Value, affine: Affine, hint: str) -> str:
+        """What QuantizeLinear reads: the values, which it rounds itself."""
+        return self.real(value).name
+
+    def summed(self, name: str) -> str:
+        """What a ReduceSum reads of whole numbers: these themselves."""
+        return name
 
     def clipped(self, value: Value, low: int, high: int, hint: str) -> Value:
         """Codes within a range."""

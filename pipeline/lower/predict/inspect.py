@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from paredown.pipeline.compress.squantize.clip_places import clip_places, kept_at_8_bits, untrained
 from paredown.pipeline.compress.training.sparsify import prunable
 from paredown.pipeline.graph.graph import Graph
@@ -22,7 +24,7 @@ from paredown.pipeline.lower.predict.placement import Placement, place
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.recipe.task import load_task, notes_of
 from paredown.targets.cards.card import Target
-from paredown.targets.errors import DeviceError
+from paredown.targets.errors import DeviceError, InputError
 from paredown.targets.mcu.memory import fits
 from paredown.targets.mcu.vela import Compiled, compile_for
 
@@ -97,11 +99,29 @@ def inspect(recipe: Recipe, target: Target) -> Inspection:
     """
     task = load_task(recipe)
     source = task.preprocess
-    graph = trace(task.network(), source.input_shape, opaque=True)
+    network = task.network()
+    graph = trace(network, source.input_shape, opaque=True)
+    refused = refusal(network, graph)
     runtimes = recipe.lower.on(target.runtimes).runtimes
     graph, notes = _with_low_bits(graph, recipe)
     found = inspect_graph(graph, target, runtimes, source.value_range or (-1.0, 1.0), recipe.network)
-    return replace(found, notes=(*notes_of(task), *found.notes, *notes))
+    return replace(found, notes=(*refused, *notes_of(task), *found.notes, *notes))
+
+
+def refusal(network: nn.Module, graph: Graph) -> tuple[str, ...]:
+    """A sentence where `paredown run` refuses a network that is inspected all the same: with its error.
+
+    Args:
+        network: the module.
+        graph: of it, traced with `opaque=True`.
+    """
+    if not any(node.kind == "opaque" for node in graph):
+        return ()
+    try:
+        trace(network, graph.nodes[0].shape)
+    except InputError as error:
+        return (f"`paredown run` refuses this network: {error}",)
+    return ()
 
 
 def inspect_graph(

@@ -127,7 +127,7 @@ def rule(
     why = why.replace(f"it operation {op.partition('.')[0]} ", "it ")
     if found.refused:
         return Rule(_always, f"{why}; {found.refused}", "write it in other operations", "refused")
-    fused = delegate in {"xnnpack", "mlas"}
+    fused = delegate in {"xnnpack", "mlas", "openvino"}
     if fused and not found.outside:
         return None
     table = node.kind == "function" and chain(node.attrs) is None

@@ -15,6 +15,7 @@ from paredown.pipeline.graph.operations.placement import (
     EXECUTORCH,
     LITERT,
     ONNX,
+    OPENVINO,
     U55,
     Place,
     Rule,
@@ -28,6 +29,7 @@ from paredown.targets.cards.card import RuntimeCard, Target
 FLOAT_IN_ONNX = frozenset(
     {"sub", "mean", "softmax", "log_softmax", "normalize", "unit_norm", "matmul", "conv_transpose2d"}
 )  # fmt: skip
+FLOAT_IN_OPENVINO = FLOAT_IN_ONNX - {"sub"}
 #: (runtime, delegate) -> the rules of all operations; they come behind an operation's own.
 RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     EXECUTORCH: (
@@ -40,6 +42,12 @@ RULES: Mapping[tuple[str, str], tuple[Rule, ...]] = {
     ONNX: (
         Rule(
             lambda node, feed: node.kind in FLOAT_IN_ONNX, "computed in float32 by ONNX Runtime",
+            "nothing: it is as exact, and seldom large", parts=(True, False, True),
+        ),
+    ),
+    OPENVINO: (
+        Rule(
+            lambda node, feed: node.kind in FLOAT_IN_OPENVINO, "computed in float32 by OpenVINO",
             "nothing: it is as exact, and seldom large", parts=(True, False, True),
         ),
     ),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 HUGGING_FACE, SAVED_MODEL = "Hugging Face", "SavedModel"
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+#: What transformers reads where it is there: weights in parts, with their index, and adapters.
+OTHERS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_*")
 GRAPH = "saved_model.pb"
 
 
@@ -25,4 +27,6 @@ def files(path: Path) -> tuple[Path, ...]:
     """The files that decide what the model is."""
     if kind(path) == SAVED_MODEL:
         return (path / GRAPH, *sorted((path / "variables").glob("variables.*")))
-    return tuple(path / name for name in (CONFIG, WEIGHTS, PREPROCESSOR) if (path / name).is_file())
+    usual = [path / name for name in (CONFIG, WEIGHTS, PREPROCESSOR)]
+    others = sorted({found for pattern in OTHERS for found in path.glob(pattern)} - set(usual))
+    return tuple(file for file in (*usual, *others) if file.is_file())

@@ -176,10 +176,11 @@ def _bursts(bursts: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _parity(told: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Codes that differ, per kind of operation, and the first operation that does."""
+    """Codes that differ, per kind of operation and per operation, and the first operation that does."""
     return [
         {"runtime": name, "first": each["first"], "inputs": each["inputs"], "outputs": each["outputs"],
-         "kinds": sorted(each["kinds"].items()), "islands": sorted(each.get("islands", {}).items())}
+         "kinds": sorted(each["kinds"].items()), "islands": sorted(each.get("islands", {}).items()),
+         "layers": each.get("layers", [])}
         for name, each in told.items()
     ]  # fmt: skip
 

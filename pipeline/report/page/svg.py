@@ -11,6 +11,7 @@ Points = Sequence[tuple[float, float]]
 
 WIDE, HIGH = 360, 230  # units of a chart; a phone shows one unit as one pixel
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 34
+MOST_NAMED = 4  # points of a plot
 COLOURS = 8  # classes c0 to c7 of the style sheet
 
 
@@ -140,6 +141,8 @@ def scatter(
 ) -> Markup:  # fmt: skip
     """Named points; those of the front are joined by a line.
 
+    More points than `MOST_NAMED` are named below, with their numbers: beside the marks they hide each other.
+
     Args:
         points: name, x and y.
         title: for those who do not see it.
@@ -159,14 +162,18 @@ def scatter(
         cx, cy = frame.x(x), frame.y(y)
         parts.append(Markup('<circle class="dot c{}" cx="{}" cy="{}" r="4.5"/>').format(
             index % COLOURS, cx, cy))  # fmt: skip
+        if len(points) > MOST_NAMED:
+            continue
         end = cx > WIDE * 0.6
         at = cy - 8 if cy > TOP + 14 else cy + 16
         while any(abs(at - other) < 12 and abs(cx - left) < 150 for left, other in taken):
-            at += 12
+            at = at + 12 if abs(at + 12 - cy) >= 12 else cy + 16  # never on the mark itself
         taken.append((cx, at))
         parts.append(Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
             cx, at, "end" if end else "start", name))  # fmt: skip
-    return _svg(parts, title)
+    if len(points) <= MOST_NAMED:
+        return _svg(parts, title)
+    return _svg(parts, title) + legend([f"{name}: {number(x)} {x_label}, {y:.4f}" for name, x, y in points])
 
 
 def intervals(

@@ -11,6 +11,7 @@ everything is reused imports none of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.calibration.datasets import Dataset, First
+from paredown.calibration.datasets import Dataset, First, Kept
 from paredown.pipeline.device.executor import SIMULATED
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
-from paredown.pipeline.recipe.task import Predict, Task, doubts_of, drawn_by, load_task, metric_of, notes_of
+from paredown.pipeline.recipe.task import (
+    Predict,
+    Task,
+    codes_of,
+    doubts_of,
+    drawn_by,
+    load_task,
+    metric_of,
+    notes_of,
+    pictured_by,
+)
 from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
 from paredown.pipeline.run.image.quantize_stages import SMOKE_IMAGES, QuantizeStages
-from paredown.pipeline.run.image.read import graph_in, integer_in, predictor, write_lowered, write_traced
+from paredown.pipeline.run.image.read import (
+    all_integers,
+    graph_in,
+    in_batches,
+    integer_in,
+    predictor,
+    write_lowered,
+    write_traced,
+)
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
 from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
-from paredown.pipeline.store.files import set_threads, write_json
+from paredown.pipeline.store.files import PARALLEL_MACS, read_json, set_threads, write_json
 from paredown.pipeline.store.stage import Inputs, Stage
 from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
@@ -43,6 +62,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.lower.integer import IntegerGraph
 
 PARITY_INPUTS = 32
+WORTH_MACS = 5e9  # of all images that are scored; a second process takes seconds to start
 SMOKE_INPUTS, SMOKE_RUNS = 2, 3
 FEWEST = 10  # timed inferences, below which nothing is taken back
 FLOAT = "-fp32"
@@ -113,7 +133,7 @@ class ImageJob(Job):
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
-        self.calibration, self.test = self.task.data("calibration"), self.task.data("test")
+        self.calibration, self.test = (Kept(self.task.data(split)) for split in ("calibration", "test"))
         prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
         self.original = self._trace()
         self.pruning: PruneStages | None = None
@@ -144,6 +164,7 @@ class ImageJob(Job):
         self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
         here = self.target.reach.kind == "local" and self.device is None
         self.bench = timed or (self._bench() if here else None)
+        self.sample = self._sample()
         self.bundle, self.preview, self.examples = self._bundle(), self._preview(), self._examples()
 
     def _compress(self, prune: bool, squantize: bool) -> None:
@@ -190,6 +211,15 @@ class ImageJob(Job):
         """Sets torch's threads, which float sums hang on, as the size of the network wants them."""
         if stage is not self.original:
             set_threads(self.path(self.original))
+
+    def movable(self, stage: Stage) -> Sequence[Stage]:
+        """Scores, once it is known that they take seconds, and no network that wants all cores itself."""
+        if stage is not self.original or self.training is not None or len(os.sched_getaffinity(0)) < 2:
+            return ()
+        macs = read_json(self.path(stage) / "size.json")["macs"]
+        if macs >= PARALLEL_MACS or macs * self.images < WORTH_MACS:
+            return ()
+        return [each for each in self.scores.values() if self.store.get(each.key) is None]
 
     @property
     def allows_float(self) -> bool:
@@ -317,10 +347,18 @@ class ImageJob(Job):
         return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
 
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
-        return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix)
+        codes = codes_of(self.task) if traced is self.original else None
+        return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix, codes)
+
+    def _int4(self, name: str) -> tuple[str, ...]:
+        """Kinds of layers whose weights may be int4 on a runtime; none of a recipe that makes no such codes.
+
+        So the programs of cards that differ in this alone are made, and scored, once.
+        """
+        return self.target.runtime(name).int4 if self.recipe.squantize.active else ()
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
-        int4 = self.target.runtime(name).int4
+        int4 = self._int4(name)
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.lower.integer import in_int4
@@ -348,7 +386,7 @@ class ImageJob(Job):
             from paredown.pipeline.lower.predict.islands import facts, islands, tried
 
             tools = runtime(name)
-            integer = in_int4(integer_in(inputs["integer"]), self.target.runtime(name).int4)
+            integer = in_int4(integer_in(inputs["integer"]), self._int4(name))
             done = 0
 
             def tick() -> None:
@@ -367,6 +405,11 @@ class ImageJob(Job):
                 self._references.setdefault(self.integers[name].key, {}),
             )
             told = result.to_dict()
+            # a list, for the running order: what is written sorts its keys
+            told["layers"] = [
+                {"name": layer, "kind": integer[layer].kind, **apart}
+                for layer, apart in told["layers"].items()
+            ]
             for node in islands(integer):
                 feeds = [integer[each] for each in node.inputs]
                 micro = self.target.runtime(name).edition == "micro"
@@ -375,7 +418,8 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"integer": self.integers[name], "program": self.lower[name]}
         inputs["data"] = self.calibration.fingerprint()
-        return Stage(f"parity-{name}{self._instead(name)}", 1, params, inputs, build)
+        called = f"parity-{name}{self._instead(name)}"
+        return Stage(called, 2, params, inputs, build)  # 2: with layers for the report
 
     def _parity_inputs(self, integer: IntegerGraph, count: int) -> NDArray[np.int8]:
         """Half real images of the calibration split, half synthetic textures over all codes."""
@@ -397,6 +441,8 @@ class ImageJob(Job):
 
         def build(out: Path, inputs: Inputs) -> None:
             predict = predictor(variant, inputs["program"], inputs.get("graph"))
+            if variant == "integer" and all_integers(inputs["program"]):
+                predict = in_batches(predict, First(self.test, self.images), self.preprocess)
             scores = self.task.score(predict, First(self.test, self.images), self.tick)
             write_scores(out, scores)
             if variant == "fp32" and not self.smoke:
@@ -452,14 +498,22 @@ class ImageJob(Job):
         reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
         return Stage("bench", 4, params, {"trace": self.original, **stages}, build, reads)
 
+    def _sample(self) -> Stage | None:
+        """The labelled sample that a bundle holds; None where it is not wanted, or scored by code."""
+        from paredown.pipeline.run.image.packed.sample import sample_stage
+
+        return sample_stage(self)
+
     def _bundle(self) -> Stage:
         made = (self.integers, self.lower, self.baseline, self.parity, self.scores)
         told = (self.originals, self.rejected)  # their sizes stand in the manifest
         inputs = {stage.name: stage for group in (*made, *told) for stage in group.values()}
+        if self.sample is not None:
+            inputs[self.sample.name] = self.sample
 
         def build(out: Path, folders: Inputs) -> None:
             from paredown.pipeline.bundle.archive import pack
-            from paredown.pipeline.run.image.manifest import byte_ledger, contents
+            from paredown.pipeline.run.image.packed.manifest import byte_ledger, contents
 
             (out / BUNDLE).write_bytes(pack(*contents(self)))
             if self.squantizing is not None:
@@ -486,19 +540,36 @@ class ImageJob(Job):
 
     def _examples(self) -> Stage | None:
         """The worst test images; None of a task that draws none."""
-        drawn, name = drawn_by(self.task), self.runtimes[-1]
-        if drawn is None:
+        drawn, pictured, name = drawn_by(self.task), pictured_by(self.task), self.runtimes[-1]
+        if drawn is None and pictured is None:
             return None
+
+        def pictures(inputs: Inputs) -> Any:
+            from paredown.pipeline.run.image.summary.examples import by_details, by_outputs
+
+            if drawn is not None:
+                return by_details(drawn)
+            assert pictured is not None
+            both = (
+                predictor("fp32", inputs["original"], None),
+                predictor(name, inputs["program"], inputs.get("graph")),
+            )
+            return by_outputs(pictured, both, self.preprocess)
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.run.image.summary.examples import examples
             from paredown.pipeline.run.image.summary.summary import EXAMPLES
 
             old, new = (read_details(inputs[each]).get("images", ()) for each in ("before", "after"))
-            write_json(out / EXAMPLES, examples(old, new, self.test, drawn, name))
+            write_json(out / EXAMPLES, examples(old, new, self.test, pictures(inputs), name))
 
         inputs: dict[str, Stage | str] = {"before": self.scores["fp32"], "after": self.scores[name]}
-        return Stage("examples", 1, PreviewParams(name), inputs | {"data": self.test.fingerprint()}, build)
+        reads: dict[str, Stage] = {}
+        if drawn is None:
+            inputs |= {"original": self.original, "program": self.lower[name]}
+            reads = self._read(name)
+        inputs["data"] = self.test.fingerprint()
+        return Stage("examples", 1, PreviewParams(name), inputs, build, reads)
 
 
 def check_target(target: Any) -> None:

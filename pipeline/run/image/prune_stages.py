@@ -6,7 +6,7 @@ looked at. What comes out is a plain thinner network, a state dict and its trace
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,9 +28,10 @@ from paredown.targets.host.tools import lacks
 if TYPE_CHECKING:
     from torch import nn
 
+    from paredown.pipeline.compress.allocate.allocate import Allocation
     from paredown.pipeline.compress.allocate.cost import Cost
     from paredown.pipeline.compress.coupling.flow import Group
-    from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+    from paredown.pipeline.compress.sensitivity.sensitivity import Meter, Sensitivity
     from paredown.pipeline.graph.graph import Graph
 
 SMOKE_WIDTHS = 3
@@ -41,29 +42,27 @@ SENSE, PLAN, NETWORK, HISTORY, PLOT = (
 
 @dataclass(frozen=True)
 class ChannelSenseParams:
-    """What is measured, on how many images."""
+    """What is measured, on how many images, and for which budget; without one, every point."""
 
     criterion: str
     images: int
     widths: int
-    hopeless: float
-    flat: float
     multiple: Mapping[str, int]
     seed: int
     preprocess: str
     torch: str
+    budget: str | None = None
+    limit: float | None = None
+    runtime: str | None = None
+    table: str | None = None
+    machine: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class ChannelPruneParams:
-    """The budget, and how the thinner network is made."""
+    """How the thinner network is made."""
 
-    budget: str | None
-    limit: float | None
-    runtime: str | None
-    table: str | None
     reconstruct: bool
-    machine: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ class PruneStages:
         self.recipe, self.store, self.target = settings.recipe, settings.store, settings.target
         self.smoke, self.tell, self.tick = settings.smoke, settings.tell, settings.tick
         self.task, self.training, self.original, self.machine = task, training, original, machine
-        self.sense = self._sense()
+        self.sense = self._sense(self.recipe.prune.budget)
+        self.curves = self._sense(None)
         self.prune = self._prune()
         self.recover = self._recover()
         self.trace = self._trace()
@@ -115,8 +115,10 @@ class PruneStages:
         return couple_on_trial(self.task.network(), graph), graph
 
     def sensitivity(self) -> Sensitivity:
-        """What the sense stage measured."""
-        return _sensitivity(stored(self.store, self.sense))
+        """What the stage of whole curves measured."""
+        from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+
+        return Sensitivity.from_dict(read_json(stored(self.store, self.curves) / SENSE)["sensitivity"])
 
     def plan(self) -> dict[str, Any]:
         """What the prune stage decided: `allocation` (None without a budget) and `kept`."""
@@ -143,13 +145,18 @@ class PruneStages:
 
     # -- the stages ----------------------------------------------------------------------------------------
 
-    def _sense(self) -> Stage:
+    def _sense(self, budget: tuple[str, float] | None) -> Stage:
+        """Measures what a budget asks for, and allocates; without one, every point of every curve."""
         prune = self.recipe.prune
         kinds = self.target.channel_multiple.model_dump()
+        name, limit = budget or (None, None)
+        counted = (prune.runtime or self.recipe.lower.runtimes[0]) if name == "latency" else None
+        table = Path(prune.latency_table) if counted and prune.latency_table else None
         params = ChannelSenseParams(
             prune.criterion, self.training.held_out_images, SMOKE_WIDTHS if self.smoke else prune.widths,
-            prune.hopeless, prune.flat, {kind: prune.multiple or value for kind, value in kinds.items()},
+            {kind: prune.multiple or value for kind, value in kinds.items()},
             self.recipe.recover.seed, self.training.preprocess.hash, package_version("torch"),
+            name, limit, counted, file_hash(table) if table else None, self.machine if counted else None,
         )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
@@ -157,7 +164,7 @@ class PruneStages:
             from paredown.pipeline.compress.coupling.trial import couple_on_trial
             from paredown.pipeline.compress.sensitivity.chart import plot
             from paredown.pipeline.compress.sensitivity.ranking import ranking
-            from paredown.pipeline.compress.sensitivity.sensitivity import measure
+            from paredown.pipeline.compress.sensitivity.sensitivity import Meter
             from paredown.pipeline.compress.training.data import preprocessed, run_graph
 
             graph = graph_in(inputs["trace"])
@@ -172,19 +179,27 @@ class PruneStages:
                 for group in groups
                 if not group.locked
             }
-            found = measure(
+            meter = Meter(
                 graph, groups, ranking(importance), widths, images.numpy(), self.training.score(truth),
-                self.task.metric, hopeless=params.hopeless, flat=params.flat, tick=self.tick,
+                self.task.metric, tick=self.tick,
             )  # fmt: skip
             scores = {name: [float(v) for v in values] for name, values in importance.items()}
-            write_json(out / SENSE, {"sensitivity": found.to_dict(), "importance": scores})
+            allocation = None
+            if budget is None:
+                meter.ask(meter.everything())
+            else:
+                cost = self._cost(graph, groups, budget[0], table, widths)
+                allocation = _allocation(groups, meter, widths, scores, cost, budget, len(images)).to_dict()
+            found = meter.found()
+            made = {"sensitivity": found.to_dict(), "importance": scores, "allocation": allocation}
+            write_json(out / SENSE, made)
             if missing := lacks("matplotlib", f"{PLOT}, the plot,"):
                 self.tell(Event("sense", "running", detail=missing))
             else:
-                plot(found, groups, graph, out / PLOT, hopeless=params.hopeless)
+                plot(found, groups, graph, out / PLOT)
 
         return Stage(
-            "sense", 2, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build
+            "sense", 3, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build
         )
 
     def _importance(self, graph: Graph, groups: tuple[Group, ...], training: Dataset) -> dict[str, Any]:
@@ -200,13 +215,6 @@ class PruneStages:
 
     def _prune(self) -> Stage:
         prune = self.recipe.prune
-        name, limit = prune.budget or (None, None)
-        counted = (prune.runtime or self.recipe.lower.runtimes[0]) if name == "latency" else None
-        table = Path(prune.latency_table) if counted and prune.latency_table else None
-        params = ChannelPruneParams(
-            name, limit, counted, file_hash(table) if table else None, prune.reconstruct,
-            self.machine if counted else None,
-        )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.compress.coupling.reconstruct import reconstruct
@@ -215,7 +223,7 @@ class PruneStages:
 
             graph, network = graph_in(inputs["trace"]), self.task.network()
             groups = couple_on_trial(network, graph)
-            allocation, kept = self._allocate(graph, groups, table, inputs.get("sensitivity"))
+            allocation, kept = _kept(groups, inputs.get("sensitivity"))
             smaller = cut(network, graph, groups, kept) if kept else network
             if kept:
                 images = self.training.inputs(self.training.held_out()[0])
@@ -229,33 +237,9 @@ class PruneStages:
             write_json(out / PLAN, {"allocation": allocation, "kept": kept})
 
         inputs: dict[str, Stage | str] = {"trace": self.original, "weights": self.task.weights_hash()}
-        if name is not None:
+        if prune.budget is not None:
             inputs["sensitivity"] = self.sense
-        return Stage("prune", 1, params, inputs, build)
-
-    def _allocate(
-        self, graph: Graph, groups: tuple[Group, ...], table: Path | None, sensed: Path | None
-    ) -> tuple[dict[str, Any] | None, dict[str, tuple[int, ...]]]:
-        """The allocation as JSON has it, and the units that stay; neither without a budget."""
-        from paredown.pipeline.compress.allocate.allocate import allocate, predicted_losses
-        from paredown.pipeline.compress.sensitivity.ranking import keep, ranking
-
-        budget = self.recipe.prune.budget
-        if budget is None or sensed is None:
-            return None, {}
-        import numpy as np
-
-        scores = read_json(sensed / SENSE)["importance"]
-        sensitivity = _sensitivity(sensed)
-        losses = predicted_losses(sensitivity)
-        name, limit = budget
-        choices = {group: tuple(found) for group, found in losses.items()}
-        cost = self._cost(graph, groups, name, table, choices)
-        wanted = {"tolerance": limit} if name == "accuracy_drop" else {"limit": limit}
-        found = allocate(groups, losses, cost, importance=scores, resolution=1 / sensitivity.images, **wanted)
-        ranks = ranking({group: np.array(values) for group, values in scores.items()})
-        thinner = {g.name: found.widths[g.name] for g in groups if found.widths[g.name] < g.units}
-        return found.to_dict(), keep(ranks, thinner)
+        return Stage("prune", 2, ChannelPruneParams(prune.reconstruct), inputs, build)
 
     def _cost(
         self,
@@ -263,7 +247,7 @@ class PruneStages:
         groups: tuple[Group, ...],
         name: str,
         table: Path | None,
-        choices: Mapping[str, tuple[int, ...]],
+        choices: Mapping[str, Sequence[int]],
     ) -> Cost:
         from paredown.pipeline.compress.allocate.cost import counted
         from paredown.pipeline.device.latency.latency import latency, table_for
@@ -308,7 +292,7 @@ class PruneStages:
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
-        inputs: dict[str, Stage | str] = {"network": self.prune, "data": self.training.data.fingerprint()}
+        inputs: dict[str, Stage | str] = {"network": self.prune, "data": self.training.fingerprint}
         stage = Stage("recover", 4, params, inputs, build, {"trace": self.original})
         return stage
 
@@ -324,7 +308,38 @@ class PruneStages:
         return Stage("trace-pruned", 2, params, {"network": self.recover}, build)
 
 
-def _sensitivity(folder: Path) -> Sensitivity:
-    from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
+def _allocation(
+    groups: Sequence[Group],
+    meter: Meter,
+    widths: Mapping[str, Sequence[int]],
+    importance: Mapping[str, Sequence[float]],
+    cost: Cost,
+    budget: tuple[str, float],
+    images: int,
+) -> Allocation:
+    """The widths for a budget, by as few points as it takes."""
+    from paredown.pipeline.compress.allocate.lazy import allocate_lazily
 
-    return Sensitivity.from_dict(read_json(folder / SENSE)["sensitivity"])
+    name, limit = budget
+    wanted = {"tolerance": limit} if name == "accuracy_drop" else {"limit": limit}
+    return allocate_lazily(
+        groups, widths, meter.ask, cost, importance=importance, resolution=1 / images, **wanted
+    )
+
+
+def _kept(
+    groups: Sequence[Group], sensed: Path | None
+) -> tuple[dict[str, Any] | None, dict[str, tuple[int, ...]]]:
+    """The allocation as JSON has it, and the units that stay; neither without a budget."""
+    import numpy as np
+
+    from paredown.pipeline.compress.sensitivity.ranking import keep, ranking
+
+    if sensed is None:
+        return None, {}
+    found = read_json(sensed / SENSE)
+    ranks = ranking({group: np.array(values) for group, values in found["importance"].items()})
+    widths = found["allocation"]["widths"]
+    return found["allocation"], keep(
+        ranks, {g.name: widths[g.name] for g in groups if widths[g.name] < g.units}
+    )

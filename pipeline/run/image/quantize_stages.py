@@ -16,6 +16,7 @@ from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.store.files import read_json, write_graph, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
+from paredown.pipeline.store.store import file_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ SMOKE_IMAGES = 4
 ROUND_IMAGES = 64  # that codes and biases are chosen on
 RANGES, OBSERVERS, EQUALIZED = "ranges.json", "observers.json", "equalized.json"
 STARVED = "starved.json"  # lines on parts of outputs
+KEPT = "codes, scales and biases are those of"
 HELD_OUT = 8  # one image of so many is no observer's, where observers are chosen
 
 
@@ -75,6 +77,13 @@ class IntegerParams:
     weight_range: int | None = field(default=None, metadata=OPTIONAL)
 
 
+@dataclass(frozen=True)
+class KeptParams:
+    """How the codes of a file are read; raised where another graph is made of the same bytes."""
+
+    reader: int = 1
+
+
 class QuantizeStages:
     """The stages for one network.
 
@@ -84,10 +93,11 @@ class QuantizeStages:
         calibration: images.
         traced: the stage that traces what is quantized.
         suffix: of the stages' names.
+        codes: the int8 file of the network, whose own codes are kept; None = they are chosen.
 
     Attributes:
         equalize: None where nothing is.
-        calibrate: finds ranges.
+        calibrate: finds ranges; None where codes are kept.
         integer: makes the integer graph.
     """
 
@@ -98,16 +108,22 @@ class QuantizeStages:
         calibration: Dataset,
         traced: Stage,
         suffix: str = "",
+        codes: Path | None = None,
     ) -> None:
         """Makes the stages; keys are known before anything runs."""
         self.recipe, self.store = settings.recipe.quantize, settings.store
         self.smoke, self.tick = settings.smoke, settings.tick
         self.task, self.calibration, self.suffix = task, calibration, suffix
         self.preprocess = task.preprocess
+        self.codes = codes
         self.equalize = self._equalize(traced) if self.recipe.equalize else None
         self.source = self.equalize or traced
+        self.calibrate: Stage | None = None
+        if codes is not None:
+            self.integer = self._kept(codes)
+            return
         self.calibrate = self._calibrate()
-        self.integer = self._integer()
+        self.integer = self._integer(self.calibrate)
 
     def notes(self) -> list[str]:
         """What was chosen, in plain sentences."""
@@ -115,7 +131,9 @@ class QuantizeStages:
         if self.equalize:
             changed = read_json(stored(self.store, self.equalize) / EQUALIZED)
             notes.append(f"equalized: {sum(changed.values()):,} channels of {len(changed)} layers")
-        if self.recipe.observer == "auto":
+        if self.codes is not None:
+            return [f"{KEPT} {self.codes.name}; any key of [quantize] chooses new ones"]
+        if self.recipe.observer == "auto" and self.calibrate is not None:
             facts = read_json(stored(self.store, self.calibrate) / OBSERVERS)
             counts = ", ".join(f"{name} {count}" for name, count in sorted(facts["counts"].items()))
             notes.append(
@@ -169,7 +187,8 @@ class QuantizeStages:
             (out / RANGES).write_text(ranges.to_json())
 
         inputs: dict[str, Stage | str] = {"trace": self.source, "data": self.calibration.fingerprint()}
-        return Stage(f"calibrate{self.suffix}", 1, params, inputs, build)
+        version = 2 if observer == "auto" else 1  # what shares a scale shares an observer
+        return Stage(f"calibrate{self.suffix}", version, params, inputs, build)
 
     def _choose(self, out: Path, graph: Graph, images: int) -> None:
         """Ranges by the observers that do best on images that none of them has seen, if there are enough."""
@@ -202,10 +221,20 @@ class QuantizeStages:
         ours, theirs = (tuple(each) if len(each) > 1 else each[0] for each in (found, truth))
         return float(self.task.distillation(ours, theirs))
 
-    def _integer(self) -> Stage:
+    def _kept(self, codes: Path) -> Stage:
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.lower.litert.reader.load import of_network
+
+            write_graph(out, *of_network(codes, graph_in(inputs["trace"])).dump())
+            write_json(out / STARVED, [])
+
+        inputs: dict[str, Stage | str] = {"trace": self.source, "file": file_hash(codes)}
+        return Stage(f"integer{self.suffix}", 3, KeptParams(), inputs, build)
+
+    def _integer(self, calibrate: Stage) -> Stage:
         wanted = self.recipe
         params = IntegerParams(wanted.weights, self.preprocess.value_range)
-        inputs: dict[str, Stage | str] = {"trace": self.source, "ranges": self.calibrate}
+        inputs: dict[str, Stage | str] = {"trace": self.source, "ranges": calibrate}
         if wanted.rounding != "nearest" or wanted.bias_correction:
             chosen = (wanted.rounding, wanted.bias_correction, self._images(ROUND_IMAGES))
             params = IntegerParams(params.weights, params.input_range, *chosen, self.preprocess.hash)
@@ -230,7 +259,7 @@ class QuantizeStages:
             write_graph(out, *integer.dump())
             write_json(out / STARVED, [part.line() for part in starved(integer, ranges.ranges)])
 
-        return Stage(f"integer{self.suffix}", 3, params, inputs, build)
+        return Stage(f"integer{self.suffix}", 4, params, inputs, build)
 
     def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
         """Better codes and biases, on calibration images that are spread evenly over the set."""

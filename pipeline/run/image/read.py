@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.calibration.array_input import AnyInput
+from paredown.calibration.datasets import Dataset
 from paredown.pipeline.lower.runtimes import float_predict, runtime
 from paredown.pipeline.recipe.task import Predict
 from paredown.pipeline.run.job import program_in
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Graph
     from paredown.pipeline.lower.integer import IntegerGraph
 
+BATCH = 4
 FLOATS = ("fp32", "pruned", "squantized")
 SIZE = "size.json"
 NOTES = "notes.json"  # of a tracing stage, where there is anything to say
@@ -75,6 +78,40 @@ def predictor(variant: str, made: Path, integer: Path | None) -> Predict:
         return _real(graph, lambda codes: reference.predict(graph, codes))
     program = runtime(variant).load(program_in(made), 1, variant)
     return program if integer is None else _real(integer_in(integer), program)
+
+
+def all_integers(folder: Path) -> bool:
+    """Whether every operation of an integer graph is integer arithmetic, the same in batches of any size."""
+    from paredown.pipeline.graph.operations.kinds import operation
+
+    kinds = [operation(node.kind) for node in integer_in(folder)]
+    return not any(kind.island or kind.tolerance for kind in kinds)
+
+
+def in_batches(predict: Predict, data: Dataset, preprocess: AnyInput, size: int = BATCH) -> Predict:
+    """The same way of predicting, for the images of a data set in their order, some at a time.
+
+    Only for what gives the very same numbers in batches: integer arithmetic. It takes a third less time.
+
+    Args:
+        predict: of a batch of any size.
+        data: the images that will be asked for, one after the other.
+        preprocess: from an image to the network's input.
+        size: images at once.
+    """
+    ahead: list[tuple[NDArray[np.float32], ...]] = []
+    place = 0
+
+    def next_one(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        nonlocal place
+        if not ahead:
+            inputs = [preprocess(data[i].image) for i in range(place, min(place + size, len(data)))]
+            found = predict(np.stack(inputs))
+            ahead.extend(tuple(part[i : i + 1] for part in found) for i in range(len(inputs)))
+        place += 1
+        return ahead.pop(0)
+
+    return next_one
 
 
 def _real(graph: IntegerGraph, codes: Callable[[NDArray[np.int8]], tuple[NDArray[np.int8], ...]]) -> Predict:

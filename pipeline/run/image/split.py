@@ -5,10 +5,11 @@ Everything is chosen by images of the training split that no training sees; the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from paredown.calibration.datasets import Dataset, First
+from paredown.calibration.datasets import Dataset, First, census_of
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
 from paredown.pipeline.recipe.task import Outputs, Task
 from paredown.targets.errors import InputError
@@ -43,6 +44,14 @@ class TrainingSplit:
         self.data: Dataset = First(data, SMOKE_TRAIN) if smoke else data
         self.preprocess = task.preprocess
         self.shape = self.preprocess.input_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images, and of how those are taught that hold something to be ignored."""
+        found, census = self.data.fingerprint(), census_of(self.data)
+        if census is None or not census.ignored:
+            return found
+        return hashlib.sha256(f"{found}, and what is ignored is no background".encode()).hexdigest()
 
     @property
     def held_out_images(self) -> int:

@@ -127,7 +127,7 @@ class SquantizeStages:
             )  # fmt: skip
             checkpoint.unlink(missing_ok=True)
 
-        inputs: dict[str, Stage | str] = {"network": before, "data": training.data.fingerprint()}
+        inputs: dict[str, Stage | str] = {"network": before, "data": training.fingerprint}
         reads = {"original": self.original, "recovered": self.pruning.recover} if self.pruning else {}
         # 5: activations of few bits anywhere, not behind a ReLU alone; without them the result is as it was.
         version = 5 if (wanted.activation_bits or 8) < 8 else 4

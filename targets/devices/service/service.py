@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import re
 import socket
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paredown.targets.devices.device import Device, python_of
 from paredown.targets.devices.service import keeper
+from paredown.targets.devices.service.board.starting import Health
 from paredown.targets.errors import DeviceError, UsageError
 from paredown.targets.own_code import own_code
 
 STEP_S, PROVE_S = 120.0, 1800.0  # an emulated board takes its time
 WATCH_S = 1e8  # three years of tailing
 READY_S = 180.0  # for a first picture, on a board that has only just started
-#: What judges a signature there; the package's folders lead to it.
-GUARD = ("__init__.py", "targets/__init__.py", "targets/devices/__init__.py",
-         "targets/devices/service/__init__.py", "targets/devices/service/ed25519.py",
-         "targets/devices/service/guard.py", "targets/devices/service/signed.py")  # fmt: skip
-GUARDED = ("install", "start", "board", "trust")
+#: What runs there, in one file: the keeper, its parts, and what judges a signature.
+PARTS = ("__init__.py", "targets/__init__.py", "targets/devices/__init__.py",
+         "targets/devices/service/__init__.py", "targets/devices/service/board/*.py",
+         "targets/devices/service/ed25519.py", "targets/devices/service/guard.py",
+         "targets/devices/service/signed.py")  # fmt: skip
+KEEPER = "keeper.pyz"
 
 
 class Board:
@@ -35,7 +39,7 @@ class Board:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._pushed: set[str] = set()
+        self._pushed = False
 
     def report(self) -> dict[str, Any]:
         """Its apps, its trust document or None, its target, the newest release of each bundle, its record."""
@@ -61,18 +65,28 @@ class Board:
     def _ask(
         self, command: str, *arguments: str, timeout: float, on_line: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        files = {"keeper.py": Path(keeper.__file__), **(own_code(GUARD) if command in GUARDED else {})}
-        for name, path in files.items():
-            if name not in self._pushed:
-                self.device.push(path, name)
-                self._pushed.add(name)
-        line = [python_of(self.device), "keeper.py", command, *arguments]
+        if not self._pushed:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / KEEPER
+                local.write_bytes(keeper_archive())
+                self.device.push(local, KEEPER)
+            self._pushed = True
+        line = [python_of(self.device), KEEPER, command, *arguments]
         done = self.device.run(line, timeout=timeout, check=False, on_line=on_line)
         if done.code:
             said = done.err.strip().splitlines()
             what = said[-1] if said else f"python3 ended with status {done.code}"
             raise DeviceError(what, where=self.device.address.rstrip(":"))
         return dict(json.loads(done.out))
+
+
+def keeper_archive() -> bytes:
+    """A zip file that Python runs; the same bytes every time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in {"__main__.py": Path(keeper.__file__), **own_code(PARTS)}.items():
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 def whoever() -> str:
@@ -137,9 +151,11 @@ class Service(Board):
 
     def start(
         self, release: str, module: str, arguments: Sequence[str], service: bool = False,
-        allow_older: bool = False,
+        allow_older: bool = False, health: Health | None = None, hang_s: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Ends what runs and starts a release; where that does not work out, the one before comes back.
+
+        A change that has begun is completed there, also where the connection is lost meanwhile.
 
         Args:
             release: installed.
@@ -147,14 +163,30 @@ class Service(Board):
             arguments: of its command line.
             service: whether it starts with the device, by systemd.
             allow_older: whether it may be older than what the device had.
+            health: what is asked of it afterwards, and watched there; else the one before comes back.
+            hang_s: seconds without a heartbeat, of an app that gave one, after which it is ended.
 
         Raises:
             DeviceError: it did not get ready; the line says why and what runs now.
         """
-        what = json.dumps({"module": module, "arguments": list(arguments)})
+        command = {"module": module, "arguments": list(arguments)}
+        what = json.dumps(command if hang_s is None else command | {"hang_s": hang_s})
         options = ["--wait", str(READY_S), *(["--service"] if service else []), "--who", whoever()]
         options += ["--allow-older"] if allow_older else []
+        options += ["--health", json.dumps(vars(health))] if health else []
         return self._ask_app("start", release, what, *options, timeout=READY_S + PROVE_S)
+
+    def back(self, release: str) -> dict[str, Any]:
+        """Has the release before take the place of one; where there was none, nothing runs.
+
+        Args:
+            release: that is not wanted; where another one runs, nothing is done.
+
+        Raises:
+            DeviceError: the one before is not taken or did not get ready; the line says what runs now.
+        """
+        options = ["--wait", str(READY_S), "--who", whoever()]
+        return self._ask_app("back", release, *options, timeout=READY_S + PROVE_S)
 
     def stop(self, grace_s: float = 10.0) -> dict[str, Any]:
         """Ends exactly this app; `was_running` says whether there was anything to end.

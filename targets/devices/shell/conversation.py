@@ -38,6 +38,39 @@ class Lines:
         return self._data.decode(errors="replace")
 
 
+class AfterMark:
+    """Passes on what comes after a line that is the mark: a login shell may have said something first.
+
+    Args:
+        mark: the line, without its end.
+        take: told what follows.
+        otherwise: whether it is told at the end what came, where the mark never did.
+
+    Attributes:
+        before: what came before the mark, the last of it.
+        seen: whether the mark came.
+    """
+
+    def __init__(self, mark: str, take: Callable[[bytes], None], otherwise: bool) -> None:
+        self.before, self.seen = b"", False
+        self._mark, self._take, self._otherwise = mark.encode() + b"\n", take, otherwise
+
+    def take(self, data: bytes) -> None:
+        """Takes the next bytes; none are the end."""
+        if not data:
+            if self.before and self._otherwise and not self.seen:
+                self._take(self.before)
+            self._take(b"")
+        elif self.seen:
+            self._take(data)
+        else:
+            self.before, mark, rest = (self.before + data).partition(self._mark)
+            self.seen = bool(mark)
+            self.before = self.before[-CHUNK:]
+            if rest:
+                self._take(rest)
+
+
 async def converse(
     channel: Channel,
     out: Callable[[bytes], None],

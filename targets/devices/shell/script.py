@@ -1,5 +1,9 @@
 """What is said to a device: POSIX sh and the handful of programs that busybox and toybox have too.
 
+The device's user may have any login shell (csh, fish), and it may print whatever it likes first. So it is
+given one short line that all of them read alike, `begin`; the sh that this starts says a mark and reads the
+script itself, as one line, from standard input.
+
 On the device a folder BASE holds `work`, the workspace, and `jobs`: for each program that we started a file
 with the number of its process group. Three things end such a program, so that none outlives us: our standard
 input, which closes when the connection goes, its own time limit, and the next who reads `jobs`. A program
@@ -129,6 +133,20 @@ rm -rf "$1"
 """
 
 
+def begin(mark: str) -> str:
+    """The line for the login shell: sh says the mark on both its streams, and does what it reads then.
+
+    Args:
+        mark: letters and digits.
+    """
+    return f'exec sh -c \'echo {mark}; echo {mark} >&2; IFS= read -r line; eval "$(printf %b "$line")"\''
+
+
+def one_line(script: str) -> bytes:
+    """A script as the sh of `begin` reads it."""
+    return script.replace("\\", "\\\\").replace("\n", "\\n").encode() + b"\n"
+
+
 def prepare() -> str:
     """Checks that the device has what we need and makes BASE; its last line of output is that folder."""
     return _command(_PREPARE)
@@ -159,7 +177,7 @@ def _started(
 ) -> str:
     variables = [f"{name}={value}" for name, value in environment.items()]
     limits = [base, job, str(math.ceil(seconds)), _WATCH]
-    return shlex.join(["exec", "sh", "-c", start, "sh", *limits, *variables, *command])
+    return _with(start, *limits, *variables, *command)
 
 
 def end(base: str, jobs: Iterable[str]) -> str:
@@ -173,8 +191,12 @@ def leave(base: str) -> str:
 
 
 def _command(script: str, *arguments: str) -> str:
-    """One line for whatever shell the device's user has; sh does the work, and complains in English."""
-    return shlex.join(["exec", "env", "LC_ALL=C", "sh", "-c", script, "sh", *arguments])
+    """A script that complains in English."""
+    return "export LC_ALL=C\n" + _with(script, *arguments)
+
+
+def _with(script: str, *arguments: str) -> str:
+    return f"{shlex.join(['set', '--', *arguments])}\n{script}"
 
 
 def _below(path: str) -> str:

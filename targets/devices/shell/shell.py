@@ -7,6 +7,7 @@ said to the device and for how nothing stays running.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import queue
@@ -22,6 +23,7 @@ from typing import Self, TypeVar
 from paredown.targets.devices.device import Completed, Dialogue
 from paredown.targets.devices.errors import (
     ConnectionLostError,
+    LoginShellError,
     MissingToolError,
     NoSuchFileError,
     PushDamagedError,
@@ -31,7 +33,7 @@ from paredown.targets.devices.errors import (
 )
 from paredown.targets.devices.shell import script
 from paredown.targets.devices.shell.arrival import Arrival
-from paredown.targets.devices.shell.conversation import Lines, converse
+from paredown.targets.devices.shell.conversation import AfterMark, Lines, converse
 from paredown.targets.devices.shell.dialogue import ChannelDialogue
 from paredown.targets.devices.shell.worker import Worker
 from paredown.targets.devices.transports.channel import Channel, Transport
@@ -72,6 +74,7 @@ class ShellDevice:
         self.emulated = emulated
         self._transport, self._patience, self._on_close = transport, patience, on_close
         self._unsure: set[str] = set()  # jobs whose end nobody saw
+        self._mark = f"paredown{secrets.token_hex(8)}"
         self._open = True
         self._base = ""
         self._worker = Worker(f"device {self.address}")
@@ -144,7 +147,7 @@ class ShellDevice:
             raise MissingToolError(err.strip(), where=self.address)
         if status:
             raise failure("making a folder", status, err, self.address)
-        return out.splitlines()[-1]  # a login script may have said something first
+        return out.rstrip("\n")
 
     async def _leave(self) -> None:
         doing = "cleaning up"
@@ -216,7 +219,7 @@ class ShellDevice:
         line = script.talk(self._base, job, self._own_limit(timeout), command, environment)
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         out, err = Lines(lines.put), Lines()
-        channel = await self._transport.start(line)
+        channel = await self._start(line)
         work = asyncio.create_task(self._attend(channel, name, timeout, out.take, err, leash=True))
 
         def ended(work: asyncio.Task[int]) -> None:
@@ -262,8 +265,15 @@ class ShellDevice:
         leash: bool = False,
     ) -> int:
         """Starts a program and talks to it to its end; returns its status as `converse` does."""
-        channel = await self._transport.start(command)
+        channel = await self._start(command)
         return await self._attend(channel, doing, seconds, out, err, source=source, leash=leash)
+
+    async def _start(self, command: str) -> Channel:
+        """Starts one of our scripts."""
+        channel = await self._transport.start(script.begin(self._mark))
+        with contextlib.suppress(OSError):  # it is gone already: its exit status, or its last words, say why
+            channel.stdin.write(script.one_line(command))
+        return channel
 
     async def _attend(
         self,
@@ -277,14 +287,19 @@ class ShellDevice:
         leash: bool = False,
     ) -> int:
         """Talks to a program to its end; returns its status as `converse` does."""
+        marked, words = AfterMark(self._mark, out, False), AfterMark(self._mark, err.take, True)
         try:
-            return await converse(
-                channel, out, err.take, source=source, leash=leash, seconds=seconds,
+            status = await converse(
+                channel, marked.take, words.take, source=source, leash=leash, seconds=seconds,
                 grace_s=self._patience.grace_s,
             )  # fmt: skip
         except TimeoutError as error:
             what = f"{doing} took longer than {seconds:g} s and was ended{last_line(err.text)}"
             raise TimedOutError(what, where=self.address) from error
+        if not self._base and not marked.seen:
+            said = last_line(f"{marked.before.decode(errors='replace')}\n{err.text}")
+            raise LoginShellError(f"it ended with status {status}{said}", where=self.address)
+        return status
 
 
 def _name(command: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from paredown.targets.devices.device import Kind
 from paredown.targets.devices.errors import (
     AdbMissingError,
     AdbOfflineError,
+    AdbPermissionsError,
     AdbUnauthorisedError,
     ConnectionLostError,
     MissingToolError,
@@ -29,6 +30,7 @@ from paredown.targets.devices.transports.retry import PATIENCE, Patience, retrie
 _MARK = b"\x1e"  # "record separator": rare in what programs complain of
 _STATUS = re.compile(rb"\x1e(\d+)\x1e$")
 _SAY_STATUS = r"printf '\036%s\036' $? >&2"
+REBOOTS = ("recovery", "sideload", "rescue", "bootloader")  # it is there, and runs no Android
 _SHELL_2 = "shell_v2"  # streams and status apart: since Android 7
 
 
@@ -79,6 +81,12 @@ class AdbTransport:
             raise NoAdbDeviceError(serial, where=self.address, hint=there)
         if state in ("unauthorized", "authorizing"):
             raise AdbUnauthorisedError(serial, where=self.address)
+        if state.startswith("no permissions"):
+            raise AdbPermissionsError(serial, where=self.address)
+        if state in REBOOTS:
+            raise AdbOfflineError(
+                f"{serial} is in {state}", where=self.address, hint="`adb reboot` starts it"
+            )
         if state != "device":
             raise AdbOfflineError(f"{serial} is `{state}`", where=self.address)
         if _SHELL_2 not in await self._ask("-s", serial, "features"):

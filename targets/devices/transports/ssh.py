@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +99,15 @@ class SshTransport:
         except asyncssh.HostKeyNotVerifiable as error:
             raise judge.verdict(self.address, str(error)) from error
         except asyncssh.PermissionDenied as error:
-            raise AuthenticationError(f"as user {options.username}", where=self.address) from error
+            hint = _locked_keys(access.key_file)
+            raise AuthenticationError(f"as user {options.username}", where=self.address, hint=hint) from error
         except asyncssh.KeyExchangeFailed as error:
             if "host key" in str(error):  # it has none of the kinds that we expect
                 raise judge.verdict(self.address, str(error)) from error
             raise UnreachableError(str(error), where=self.address) from error
         except (asyncssh.Error, OSError) as error:
             reason = str(error) or f"no answer in {self._patience.answer_s:g} s"
-            raise UnreachableError(reason, where=self.address) from error
+            raise UnreachableError(reason, where=self.address, hint=_unreachable(error)) from error
 
     def _options(self) -> asyncssh.SSHClientConnectionOptions:
         access, patience = self._access, self._patience
@@ -126,7 +129,8 @@ class SshTransport:
             )
         except (asyncssh.KeyImportError, asyncssh.ConfigParseError, OSError) as error:
             what = f"the settings of ssh cannot be read: {error}"
-            raise AuthenticationError(what, where=self.address, hint="check ~/.ssh") from error
+            hint = _locked_keys(access.key_file) or "check ~/.ssh"
+            raise AuthenticationError(what, where=self.address, hint=hint) from error
 
 
 class SshChannel:
@@ -206,6 +210,33 @@ class _HostKeyJudge(asyncssh.SSHClient):
         scan = f"ssh-keyscan -p {self._port} {self._host} >> ~/.ssh/known_hosts"
         hint = f"connect once with `ssh`, or compare this key with the device's and `{scan}`"
         return HostKeyUnknownError(shown, where=address, hint=hint)
+
+
+def _locked_keys(key_file: Path | None) -> str | None:
+    """What to do about keys that need a passphrase, where there are such: they were not tried."""
+    files = [key_file] if key_file else sorted((Path.home() / ".ssh").glob("id_*"))
+    locked = []
+    for file in files:
+        try:
+            asyncssh.read_private_key(file)
+        except asyncssh.KeyEncryptionError:
+            locked.append(str(file))
+        except (asyncssh.KeyImportError, OSError) as error:
+            if "assphrase" in str(error):
+                locked.append(str(file))
+    if not locked:
+        return None
+    agent = "" if os.environ.get("SSH_AUTH_SOCK") else "; no ssh-agent runs: `eval $(ssh-agent)` starts one"
+    return f"encrypted, and not tried: {', '.join(locked)}; `ssh-add {locked[0]}` unlocks it{agent}"
+
+
+def _unreachable(error: BaseException) -> str | None:
+    """What to do next, where the error says how far we came."""
+    if isinstance(error, socket.gaierror):
+        return "this machine finds no address of that name: check it, or give the address"
+    if isinstance(error, ConnectionRefusedError):
+        return "the machine is there, and nothing listens on that port"
+    return None
 
 
 def _known_hosts_files(options: asyncssh.SSHClientConnectionOptions) -> list[str] | bytes:

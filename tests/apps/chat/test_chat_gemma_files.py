@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from paredown.apps.chat.network.network import Gemma
 from paredown.apps.chat.perplexity import eager, measure, windows
-from paredown.apps.chat.tokenizer import is_for_chat, load_tokenizer, merges, tokenizer_json
+from paredown.apps.chat.tokenizer import load_tokenizer, merges, tokenizer_json
 from paredown.apps.chat.weights import packaged
+from paredown.apps.chat.weights.chat_template import find_template
 from paredown.apps.chat.weights.weights import load_gemma
 from paredown.targets.errors import InputError
 
@@ -54,21 +55,50 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path):
             load_tokenizer(tmp_path, 700)
 
 
-def test_a_chat_template_makes_a_model_for_chat(tmp_path):
-    assert not is_for_chat(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert not is_for_chat(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    assert is_for_chat(tmp_path)
-
-
 def test_a_gguf_file_s_tokenizer(tmp_path):
     path = save_gguf(oracle(), tmp_path / "model.gguf")
     tokenizer = load_tokenizer(path, 96)
-    assert tokenizer.get_vocab_size() == 96 and not is_for_chat(path)
+    assert tokenizer.get_vocab_size() == 96 and find_template(path) is None
     assert tokenizer.encode("<bos>", add_special_tokens=False).ids == [2]
     with pytest.raises(InputError, match="96 entries and the network 262144"):
         load_tokenizer(path, 262_144)
+
+
+def test_special_tokens_of_a_gguf_file_beyond_gemma_s_own(tmp_path):
+    """A fine-tune's marks are control tokens; Gemma's unused ones are called so too, and are text."""
+    from gguf import GGUFReader
+
+    names = {6: "<unused0>", 7: "<|im_start|>", 8: "<|im_end|>", 9: "<mask>", 10: "<b>", 11: "<tool>"}
+    types = {6: 3, 7: 3, 8: 3, 9: 3, 10: 4, 11: 4}
+    path = save_gguf(oracle(), tmp_path / "model.gguf", pieces=names, types=types, **{
+        "tokenizer.ggml.padding_token_id": None, "tokenizer.ggml.unknown_token_id": None,
+    })  # fmt: skip
+    assert "tokenizer.ggml.unknown_token_id" not in GGUFReader(path).fields
+    with pytest.raises(InputError, match="`tokenizer.ggml.unknown_token_id` is missing"):
+        tokenizer_json(path)
+    save_gguf(
+        oracle(), path, pieces=names, types={**types, 3: 2}, **{"tokenizer.ggml.padding_token_id": None}
+    )
+    added = {token["content"]: token["special"] for token in json.loads(tokenizer_json(path))["added_tokens"]}
+    marks = {"<pad>", "<eos>", "<bos>", "<unk>", "<|im_start|>", "<|im_end|>"}
+    assert {name for name, special in added.items() if special} == marks
+    assert set(added) == marks | {"<unused0>", "<mask>", "<b>", "<tool>"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"tokenizer.ggml.bos_token_id": 500}, "is 500"),
+        ({"types": {5: 9}}, "a token of type 9"),
+        ({"more": lambda writer: writer.add_add_space_prefix(True)}, "add_space_prefix` is true"),
+        ({"tokenizer": "gpt2"}, "tokenizer.ggml.model is 'gpt2'"),
+    ],
+    ids=["bos", "type", "prefix", "model"],
+)
+def test_a_gguf_file_s_tokenizer_of_another_kind_is_refused(tmp_path, changed, said):
+    path = save_gguf(oracle(), tmp_path / "model.gguf", **changed)
+    with pytest.raises(InputError, match=said):
+        tokenizer_json(path)
 
 
 def test_merges_are_every_way_to_put_a_piece_together():

@@ -191,6 +191,32 @@ def test_every_event_crosses_the_line_as_it_is():
     assert [from_json(json.loads(line)) for line in lines] == events
 
 
+def test_lines_that_are_no_requests_are_answered_by_an_error():
+    """A login shell's greeting, half a line, JSON of another kind: what comes after them is answered."""
+    events = [Done("stop", Stats(5, 4, 3, 2.0, 1.0, 0.5))]
+    strange = [
+        "Welcome to the board",
+        '{"prompt": ',
+        "[]",
+        "null",
+        '{"number": 1}',
+        '{"prompt": 1, "number": 2}',
+    ]
+    replies = io.StringIO()
+    assert Server(replies).serve(lambda: Fixed(events), [*strange, '{"prompt": "x", "number": 3}']) == 0
+    _, *lines = [json.loads(line) for line in replies.getvalue().splitlines()]
+    assert [line.get("exit_code") for line in lines] == [4] * len(strange) + [None]
+    assert all("no request" in line["error"] for line in lines[:-1]) and lines[-1]["done"] == "stop"
+
+
+def test_a_reader_that_left_ends_it_quietly():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    assert Server(Gone()).serve(lambda: Fixed([]), ['{"prompt": "x", "number": 1}']) == 1
+
+
 def test_a_model_that_cannot_be_opened_is_told_with_its_exit_code():
     replies = io.StringIO()
 

@@ -15,6 +15,7 @@ from paredown.apps.chat.device.generation.session import ChatOptions, Done, Forg
 from paredown.apps.chat.device.generation.stats import Stats
 from paredown.apps.chat.device.tokens.pack import pack
 from paredown.apps.chat.device.tokens.tokens import Tokens
+from paredown.apps.chat.device.tokens.turns import Turns
 from paredown.targets.errors import InputError, UsageError
 
 pytestmark = pytest.mark.unit
@@ -55,6 +56,57 @@ def test_the_next_turn_is_read_after_the_last_answer(tokens):
     parts = [[*tokens.user_turn(text), *tokens.encode(text)] for text in ("one", "two", "three")]
     assert model.read == [tokens.bos, *parts[0], *tokens.turn_end, *parts[1], *tokens.turn_end, *parts[2]]
     assert model.resets == 1  # at the start
+
+
+class Scripted:
+    """Says the same tokens after every prompt."""
+
+    def __init__(self, tokens: Tokens, says: list[int], context: int = 256) -> None:
+        self.vocabulary, self.context, self.chunk = tokens.size, context, 16
+        self.says, self.read, self.said = says, [], 0
+
+    @property
+    def position(self) -> int:
+        return len(self.read)
+
+    def reset(self) -> None:
+        self.read.clear()
+
+    def feed(self, given):
+        self.said = self.said + 1 if list(given) == self.says[self.said : self.said + 1] else 0
+        self.read += given
+        logits = np.zeros(self.vocabulary, np.float32)
+        logits[self.says[min(self.said, len(self.says) - 1)]] = 1
+        return logits
+
+
+def test_other_turns_than_gemma_s_begin_and_end_with_their_own_tokens(tokens):
+    start, end = (tokens.special[name] for name in ("<start_of_turn>", "<pad>"))
+    turns = Turns((tokens.bos, "be brief\n"), (start, "ask: "), ("\n", start, "say: "), (end, "\n"), False)
+    own = Tokens(pack(small_tokenizer().encode()), turns=turns, ends=[end])
+    answer = own.encode("the device")
+    model = Scripted(own, [*answer, end])
+    session = Session(model, own, CHAT)
+    for _ in range(2):
+        text, _, done = told(session.answer("hello"))
+        assert (text, done.why) == ("the device", "end")
+    turn = [start, *own.encode("ask: hello\n"), start, *own.encode("say: ")]
+    between = [end, *own.encode("\n")]
+    assert model.read == [own.bos, *own.encode("be brief\n"), *turn, *answer, *between, *turn, *answer]
+
+
+def test_an_answer_whose_end_is_spelled_out_is_remembered_without_it(tokens):
+    turns = Turns((tokens.bos,), ("user: ",), ("\nmodel: ",), ("<|over|>\n",), False)
+    own = Tokens(pack(small_tokenizer().encode()), turns=turns)
+    assert own.turns.stop == "<|over|>"
+    model = Scripted(own, own.encode("the device<|over|>\nuser: and then"))
+    session = Session(model, own, CHAT)
+    for _ in range(2):
+        text, _, done = told(session.answer("hi"))
+        assert (text, done.why) == ("the device", "stop")
+    turn, answer = own.encode("user: hi\nmodel: "), own.encode("the device")
+    past = [own.bos, *turn, *answer, *own.encode("<|over|>\n"), *turn]
+    assert model.read[: len(past)] == past
 
 
 def test_a_base_model_continues_each_text_alone(tokens):

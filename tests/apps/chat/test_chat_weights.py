@@ -241,3 +241,51 @@ def test_configurations_are_read_as_written(folder):
     config = read_hf_config(folder)
     assert config.local == (True, True, True, True, True, False, True)
     assert (config.layers, config.groups, config.query_pre_attn_scalar) == (7, 2, 24)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", ("a LoRA adapter: adapter_config.json", "merge_and_unload")),
+        ("pytorch_model.bin", ("pickled weights (.bin)", "save_pretrained")),
+        ("pytorch_model.bin.index.json", ("pickled weights (.bin)", "save_pretrained")),
+        ("weights.npz", ("MLX model (.npz)",)),
+    ],
+)
+def test_a_folder_of_another_kind_is_named(folder, tmp_path, file, words):
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / file).write_text("{}")
+    said = line(tmp_path)
+    assert all(word in said for word in words), said
+
+
+def test_a_model_beside_an_adapter_that_is_not_merged_is_refused_and_a_merged_one_reads(folder, tmp_path):
+    """What peft's merge gives is a plain folder: W + scale * B @ A."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    state, name = load_file(folder / "model.safetensors"), "model.layers.0.self_attn.q_proj.weight"
+    low = torch.randn(2, state[name].shape[0], generator=torch.Generator().manual_seed(0))
+    state[name] = state[name] + 2 * low.T @ torch.ones(2, state[name].shape[1])
+    save_file(state, tmp_path / "model.safetensors")
+    assert torch.equal(load_gemma(tmp_path).state_dict()[name], state[name])
+    (tmp_path / "pytorch_model.bin").write_bytes(b"of an older release")  # .safetensors count
+    assert torch.equal(load_gemma(tmp_path).state_dict()[name], state[name])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "a LoRA adapter" in line(tmp_path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    for name, word in (("a.bin", ".bin"), ("a.pth", ".pth"), ("a.safetensors", "without their configuration"),
+                       ("a.npz", "MLX"), ("a.txt", "not a model")):  # fmt: skip
+        (tmp_path / name).write_bytes(b"x")
+        assert word in line(tmp_path / name)
+
+
+def test_a_gguf_file_of_another_kind_is_named(reference, tmp_path):
+    path = tmp_path / "model.gguf"
+    for change, word in (
+        (lambda writer: writer.add_string("general.type", "adapter"), "a LoRA adapter"),
+        (lambda writer: writer.add_string("general.type", "mmproj"), "general.type is 'mmproj'"),
+        (lambda writer: writer.add_uint16("split.count", 3), "one file of 3"),
+    ):
+        assert word in line(save_gguf(reference, path, more=change))
+    assert "a big-endian GGUF file" in line(save_gguf(reference, path, big_endian=True))

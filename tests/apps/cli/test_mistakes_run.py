@@ -67,7 +67,8 @@ MISTAKES = (
     ("bench d.paredown --device simulated:", 2,
      "nothing of a microcontroller is timed here; `paredown validate` scores it"),
     ("deploy d.paredown --device ssh://nobody@127.0.0.1:1 -- --source 0", 5,
-     "ssh://nobody@127.0.0.1:1: cannot be reached: ...; is it switched on, and are host and port right?"),
+     "ssh://nobody@127.0.0.1:1: cannot be reached: ...; "
+     "the machine is there, and nothing listens on that port"),
     ("deploy d.paredown --device local: --app kamera -- --source 0", 2,
      "--app: no app is called `kamera`; there are camera, drone"),
     ("deploy d.paredown --device local:", 2,

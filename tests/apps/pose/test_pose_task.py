@@ -49,6 +49,12 @@ def test_scores_of_a_trained_network_its_interval_and_a_preview(recipe, tmp_path
     assert scores["pck"] > 0.7
     outputs = [predict(task.preprocess(data[i].image)[None]) for i in range(8)]
     assert task.score_outputs(outputs, data) == scores
+    told = scores.details()["images"]
+    assert len(told) == 8 and told[0]["quality"] == pytest.approx(
+        task.score_outputs(outputs[:1], data)["pck"]
+    )
+    rings, discs = (task.pictured(data[0], found) for found in (None, outputs[0]))
+    assert rings.shape == discs.shape and not np.array_equal(rings, discs)
     low, high = task.interval(outputs, data)
     assert 0 < low <= scores["pck"] <= high <= 1
     task.preview(predict, data, tmp_path / "p.png")

@@ -55,6 +55,12 @@ def test_scores_of_a_trained_network_its_interval_and_a_preview(recipe, tmp_path
     assert scores.keys() == {"miou", "pixel_accuracy"} and scores["miou"] > 0.6 and len(seen) == 8
     outputs = [predict(task.preprocess(data[i].image)[None]) for i in range(8)]
     assert task.score_outputs(outputs, data) == pytest.approx(scores)
+    told = scores.details()["images"]
+    assert [image["index"] for image in told] == list(range(8))
+    one = task.score_outputs(outputs[:1], data)["miou"]  # the first image alone
+    assert told[0]["quality"] == pytest.approx(one, abs=1e-5)
+    pictures = [task.pictured(data[0], found) for found in (None, outputs[0])]
+    assert all(picture.dtype == np.uint8 and picture.shape[1] == 152 for picture in pictures)
     low, high = task.interval(outputs, data)
     assert 0 < low < scores["miou"] < high <= 1
     task.preview(predict, data, tmp_path / "p.png")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -155,3 +158,19 @@ def test_calibration_finds_an_array_s_range(folder):
     for index, file in enumerate(folder.rglob("*.npy")):
         np.save(file, silent * index)
     assert calibrate(forward, opened(folder), ArrayInput((2, 5))).ranges["input"] == (0.0, 5.0)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_packed_file_is_one_line(tmp_path, method):
+    """Of each way of packing the library has an error of its own."""
+    data = io.BytesIO()
+    np.save(data, np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("inputs.npy", data.getvalue())
+    whole = (tmp_path / "x.npz").read_bytes()
+    for place in range(60, len(whole) - 100, 17):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        (tmp_path / "x.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match="x.npz: cannot read this array"):
+            opened(tmp_path / "x.npz")

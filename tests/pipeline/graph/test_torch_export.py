@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 
@@ -124,37 +127,71 @@ class Custom(Net):
         return twice(self.c(x))
 
 
+class PartChanged(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return self.c(x)
+
+
+class Dropped(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.c(x))
+
+
+class Yields(Net):
+    def forward(self, x: Tensor) -> object:
+        return (y for y in [self.c(x)])
+
+
 CASES = {
-    "chosen by a mask": (Chosen, "makes a shape that depends on the values", True),
-    "custom": (Custom, "(paredown_tests::twice) is a custom operator", True),
-    "noise": (Noise, "is random; a network must give the same answer", True),
-    "places": (Places, "makes a shape that depends on the values", True),
-    "sparse": (Sparse, "makes a sparse tensor", True),
-    "spectrum": (Spectrum, "computes in complex numbers", True),
-    "branch": (Branch, "depends on the values of a tensor", True),
-    "buffer": (Counts, "changes seen each time", True),
-    "cond": (Cond, "depends on the values of a tensor", True),
-    "half": (Half, "parameter c.weight is float16, and 2 more", False),
-    "input changed": (InputChanged, "changes the network's input in place", True),
-    "loop": (Loop, "depends on the values of a tensor", True),
-    "number": (Number, "depends on the values of a tensor", True),
-    "numpy": (Numpy, "becomes a numpy array", True),
-    "own error": (Own, "fails on an input of (1, 3, 8, 8): ValueError: no such mode", True),
-    "two inputs": (Two, "forward takes x, y", False),
+    "dropped": (Dropped, "is told to drop values in evaluation too (training=True); give it training="),
+    "part of the input changed": (PartChanged, "changes the network's input in place"),
+    "yields": (Yields, "it returns something that holds no tensors; return a tensor"),
+    "chosen by a mask": (Chosen, "makes a shape that depends on the values"),
+    "custom": (Custom, "(paredown_tests::twice) is a custom operator"),
+    "noise": (Noise, "is random; a network must give the same answer"),
+    "places": (Places, "makes a shape that depends on the values"),
+    "sparse": (Sparse, "makes a sparse tensor"),
+    "spectrum": (Spectrum, "computes in complex numbers"),
+    "branch": (Branch, "depends on the values of a tensor"),
+    "buffer": (Counts, "changes seen each time"),
+    "cond": (Cond, "depends on the values of a tensor"),
+    "half": (Half, "parameter c.weight is float16, and 2 more"),
+    "input changed": (InputChanged, "changes the network's input in place"),
+    "loop": (Loop, "depends on the values of a tensor"),
+    "number": (Number, "depends on the values of a tensor"),
+    "numpy": (Numpy, "becomes a numpy array"),
+    "own error": (Own, "fails on an input of (1, 3, 8, 8): ValueError: no such mode"),
+    "two inputs": (Two, "forward takes x, y"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_one_line_names_what_where_and_what_to_do(name):
-    network, message, line = CASES[name]
+    network, message = CASES[name]
     with pytest.raises(InputError) as error:
         trace(network(), SHAPE)
     text = str(error.value)
     assert message in text
     assert "\n" not in text
     assert ";" in text  # what to do
-    where = r"test_torch_export\.py:\d+: " if line else rf"^{network.__name__}: "
-    assert re.search(where, text)
+    line = re.search(r"test_torch_export\.py:(\d+): ", text)
+    assert line
+    source, first = inspect.getsourcelines(network)
+    assert 0 <= int(line[1]) - first < len(source)
+
+
+def test_a_network_of_torchs_own_classes_is_named():
+    with pytest.raises(InputError, match=r"^Sequential: parameter 0\.weight is float16"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 3)).half(), SHAPE)
+
+
+def test_torch_says_nothing_beside_it(caplog, capfd, recwarn):
+    with pytest.raises(InputError):
+        trace(Branch(), SHAPE)
+    export(nn.LSTM(3, 4, batch_first=True), (1, 2, 3))
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not found and not recwarn.list and capfd.readouterr() == ("", "")
 
 
 def test_the_network_is_left_in_the_mode_that_it_was_in():

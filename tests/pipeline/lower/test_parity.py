@@ -78,6 +78,8 @@ def test_a_wrong_program_on_a_real_runtime():
     assert found.inputs == 5 and found.outputs.differing > 0
     assert found.first.startswith(f"{name} (conv2d): ")
     assert found.kinds["conv2d"].max_lsb >= found.kinds["leaky_relu"].max_lsb == 0
+    assert [layer for layer, apart in found.layers.items() if apart.differing] == [name]
+    assert list(found.layers) == [node.name for node in graph if node.kind != "input"]
 
 
 def test_a_right_program_has_no_culprit_and_every_kind_was_judged():

@@ -97,6 +97,18 @@ def test_the_recommended_runtime_is_the_fastest_or_else_the_smallest():
     untimed = [each for each in alike if each.metric != "latency_p50"]
     assert recommended(["executorch", "litert"], untimed, MAP)[1] == "the smallest file; nothing was timed"
     assert recommended([], fast, MAP) == ("", "")
+    half = [each for each in alike if (each.variant, each.metric) != ("litert", "latency_p50")]
+    assert recommended(["executorch", "litert"], half, MAP)[1] == "the smallest file; not all were timed"
+
+
+def test_a_slow_program_is_not_recommended_for_its_size_and_one_with_other_codes_not_for_its_speed():
+    rows = figures(litert=1.01, executorch=1.0, ort=30.0)
+    names = ["executorch", "litert", "ort"]
+    assert recommended(names, rows, MAP) == ("litert", "as fast as executorch, and the smallest file")
+    wrong = [*figures(litert=1.0, ort=0.5), figure("ort", "parity_lsb", 2, "LSB")]
+    assert recommended(["litert", "ort"], wrong, MAP) == ("litert", "the only program that may ship")
+    both = [*wrong, figure("litert", "parity_lsb", 1, "LSB")]
+    assert recommended(["litert", "ort"], both, MAP)[0] == "ort"
 
 
 def test_a_runtime_that_breaks_a_limit_is_never_recommended():

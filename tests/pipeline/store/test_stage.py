@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,10 @@ def test_parameters_are_a_frozen_dataclass():
         _ = stage(inputs={"data": "images/train"}).key
 
 
+def copy_of(folder: Path, out: Path) -> None:
+    (out / "out.txt").write_bytes((folder / "out.txt").read_bytes())
+
+
 def test_a_stage_runs_once_and_is_reused_then(store):
     lines = []
     first = run_stage(store, stage(), tell(lines))
@@ -127,6 +132,24 @@ def test_two_stores_hold_the_same_bytes(store, tmp_path):
     mine = run_stage(store, stage())
     for name in ("out.txt", MANIFEST):
         assert (mine.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+def test_a_flipped_bit_that_keeps_its_time_is_found_before_it_is_read(tmp_path):
+    """As a disk's own fault: size and time say nothing, a run of another day hashes what it reads."""
+    first = stage("a", text="before")
+    then = Stage("b", 1, Params(), {"a": first}, lambda out, given: copy_of(given["a"], out))
+    for each in (first, then):
+        run_stage(Store(tmp_path), each)
+    path = run_stage(Store(tmp_path), first).path / "out.txt"
+    time_ns = path.stat().st_mtime_ns
+    path.write_text("Before")
+    os.utime(path, ns=(time_ns, time_ns))
+    lines: list[str] = []
+    store = Store(tmp_path)
+    again = run_stage(store, first, tell(lines))
+    assert not again.reused and (again.path / "out.txt").read_text() == "before"
+    assert lines[0] == "a: running (damaged: out.txt has other bytes than were published)"
+    assert run_stage(store, then).reused  # it is made of what the key says
 
 
 def test_a_damaged_artefact_is_run_again_and_said_so(store):

@@ -195,6 +195,37 @@ def test_a_change_that_hides_its_time_is_found_by_a_full_check(store):
     assert store.get(KEY, verify=True) is None
 
 
+def test_what_is_checked_is_hashed_once_by_a_process(store):
+    path = store.publish(KEY, build)
+    assert store.checked(KEY).path == path
+    before = (path / "model.bin").stat().st_mtime_ns
+    flip(path)
+    os.utime(path / "model.bin", ns=(before, before))
+    assert store.checked(KEY).path == path
+    assert Store(store.root).checked(KEY).problem == "damaged: model.bin has other bytes than were published"
+    assert Store(store.root).publish(KEY, build) == path  # built anew, in its place
+    assert Store(store.root).checked(KEY).path == path
+
+
+def test_a_library_of_rust_on_a_full_disk_is_our_one_line(store):
+    """Safetensors' error is no OSError; /dev/full takes no byte."""
+
+    def fill(folder):
+        (folder / "a.safetensors").symlink_to("/dev/full")
+        with (folder / "a.safetensors").open("wb") as file:
+            file.write(b"x" * 100_000)
+
+    def rust(folder):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(InputError, match="the disk is full; free some space"):
+        store.publish(KEY, rust)
+    with pytest.raises(InputError, match="the disk is full"):
+        store.publish(KEY, fill)
+    with pytest.raises(RuntimeError, match="os error 2"):
+        store.publish(KEY, lambda folder: (_ for _ in ()).throw(RuntimeError("no file (os error 2)")))
+
+
 def test_a_store_copied_without_its_times_stays_sound(store, tmp_path):
     path = store.publish(KEY, build)
     for file in path.rglob("*"):

@@ -35,7 +35,7 @@ def test_every_card_loads_under_its_file_name():
 @pytest.mark.parametrize("name", ["host", *BOARDS, "android-arm64"])
 def test_machines_with_an_operating_system_have_both_runtimes_and_pay_in_storage(name):
     card = load_card(name)
-    extra = {"onnxruntime"} if name == "host" else set()
+    extra = {"onnxruntime", "openvino"} if name == "host" else set()
     assert set(card.runtimes) == {"executorch", "litert"} | extra and card.microcontroller is None
     for runtime in card.runtimes.values():
         assert "int8" in runtime.dtypes and "conv2d" in runtime.ops and runtime.edition == "full"
@@ -242,9 +242,9 @@ def test_sums_saturate_on_an_x86_known_to_have_no_vnni(arch, instructions, satur
 
 
 @pytest.mark.parametrize(("name", "most"), [("x86-avx2", 63), ("x86-vnni", None), ("intel-nuc", None)])
-def test_x86_cards_have_three_runtimes_and_say_how_large_a_weight_code_may_be(name, most):
+def test_x86_cards_have_four_runtimes_and_say_how_large_a_weight_code_may_be(name, most):
     card = load_card(name)
-    assert card.arch == "x86_64" and set(card.runtimes) == {"executorch", "litert", "onnxruntime"}
+    assert card.arch == "x86_64" and set(card.runtimes) == {"executorch", "litert", "onnxruntime", "openvino"}
     assert card.weight_range == most and card.sources
 
 

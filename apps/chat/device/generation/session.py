@@ -1,9 +1,9 @@
 """A chat with a language model: what it has read, what still fits its context, and the answer as it comes.
 
-The policy of the context: it starts with `bos` and holds whole exchanges, a user's turn and its answer. Where
-a new turn, and some room for its answer, do not fit, the oldest exchanges are forgotten, each as a whole, and
-the model reads what is left anew; so too where an answer grows beyond the context. A turn that does not even
-fit alone is refused, and what is remembered stays.
+The policy of the context: it starts as chats do and holds whole exchanges, a user's turn and its answer.
+Where a new turn, and some room for its answer, do not fit, the oldest exchanges are forgotten, each as a
+whole, and the model reads what is left anew; so too where an answer grows beyond the context. A turn that
+does not even fit alone is refused, and what is remembered stays.
 """
 
 from __future__ import annotations
@@ -128,13 +128,15 @@ class Session:
         clock: Clock | None = time.perf_counter,
     ) -> None:
         tokens.check(model.vocabulary)
-        if chat.turns and not tokens.has_turns:
+        if chat.turns and tokens.turns is None:
             raise InputError("the tokenizer knows no turns of a chat", hint="is it a base model's?")
         self._model, self._tokens, self._chat, self._clock = model, tokens, chat, clock
         self._sample = Sampler(chat.sampling)
         self._exchanges: list[list[int]] = []
         self._read: list[int] = []  # what the model has read
         self._sure = False  # whether that is known
+        self._start = tokens.start if chat.turns else [tokens.bos]
+        self._stop = tokens.turns.stop if chat.turns and tokens.turns else ""
         self._room = min(ROOM, model.context // 4)
         kind = "chat" if chat.turns else "continues a text, remembers none"
         self.description = f"{kind}; context of {model.context:,} tokens"
@@ -173,7 +175,7 @@ class Session:
         """The tokens of a text, as the model takes it."""
         if not text.strip():
             raise InputError("the prompt is empty")
-        most = self._model.context - self._room - 1  # the one is `bos`
+        most = self._model.context - self._room - len(self._start)
         turn: list[int] = []
         count = self._tokens.fewest(text)
         if exact := count <= most:
@@ -202,7 +204,9 @@ class Session:
         if logits is None:
             yield Done("interrupted", meter.stats)
             return
-        text, stops = Detokenizer(self._tokens), Stops(self._chat.stops)
+        text = Detokenizer(self._tokens)
+        stops = Stops((*self._chat.stops, self._stop) if self._stop else self._chat.stops)
+        begun, said = len(exchange), ""
         while True:
             with meter.choosing():
                 token = self._sample(logits)
@@ -211,6 +215,7 @@ class Session:
                 exchange.append(token)
                 meter.chose()
                 if shown := stops.take(text.take(token)):
+                    said += shown
                     yield Text(shown)
                 why = self._why_over(stops, meter, cancelled)
             if why:
@@ -225,7 +230,10 @@ class Session:
                 why = "interrupted"
                 break
         if rest := stops.take(text.finish()) + stops.finish():
+            said += rest
             yield Text(rest)
+        if why == "stop" and self._stop:  # the end of the turn was spelled out: it is set before the next one
+            exchange[begun:] = self._tokens.encode(said)
         yield Done(why, meter.stats)
 
     def _why_over(self, stops: Stops, meter: Meter, cancelled: Callable[[], bool]) -> End | None:
@@ -241,7 +249,7 @@ class Session:
     def _prompt(self) -> list[int]:
         """All that the model is to have read: the last exchange is at its end not over."""
         *past, now = self._exchanges
-        return [self._tokens.bos, *(t for each in past for t in (*each, *self._tokens.turn_end)), *now]
+        return [*self._start, *(t for each in past for t in (*each, *self._tokens.turn_end)), *now]
 
     def _make_room(self) -> int:
         """Forgets the oldest exchanges while an answer has no room; how many. The last one stays."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import copy
 import heapq
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.apps.chat.device.tokens.turns import Part, Turns
 from paredown.targets.errors import InputError
 
 BOS, EOS = "<bos>", "<eos>"
@@ -42,19 +44,28 @@ class Tokens:
     Args:
         data: what `pack_tokens.pack` makes of a `tokenizer.json`.
         where: names it in errors.
+        turns: of a chat; Gemma's own where None, if it knows them.
+        ends: tokens that end an answer beside Gemma's own.
 
     Attributes:
         size: entries that a model must know; Gemma's has one for images beyond them.
-        bos: what every prompt starts with.
+        bos: what every text starts with that is no chat.
         ends: what ends an answer.
-        has_turns: whether it knows the turns of a chat.
+        turns: of a chat; None where it knows none.
+        start: what a chat begins with.
         turn_end: what follows an answer where the chat goes on.
 
     Raises:
         InputError: it is no such tokenizer.
     """
 
-    def __init__(self, data: bytes, where: object = "tokenizer") -> None:
+    def __init__(
+        self,
+        data: bytes,
+        where: object = "tokenizer",
+        turns: Turns | None = None,
+        ends: Collection[int] = (),
+    ) -> None:
         try:
             arrays, names = _read(data)
         except Exception as error:  # numpy's reader raises many kinds for a damaged file
@@ -68,9 +79,35 @@ class Tokens:
         self._where, self._special = where, names["special"]
         self._added = _Added(names["added"])
         self.bos = self._id(BOS)
-        self.has_turns = {START, END} <= self._special.keys()
-        self.turn_end = [self._id(END), *self.encode("\n")] if self.has_turns else []
-        self.ends = frozenset(token for name, token in self._special.items() if name in (EOS, END))
+        own = {token for name, token in self._special.items() if name in (EOS, END)}
+        self.ends = frozenset(own | set(ends))
+        self._set_turns(turns or self.own_turns)
+
+    def with_turns(self, turns: Turns) -> Tokens:
+        """The same tokenizer with other turns."""
+        other = copy.copy(self)
+        other._set_turns(turns)
+        return other
+
+    def _set_turns(self, turns: Turns | None) -> None:
+        self.turns = turns
+        self.start = self.encode_parts(self.turns.start) if self.turns else [self.bos]
+        self.turn_end = self.encode_parts(self.turns.end) if self.turns else []
+        used = (*self.ends, *self.start, *self.turn_end, *(self.user_turn("") if self.turns else ()))
+        self.size = max(self.size, 1 + max(used))
+
+    @property
+    def own_turns(self) -> Turns | None:
+        """Those of Gemma 3's instruction-tuned checkpoints, if the tokenizer knows them."""
+        if not {START, END} <= self._special.keys():
+            return None
+        head, end = self._id(START), self._id(END)
+        return Turns((self.bos,), (head, "user\n"), (end, "\n", head, "model\n"), (end, "\n"), True)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Every special token, by its name."""
+        return dict(self._special)
 
     def _id(self, name: str) -> int:
         if name not in self._special:
@@ -101,13 +138,28 @@ class Tokens:
             found += self._merges.join(self._symbols(piece)) if token is None else [token]
         return found
 
-    def user_turn(self, text: str) -> list[int]:
-        """What asks for an answer: the user's turn, trimmed, and the head of the model's; without `bos`.
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        """The tokens of texts and tokens one after the other; texts beside each other are one text."""
+        found: list[int] = []
+        text = ""
+        for part in parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            found += [*self.encode(text), part]
+            text = ""
+        return [*found, *self.encode(text)]
 
-        Source: the chat template of Gemma 3's instruction-tuned checkpoints.
+    def user_turn(self, text: str) -> list[int]:
+        """What asks for an answer: the user's turn, and the head of the model's; without `start`.
+
+        Raises:
+            InputError: the tokenizer knows no turns.
         """
-        head, turn = self._id(START), self.turn_end
-        return [head, *self.encode(f"user\n{text.strip()}"), *turn, head, *self.encode("model\n")]
+        if self.turns is None:
+            raise InputError("the tokenizer knows no turns of a chat", where=self._where)
+        text = text.strip() if self.turns.strip else text
+        return self.encode_parts((*self.turns.lead, text, *self.turns.ask))
 
     def bytes_of(self, token: int) -> bytes:
         """What a token stands for; nothing where it is special, or no token at all."""

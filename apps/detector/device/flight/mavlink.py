@@ -1,17 +1,16 @@
-"""The MAVLink side of the drone app: an address, a link that lives in a thread of its own, two messages.
+"""The MAVLink side of the drone app: a link that lives in a thread of its own, and two messages.
 
 We are an onboard computer: component 191 of the vehicle's own system, as the MAVLink guide has it. What
 autopilots take, read in their sources: ArduPilot's AC_PrecLand_MAVLink wants LANDING_TARGET in
 MAV_FRAME_BODY_FRD with distance > 0; PX4's mavlink_receiver takes a position in MAV_FRAME_LOCAL_NED alone.
 ArduPilot's AP_Follow passes over what comes from its own system: FOLLOW_TARGET speaks for the target, under a
 system id of its own.
-pymavlink carries, packs and parses.
+pymavlink packs and parses; `wire.py` carries.
 """
 
 from __future__ import annotations
 
 import math
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,14 +19,14 @@ from typing import Any
 
 from paredown.apps.detector.device.flight.geometry import moved
 from paredown.apps.detector.device.flight.vehicle import AUTOPILOT_COMPONENT, Pose, Vehicle
-from paredown.targets.errors import DeviceError, UsageError
+from paredown.apps.detector.device.flight.wire import Address, Wire, opened
 
 Log = Callable[[str], None]
 
 HEARTBEAT_S, REQUEST_S, POLL_S, LINK_S = 1.0, 5.0, 0.02, 3.0
-RATES_HZ = {"ATTITUDE": 25, "GLOBAL_POSITION_INT": 10, "LOCAL_POSITION_NED": 10}
-BAUD = 57600
-HINT = "udp:HOST:PORT listens, udpout:HOST:PORT and tcp:HOST:PORT call, serial:/dev/ttyAMA0[,BAUD]"
+RATES_HZ = {"ATTITUDE": 25, "GLOBAL_POSITION_INT": 10, "LOCAL_POSITION_NED": 10, "GPS_RAW_INT": 2,
+            "SYS_STATUS": 1, "ESTIMATOR_STATUS": 1, "EKF_STATUS_REPORT": 1}  # fmt: skip
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 2.0  # between two attempts to open a broken wire; it doubles
 POSITION, VELOCITY = 1, 2  # est_capabilities
 
 
@@ -61,86 +60,37 @@ class Fix:
         return moved(pose.position.latitude, pose.position.longitude, self.ned[0], self.ned[1])
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where an autopilot is reached: `kind` is udp, udpout, tcp or serial; `number` a port or a baud rate."""
-
-    kind: str
-    place: str
-    number: int
-
-
-def parse_address(text: str) -> Address:
-    """Reads what a user writes; `HINT` says how.
-
-    Raises:
-        UsageError: it is no address.
-    """
-    kind, _, rest = text.partition(":")
-    if kind == "serial":
-        place, _, number = rest.partition(",")
-        number = number or str(BAUD)
-    else:
-        place, _, number = rest.rpartition(":")
-    known = kind == "serial" or (kind in ("udp", "udpout", "tcp") and not {":", "/"} & set(place))
-    limit = 10_000_000 if kind == "serial" else 65535
-    if not (known and place and number.isdecimal() and 0 < int(number) <= limit):
-        raise UsageError(f"`{text}` is no MAVLink address", where="--mavlink", hint=HINT)
-    return Address(kind, place, int(number))
-
-
-def connect(address: Address) -> Any:
-    """Pymavlink's connection: `recv`, `write`, `select` and `close`.
-
-    Raises:
-        UsageError: pymavlink, or pyserial for a serial line, is not installed or cannot be loaded.
-        DeviceError: the port is taken, nobody answers, or there is no such line.
-    """
-    try:
-        from pymavlink import mavutil
-    except ImportError as error:  # it, or something of the system that it needs
-        what, hint = f"pymavlink cannot be loaded here: {error}", "`pip install pymavlink`"
-        raise UsageError(what, where="--mavlink", hint=hint) from error
-    place = f"{address.place}:{address.number}"
-    try:
-        if address.kind == "serial":
-            return mavutil.mavserial(address.place, baud=address.number)
-        if address.kind == "tcp":
-            return mavutil.mavtcp(place, retries=1)
-        if address.kind == "udpout":
-            socket.getaddrinfo(
-                address.place, address.number
-            )  # pymavlink would keep an unknown host to itself
-        return mavutil.mavudp(place, input=address.kind == "udp")
-    except ImportError:
-        what, hint = "pyserial is not installed here", "`pip install pyserial`"
-        raise UsageError(what, where="--mavlink", hint=hint) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DeviceError(f"no MAVLink here: {reason}", where=f"{address.kind}:{place}", hint=HINT) from error
-
-
 class Link:
     """Hears an autopilot and speaks to it; a context manager, with a thread that ends with it.
 
     Args:
-        connection: as `connect` opens it; closed at the end.
+        wire: as `connect` opens it; closed at the end.
         vehicle: told every message.
         follow_system: system id that FOLLOW_TARGET comes from; ArduPilot's FOLL_SYSID.
         log: told when the autopilot is there, lost, and back.
+        address: of the wire, to open it again when it breaks; None = it stays as it is.
     """
 
     def __init__(
-        self, connection: Any, vehicle: Vehicle, follow_system: int, log: Log = lambda line: None
+        self,
+        wire: Wire,
+        vehicle: Vehicle,
+        follow_system: int,
+        log: Log = lambda line: None,
+        address: Address | None = None,
     ) -> None:
-        from pymavlink.dialects.v20 import common
+        from pymavlink.dialects.v20 import ardupilotmega
 
-        self._common, self._connection, self._vehicle, self._log = common, connection, vehicle, log
-        ours = common.MAV_COMP_ID_ONBOARD_COMPUTER
-        self._us = common.MAVLink(connection, srcSystem=vehicle.system, srcComponent=ours)
-        self._target = common.MAVLink(connection, srcSystem=follow_system, srcComponent=ours)
-        self._parser = common.MAVLink(None)
-        self._parser.robust_parsing = True  # noise on a serial line is no reason to end
+        self._common, self._vehicle, self._log = ardupilotmega, vehicle, log
+        self._wire: Wire | None = wire
+        self._address = address
+        ours = ardupilotmega.MAV_COMP_ID_ONBOARD_COMPUTER
+        self._us = ardupilotmega.MAVLink(self, srcSystem=vehicle.system, srcComponent=ours)
+        self._target = ardupilotmega.MAVLink(self, srcSystem=follow_system, srcComponent=ours)
+        self._parser = self._new_parser()
+        self._broken = ""  # why the wire is, until it was opened again
+        self._heard, self._came = time.monotonic(), True  # whether anything did since it was opened
+        self._pause_s = FIRST_PAUSE_S
         self._sending = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mavlink", daemon=True)
@@ -153,11 +103,21 @@ class Link:
     def __exit__(self, *_: object) -> None:
         """Ends."""
         self._over.set()
-        self._thread.join(timeout=2.0)
-        self._connection.close()
+        self._thread.join(timeout=5.0)
+        if self._wire is not None:
+            self._wire.close()
+
+    def write(self, data: bytes) -> None:
+        """Takes a packed message, from pymavlink; where the wire is broken, it is lost."""
+        if self._wire is None or self._broken:
+            return
+        try:
+            self._wire.write(bytes(data))
+        except OSError as error:
+            self._broken = _why(error)
 
     def landing_target(self, fix: Fix, pose: Pose) -> bool:
-        """Sends LANDING_TARGET; False where PX4 does not say where its local origin is."""
+        """Sends LANDING_TARGET; False where PX4 has no local origin to refer to, or the wire is broken."""
         common = self._common
         frame, place = common.MAV_FRAME_BODY_FRD, fix.body
         if pose.px4:
@@ -170,10 +130,10 @@ class Link:
                 1000 * pose.boot_ms, 0, frame, *fix.angles, fix.distance, *fix.size, *place, (1, 0, 0, 0),
                 common.LANDING_TARGET_TYPE_VISION_OTHER, 1,
             )  # fmt: skip
-        return True
+            return not self._broken
 
-    def follow_target(self, fix: Fix, pose: Pose) -> None:
-        """Sends FOLLOW_TARGET: a place on the ground, and how fast it moves where that is known."""
+    def follow_target(self, fix: Fix, pose: Pose) -> bool:
+        """Sends FOLLOW_TARGET: a place on the ground, and how fast it moves where that is known; as above."""
         latitude, longitude = fix.place(pose)
         velocity, none = fix.velocity or (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
         with self._sending:
@@ -182,34 +142,79 @@ class Link:
                 round(longitude * 1e7), pose.position.altitude - pose.position.height, velocity, none,
                 (0, 0, 0, 0), none, none, fix.id,
             )  # fmt: skip
+            return not self._broken
 
     def _run(self) -> None:
         beat = asked = -math.inf
-        there = False
+        there, told = False, ""
         while not self._over.is_set():
             try:
                 self._hear()
-                now = time.monotonic()
-                if now - beat >= HEARTBEAT_S:
-                    self._beat()
-                    beat = now
-                if there != (there := self._vehicle.connected(now, LINK_S)):
-                    self._log("autopilot heard" if there else "autopilot lost")
-                    asked = -math.inf
-                if there and now - asked >= REQUEST_S:
-                    self._ask()
-                    asked = now
             except OSError as error:  # a cable that was pulled; it may come back
-                self._log(f"MAVLink: {error.strerror or error}")
-                self._over.wait(HEARTBEAT_S)
+                self._broken = self._broken or _why(error)
+            if self._broken:
+                self._vehicle.broken(self._broken)
+            now = time.monotonic()
+            if there != (there := self._vehicle.connected(now, LINK_S)):
+                self._log("autopilot heard" if there else "autopilot lost")
+                asked = -math.inf
+            if self._broken:
+                self._open_again()
+                beat = -math.inf
+                continue
+            if not there and told != (told := self._vehicle.unheard(now, LINK_S)) and told:
+                self._log(told)
+            if now - beat >= HEARTBEAT_S:
+                self._beat()
+                beat = now
+            if there and now - asked >= REQUEST_S:
+                self._ask()
+                asked = now
 
     def _hear(self) -> None:
-        self._connection.select(POLL_S)
-        while data := self._connection.recv():
-            now = time.monotonic()
+        if self._wire is None:
+            return
+        while data := self._wire.receive(POLL_S):
+            self._heard = now = time.monotonic()
+            self._came, self._pause_s = True, FIRST_PAUSE_S
             for message in self._parser.parse_buffer(data) or ():
                 if message.get_type() != "BAD_DATA":
                     self._vehicle.hear(message, now)
+            if self._over.is_set() or self._broken:
+                return
+        if self._address is not None and self._wire.stale(silent := time.monotonic() - self._heard):
+            raise OSError(f"nothing came for {silent:.0f} s")
+
+    def _open_again(self) -> None:
+        """Opens the wire anew, however long that takes; whoever speaks meanwhile speaks to nobody."""
+        if self._address is None:
+            self._over.wait(HEARTBEAT_S)
+            self._broken = ""
+            return
+        tell = self._log if self._came else nobody  # not again and again of one that says nothing
+        tell(f"{self._address}: {self._broken}, trying again")
+        with self._sending:
+            wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+        since = time.monotonic()
+        while not self._over.wait(self._pause_s):
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            try:
+                opened_again = opened(self._address)
+            except OSError:
+                continue
+            self._parser = self._new_parser()
+            self._heard, self._came = time.monotonic(), False
+            with self._sending:
+                self._wire, self._broken = opened_again, ""
+            tell(f"{self._address}: open again after {self._heard - since:.1f} s")
+            return
+
+    def _new_parser(self) -> Any:
+        parser = self._common.MAVLink(None)
+        parser.robust_parsing = True  # noise on a serial line is no reason to end
+        return parser
 
     def _beat(self) -> None:
         common = self._common
@@ -226,3 +231,11 @@ class Link:
                     self._vehicle.system, AUTOPILOT_COMPONENT, common.MAV_CMD_SET_MESSAGE_INTERVAL, 0,
                     getattr(common, f"MAVLINK_MSG_ID_{name}"), round(1e6 / rate), 0, 0, 0, 0, 0,
                 )  # fmt: skip
+
+
+def nobody(line: str) -> None:
+    """Tells it nobody."""
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -167,7 +167,9 @@ class Pilot:
         sent = self._send(fix, pose)
         if not sent:
             self.silent += 1
-            document["drone"] = {"silent": "PX4 has no local position to refer to", **said}
+            lost = not pose.px4 or pose.local is not None
+            why = "link lost" if lost else "PX4 has no local position to refer to"
+            document["drone"] = {"silent": why, **said}
             return
         document["drone"] = {"target": fix.id, "sent": sent, **said}
 
@@ -189,8 +191,7 @@ class Pilot:
         sent = []
         if LANDING in self._orders.send and self._link.landing_target(fix, pose):
             sent.append("LANDING_TARGET")
-        if FOLLOW in self._orders.send:
-            self._link.follow_target(fix, pose)
+        if FOLLOW in self._orders.send and self._link.follow_target(fix, pose):
             sent.append("FOLLOW_TARGET")
         for name in sent:
             self.sent[name] = self.sent.get(name, 0) + 1

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,11 @@ def held(camera: str, holder: str) -> Iterator[None]:
     Raises:
         DeviceError: somebody else holds it; the line says who.
     """
-    path = Path.home() / FOLDER / f"{_lock_name(camera)}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _folder()
+    if folder is None:  # nothing can be written anywhere: the driver alone knows who has the camera
+        yield
+        return
+    path = folder / f"{_lock_name(camera)}.lock"
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,10 +43,25 @@ def held(camera: str, holder: str) -> Iterator[None]:
                 f"in use by {_holder(path)}", where=hidden_password(camera),
                 hint="end that first (`paredown stop` for a deployed app), or choose another camera",
             ) from None  # fmt: skip
-        file.truncate(0)
-        json.dump({"name": holder, "pid": os.getpid()}, file)
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock has no name in it, and holds
+            file.truncate(0)
+            os.write(file.fileno(), json.dumps({"name": holder, "pid": os.getpid()}).encode())
         yield
+
+
+def _folder() -> Path | None:
+    """Where the locks are: in the home folder, or, where it is read-only, in the system's temporary one."""
+    other = Path(tempfile.gettempdir()) / f"paredown-cameras-{os.getuid()}"
+    with contextlib.suppress(OSError, RuntimeError):  # no home at all
+        home = Path.home() / FOLDER
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    with contextlib.suppress(OSError):
+        other.mkdir(mode=0o700, exist_ok=True)
+        if other.stat().st_uid == os.getuid() and os.access(other, os.W_OK):
+            return other
+    return None
 
 
 def _lock_name(camera: str) -> str:

@@ -114,7 +114,7 @@ class Picamera:
             self._camera.configure(self._camera.create_video_configuration(main=wanted))
             self._camera.start()
         except RuntimeError as error:
-            hint = "another program may hold it"
+            hint = "`rpicam-hello --list-cameras` lists the cameras that the system has"
             raise DeviceError(f"does not start: {error}", where=where, hint=hint) from error
 
     def read(self) -> tuple[bool, np.ndarray | None]:
@@ -155,7 +155,7 @@ class Piped:
             hint = "sudo apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good"
             raise DeviceError(
                 f"cannot start {command[0]}: {error.strerror}",
-                hint=hint if command[0].startswith("gst-") else "is it installed, and in PATH?",
+                hint=hint if command[0].startswith("gst-") else "it has to be installed, and in PATH",
             ) from error
 
     def read(self) -> tuple[bool, np.ndarray | None]:

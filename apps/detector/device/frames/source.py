@@ -6,156 +6,33 @@ pauses, and a file, whose every picture is wanted, just ends.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
+from paredown.apps.detector.device.frames.files import IMAGES, Folder, Video, promised_pictures
+from paredown.apps.detector.device.frames.frame import Clock, Frame, Log, Source
+from paredown.apps.detector.device.frames.heartbeat import Heartbeat
 from paredown.apps.detector.device.frames.pipes import kind_of, open_pipe
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.quiet import quiet
 
-Clock = Callable[[], float]
-Log = Callable[[str], None]
-
+PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "http": 80, "https": 443}
+TRY_S = 3.0
+FILES = ("http", "https")  # what such a URL names may be a file
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two attempts to open a lost source; it doubles
 ANSWER_MS = 5000  # a stream that is silent for so long is lost
-MISSING_SHARE = 0.05  # of a file's pictures; containers count them only roughly
-FOLDER_FPS = 1.0  # a folder has no clock: one picture a second, for tracks and a saved video
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One picture.
-
-    Attributes:
-        image: uint8 (H, W, 3), B, G, R; one source may give several sizes.
-        index: how many the source gave before.
-        taken: seconds, by our clock, when it had been read.
-        at: seconds of the scene since the source's first picture: a file's own time, or our clock's.
-    """
-
-    image: np.ndarray
-    index: int
-    taken: float
-    at: float
-
-
-class Source(Protocol):
-    """What gives pictures.
-
-    Attributes:
-        name: as the user gave it, passwords left out.
-        live: whether pictures come whether or not they are read.
-        fps: pictures per second of the scene, where it is known.
-    """
-
-    @property
-    def name(self) -> str:
-        """See above."""
-
-    @property
-    def live(self) -> bool:
-        """See above."""
-
-    @property
-    def fps(self) -> float | None:
-        """See above."""
-
-    def read(self) -> Frame | None:
-        """The next picture; None at the end.
-
-        Raises:
-            InputError: a file is damaged.
-            DeviceError: a live source is lost for good.
-        """
-
-    def close(self) -> None:
-        """Lets go; may be called while another thread reads, which then gets None."""
-
-
-class Folder:
-    """The images of a folder by name, or a single one.
-
-    Raises:
-        InputError: there is none.
-    """
-
-    live, fps = False, FOLDER_FPS
-
-    def __init__(self, path: Path, clock: Clock = time.monotonic) -> None:
-        self.name, self._clock, self._next = str(path), clock, 0
-        found = path.iterdir() if path.is_dir() else [path]
-        self._paths = sorted(file for file in found if file.suffix.lower() in IMAGES)
-        if not self._paths:
-            raise InputError(f"no image in this folder ({', '.join(IMAGES)})", where=path)
-
-    def read(self) -> Frame | None:
-        """The next image; see `Source`."""
-        if self._next == len(self._paths):
-            return None
-        path, index = self._paths[self._next], self._next
-        self._next += 1
-        image = cv2.imread(str(path))
-        if image is None:
-            raise InputError("cannot read this image (truncated or damaged?)", where=path)
-        return Frame(image, index, self._clock(), index / self.fps)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class Video:
-    """A video file, picture by picture, by its own time.
-
-    Raises:
-        InputError: there is no picture in it.
-    """
-
-    live = False
-
-    def __init__(self, path: Path, clock: Clock = time.monotonic, log: Log = lambda line: None) -> None:
-        self.name, self._clock, self._log, self._count = str(path), clock, log, 0
-        with quiet():
-            self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-            self._image = self._decoded()
-        if self._image is None:
-            hint = "is it a video, and whole?"
-            raise InputError("no picture can be read from this file", where=path, hint=hint)
-        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.fps: float | None = fps if 0 < fps <= 1000 else None  # a file without times says 0 or 90000
-
-    def read(self) -> Frame | None:
-        """The next picture; see `Source`."""
-        image, index = self._image, self._count
-        if image is None:
-            return None
-        frame = Frame(image, index, self._clock(), index / (self.fps or 25.0))
-        self._count += 1
-        self._image = self._decoded()
-        if self._image is None:
-            self._note_missing()
-        return frame
-
-    def close(self) -> None:
-        """The file is let go with this object: its thread may be reading."""
-
-    def _decoded(self) -> np.ndarray | None:
-        got, image = self._capture.read()
-        return image if got else None
-
-    def _note_missing(self) -> None:
-        promised = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        if self._count < promised * (1 - MISSING_SHARE):
-            self._log(f"{self.name}: of {promised} pictures {self._count} could be read; is it damaged?")
+STEADY_S = 10.0  # a source that gave pictures for so long begins with the first pause again
 
 
 class Stream:
@@ -172,7 +49,7 @@ class Stream:
         DeviceError: it gives no picture at the start: absent, busy, or not what it was taken for.
     """
 
-    live = True
+    live, skipped = True, 0
 
     def __init__(
         self,
@@ -188,6 +65,7 @@ class Stream:
         self._address, self._patience, self._clock, self._log = name, patience, clock, log
         self._connect = connect or open_capture
         self._closed = threading.Event()
+        self._beat = Heartbeat()
         self._capture, image = self._opened()
         if image is None:
             said = getattr(self._capture, "said", str)()  # of a program that gives pictures
@@ -197,6 +75,7 @@ class Stream:
         self.fps: float | None = fps if 0 < fps <= 240 else None
         self._first = Frame(image, 0, clock(), 0.0)
         self._last: Frame | None = None
+        self._pause, self._back = FIRST_PAUSE_S, clock()
 
     def read(self) -> Frame | None:
         """The next picture, however long it takes; see `Source`."""
@@ -226,19 +105,26 @@ class Stream:
         if got:
             return image
         self.lost += 1
-        since, pause = self._clock(), FIRST_PAUSE_S
+        since = self._clock()
+        if since - self._back > STEADY_S:
+            self._pause = FIRST_PAUSE_S
         self._log(f"{self.name}: lost, trying again")
         while True:
+            self._beat()  # a lost source is no hang; one that never answers is
             self._capture.release()
-            if self._closed.wait(pause):
+            if self._closed.wait(self._pause):
                 return None
             away = self._clock() - since
             if self._patience is not None and away > self._patience:
                 raise DeviceError(f"lost, and not back after {away:.0f} s", where=self.name)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-            self._capture, image = self._opened()
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+            try:
+                self._capture, image = self._opened()
+            except DeviceError:  # a camera that is not plugged in, now
+                continue
             if image is not None:
-                self._log(f"{self.name}: back after {self._clock() - since:.1f} s")
+                self._back = self._clock()
+                self._log(f"{self.name}: back after {self._back - since:.1f} s")
                 return image
 
 
@@ -262,6 +148,11 @@ class Paced:
         if self._closed.wait(max(0.0, self._start + frame.at - self._clock())):
             return None
         return Frame(frame.image, frame.index, self._clock(), frame.at)
+
+    @property
+    def skipped(self) -> int:
+        """See `Source`."""
+        return self._source.skipped
 
     def close(self) -> None:
         """Ends the waiting; see `Source`."""
@@ -287,18 +178,30 @@ def open_source(
         DeviceError: no such camera, busy, or no answer.
     """
     if is_live(text):
+        if text.partition("://")[0] in FILES and (capture := _file_at(text)) is not None:
+            return Video(text, clock, log, capture, hidden_password(text))
         return Stream(text, patience, clock, log)
     path = Path(text)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in IMAGES):
-        return Folder(path, clock)
+        return Folder(path, clock, log)
     if not path.is_file():
         hint = "a source is a camera's number, picamera, a file, a folder, or a URL as rtsp://host/path"
         raise InputError("no such file or folder", where=text, hint=hint)
     return Video(path, clock, log)
 
 
+def _file_at(url: str) -> Any:
+    """A capture of what a URL names, where it is a file that ends; None of a stream, or of nothing."""
+    with quiet():
+        capture = open_capture(url)
+    if promised_pictures(capture):
+        return capture
+    capture.release()
+    return None
+
+
 def is_live(text: str) -> bool:
-    """Whether a user's words name a camera or a stream.
+    """Whether a user's words name a camera, a stream or a URL.
 
     Raises:
         UsageError: a URL of a kind that nobody can open.
@@ -336,6 +239,26 @@ def hidden_password(address: str) -> str:
     return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", address)
 
 
+def how_far(url: str) -> str:
+    """How far a connection to what a URL names comes, as what to do next."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        return "its port is no number from 0 to 65535"
+    if not host or port is None:
+        return f"a URL begins as {', '.join(f'{scheme}://host' for scheme in FILES)}, rtsp://host"
+    try:
+        socket.create_connection((host, port), TRY_S).close()
+    except socket.gaierror:
+        return f"no address is known of `{host}`"
+    except TimeoutError:
+        return f"`{host}` does not answer on port {port}"
+    except OSError as error:
+        return f"`{host}`, port {port}: {error.strerror or error}"
+    return f"`{host}` takes connections on port {port}: are path and password right?"
+
+
 def _no_picture(address: str, said: str = "") -> DeviceError:
     """Why a live source gives nothing, as far as can be told from outside, or was said."""
     camera, name = device_file(address), hidden_password(address)
@@ -343,12 +266,14 @@ def _no_picture(address: str, said: str = "") -> DeviceError:
         what = f"gives no picture{f': {said}' if said else ''}"
         return DeviceError(what, where=name, hint="it has to write motion JPEG or Y4M (4:2:0)")
     if camera is None:
-        hint = "are host, path and password right, and does it play elsewhere?"
+        hint = how_far(address)
         return DeviceError("this stream gives no picture", where=name, hint=hint)
     if not camera.exists():
         others = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*")))
         hint = f"there is {others}" if others else "is it plugged in? there is no camera at all"
         hint += "; a Raspberry Pi's own camera is --source picamera"
         return DeviceError(f"no such camera ({camera})", where=name, hint=hint)
-    hint = f"another program may hold it (`fuser {camera}` names it), or your user is not in group video"
+    hint = f"you may open it; `fuser {camera}` names a program that holds it"
+    if not os.access(camera, os.R_OK | os.W_OK):
+        hint = "your user may not open it: `sudo usermod -aG video $USER`, and log in again"
     return DeviceError("this camera gives no picture", where=name, hint=hint)

@@ -95,7 +95,10 @@ def chain(attrs: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
 
 
 class Function(Island):
-    """The attributes of an `island`."""
+    """The attributes of an `island`.
+
+    Where `op` is no ATen operation, which is so in integer graphs alone, the only constant is its table.
+    """
 
     kind: ClassVar[str] = "function"
     table = True
@@ -130,6 +133,8 @@ class Function(Island):
 
     def made(self, node: IntegerNode, feed: IntegerNode) -> Codes:
         """The codes that it makes of all codes, in their order."""
+        if not node.attrs["op"].startswith("aten::"):  # of a file of codes: its kernel's own
+            return np.asarray(node.constants[0])
         every = np.arange(QMIN, QMAX + 1).astype(np.int8)
         real = torch.from_numpy(feed.out.dequantize(every)).double()
         constants = [torch.from_numpy(np.asarray(each)) for each in node.constants]

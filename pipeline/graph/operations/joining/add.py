@@ -83,14 +83,18 @@ class Add(Operation):
             scales.widen(name, scales[node.name] * SMALLEST_FACTOR)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
-        ratios = [np.float32(feed.out.scale) / np.float32(node.out.scale) for feed in feeds]
-        exponent = int(np.frexp(max(ratios))[1]) - 1
-        shift = 20 - exponent
+        found, shift = self.multipliers(node, feeds)
         total: Any = 1 << (shift - 1)
-        for sign, feed, ratio, codes in zip(self.signs, feeds, ratios, inputs, strict=True):
-            multiplier = sign * int(np.rint(np.ldexp(np.float64(ratio), shift)))
+        for feed, multiplier, codes in zip(feeds, found, inputs, strict=True):
             total = total + multiplier * (codes.astype(np.int64) - feed.out.zero_point)
         return clamped(total >> shift, node)
+
+    def multipliers(self, node: IntegerNode, feeds: Sequence[IntegerNode]) -> tuple[list[int], int]:
+        """What each input's codes are multiplied by, with its sign, and by how much the sum is shifted."""
+        ratios = [np.float32(feed.out.scale) / np.float32(node.out.scale) for feed in feeds]
+        shift = 21 - int(np.frexp(max(ratios))[1])
+        found = [int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in ratios]
+        return [sign * each for sign, each in zip(self.signs, found, strict=True)], shift
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
         return program.clamped(reals[0] + reals[1], node)

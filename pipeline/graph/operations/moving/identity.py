@@ -41,5 +41,6 @@ class Dropout(Identity):
 
     def trace(self, tracer: Tracer, node: Any) -> None:
         if arguments(node, None, 0.5, True)[2]:
-            raise tracer.unknown(node, "is told to drop values in evaluation too (training=True)")
+            why = "is told to drop values in evaluation too (training=True)"
+            raise tracer.unknown(node, why, "give it training=self.training, or use nn.Dropout")
         super().trace(tracer, node)

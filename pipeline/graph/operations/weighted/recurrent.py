@@ -2,7 +2,7 @@
 
 A projection of the input serves all steps at once: a convolution of one pixel over the sequence. Each step
 then has a linear layer of the state before it and what its gates compute. All steps have the same weights,
-which graphs and programs hold once, and tensors of one word have one scale in all steps (`ALIKE`).
+which graphs and programs hold once (`ALIKE`): so what they read has one scale in all steps.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
+from paredown.pipeline.recipe.task import Predict
 
 COUNT = 6
 SIDE = 300  # pixels of a picture, at most
@@ -18,6 +20,7 @@ QUALITY = 80  # of JPEG
 WORDS = "Quality of an image: 1 where everything in it is found right and nothing else."
 
 Told = Sequence[Mapping[str, Any]]
+Pictures = Callable[[Sample, Mapping[str, Any], Mapping[str, Any]], Sequence[Any]]
 
 
 def worst(before: Told, after: Told, count: int = COUNT) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -37,25 +40,54 @@ def worst(before: Told, after: Told, count: int = COUNT) -> list[tuple[Mapping[s
     return sorted(pairs, key=order)[:count]
 
 
-def examples(
-    before: Told, after: Told, data: Dataset, drawn: Callable[[Sample, Any], Any], runtime: str
-) -> dict[str, Any]:
+def by_details(drawn: Callable[[Sample, Any], Any]) -> Pictures:
+    """Pictures by what the details of a score say was found, of images that are small before they are drawn.
+
+    Args:
+        drawn: of the task, see `pipeline.recipe.task.drawn_by`.
+    """
+
+    def pictures(sample: Sample, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
+        small = replace(sample, image=_small(sample.image))
+        return [drawn(small, found) for found in (None, old["found"], new["found"])]
+
+    return pictures
+
+
+def by_outputs(
+    pictured: Callable[[Sample, Any], Any], predict: Sequence[Predict], preprocess: AnyInput
+) -> Pictures:
+    """Pictures by what the original network and the program that ships give for an image.
+
+    Args:
+        pictured: of the task, see `pipeline.recipe.task.pictured_by`.
+        predict: both of them.
+        preprocess: from an image to their input.
+    """
+
+    def pictures(sample: Sample, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Any]:
+        x = preprocess(sample.image)[None]
+        return [pictured(sample, None), *(pictured(sample, each(x)) for each in predict)]
+
+    return pictures
+
+
+def examples(before: Told, after: Told, data: Dataset, pictures: Pictures, runtime: str) -> dict[str, Any]:
     """As the report's document has it; pictures are small JPEG files in base64.
 
     Args:
         before: `images` of the details of the original network.
         after: likewise, of what ships.
         data: the test images.
-        drawn: of the task, see `pipeline.recipe.task.drawn_by`.
+        pictures: of a sample and both its entries: the labels, the original's answer, that of what ships.
         runtime: that ships.
     """
     rows = []
     for old, new in worst(before, after):
         sample = data[old["index"]]
-        small = replace(sample, image=_small(sample.image))
-        pictures = [_jpeg(drawn(small, found)) for found in (None, old["found"], new["found"])]
+        made = [_jpeg(picture) for picture in pictures(sample, old, new)]
         rows.append({"name": sample.name.rpartition("/")[2], "before": old["quality"],
-                     "after": new["quality"], "pictures": pictures})  # fmt: skip
+                     "after": new["quality"], "pictures": made})  # fmt: skip
     return {"columns": ["labels", "fp32", f"{runtime}, int8"], "rows": rows, "words": WORDS}
 
 

@@ -36,7 +36,7 @@ def page_facts(job: ImageJob) -> dict[str, Any]:
     if job.squantizing is not None:
         found["ledger"] = read_json(job.path(job.bundle) / LEDGER)["rows"]
     if job.pruning is not None and job.recipe.prune.budget:
-        found["sensitivity"] = read_json(job.path(job.pruning.sense) / SENSE)
+        found["sensitivity"] = read_json(job.path(job.pruning.sense) / SENSE)["sensitivity"]
         found["widths"] = _widths(job)
     return found
 

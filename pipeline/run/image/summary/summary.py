@@ -15,6 +15,7 @@ from paredown.pipeline.run.image.read import traced_notes
 from paredown.pipeline.run.image.summary.prune_summary import prune_figures, prune_notes, prune_report
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.store.files import read_json
+from paredown.targets.host.host import EXTRA_RUNTIMES
 
 if TYPE_CHECKING:
     from paredown.pipeline.run.image.job import ImageJob
@@ -158,18 +159,24 @@ class Summary:
         return tuple(notes)
 
     def _saturating(self) -> list[str]:
-        """What is not promised of ONNX Runtime on a machine whose sums saturate."""
-        if "onnxruntime" not in self.job.runtimes or not self.job.machine.saturates:
+        """What is not promised of .onnx programs on a machine whose sums saturate."""
+        named = [name for name in EXTRA_RUNTIMES if name in self.job.runtimes]
+        if not named or not self.job.machine.saturates:
             return []
         from paredown.pipeline.lower.integer import beyond
 
         layers = beyond(self.job.integer_graph(), 63)
         if not layers:
             return []
+        slow = (
+            ", or the session option session.x64quantprecision = 1, which is slow"
+            if "onnxruntime" in named
+            else ""
+        )
         return [
-            f"onnxruntime: {len(layers)} layers ({layers[0]} first) have weight codes beyond 63, and this "
-            "machine has no VNNI: sums of products saturate, and nothing is promised; set "
-            "quantize.weight_range = 63, or the session option session.x64quantprecision = 1, which is slow"
+            f"{' and '.join(named)}: {len(layers)} layers ({layers[0]} first) have weight codes beyond 63, "
+            "and this machine has no VNNI: sums of products saturate, and nothing is promised; set "
+            f"quantize.weight_range = 63{slow}"
         ]
 
     def sections(self) -> dict[str, list[str]]:

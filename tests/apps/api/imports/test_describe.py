@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from int8_tflite import Int8
 from onnx import helper
 from onnx_models import model_of, saved, small_net
 from tiny_project import call
@@ -25,6 +26,19 @@ def test_a_model_is_counted_compared_and_predicted(tmp_path):
     assert found.inspection is not None and found.inspection.placements
     text = "\n".join(found.lines())
     assert "input       1x3x8x8" in text and "1 of 2 groups of channels can be cut" in text
+
+
+def test_an_int8_file_says_what_becomes_of_its_codes(tmp_path):
+    w = Int8((1, 8, 8, 3))
+    (tmp_path / "net.tflite").write_bytes(w.data(w.layer(w.input, 4)))
+    found = describe(tmp_path / "net.tflite", None, load_card("host"), couple=False)
+    assert (found.format, found.difference) == ("TFLite, int8", None)
+    assert "an integer graph of 2 nodes" in found.notes[-1]
+    w = Int8((1, 8, 8, 3))
+    (tmp_path / "net.tflite").write_bytes(w.data(w.op("FLOOR", [w.layer(w.input, 4)], (1, 8, 8, 4))))
+    assert "stays sealed: FLOOR" in describe(
+        tmp_path / "net.tflite", None, load_card("host"), couple=False
+    ).notes[-1]  # fmt: skip
 
 
 def test_what_cannot_be_traced_is_said_after_what_is_known(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ from paredown.calibration.datasets import open_dataset
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.targets.errors import InputError
 
+NOWHERE = (
+    "<name>WBC</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>5</ymax>"
+    "</bndbox>"
+)
 QUICK = ("--epochs", "2", "--batch", "4", "--warmup", "1", "--threads", "1", "--size", "96")
 
 
@@ -132,7 +137,7 @@ def test_a_classifier_is_trained_on_folders(tmp_path):
 
 @pytest.mark.slow
 def test_the_newcomers_way_from_photos_to_a_validated_bundle(tmp_path):
-    """Train, run, validate: every class has its score, and the data are counted in the notes."""
+    """Train, run, validate: every class has its score, the data are counted, a bad class does not ship."""
     cells = blood_cells(tmp_path / "cells", {"train": 32, "val": 8})
     out = tmp_path / "net.safetensors"
     options = ("--epochs", "12", "--batch", "8", "--warmup", "4", "--threads", "1")
@@ -155,3 +160,13 @@ def test_the_newcomers_way_from_photos_to_a_validated_bundle(tmp_path):
     bundle = tmp_path / "runs/net/host/bundle.paredown"
     checked = call("validate", bundle, "--limit", "4")
     assert checked.code in (0, 3) and "map50" in checked.out, checked.err
+    for file in (cells / "Annotations").glob("val_*.xml"):  # white cells where there are none
+        file.write_text(re.sub(r"<name>WBC</name>.*?</bndbox>", NOWHERE, file.read_text()))
+    words += ["--set", "budget.least_class_score=0.05"]
+    done = call("run", out.with_suffix(".toml"), "--runs", tmp_path / "runs", "--json", *words)
+    told = json.loads(done.out)
+    assert done.code == 3 and told["verdict"]["word"] == "DO NOT SHIP"
+    assert any("least_class_score of class 'WBC'" in reason for reason in told["verdict"]["reasons"])
+    shown = call("report", tmp_path / "runs/net/host", "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert shown.code == 0 and "DO NOT SHIP" in page and all(name in page for name in NAMES)

@@ -18,7 +18,7 @@ from camera_command import call, film, pictures
 from mavlink_peer import Autopilot, free_port
 from needs import needs
 
-from paredown.pipeline.device.deploy import deploy
+from paredown.pipeline.device.deploy.deploy import deploy
 from paredown.targets.devices.service.service import Service
 from paredown.targets.devices.shell.shell import ShellDevice
 from paredown.targets.devices.transports.ssh import SshTransport

@@ -104,8 +104,9 @@ class Kept:
         self.landing.append(fix)
         return not pose.px4
 
-    def follow_target(self, fix: Fix, pose: Pose) -> None:
+    def follow_target(self, fix: Fix, pose: Pose) -> bool:
         self.follow.append(fix)
+        return True
 
 
 class Flight:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from paredown.apps.detector.device.boxes.decode import Detections
 from paredown.apps.detector.scoring.details import details, matches
 from paredown.apps.detector.scoring.score import class_average_precisions, class_curves
 from paredown.apps.detector.scoring.truth import Truth
+from paredown.calibration.readers.records import Ignored
 
 pytestmark = pytest.mark.unit
 NAMES = ("cat", "dog")
@@ -37,6 +40,18 @@ def test_a_box_is_found_confused_missed_or_made_up():
     assert matches(seen((0, 0.9, LEFT), (0, 0.8, LEFT)), labelled) == [(0, 0), (-1, 0), (1, -1)]
     assert matches(seen(), labelled) == [(0, -1), (1, -1)] and matches(seen(), truth()) == []
     assert matches(seen((1, 0.5, LEFT)), truth()) == [(-1, 1)]
+
+
+def test_what_is_found_on_an_ignored_object_counts_as_nothing():
+    labelled = truth((0, LEFT))
+    one = np.array([[0.8, 0.8, 0.4, 0.4]], np.float32)
+    for crowd, box in ((False, RIGHT), (True, (0.7, 0.7, 0.8, 0.8))):
+        spared = replace(labelled, ignored=Ignored(one, np.array([1]), np.array([crowd])))
+        found = seen((0, 0.9, LEFT), (1, 0.8, box))
+        assert matches(found, spared) == [(0, 0)]
+        assert matches(found, labelled) == [(0, 0), (-1, 1)]
+    far = replace(labelled, ignored=Ignored(one, np.array([1]), np.array([False])))
+    assert matches(seen((1, 0.8, (0.7, 0.7, 0.8, 0.8))), far) == [(-1, 1), (0, -1)]  # small beside the object
 
 
 def test_images_are_judged_by_what_is_shown():

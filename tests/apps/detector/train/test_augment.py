@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from blood_cells import NAMES, blood_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from paredown.apps.detector.digits import Digits
 from paredown.apps.detector.train.augment import Augment, mosaic
 from paredown.apps.detector.train.batches import Batches
 from paredown.apps.detector.train.config import TrainConfig
+from paredown.calibration.datasets import open_dataset
 from paredown.calibration.preprocess import Preprocess
 
 COLOURS = np.array([[230, 0, 0], [0, 230, 0], [0, 0, 230], [230, 230, 230]])
@@ -80,3 +82,36 @@ def test_batches_mix_images_but_in_the_last_tenth(epochs, mixed):
     if epochs == 10:
         last = 9 * several.per_epoch
         assert bool((several(last)[0] == alone(last)[0]).all())
+
+
+def test_what_is_ignored_stays_so_however_little_is_seen():
+    """Also in a mosaic; labels that count are dropped there."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    box = np.array([[0.5, 0.5, 0.9, 0.9]], np.float32)
+    for seed in range(10):
+        made = [
+            mosaic(
+                [image] * 4, [box] * 4, [np.array([kind])] * 4, (64, 64), np.random.default_rng(seed), 0.99
+            )
+            for kind in (1, ~1)
+        ]
+        assert len(made[0][1]) < 4 == len(made[1][1]) and set(made[1][2].tolist()) == {~1}
+        chance = np.random.default_rng(seed)
+        _, found, kinds = Augment(shift=0.5, visible=0.99)(
+            image, np.tile(box, (2, 1)), np.array([1, ~1]), chance
+        )
+        assert kinds.tolist()[-1] == ~1 and len(found) == len(kinds)
+
+
+def test_batches_say_what_is_ignored(tmp_path):
+    """The first cell of each image is difficult."""
+    cells = blood_cells(tmp_path, {"train": 4})
+    for file in (cells / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    data = open_dataset("voc", cells / "ImageSets/Main/train.txt", names=NAMES)
+    assert all(len(record.ignored) for record in data.records)
+    none = Augment(zoom=0, shift=0, flips=False, colour=0)
+    _, targets = Batches(data, Preprocess(64, 64), TrainConfig(batch=4, augment=none), 16)(0)
+    found = sorted(int(kind) for kinds, _ in targets for kind in kinds)
+    expected = [c for r in data.records for c in (*r.classes, *~r.ignored.classes)]
+    assert found == sorted(int(kind) for kind in expected) and found[0] < 0

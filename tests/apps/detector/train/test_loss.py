@@ -143,6 +143,28 @@ def test_two_truths_of_one_box_the_later_has_it():
         np.testing.assert_allclose(-gradient, delta, atol=1e-6)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), seen=st.sampled_from([0, 12800]))
+def test_an_ignored_object_is_neither_found_nor_background(seed, seen):
+    """The gradients are those without it, but for objectness where it lies or a box overlaps it well."""
+    outputs, targets = scene(seed, images=1)
+    rng = np.random.default_rng(seed)
+    box = np.concatenate([rng.uniform(0.1, 0.9, 2), rng.uniform(0.02, 0.6, 2)]).astype(np.float32)
+    labels, boxes = targets[0]
+    with_it = [(torch.cat([labels, torch.tensor([~2])]), torch.cat([boxes, torch.from_numpy(box[None])]))]
+    without, ours = gradients(outputs, targets, seen), gradients(outputs, with_it, seen)
+    for part in (0, 1, 3):
+        np.testing.assert_array_equal(ours[part], without[part])
+    delta = darknet_delta(outputs, targets, seen)  # only what answers for an object has a class
+    answers = np.abs(delta[3].reshape(3, CLASSES, 4, 5)).sum(1) > 0
+    as_truth = darknet_delta(outputs, [(torch.tensor([2]), torch.from_numpy(box[None]))], seen)[2][0]
+    for n, j, i in np.ndindex(3, 4, 5):
+        inside = abs(i + 0.5 - box[0] * 5) < box[2] * 2.5 and abs(j + 0.5 - box[1] * 4) < box[3] * 2
+        inside |= (i, j) == (int(box[0] * 5), int(box[1] * 4))  # the middle's own cell
+        free = not answers[n, j, i] and (inside or as_truth[n, j, i] == 0)
+        assert ours[2][0, n, j, i] == (0 if free else without[2][0, n, j, i])
+
+
 def test_perfect_prediction_costs_nothing_but_what_the_logistic_cannot_reach():
     outputs = tuple(torch.zeros(1, c, 4, 4, dtype=torch.float64) for c in (6, 6, 3, 12))
     outputs[2].fill_(-40)
@@ -196,7 +218,7 @@ def test_box_iou_agrees_with_the_loop():
     ("target", "words"),
     [
         ((torch.tensor([4]), torch.tensor([[0.5, 0.5, 0.1, 0.1]])), "class outside 0..3"),
-        ((torch.tensor([-1]), torch.tensor([[0.5, 0.5, 0.1, 0.1]])), "class outside 0..3"),
+        ((torch.tensor([~4]), torch.tensor([[0.5, 0.5, 0.1, 0.1]])), "class outside 0..3"),
         ((torch.tensor([1]), torch.tensor([[0.5, math.nan, 0.1, 0.1]])), "not finite"),
         ((torch.tensor([1, 2]), torch.tensor([[0.5, 0.5, 0.1, 0.1]])), "image 0"),
         ((torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.1]])), "image 0"),

@@ -165,6 +165,29 @@ def test_complete_iou_is_its_formula(values: list[float]) -> None:
     assert float(found) == pytest.approx(complete(a, b), rel=1e-6, abs=1e-9)
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32), bins=st.sampled_from([1, 4]))
+def test_an_ignored_object_is_neither_found_nor_background(seed: int, bins: int) -> None:
+    """Only its own class has no target, in the cells that it covers and that answer for nothing."""
+    outputs, targets = random_case(seed, bins)
+    heads, random = heads_with(bins), np.random.default_rng(seed)
+    box = torch.from_numpy(np.concatenate([random.uniform(0.2, 0.8, 2), random.uniform(0.05, 0.5, 2)]))
+    labels, boxes = targets[1]
+    more = [targets[0], (torch.cat([labels, torch.tensor([~1])]), torch.cat([boxes, box[None]]))]
+    without = torch.autograd.grad(v8_loss(outputs, targets, heads), outputs)
+    ours = torch.autograd.grad(v8_loss(outputs, more, heads), outputs)
+    reach = (box[2:] * torch.tensor(SIZE) / 2).clamp(min=4)  # a small box has the nearest cell of 8 pixels
+    changed = False
+    for level, stride in enumerate((8, 16)):
+        assert ours[2 * level].equal(without[2 * level])
+        for image, kind, row, column in (ours[2 * level + 1] != without[2 * level + 1]).nonzero().tolist():
+            middle = torch.tensor([(column + 0.5) * stride, (row + 0.5) * stride])
+            assert (image, kind) == (1, 1) and ours[2 * level + 1][image, kind, row, column] == 0
+            assert ((middle - box[:2] * torch.tensor(SIZE)).abs() <= reach).all()
+            changed = True
+    assert (v8_loss(outputs, more, heads) < v8_loss(outputs, targets, heads)) == changed
+
+
 def test_a_box_between_the_cells_has_the_nearest_one() -> None:
     points = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0]])
     boxes = torch.cat([points - 4, points + 4], 1)[None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from torch import nn
 from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.sensitivity.ranking import norm, ranking
 from paredown.pipeline.compress.sensitivity.sensitivity import (
+    GIVEN_UP,
+    NOT_ASKED,
     Curve,
+    Meter,
     Outputs,
     Point,
     Sensitivity,
@@ -28,8 +33,6 @@ from paredown.pipeline.compress.sensitivity.sensitivity import (
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError, UsageError
-
-ALL = float("inf")
 
 
 def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -64,9 +67,12 @@ class Case:
         half = 1.96 * (p * (1 - p) / n + 1 / n**2) ** 0.5
         return p, p - half, p + half
 
-    def run(self, way, hopeless: float = ALL, **options) -> Sensitivity:  # noqa: ANN001
-        arguments = (self.graph, self.groups, self.ranks, self.widths, self.x, self.score, "top1")
-        return way(*arguments, hopeless=hopeless, **options)
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.graph, self.groups, self.ranks, self.widths, self.x, self.score, "top1"
+
+    def run(self, way, **options) -> Sensitivity:  # noqa: ANN001
+        return way(*self.arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,7 @@ def test_random_networks_measure_as_plain_evaluation_does(net, seed):
         return value, value, value
 
     arguments = (graph, groups, ranks, widths, x, score, "sum")
-    assert measure(*arguments, hopeless=ALL, chunk=2) == plain(*arguments, hopeless=ALL, chunk=2)
+    assert measure(*arguments, chunk=2) == plain(*arguments, chunk=2)
 
 
 @pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 64}, {"memory": 1}])
@@ -143,71 +149,66 @@ def test_chunks_and_memory_do_not_change_the_metric(case, slow, options):
     assert case.run(measure, **options) == slow
 
 
-def test_a_hopeless_curve_ends(case, slow):
-    found = case.run(measure, 0.3)
+def test_a_meter_measures_what_it_is_asked_for(case, slow):
+    meter, truth = Meter(*case.arguments), points(slow)
+    asked = {("stem", 4): math.inf, ("last", 1): math.inf, ("stem", 2): 0.0}
+    lost = meter.ask(asked)
+    assert lost == {place: (1.0 - truth[place].metric, True) for place in asked}
+    again = len(case.calls)
+    assert meter.ask({("stem", 4): 0.0}) == {("stem", 4): lost["stem", 4]}
+    assert len(case.calls) == again, "what was measured once is known"
+    found = meter.found()
     assert_reported_as(found, slow)
-    skipped = [p for p in points(found).values() if p.skipped]
-    assert skipped
-    for curve in found.curves:
-        lost = [p.metric is not None and 1 - p.metric > 0.3 for p in curve.points]
-        reasons = [p.skipped for p in curve.points]
-        first = reasons.index(next((r for r in reasons if r), ""))
-        if any(reasons):
-            assert any(lost[:first])  # some wider point was measured, and lost too much
-            assert all(reasons[first:])
-            width = next(p.width for p, bad in zip(curve.points, lost, strict=True) if bad)
-            assert all(r.startswith(f"hopeless: width {width} already lost") for r in reasons[first:])
+    full = {(c.group, c.units) for c in found.curves}
+    assert {key for key, point in points(found).items() if not point.skipped} == {*asked, *full}
+    assert {point.skipped for point in points(found).values()} == {"", NOT_ASKED}
+
+
+def test_everything_asked_for_is_what_measuring_gives(case, slow):
+    meter = Meter(*case.arguments)
+    for place in meter.everything():
+        meter.ask({place: math.inf})
+    assert meter.found() == slow
 
 
 def test_a_point_may_be_given_up_part_way():
+    """None is given up that loses less than its limit, and what was given up is measured when asked again."""
     case = Case(256)
-    slow, found = case.run(plain), case.run(measure, 0.1)
-    assert_reported_as(found, slow)
-    reasons = {p.skipped for p in points(found).values()}
-    early = [r for r in reasons if "images: " in r]
-    assert early and all(
-        r.startswith(("hopeless after 32", "hopeless after 64", "hopeless after 128")) for r in early
-    )
-    assert {32, 64, 128, 256} >= set(case.calls) - {256}
-    for key, point in points(found).items():  # none was given up that would have stayed
-        if "images: " in point.skipped:
-            assert 1 - points(slow)[key].metric > 0.1
+    slow, meter = points(case.run(plain)), Meter(*case.arguments)
+    case.calls.clear()
+    lost = meter.ask(dict.fromkeys(meter.everything(), 0.1))
+    assert {32, 64, 128, 256} >= set(case.calls) and min(case.calls) == 32
+    given_up = {place: least for place, (least, whole) in lost.items() if not whole}
+    assert given_up
+    for place, least in given_up.items():
+        assert 0.1 < least and 1.0 - slow[place].metric > 0.1
+    found = points(meter.found())
+    assert {found[place].skipped.split(":")[0] for place in given_up} <= {
+        f"{GIVEN_UP} {images} images" for images in (32, 64, 128)
+    }
+    place = next(iter(given_up))
+    assert meter.ask({place: 0.0}) == {place: (1.0 - slow[place].metric, True)}
 
 
 def test_a_small_sample_is_never_judged_part_way(case):
     case.calls.clear()
-    case.run(measure, 0.1)
+    meter = Meter(*case.arguments)
+    meter.ask(dict.fromkeys(meter.everything(), 0.0))
     assert set(case.calls) == {40}
 
 
-def test_between_equals_nothing_is_measured(case, slow):
-    found = case.run(measure, 2.0, flat=0.15)
-    assert_reported_as(found, slow)
-    flat = 0
-    for curve in found.curves:
-        assert not curve.points[-1].skipped  # the narrowest is always measured
-        measured = [p for p in curve.points if not p.skipped]
-        for wide, narrow in zip(measured, measured[1:], strict=False):
-            between = [p for p in curve.points if narrow.width < p.width < wide.width]
-            flat += len(between)
-            if between:
-                assert wide.metric - narrow.metric <= 0.15
-                assert {p.skipped[:4] for p in between} == {"flat"}
-    assert flat > 0
-    assert case.run(measure, 2.0, flat=-1.0) == slow  # no two points differ by less than nothing
-
-
 def test_progress_rises_to_its_total(case):
-    for options in ({}, {"hopeless": 0.1}, {"flat": 0.1}):
-        ticks: list[tuple[int, int]] = []
-        case.run(measure, tick=lambda done, total: ticks.append((done, total)), **options)  # noqa: B023
-        assert [t for t, _ in ticks] == sorted(t for t, _ in ticks)
-        assert {total for _, total in ticks} == {(7 + 7 + 15) * 40}
-        assert ticks[-1][0] == ticks[-1][1]
+    ticks: list[tuple[int, int]] = []
+    case.run(measure, tick=lambda done, total: ticks.append((done, total)))
+    assert [t for t, _ in ticks] == sorted(t for t, _ in ticks)
+    assert {total for _, total in ticks} == {(7 + 7 + 15) * 40}
+    assert ticks[-1][0] == ticks[-1][1]
 
 
 def test_it_survives_json(slow, case):
-    for found in (slow, case.run(measure, 0.1)):
+    meter = Meter(*case.arguments)
+    meter.ask({("stem", 4): math.inf})
+    for found in (slow, meter.found()):
         assert Sensitivity.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert slow.to_dict()["curves"][0]["points"][0]["skipped"] == ""
     assert isinstance(slow.curves[0], Curve)
@@ -217,7 +218,7 @@ def test_bad_input_is_named(case):
     def run(widths=None, ranks=None, x=None):  # noqa: ANN001, ANN202
         return measure(
             case.graph, case.groups, ranks or case.ranks, widths or {"stem": [4]},
-            case.x if x is None else x, case.score, "top1", hopeless=ALL,
+            case.x if x is None else x, case.score, "top1",
         )  # fmt: skip
 
     with pytest.raises(UsageError, match="no images"):
@@ -265,7 +266,7 @@ def test_resnet56_measures_as_plain_evaluation_does(shared):
         return 0.5, 0.0, 1.0
 
     arguments = (graph, groups, ranking(norm(graph, groups)), widths, x, score, "top1")
-    assert measure(*arguments, hopeless=ALL, chunk=12) == plain(*arguments, hopeless=ALL, chunk=12)
+    assert measure(*arguments, chunk=12) == plain(*arguments, chunk=12)
     fast, slow = logits[:5], logits[5:]
     assert len(slow) == 5
 

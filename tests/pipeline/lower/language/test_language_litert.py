@@ -80,6 +80,14 @@ def test_logits_of_codes_are_those_of_their_own_eager_network(coded):
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 
+def test_an_output_layer_of_its_own_has_codes_of_its_own():
+    gemma = network(Codes(4, 32), tied=False)
+    assert len(held(gemma)) == 16
+    model, expected = load_model(lowered(gemma), "litert"), eager(gemma)
+    found = np.stack([model.feed([token]) for token in TOKENS])
+    assert np.abs(found - expected).max() < 0.02 * np.ptp(expected)
+
+
 def test_the_file_holds_the_networks_codes_and_scales_once(coded):
     from ai_edge_litert import schema_py_generated as schema
 

@@ -12,7 +12,16 @@ from tiny_project import call
 from paredown.apps.chat.device.models import load_model
 from paredown.apps.chat.network.cache import empty_cache
 from paredown.pipeline.lower.language.litert import lower_language
-from paredown.pipeline.lower.language.litertlm import to_litertlm
+from paredown.pipeline.lower.language.litertlm import _metadata, to_litertlm
+
+
+def test_other_turns_go_in_as_the_model_s_template():
+    if importlib.util.find_spec("litert_lm_builder") is None:
+        missing("litert_lm_builder is not installed")
+    metadata = _metadata(FACTS, False, "{{ messages }}")
+    assert metadata.jinja_prompt_template == "{{ messages }}" and not metadata.prompt_templates.user.prefix
+    own = _metadata(FACTS, True, None)
+    assert own.prompt_templates.user.prefix == "<start_of_turn>user\n" and not own.jinja_prompt_template
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.executorch import program as executorch
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.litert import program as litert
-from paredown.pipeline.lower.predict.inspect import Inspection, inspect, inspect_graph, signs
+from paredown.pipeline.lower.predict.inspect import Inspection, inspect, inspect_graph, refusal, signs
 from paredown.pipeline.lower.predict.placement import Placement
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.targets.cards.card import Target, load_card
@@ -338,6 +338,22 @@ def test_what_the_card_does_not_name_leaves_with_its_macs():
     assert placement.macs_leaving == pytest.approx(8 / (3 * 8 + 8))
     (refused,) = predicted(graph, without("cortex-m4", "depthwise_conv2d"), "litert").leaving
     assert refused.place == "refused"
+
+
+class Spectrum(nn.Module):
+    """What can be inspected, and not run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x).abs()
+
+
+def test_it_says_that_run_refuses_a_network_with_the_error_of_run():
+    network = nn.Sequential(conv(3), Spectrum(), conv()).eval()
+    (note,) = refusal(network, trace(network, SHAPE, opaque=True))
+    with pytest.raises(InputError) as error:
+        trace(network, SHAPE)
+    assert note == f"`paredown run` refuses this network: {error.value}"
+    assert refusal(network[0], traced(network[0])) == ()
 
 
 class Sine(nn.Module):

@@ -91,6 +91,10 @@ def test_folders_are_known_by_their_files(tmp_path: Path):
     made("resnet", tmp_path)
     assert folders.kind(tmp_path) == folders.HUGGING_FACE and is_model(tmp_path)
     assert [path.name for path in files(tmp_path)] == ["config.json", "model.safetensors"]
+    later = ("adapter_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    for name in later:  # a file that comes later and is read is one that decides
+        (tmp_path / name).write_bytes(b"{}")
+    assert [path.name for path in files(tmp_path)] == ["config.json", "model.safetensors", *later]
     (tmp_path / "saved_model.pb").write_bytes(b"1")
     assert folders.kind(tmp_path) == folders.SAVED_MODEL
     assert folders.kind(Path("x" * 5000)) is None

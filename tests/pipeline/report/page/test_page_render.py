@@ -54,6 +54,7 @@ def facts(name="cat"):
                     "extra": 8, "trained": True}],
         "times": {"litert": [1.0, 2.0, 3.0], "fp32": [4.0, 5.0]},
         "parity": {"litert": {"first": "conv", "inputs": 2, "kinds": kinds,
+                              "layers": [{"name": name, "kind": "conv2d", **kinds["conv2d"]}],
                               "outputs": {"values": 10, "differing": 1, "max_lsb": 1}}},
     }  # fmt: skip
 

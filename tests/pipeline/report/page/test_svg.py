@@ -58,5 +58,17 @@ def test_numbers_are_told_apart():
     assert svg.number(2_500_000, 500_000) == "2.5M" and svg.number(0.123456) == "0.123"
 
 
+def test_points_have_their_names_beside_or_below_them():
+    few = [("a", 1.0, 0.5), ("b", 2.0, 0.5)]
+    assert ">a</text>" in svg.scatter(few, "t", "KiB", "y") and "legend" not in svg.scatter(
+        few, "t", "KiB", "y"
+    )
+    many = svg.scatter([(name, 2.0, 0.25) for name in "abcde"], "t", "KiB", "y")
+    assert "e: 2 KiB, 0.2500" in many and ">a</text>" not in many
+    tree, _, _ = marks(svg.scatter([("a", 1.0, 0.5), ("b", 1.0, 0.5)], "t", "KiB", "y"))
+    (dot, *_), names = tree.iter("circle"), [t for t in tree.iter("text") if t.text in ("a", "b")]
+    assert all(abs(float(each.get("y")) - float(dot.get("cy"))) >= 8 for each in names), "none on the mark"
+
+
 def test_nothing_is_an_empty_chart():
     assert svg.lines([], "t", "x", "y") == svg.lines([("a", [])], "t", "x", "y") == ""

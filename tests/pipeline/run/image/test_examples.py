@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from paredown.calibration.datasets import Sample
-from paredown.pipeline.run.image.summary.examples import SIDE, examples, worst
+from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.run.image.summary.examples import SIDE, by_details, by_outputs, examples, worst
 
 pytestmark = pytest.mark.unit
 
@@ -33,10 +34,30 @@ def test_pictures_are_small_and_drawn_thrice():
         calls.append((small.image.shape, found))
         return small.image
 
-    made = examples(told(1.0), told(0.5), [sample], drawn, "litert")
+    made = examples(told(1.0), told(0.5), [sample], by_details(drawn), "litert")
     assert calls == [((225, SIDE, 3), found) for found in (None, [0], [0])]
     (row,) = made["rows"]
     assert (row["name"], row["before"], row["after"]) == ("a.png", 1.0, 0.5)
     for picture in row["pictures"]:
         data = np.frombuffer(base64.b64decode(picture), np.uint8)
         assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == (225, SIDE, 3) and len(data) < 20_000
+
+
+def test_pictures_of_what_networks_give_now():
+    """Of a task whose details keep nothing to draw."""
+    sample = Sample(
+        "a", np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), True
+    )
+    shown = []
+
+    def pictured(given, outputs):
+        shown.append(outputs)
+        return given.image
+
+    entries = [{"index": 0, "quality": 0.5}]
+    preprocess = Preprocess(8, 8)
+    both = [lambda x: (x.shape, "before"), lambda x: (x.shape, "after")]
+    pictures = by_outputs(pictured, both, preprocess)
+    made = examples(entries, entries, [sample], pictures, "litert")
+    assert shown == [None, ((1, 3, 8, 8), "before"), ((1, 3, 8, 8), "after")]
+    assert len(made["rows"][0]["pictures"]) == 3

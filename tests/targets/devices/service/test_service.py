@@ -17,7 +17,10 @@ import pytest
 from device_contract import until
 
 from paredown.targets.address import open_device
-from paredown.targets.devices.service.service import Service, keeper
+from paredown.targets.devices.service import keeper
+from paredown.targets.devices.service.board import supervisor, unit
+from paredown.targets.devices.service.board.log import LOG_BYTES
+from paredown.targets.devices.service.service import Service
 from paredown.targets.errors import DeviceError
 
 #: An app: it says that it is ready, and then what its arguments ask for.
@@ -111,8 +114,8 @@ def test_the_log_stays_short_and_can_be_followed(service, home):
     while not last or not last[-1].startswith("059999"):
         service.logs(last.append, lines=1)
     sizes = {path.name: path.stat().st_size for path in folder.glob("log*")}
-    assert set(sizes) == {"log", "log.1"} and max(sizes.values()) <= keeper.LOG_BYTES
-    assert sum(sizes.values()) > keeper.LOG_BYTES
+    assert set(sizes) == {"log", "log.1"} and max(sizes.values()) <= LOG_BYTES
+    assert sum(sizes.values()) > LOG_BYTES
     service.stop()
     said: list[str] = []
     service.logs(said.append, lines=3, follow=True)  # it has ended: nothing to wait for
@@ -149,7 +152,7 @@ def test_systemd_keeps_it(service, home, tmp_path, monkeypatch):
 def test_without_systemd_nothing_is_touched(service, home, tmp_path, monkeypatch):
     install(service)
     service.start("r1", "app", ["stay"])
-    monkeypatch.setattr(keeper.shutil, "which", lambda name: None)
+    monkeypatch.setattr(unit.shutil, "which", lambda name: None)
     with pytest.raises(keeper.Failure, match="no systemd; leave --service out"):
         keeper.start(keeper.App("app"), "r1", {"module": "app", "arguments": []}, True, 1.0)
     assert service.status()["running"]
@@ -198,7 +201,7 @@ def test_only_one_at_a_time_changes_anything(service, home):
 def test_a_second_supervisor_of_the_same_app_gives_up(service, home, capsys):
     install(service)
     service.start("r1", "app", ["stay"])
-    assert keeper.main(["run", "app"]) == keeper.FAILED
+    assert supervisor.main(["run", "app"]) == supervisor.FAILED
     assert capsys.readouterr().err == "app runs already\n"
     status = json.loads(json.dumps(service.status()))
     assert status["running"]

@@ -17,6 +17,7 @@ from paredown.targets.address import open_device
 from paredown.targets.devices.errors import (
     AdbMissingError,
     AdbOfflineError,
+    AdbPermissionsError,
     AdbUnauthorisedError,
     ConnectionLostError,
     NoAdbDeviceError,
@@ -124,6 +125,26 @@ def test_a_device_that_has_not_accepted_this_machine(adb):
     with pytest.raises(AdbUnauthorisedError, match=rf"unauthorised: {device.serial}; unlock the device"):
         open_device(f"adb://{device.serial}", ONCE)
     device.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "said"),
+    [
+        ("no permissions (user in plugdev group; are your udev rules wrong?); see [http://x]",
+         AdbPermissionsError, "no permission to use the adb device: X1; `sudo apt install"),
+        ("recovery", AdbOfflineError, "X1 is in recovery; `adb reboot` starts it"),
+        ("sideload", AdbOfflineError, "X1 is in sideload"),
+        ("offline", AdbOfflineError, "X1 is `offline`; wait until"),
+    ],
+)  # fmt: skip
+def test_what_adb_says_of_a_device_is_what_we_say(tmp_path, monkeypatch, state, kind, said):
+    """An adb of ours that lists a device in this state, as the platform's does."""
+    (tmp_path / "adb").write_text(f"#!/bin/sh\nprintf 'List of devices attached\\nX1\\t{state}\\n'\n")
+    (tmp_path / "adb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(kind) as error:
+        open_device("adb:", ONCE)
+    assert said in str(error.value)
 
 
 def test_a_device_that_is_offline(adb):

@@ -32,6 +32,7 @@ from paredown.targets.devices.errors import (
     ConnectionLostError,
     HostKeyChangedError,
     HostKeyUnknownError,
+    LoginShellError,
     NoSpaceError,
     PullDamagedError,
     PushDamagedError,
@@ -107,6 +108,75 @@ class TestOpenSsh(DeviceContract):
         assert not list(folders.iterdir())
 
 
+GREETING = "echo 'Welcome to the gateway'; echo 'you have mail' >&2\n"
+AWKWARD = 'it\'s 100 % \\\\ \\n ! !! $HOME `id` "x" \n {a,b} *~ é'
+
+
+@pytest.mark.parametrize(
+    ("shell", "package", "start"),
+    [
+        ("bash", "bash", ".bashrc"),
+        ("dash", "dash", ".profile"),
+        ("tcsh", "tcsh", ".cshrc"),
+        ("fish", "fish", ".config/fish/config.fish"),
+        ("busybox", "busybox", ".profile"),
+    ],
+)
+def test_any_login_shell_that_talks(connect, tmp_path, keys, folders, payload, shell, package, start):
+    """OpenSSH's server gives our line to the user's own shell, after its start file has printed."""
+    if os.geteuid():
+        missing("only root can give sshd a passwd file of its own")
+    path = needs(shell, package)
+    (tmp_path / start).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / start).write_text(GREETING)
+    if shell == "busybox":  # it goes by the name that it is called by
+        path = str(tmp_path / "ash")
+        Path(path).symlink_to(needs("busybox", "busybox"))
+    sshd = Sshd(tmp_path, tmp_path / "host", keys[1], folders, path)
+    try:
+        with connect(sshd.port) as device:
+            device.push(payload, "a b/x")
+            device.pull("a b/x", tmp_path / "back")
+            assert (tmp_path / "back").read_bytes() == payload.read_bytes()
+            said: list[str] = []
+            command = ["sh", "-c", 'printf %s "$1"; echo "$2" >&2; exit 3', "sh", AWKWARD, "aside"]
+            done = device.run(command, timeout=30, on_line=said.append, check=False)
+            assert (done.code, done.out, said, done.err) == (3, AWKWARD, ["aside"], "aside\n")
+            with device.talk(["cat"], timeout=30) as talk:
+                talk.send("é 1")
+                assert talk.receive(20) == "é 1"
+    finally:
+        sshd.close()
+    assert not list(folders.iterdir())
+
+
+def test_a_login_shell_that_lets_nobody_in(connect, server):
+    server.shell = ("sh", "-c", "echo This account is currently not available.; exit 1")
+    with pytest.raises(LoginShellError, match="status 1: This account is currently not available"):
+        connect(server.port)
+
+
+def test_an_encrypted_key_is_named(tmp_path, keys, server, monkeypatch):
+    """It is there, and was not tried: that is no key that is missing."""
+    home = tmp_path / "home" / ".ssh"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home.parent))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    keys[1].write_private_key(home / "id_ed25519")
+    (home / "id_ed25519").chmod(0o600)
+    encrypt = [needs("ssh-keygen", "openssh-client"), "-p", "-N", "secret", "-a", "1", "-f"]
+    subprocess.run([*encrypt, home / "id_ed25519"], check=True, capture_output=True)
+    (home / "known_hosts").write_text(known_hosts_line(keys[0], server.port))
+    address = f"ssh://{getpass.getuser()}@{HOST}:{server.port}"
+    with pytest.raises(
+        AuthenticationError, match="encrypted, and not tried: .*id_ed25519; `ssh-add .*no ssh-agent"
+    ):
+        open_device(address, ONCE)
+    with pytest.raises(AuthenticationError, match="encrypted, and not tried: .*; `ssh-add"):
+        access = SshAccess(HOST, server.port, getpass.getuser(), home / "id_ed25519", home / "known_hosts")
+        ShellDevice(SshTransport(access, address, ONCE), patience=ONCE)
+
+
 # -- the way there -------------------------------------------------------------------------------------------
 
 
@@ -117,7 +187,9 @@ def free_port() -> int:
 
 def test_nobody_there(connect):
     port = free_port()
-    with pytest.raises(UnreachableError, match=rf"^ssh://{HOST}:{port}: cannot be reached: .*; is it"):
+    with pytest.raises(
+        UnreachableError, match=rf"^ssh://{HOST}:{port}: cannot be reached: .*; the machine is there"
+    ):
         connect(port)
 
 

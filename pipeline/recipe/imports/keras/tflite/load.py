@@ -1,4 +1,8 @@
-"""Float `.tflite` models into plain torch modules, channels first."""
+"""`.tflite` models into plain torch modules, channels first.
+
+Codes become real numbers: an int8 file is the float32 network of its codes, from which training starts. Its
+own codes are read by `pipeline.lower.litert.reader`.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,31 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from paredown.pipeline.recipe.imports.imported import Imported
 from paredown.pipeline.recipe.imports.keras.file import Place
 from paredown.pipeline.recipe.imports.keras.maker import CHANNELS_FIRST, Layer, LayerNode, Maker, Value
-from paredown.pipeline.recipe.imports.keras.tflite.file import DAMAGED, Graph, Operation, read_graph
+from paredown.pipeline.recipe.imports.keras.tflite.file import (
+    DAMAGED,
+    Graph,
+    Operation,
+    coded,
+    full_integer,
+    input_codes,
+    read_graph,
+)
 from paredown.pipeline.recipe.imports.keras.tflite.operations import At, Constants, builder, names_of
 from paredown.pipeline.recipe.imports.onnx.network import Network
 from paredown.targets.errors import InputError
 
 SEALED = "`paredown bundle` takes it as it is; to train it, give the float model"
+NOTE = "codes of 8 bits are float32 here; their rounding and saturation of activations is not in this network"
 
 
 def load(path: Path, shape: tuple[int, ...] | None = None) -> Imported:
-    """Reads a float `.tflite`; see `imports.read`.
+    """Reads a `.tflite`; see `imports.read`.
 
     Raises:
         InputError: it cannot be imported; the line says why, and names the operation.
@@ -43,6 +57,8 @@ def _imported(graph: Graph, path: Path, asked: tuple[int, ...] | None) -> Import
     maker = Maker.start(path, tuple(sizes[axis] for axis in order), held, ())
     values: dict[int, Value] = {graph.inputs[0]: Value(maker.builder.input, order)}
     constants, halves = _constants(graph)
+    if coded(graph):
+        notes.append(NOTE)
     if halves:
         notes.append(f"{halves} weights of float16 made float32")
     for op, name in zip(graph.operations, names_of(graph), strict=True):
@@ -68,7 +84,8 @@ def _imported(graph: Graph, path: Path, asked: tuple[int, ...] | None) -> Import
     network = Network(maker.builder.modules, maker.builder.steps, names).eval()
     said = tuple(graph.tensors[place].name for place in graph.outputs)
     full = tuple(int(size) for size in maker.builder.input.fake.shape)
-    return Imported(network, full, "TFLite", (*notes, *maker.builder.notes), said)
+    form = "TFLite, int8" if full_integer(graph) else "TFLite"
+    return Imported(network, full, form, (*notes, *maker.builder.notes), said, _range(graph, full))
 
 
 def _input(graph: Graph, asked: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -78,11 +95,12 @@ def _input(graph: Graph, asked: tuple[int, ...] | None) -> tuple[int, ...]:
         raise InputError(f"takes {len(graph.inputs)} inputs ({names}), not one tensor",
                          hint="convert a model of one input")  # fmt: skip
     tensor = graph.tensors[graph.inputs[0]]
-    quantized = [each for each in graph.tensors if each.kind in ("INT8", "UINT8", "INT16")]
-    if quantized or tensor.kind != "FLOAT32":
-        kinds = Counter(each.kind.lower() for each in (quantized or [tensor]))
+    if wide := [each for each in graph.tensors if each.kind in ("INT16", "INT4")]:
+        kinds = Counter(each.kind.lower() for each in wide)
         what = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
-        raise InputError(f"a quantized model ({what} tensors), which is not trained any more", hint=SEALED)
+        raise InputError(f"a quantized model ({what} tensors); known are int8 and uint8", hint=SEALED)
+    if tensor.kind not in ("FLOAT32", "INT8", "UINT8") or (tensor.kind != "FLOAT32" and not tensor.scales):
+        raise InputError(f"its input {tensor.name} is {tensor.kind.lower()}, without a scale", hint=SEALED)
     if [axis for axis in tensor.open if axis] or not 2 <= len(tensor.shape) <= 4:
         said = "x".join("?" if axis in tensor.open else str(size) for axis, size in enumerate(tensor.shape))
         raise InputError(f"its input {tensor.name} is {said}",
@@ -97,10 +115,19 @@ def _input(graph: Graph, asked: tuple[int, ...] | None) -> tuple[int, ...]:
     return sizes
 
 
+def _range(graph: Graph, shape: tuple[int, ...]) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of a pixel / 255 by which 0 to 255 is the whole range of the input's codes."""
+    code = input_codes(graph)
+    if code is None or len(shape) != 4:
+        return {}
+    scale, zero = code
+    return {"mean": ((128 + zero) / 255,) * shape[1], "std": (1 / (255 * scale),) * shape[1]}
+
+
 def _constants(graph: Graph) -> tuple[dict[int, torch.Tensor], int]:
     """The constants by their tensor's place, those of float16 as float32; how many those are."""
     found = {
-        place: torch.from_numpy(tensor.value.copy())
+        place: torch.from_numpy(np.array(tensor.real))
         for place, tensor in enumerate(graph.tensors) if tensor.value is not None
     }  # fmt: skip
     halves = 0

@@ -350,6 +350,7 @@ OPERATIONS: Mapping[str, Callable[[At], Value]] = {
     "EXPAND_DIMS": reshaped, "TRANSPOSE": transpose, "PAD": padded, "LEAKY_RELU": leaky, "GELU": gelu,
     "PRELU": prelu, "SOFTMAX": softmax, "CONCATENATION": concatenated, "RESIZE_BILINEAR": resized,
     "RESIZE_NEAREST_NEIGHBOR": resized, "SLICE": sliced, "STRIDED_SLICE": sliced, "IDENTITY": same,
+    "QUANTIZE": same, "DEQUANTIZE": same,
 }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot, free_
 from pymavlink.dialects.v20 import common
 
 from paredown.apps.detector.device.flight.geometry import Attitude, offset
-from paredown.apps.detector.device.flight.mavlink import Address, Fix, Link, connect, parse_address
+from paredown.apps.detector.device.flight.mavlink import Fix, Link
 from paredown.apps.detector.device.flight.vehicle import Pose, Position, Trust, Vehicle
+from paredown.apps.detector.device.flight.wire import Address, connect, parse_address
 from paredown.targets.errors import DeviceError, UsageError
 
 POSE = Pose(

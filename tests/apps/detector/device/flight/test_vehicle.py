@@ -100,5 +100,7 @@ def test_only_this_vehicles_autopilot_is_heard() -> None:
         for message in (heartbeat(), attitude(1), position(1)):
             vehicle.hear(wire(message, system, component), 10)
     vehicle.hear(wire(heartbeat(common.MAV_AUTOPILOT_INVALID)), 10)
-    assert vehicle.pose(10, 10, TRUST) == "no autopilot was heard"
+    said = vehicle.pose(10, 10, TRUST)
+    assert said == "no autopilot of system 1 was heard, but there is one for --system 2"
+    assert vehicle.pose(25, 25, TRUST) == "no autopilot was heard"
     assert not vehicle.connected(10, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from paredown.apps.detector.device.frames.source import (
     Paced,
     Stream,
     hidden_password,
+    how_far,
     is_live,
     open_source,
 )
@@ -176,6 +178,55 @@ def test_pauses_grow_to_a_limit(monkeypatch):
     assert pauses[:7] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0] and 60 < sum(pauses) <= 70
 
 
+def test_a_source_that_flaps_is_tried_less_and_less(monkeypatch):
+    """One picture after each opening: as a camera's snapshot URL. Ten steady seconds begin anew."""
+    now, pauses, told = [0.0], [], []
+
+    def steady():
+        now[0] += 20.0 if len(pauses) == 8 else 0.1
+
+    stream = Stream(
+        "http://host/shot.jpg", clock=lambda: now[0], log=told.append,
+        connect=lambda _: Script(pictures(1), steady),
+    )  # fmt: skip
+
+    class Waits(threading.Event):
+        def wait(self, seconds=None):
+            pauses.append(seconds)
+            now[0] += seconds
+            return False
+
+    monkeypatch.setattr(stream, "_closed", Waits())
+    for _ in range(11):
+        assert stream.read() is not None
+    assert pauses[:8] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+    assert pauses[8:] == [0.5, 1.0]
+
+
+def test_a_camera_that_cannot_be_opened_is_tried_again(monkeypatch):
+    """Picamera and programs raise where OpenCV's captures give no picture."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.001)
+    ways = iter([Script(pictures(1)), DeviceError("no such camera"), Script(pictures(1))])
+
+    def connect(_):
+        if isinstance(way := next(ways), DeviceError):
+            raise way
+        return way
+
+    stream = Stream("picamera", connect=connect)
+    assert stream.read() is not None and stream.read() is not None
+
+
+def test_how_far_a_stream_is_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        said = how_far(f"rtsp://me:secret@127.0.0.1:{port}/a")
+        assert said == f"`127.0.0.1` takes connections on port {port}: are path and password right?"
+    assert how_far(f"rtsp://127.0.0.1:{port}/a") == f"`127.0.0.1`, port {port}: Connection refused"
+    assert how_far("rtsp://no.such.host.invalid/a") == "no address is known of `no.such.host.invalid`"
+    assert how_far("http://h:99999/a") == "its port is no number from 0 to 65535"
+
+
 def test_closing_ends_the_waiting(monkeypatch):
     captures = iter([Script(pictures(1))])
     stream = Stream("rtsp://host/a", connect=lambda address: next(captures, Script([])))
@@ -192,8 +243,12 @@ def test_a_reader_passes_everything_of_a_file_and_its_error(tmp_path):
         assert frames.get() is None and frames.dropped == 0
     (tmp_path / "4.png").write_bytes(b"broken")
     with Reader(open_source(str(tmp_path))) as frames:
-        assert [frames.get().index for _ in range(4)] == list(range(4))
-        with pytest.raises(InputError, match="4.png"):
+        assert [frames.get().index for _ in range(8)] == list(range(8))  # one bad one is left out
+        assert frames.get() is None
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"broken")
+    with Reader(open_source(str(tmp_path))) as frames:
+        with pytest.raises(InputError, match="0.png"):
             frames.get()
 
 

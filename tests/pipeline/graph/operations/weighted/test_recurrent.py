@@ -178,13 +178,19 @@ def layers_of(graph: Graph | IntegerGraph, word: str) -> list:
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_all_steps_have_one_scale(name: str):
+def test_all_steps_have_one_scale_next_to_their_weights_and_else_their_own(name: str):
     graph = integer_of(NETS[name](), SHAPE)
-    scales: dict[str, set] = {}
+    layers = [node for node in graph if ALIKE in node.attrs and node.weight is not None]
+    near = {name for node in layers for name in (node.name, *node.inputs)}
+    scales: dict[tuple[bool, str], set] = {}
     for node in graph:
         if ALIKE in node.attrs:
-            scales.setdefault(node.attrs[ALIKE], set()).add(node.out)
-    assert len(scales) > 10 and all(len(found) == 1 for found in scales.values())
+            scales.setdefault((node.name in near, node.attrs[ALIKE]), set()).add(node.out)
+    one = {word for (shared, word), found in scales.items() if shared and len(found) == 1}
+    assert one == {word for shared, word in scales if shared} and len(one) >= 2
+    assert {"gru": "older", "lstm": "kept"}[name] in {
+        word.rpartition(".")[2] for (_, word), found in scales.items() if len(found) > 1
+    }
 
 
 def test_weights_are_held_once():

@@ -12,6 +12,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from int8_tflite import Int8, run
 from small_programs import Small, small_programs
 from tflite_models import RELU, SAME, VALID, Writer, reference
 
@@ -203,10 +204,47 @@ def test_nothing_is_turned_in_an_ordinary_network(tmp_path):
     assert found.notes == ("the input is 1x3x8x8, channels first; in TFLite it is 1x8x8x3",)
 
 
-def test_an_int8_program_is_for_the_bundle(tmp_path):
-    line = r"net\.tflite: a quantized model \(\d+ of int8 .*\), .*; `paredown bundle` takes it as it is"
-    with pytest.raises(InputError, match=line):
-        imported(tmp_path, small_programs().int8["litert"])
+def test_an_int8_file_is_the_float_network_of_its_codes(tmp_path):
+    w = Int8((1, 8, 7, 6))
+    data = w.data(w.layer(w.input, 8, stride=2))
+    found = imported(tmp_path, data)
+    assert (found.format, found.shape) == ("TFLite, int8", (1, 6, 8, 7))
+    scale, zero = w.codes(w.input)
+    assert found.preprocess["mean"] == pytest.approx(((128 + zero) / 255,) * 6)
+    assert found.preprocess["std"] == pytest.approx((1 / (255 * scale),) * 6)
+    codes = np.random.default_rng(1).integers(-128, 128, found.shape).astype(np.int8)
+    with torch.no_grad():
+        made = found.module(torch.from_numpy((codes.astype(np.float32) - zero) * np.float32(scale)))
+    place = int(w.graph.operators[-1].outputs[0])
+    out_scale, out_zero = w.codes(place)
+    (theirs,) = run(data, codes)
+    inside = np.abs(theirs.astype(int)) < 127
+    apart = np.abs(made.numpy() / out_scale + out_zero - theirs)[inside]
+    assert inside.mean() > 0.5
+    assert apart.max() < 0.51
+
+
+def test_weights_of_int8_alone_are_a_float_network(tmp_path):
+    """As dynamic range quantization writes them."""
+    w = Int8((1, 8, 7, 6))
+    w.graph.tensors[w.input].quantization, w.graph.tensors[w.input].type = None, schema.TensorType.FLOAT32
+    codes = w.dice.integers(-127, 128, (4, 3, 3, 6)).astype(np.int8)
+    weight = w.scaled(w.constant(codes), np.full(4, 0.01))
+    data = w.data(w.op(
+        "CONV_2D", [w.input, weight, w.weight(4)], (1, 8, 7, 4), "Conv2D", padding=SAME, strideH=1, strideW=1,
+        dilationHFactor=1, dilationWFactor=1,
+    ))  # fmt: skip
+    found = imported(tmp_path, data)
+    assert found.format == "TFLite"
+    layer = next(each for each in found.module.modules() if isinstance(each, torch.nn.Conv2d))
+    assert np.allclose(layer.weight.detach().numpy(), codes.transpose(0, 3, 1, 2) * 0.01)
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    w = Int8((1, 8, 7, 6))
+    data = w.data(w.scaled(w.op("ABS", [w.input], (1, 8, 7, 6)), 0.1, 0, schema.TensorType.INT16))
+    with pytest.raises(InputError, match=r"net\.tflite: a quantized model \(1 of int16 tensors\)"):
+        imported(tmp_path, data)
 
 
 def unknown(w: Writer) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from paredown.pipeline.bundle.known_code import require_known_code
 from paredown.pipeline.bundle.manifest import MANIFEST, PACKED
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.targets.devices.device import Device
+from paredown.targets.devices.service.board.starting import Health
 from paredown.targets.devices.service.service import Service
 from paredown.targets.errors import InputError
 
@@ -26,8 +27,36 @@ NEEDS = {
 }  # fmt: skip
 #: And what one app alone needs.
 OWN_NEEDS = {"drone": {"pymavlink": "pymavlink"}}
+#: And what some of its options need: the start of an argument -> likewise.
+OPTION_NEEDS = {
+    "--save": {"av": "av"}, "--mqtt": {"paho": "paho-mqtt"}, "serial:": {"serial": "pyserial"},
+    "--mavlink=serial:": {"serial": "pyserial"},
+}  # fmt: skip
 PROVE = "targets/runners/prove.py"
 RELEASE_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Release:
+    """A bundle as devices take it.
+
+    Attributes:
+        name: start of the archive's sha256.
+        archive: a tar file, its manifest first.
+        module: of Python in it, which is the app.
+        needs: what must be there: module, or several of which one is enough -> package.
+        signed: what the bundle is signed with.
+        target: card that it is made for.
+        bundle: its name.
+    """
+
+    name: str
+    archive: bytes
+    module: str
+    needs: Mapping[str, str]
+    signed: bytes | None
+    target: str
+    bundle: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,7 @@ def deploy(
     service: bool = False,
     allow_older: bool = False,
     prepare: bool = False,
+    health: Health | None = None,
     tell: Tell = nobody,
 ) -> Deployment:
     """Installs a bundle on a device, proves it there, and lets it take the old one's place.
@@ -82,6 +112,8 @@ def deploy(
         service: whether it starts with the device.
         allow_older: whether a device that has a trust document may go back to an older release.
         prepare: whether packages that are missing there are installed, into a virtual environment of ours.
+        health: what is asked of it afterwards, and watched there, with nobody here; else the one before
+            comes back. None = three minutes.
         tell: hears of each step.
 
     Raises:
@@ -91,6 +123,31 @@ def deploy(
             what ran before runs on.
     """
     there = Service(device, name or app)
+    release = release_of(path, app, arguments)
+    tell(Event(f"release {release.name}", "running"))
+    proof = there.install(release.archive, release.name, release.needs, release.signed, allow_older, prepare)
+    detail = f"{proof['differing']} of {proof['codes']} codes differ"
+    tell(Event(f"release {release.name}", "done", detail=detail))
+    tell(Event(f"{there.name}", "running"))
+    status = there.start(release.name, release.module, arguments, service, allow_older, health or Health())
+    tell(Event(f"{there.name}", "done", detail=f"runs on {device.address}"))
+    return Deployment(
+        device.address, there.name, release.name, status["previous"], status["running"], status["service"],
+        proof["codes"], proof["differing"],
+    )  # fmt: skip
+
+
+def release_of(path: str | Path, app: str, arguments: Sequence[str] = ()) -> Release:
+    """Reads a bundle.
+
+    Args:
+        path: the bundle.
+        app: the module below its `device` folder.
+        arguments: of the app, some of which need more packages.
+
+    Raises:
+        InputError: it is broken, carries no such app, or code that is not this version's.
+    """
     bundle = unpack(path)
     require_known_code(bundle)
     module = f"{bundle.package}.device.{app}"
@@ -99,18 +156,12 @@ def deploy(
             hint = "make it again with `paredown run`, or name another --app"
             raise InputError(f"carries no {member}", where=path, hint=hint)
     archive = release_archive(bundle)
-    release = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
-    tell(Event(f"release {release}", "running"))
+    name = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     needs = NEEDS | OWN_NEEDS.get(app, {})
-    proof = there.install(archive, release, needs, bundle.signed, allow_older, prepare)
-    tell(Event(f"release {release}", "done", detail=f"{proof['differing']} of {proof['codes']} codes differ"))
-    tell(Event(f"{there.name}", "running"))
-    status = there.start(release, module, arguments, service, allow_older)
-    tell(Event(f"{there.name}", "done", detail=f"runs on {device.address}"))
-    return Deployment(
-        device.address, there.name, release, status["previous"], status["running"], status["service"],
-        proof["codes"], proof["differing"],
-    )  # fmt: skip
+    for start, more in OPTION_NEEDS.items():
+        needs |= more if any(argument.startswith(start) for argument in arguments) else {}
+    manifest = bundle.manifest
+    return Release(name, archive, module, needs, bundle.signed, manifest.target, manifest.name)
 
 
 def release_archive(bundle: Bundle) -> bytes:

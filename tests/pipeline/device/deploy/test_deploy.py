@@ -13,12 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from device_contract import until
 from mavlink_peer import Autopilot, free_port
 from signing import A, B, C, trusting
 
 from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack
 from paredown.pipeline.bundle.signing.release import sign_bundle
-from paredown.pipeline.device.deploy import deploy, release_archive
+from paredown.pipeline.device.deploy.deploy import deploy, release_archive
 from paredown.targets.address import open_device
 from paredown.targets.devices.service.service import Board, Service
 from paredown.targets.errors import DeviceError, InputError, UsageError
@@ -71,7 +72,7 @@ def changed(bundle: Bundle, path: Path, members: dict[str, bytes], **fields: obj
 @pytest.fixture
 def any_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the code of every bundle were the installed version's."""
-    monkeypatch.setattr("paredown.pipeline.device.deploy.require_known_code", lambda bundle: None)
+    monkeypatch.setattr("paredown.pipeline.device.deploy.deploy.require_known_code", lambda bundle: None)
 
 
 def releases(home: Path) -> set[str]:
@@ -99,6 +100,7 @@ def test_an_app_outlives_the_connection_and_stop_ends_it(tiny, home, live):
         there = Service(device, "camera")
         status = there.status()
         assert status["running"] and status["release"] == made.release and lives(status["pid"])
+        until(lambda: there.status()["beat"], "the app says that it lives")
         said: list[str] = []
         there.logs(said.append)
         assert said == [f"release {made.release} starts", "first picture: 96x72"]

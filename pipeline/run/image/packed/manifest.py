@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paredown.pipeline.bundle.packed.sbom import SBOM, bundle_sbom
 from paredown.pipeline.bundle.places import portable
 from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.run.image.packed.sample import sample_licence, sample_members
 from paredown.pipeline.run.image.summary.squantize_summary import SquantizeFacts
 from paredown.pipeline.run.image.summary.summary import Summary
 from paredown.pipeline.run.job import plain
@@ -27,6 +28,10 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
     members = dict(task.bundle_members())
     members |= {file: path.read_bytes() for file, path in job.device_code(task).items()}
     models = [_model(job, each, members) for each in job.runtimes]
+    licences = {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"}
+    if sample := sample_members(job):
+        members |= sample
+        licences["sample"] = sample_licence(job)
     manifest = {
         "name": job.settings.name, "target": job.target.name, "card": plain(job.target),
         "app": recipe.app, "network": dict(task.network_id), "models": models,
@@ -35,7 +40,7 @@ def contents(job: ImageJob) -> tuple[dict[str, Any], dict[str, bytes], list[Any]
         "test": {"images": job.images, "fingerprint": job.test.fingerprint()},
         "figures": [figure.to_dict() for figure in Summary(job).stage_figures()],
         "versions": dict(job.machine.versions),
-        "licences": {"device code": "Apache-2.0", "weights and labels": "those of the recipe's files"},
+        "licences": licences,
     }  # fmt: skip
     members[SBOM] = bundle_sbom(manifest, members)
     graphs = [job.integer_graph(stage) for stage in dict.fromkeys(job.integers.values())]

@@ -1,0 +1,125 @@
+"""A second process that builds some stages of a run while this one builds others.
+
+Scores hang on nothing but their programs, and take half of a first run's time. The process makes the same
+plan from the same settings, builds what it is told by key, and publishes it in the store. Whatever goes wrong
+there is left to this process, which builds the stage itself and says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Sequence
+
+from paredown.pipeline.run.job import Settings
+from paredown.pipeline.run.jobs import make_job
+from paredown.pipeline.store.stage import Stage, plan, run_stage
+from paredown.pipeline.store.store import Store
+
+SERVE = ("-P", "-m", "paredown.pipeline.run.beside")
+
+
+class Beside:
+    """The second process, and the thread that feeds it.
+
+    Args:
+        settings: of the run.
+        stages: that may be built there, in the order of the plan; the last that is ready comes first, since
+            this process goes from the first to the last.
+        finished: keys of the stages that are there.
+    """
+
+    def __init__(self, settings: Settings, stages: Sequence[Stage], finished: Collection[str]) -> None:
+        self._waiting = {stage.key: stage for stage in stages}
+        self._finished, self._open = set(finished), True
+        self._seconds: dict[str, float | None] = {}  # of those that were built there; None while they are
+        self._changed = threading.Condition()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, *SERVE], env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        asked = (settings.name, settings.recipe, settings.target, settings.store.root, settings.smoke)
+        self._asked = pickle.dumps(asked)
+        threading.Thread(target=self._feed, daemon=True).start()
+
+    def take(self, stage: Stage) -> float | None:
+        """Waits for a stage if it is built there.
+
+        Returns:
+            The seconds that it took; None where it is left to the caller, for good.
+        """
+        with self._changed:
+            self._waiting.pop(stage.key, None)
+            self._changed.wait_for(lambda: self._seconds.get(stage.key, 0.0) is not None)
+            return self._seconds.get(stage.key)
+
+    def finish(self, stage: Stage) -> None:
+        """Hears of a stage whose artefact is there now."""
+        with self._changed:
+            self._finished.add(stage.key)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+        self._process.kill()
+        self._process.wait()
+
+    def _next(self) -> Stage | None:
+        """The last stage that can be built now."""
+        for stage in reversed(self._waiting.values()):
+            if all(source.key in self._finished for source in stage.sources.values()):
+                return stage
+        return None
+
+    def _feed(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        tell, hear = self._process.stdin, self._process.stdout
+        with contextlib.suppress(OSError, ValueError):
+            tell.write(self._asked)
+            while self._open:
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._open or not self._waiting or self._next())
+                    stage = self._next() if self._open else None
+                    if stage is None:
+                        break
+                    del self._waiting[stage.key]
+                    self._seconds[stage.key] = None
+                tell.write(f"{stage.key}\n".encode())
+                tell.flush()
+                answer = hear.readline()
+                with self._changed:
+                    if not answer:  # it failed
+                        break
+                    self._seconds[stage.key] = float(answer)
+                    self._finished.add(stage.key)
+                    self._changed.notify_all()
+        with self._changed:  # what was not built is left to the caller
+            self._waiting.clear()
+            self._seconds = {key: value for key, value in self._seconds.items() if value is not None}
+            self._changed.notify_all()
+
+
+def serve() -> None:
+    """What the process does: takes a run's settings, then keys; answers each with the seconds it took."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a user's code prints is no answer
+    name, recipe, target, root, smoke = pickle.load(sys.stdin.buffer)
+    job = make_job(Settings(name, recipe, target, Store(root), smoke))
+    stages = {stage.key: stage for stage in plan(job.goals())}
+    for line in sys.stdin.buffer:
+        began = time.perf_counter()
+        run_stage(job.store, stages[line.decode().strip()], prepare=job.prepare)
+        print(time.perf_counter() - began, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

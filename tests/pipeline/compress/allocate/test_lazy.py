@@ -1,0 +1,154 @@
+"""lazy.py against `allocate` on complete curves, and what it asks for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paredown.pipeline.compress.allocate.allocate import allocate
+from paredown.pipeline.compress.allocate.cost import Cost, CostTerm
+from paredown.pipeline.compress.allocate.lazy import Curves, allocate_lazily
+from paredown.pipeline.compress.coupling.coupling import Group, Member
+from paredown.targets.errors import BudgetError, UsageError
+
+pytestmark = pytest.mark.unit
+UNITS = 8
+
+
+def layer(before: str, after: str, factor: float) -> CostTerm:
+    """A layer between two groups; without a name one end has three channels."""
+    names = tuple(name for name in (before, after) if name)
+    return CostTerm(f"{before}>{after}", names, lambda w: factor * w.get(before, 3) * w.get(after, 3), True)
+
+
+class Problem:
+    """Groups in a chain whose curves fall by random steps, and what was asked of them.
+
+    Args:
+        seed: of everything.
+    """
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        names = [f"g{i}" for i in range(int(rng.integers(2, 6)))]
+        self.groups = [
+            Group(name, (Member(name, "out", tuple((c,) for c in range(UNITS))),), (), "") for name in names
+        ]
+        self.losses = {}
+        for name in names:
+            steps = np.cumsum(rng.choice([0, 0.004, 0.02, 0.1], UNITS - 1)) * rng.uniform(0.5, 1.5)
+            self.losses[name] = {UNITS: 0.0} | {UNITS - 1 - i: float(d) for i, d in enumerate(steps)}
+        pairs = zip(["", *names], [*names, ""], strict=True)
+        parts = tuple(layer(before, after, rng.uniform(1, 3)) for before, after in pairs)
+        self.cost = Cost("macs", "things", dict.fromkeys(names, UNITS), parts)
+        self.widths = {name: tuple(found) for name, found in self.losses.items()}
+        self.importance = {name: rng.uniform(0.1, 1, UNITS).tolist() for name in names}
+        self.asked: list[tuple[str, int]] = []
+        self.given_up = 0
+
+    def whole(self, places):
+        self.asked += places
+        return {(name, width): (self.losses[name][width], True) for name, width in places}
+
+    def early(self, places):
+        """Gives up what is over its limit, at a little over it; what was given up is measured."""
+        found = {}
+        for (name, width), limit in places.items():
+            drop = self.losses[name][width]
+            again = (name, width) in self.asked
+            found[name, width] = (drop, True) if drop <= limit or again else ((limit + drop) / 2, False)
+            self.given_up += not found[name, width][1]
+        self.asked += places
+        return found
+
+
+def same(problem: Problem, ask, **budget: float) -> None:
+    options = {"importance": problem.importance, "resolution": 0.001, **budget}
+    try:
+        full = allocate(problem.groups, problem.losses, problem.cost, **options)
+    except BudgetError:
+        with pytest.raises(BudgetError):
+            allocate_lazily(problem.groups, problem.widths, ask, problem.cost, **options)
+        return
+    found = allocate_lazily(problem.groups, problem.widths, ask, problem.cost, **options)
+    assert found.widths == full.widths
+    assert found.predicted_drop == pytest.approx(full.predicted_drop, abs=1e-12)
+    assert found.optimal
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**20), st.floats(0.1, 0.95))
+def test_the_widths_within_a_cost_are_those_of_complete_curves(seed, limit):
+    problem = Problem(seed)
+    same(problem, problem.whole, limit=limit)
+    assert len(set(problem.asked)) == len(problem.asked), "nothing is asked for twice"
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**20), st.floats(0.1, 0.95))
+def test_giving_points_up_at_their_limits_changes_nothing(seed, limit):
+    """The limits are right: with what exceeds them left unmeasured the answer is the same."""
+    problem = Problem(seed)
+    same(problem, problem.early, limit=limit)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**20), st.floats(0.0, 0.3))
+def test_the_least_cost_within_a_drop_is_that_of_complete_curves(seed, tolerance):
+    problem = Problem(seed)
+    same(problem, problem.early, tolerance=tolerance)
+
+
+def test_it_asks_for_few_points_and_gives_some_up():
+    asked = given_up = points = 0
+    for seed in range(20):
+        problem = Problem(seed)
+        allocate_lazily(problem.groups, problem.widths, problem.early, problem.cost, limit=0.5)
+        asked, given_up = asked + len(problem.asked), given_up + problem.given_up
+        points += len(problem.groups) * (UNITS - 1)
+    assert asked < points / 2 and given_up > 0
+
+
+def test_what_is_known_lies_between_what_was_measured():
+    known = Curves({"a": (8, 6, 4, 2)}, {"a": 8})
+    assert known.least() == {"a": {8: 0.0, 6: 0.0, 4: 0.0, 2: 0.0}}
+    assert known.most()["a"] == {2: math.inf, 4: math.inf, 6: math.inf, 8: 0.0}
+    known.drops["a", 4] = (0.1, True)
+    assert known.least()["a"] == {8: 0.0, 6: 0.0, 4: 0.1, 2: 0.1}
+    assert known.most()["a"] == {8: 0.0, 6: 0.1, 4: 0.1, 2: math.inf}
+    known.drops["a", 6] = (0.3, False)  # given up, but a narrower one is known to lose less
+    assert known.least()["a"] == {8: 0.0, 6: 0.1, 4: 0.1, 2: 0.1}
+    known.drops["a", 2] = (0.05, True)  # noise: no wider one counts as worse
+    assert set(known.least()["a"].values()) == {0.0, 0.05} and known.most()["a"][6] == 0.05
+    known.drops = {("a", 4): (0.2, False)}
+    assert known.least()["a"] == {8: 0.0, 6: 0.0, 4: 0.2, 2: 0.2} and known.most()["a"][2] == math.inf
+
+
+def test_it_asks_for_the_narrowest_first_then_for_middles():
+    known = Curves({"a": (8, 6, 5, 4, 3, 2), "b": (8,)}, {"a": 8, "b": 8})
+    assert set(known.narrowest()) == {("a", 2)}
+    known.drops["a", 2] = (0.5, True)
+    assert known.ask_about("a", 6) == ("a", 5)
+    known.drops["a", 5] = (0.4, True)
+    assert known.ask_about("a", 6) == ("a", 6) and known.ask_about("a", 4) == ("a", 4)
+    known.drops["a", 3] = (0.45, False)
+    assert known.ask_about("a", 3) == ("a", 3), "what was given up is measured"
+
+
+def test_a_locked_group_stays_whole():
+    problem = Problem(1)
+    name = problem.groups[0].name
+    problem.groups[0] = Group(name, problem.groups[0].makers, (), "it says so")
+    del problem.widths[name]
+    found = allocate_lazily(problem.groups, problem.widths, problem.whole, problem.cost, limit=0.8)
+    assert found.widths[name] == UNITS and name not in {group for group, _ in problem.asked}
+
+
+def test_two_budgets_are_refused():
+    problem = Problem(2)
+    with pytest.raises(UsageError, match="not both"):
+        allocate_lazily(problem.groups, problem.widths, problem.whole, problem.cost, limit=0.5, tolerance=0.1)
