@@ -42,8 +42,8 @@ Counts = dict[str, float]
 
 def work(name: str, numbers: range, until: float, told: Connection) -> None:
     """One process: tells after each input what came of it, and ends when it is time."""
-    for number, (read, finding) in zip(numbers, attempts(TARGETS[name], numbers), strict=True):
-        told.send((number, read, finding))
+    for outcome in attempts(TARGETS[name], numbers):
+        told.send(outcome)
         if time.monotonic() > until:
             break
     told.send(None)
@@ -59,7 +59,6 @@ def batch(
         process = context.Process(target=work, args=(name, left, until, theirs), daemon=True)
         process.start()
         theirs.close()
-        at = left.start
         try:
             while True:
                 if not ours.poll(10 * SECONDS + 60):
@@ -67,14 +66,15 @@ def batch(
                 if (told := ours.recv()) is None:
                     left = range(0)
                     break
-                at, was_read, finding = told[0] + 1, told[1], told[2]
+                was_read, finding = told
                 tried, read = tried + 1, read + was_read
                 findings += [finding] if finding else []
         except EOFError:
             process.kill()
             process.join()
-            findings.append(Finding(name, at, f"the process died with {process.exitcode}"))
-            tried, left = tried + 1, range(at + 1, numbers.stop)
+            findings.append(Finding(name, numbers[tried], f"the process died with {process.exitcode}"))
+            tried += 1
+            left = numbers[tried:]
         process.join()
     return tried, read, findings
 
@@ -82,20 +82,17 @@ def batch(
 def fuzz(
     context: ForkServerContext, pool: ThreadPoolExecutor, jobs: int, name: str, numbers: range, seconds: float
 ) -> tuple[Counts, list[Finding]]:
-    """One target: its inputs in batches, as far as the time lasts. Every number before the last was tried."""
+    """One target: its inputs in batches, as far as the time lasts."""
     start, counts, findings = time.monotonic(), Counts(inputs=0, read=0), list[Finding]()
     left = numbers
     while left and time.monotonic() - start < seconds:
-        ends = [left[k * BATCH : (k + 1) * BATCH] for k in range(jobs)]
-        parts = [part for part in ends if part]
-        # Only the last of the batches may end early, so that no number in between is left out.
-        until = [float("inf")] * (len(parts) - 1) + [start + seconds]
-        done = list(pool.map(lambda part, end: batch(context, name, part, end), parts, until))
+        parts = [part for k in range(jobs) if (part := left[k::jobs][:BATCH])]
+        done = list(pool.map(lambda part: batch(context, name, part, start + seconds), parts))
         for tried, read, found in done:
             counts["inputs"] += tried
             counts["read"] += read
             findings += found
-        left = left[sum(tried for tried, *_ in done) :]
+        left = left[sum(len(part) for part in parts) :]
     counts["seconds"] = time.monotonic() - start
     return counts, findings
 
@@ -138,7 +135,7 @@ def main() -> None:
         state = json.loads(given.state.read_text())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    end = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
+    budget = 60 * given.minutes if given.minutes else float("inf")
     total = 0
     with (
         Table("fuzz", COLUMNS, given.record) as table,
@@ -146,14 +143,16 @@ def main() -> None:
     ):
         for place, name in enumerate(names):
             counts = state.setdefault(name, Counts(inputs=0, read=0, findings=0, seconds=0))
-            first = given.start + int(counts["inputs"])
-            seconds = (end - time.monotonic()) / (len(names) - place)  # what one leaves, the others get
+            first = given.start + int(counts.get("next", 0))
+            seconds = budget / (len(names) - place)  # what one leaves, the others get
             numbers = range(first, given.start + given.inputs)
             more, findings = fuzz(context, pool, given.jobs, name, numbers, seconds)
+            budget -= more["seconds"]
             for finding in findings:
                 print(f"{name} {finding.number}: {finding.what}", file=sys.stderr)
             for key, value in {**more, "findings": len(findings)}.items():
                 counts[key] += value
+            counts["next"] = first + int(more["inputs"]) + BATCH  # processes that ended early leave gaps
             if given.state:
                 given.state.write_text(json.dumps(state, indent=1))
             inputs, read, found = (int(counts[key]) for key in ("inputs", "read", "findings"))

@@ -2,10 +2,11 @@
 
     python bench/supply.py lock                  # requirements.lock, constraints.txt, table of licences
     python bench/supply.py sbom FILE             # CycloneDX of what requirements.lock installs
-    python bench/supply.py sizes [ENV] --record  # of the default installation and of each extra; long
+    python bench/supply.py sizes --record        # of the default installation and of each extra
 
 `lock` asks pip what it would install for the documented installation, on this machine's Python and system;
-the hashes are those of the files that pip chose, the licences what these say of themselves.
+the hashes are those of the files that pip chose, the licences what these say of themselves. `sizes` looks at
+the environment that runs it, which has to have all extras.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import venv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from record import ROOT, Table, add_option, command, write
 
 from paredown.pipeline.bundle.packed.sbom import document, licence_of, licence_text, package
@@ -36,7 +39,6 @@ HEAD = "# Made by `python bench/supply.py lock`: {what}\n"
 MIB = 1 << 20
 #: Not measured: their packages are models of others, or tools of developers.
 LEFT_OUT = ("all", "gemma", "test")
-PIPS = ("pip", "setuptools")  # of every environment
 
 
 def asked(extras: str = "") -> list[dict[str, str]]:
@@ -108,49 +110,49 @@ def sbom(out: Path) -> None:
     print(f"{out}: {len(parts)} packages")
 
 
-def sizes(environment: Path, record: str | None) -> None:
-    """Installs each extra beside the default, and takes it away again.
-
-    Args:
-        environment: with the default installation alone; made where it is not there.
-        record: see `Table`.
-    """
+def sizes(record: str | None) -> None:
+    """Tells what this environment's packages take: the default's, and what each extra adds to them."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    extras = [name for name in config["options.extras_require"] if name not in LEFT_OUT]
-    notes = ["MiB of the installed files. An extra's are those that it adds to the default installation."]
-    pip = [str(environment / "bin" / "python"), "-m", "pip"]
-    if not environment.exists():
-        venv.create(environment, with_pip=True)
-        subprocess.run([*pip, "install", "--quiet", "."], cwd=ROOT, check=True)
-    before = installed(pip[0])
+    extras = config["options.extras_require"]
+    notes = [
+        "MiB of the installed files, with the packages that these need in turn. An extra's are those that it "
+        "adds to the default installation."
+    ]
+    default = needed(config["options"]["install_requires"], ())
     with Table("install-size", ["installation", "packages", "MiB", "largest"], record, notes=notes) as table:
-        table.row("default", *_told({name: size for name, size in before.items() if name not in PIPS}))
-        for name in extras:
-            subprocess.run([*pip, "install", "--quiet", f".[{name}]"], cwd=ROOT, check=True)
-            added = {each: size for each, size in installed(pip[0]).items() if each not in before}
-            table.row(name, *_told(added))
-            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *added], check=True)
+        for name in ("default", *(name for name in extras if name not in LEFT_OUT)):
+            found = default if name == "default" else needed(extras[name], default)
+            sized = {each: size_of(each) for each in found}
+            largest = sorted(sized, key=lambda each: -sized[each])[:4]
+            told = ", ".join(f"{each} {sized[each] / MIB:,.0f}" for each in largest)
+            table.row(name, len(sized), f"{sum(sized.values()) / MIB:,.0f}", told)
 
 
-def _told(sizes: Mapping[str, int]) -> tuple[int, str, str]:
-    largest = sorted(sizes, key=lambda each: -sizes[each])[:4]
-    told = ", ".join(f"{each} {sizes[each] / MIB:,.0f}" for each in largest)
-    return len(sizes), f"{sum(sizes.values()) / MIB:,.0f}", told
-
-
-def installed(python: str) -> dict[str, int]:
-    """Bytes of each package's files in an environment."""
-    code = (
-        "import json\nfrom importlib import metadata\nfound = {}\n"
-        "for each in metadata.distributions():\n"
-        "    files = [each.locate_file(file) for file in each.files or ()]\n"
-        "    found[each.metadata['Name'].lower()] = sum(f.stat().st_size for f in files if f.is_file())\n"
-        "print(json.dumps(found))"
-    )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    found: dict[str, int] = json.loads(done.stdout)
+def needed(requirements: str, before: Collection[str]) -> set[str]:
+    """Packages that are installed for these, and for what they need in turn, but for some that are there."""
+    found, waiting = set[str](), requirements.strip().splitlines()
+    while waiting:
+        each = Requirement(waiting.pop())
+        name = canonicalize_name(each.name)
+        if name not in found and name not in before and name != "paredown":
+            found.add(name)
+            more = metadata.requires(name) or []
+            waiting += [line for line in more if _asked_for(line, each.extras)]
     return found
+
+
+def _asked_for(line: str, extras: Collection[str]) -> bool:
+    """Whether a package needs another one, with these extras of its own."""
+    marker = Requirement(line).marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+def size_of(name: str) -> int:
+    """Bytes of an installed package's files."""
+    found = metadata.distribution(name)
+    files = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -159,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("lock", "sbom", "sizes"))
-    parser.add_argument("out", nargs="?", type=Path, help="file of the SBOM, or folder of an environment")
+    parser.add_argument("out", nargs="?", type=Path, help="file of the SBOM")
     add_option(parser)
     given = parser.parse_args(words)
     match given.what:
@@ -168,7 +170,7 @@ def main(words: Sequence[str] | None = None) -> None:
         case "sbom":
             sbom(given.out or Path("paredown.cdx.json"))
         case "sizes":
-            sizes(given.out or Path("build/size"), given.record)
+            sizes(given.record)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ class Absent:
     def find_spec(name, path=None, target=None):
         if name != "paredown":
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, [os.getcwd()])
+        places = [os.getcwd(), *(place for place in sys.path if place.endswith(".pyz"))]  # the keeper's own
+        spec = importlib.machinery.PathFinder.find_spec(name, places)
         if spec is None:
             raise ModuleNotFoundError("no paredown on this board", name=name)
         return spec
