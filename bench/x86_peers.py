@@ -2,8 +2,8 @@
 
     python -m venv peers && peers/bin/pip install openvino nncf onnxruntime onnx ncnn pnnx
 
-Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` and
-`model.pt` in float32, `calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there
+Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` and `model.pt`,
+`calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there
 are, then runs one per line that it is told and answers with the milliseconds. It imports nothing of ours.
 """
 
@@ -96,10 +96,13 @@ def ncnn_float(folder: Path, x: np.ndarray) -> Call:
     found = importlib.util.find_spec("pnnx")
     assert found is not None and found.origin is not None
     pnnx = Path(found.origin).with_name("pnnx")  # its command in bin/ imports torch
-    said = subprocess.run(
-        [pnnx, "model.pt", f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True, text=True
-    )
-    if not (folder / "model.ncnn.bin").exists():
+    for source in ("model.pt", "model.onnx"):  # it reads some networks from one of them alone
+        said = subprocess.run(
+            [pnnx, source, f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True, text=True
+        )
+        if (folder / "model.ncnn.bin").exists():
+            break
+    else:
         raise RuntimeError(f"pnnx makes nothing: {said.stderr[-200:]}")
     net = ncnn.Net()
     net.opt.num_threads = 1
