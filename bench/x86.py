@@ -12,6 +12,7 @@ instruction set; other runtimes have no such switch and are left out then.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -203,6 +204,8 @@ def network_rows(name: str, arguments: argparse.Namespace, table: Table) -> None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.onnx").write_bytes(RUNTIMES["onnxruntime"].lower_float(graph).data)
+        with contextlib.suppress(RuntimeError):  # what torch cannot trace ncnn goes without
+            torch.jit.trace(network, x[:1]).save(folder / "model.pt")
         np.save(folder / "calibrate.npy", x.numpy())
         np.save(folder / "test.npy", test.numpy())
         if not arguments.peers:

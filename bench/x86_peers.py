@@ -2,7 +2,7 @@
 
     python -m venv peers && peers/bin/pip install openvino nncf onnxruntime onnx ncnn pnnx
 
-Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` in float32,
+Started by the bench: `x86_peers.py FOLDER [--only NAME]`, FOLDER with `model.onnx` and `model.pt`,
 `calibrate.npy` and `test.npy`. It makes int8 programs as each package's own guide does, says which there
 are, then runs one per line that it is told and answers with the milliseconds. It imports nothing of ours.
 """
@@ -87,7 +87,7 @@ def ort_int8(folder: Path, x: np.ndarray) -> Call:
 
 
 def ncnn_float(folder: Path, x: np.ndarray) -> Call:
-    """By pnnx, without its fp16 weights; the wheel has no tool that makes int8."""
+    """By pnnx from TorchScript, without its fp16 weights; the wheel has no tool that makes int8."""
     import importlib.util
 
     import ncnn
@@ -96,10 +96,13 @@ def ncnn_float(folder: Path, x: np.ndarray) -> Call:
     found = importlib.util.find_spec("pnnx")
     assert found is not None and found.origin is not None
     pnnx = Path(found.origin).with_name("pnnx")  # its command in bin/ imports torch
-    said = subprocess.run(
-        [pnnx, "model.onnx", f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True, text=True
-    )
-    if not (folder / "model.ncnn.bin").exists():
+    for source in ("model.pt", "model.onnx"):  # it reads some networks from one of them alone
+        said = subprocess.run(
+            [pnnx, source, f"inputshape=[{shape}]", "fp16=0"], cwd=folder, capture_output=True, text=True
+        )
+        if (folder / "model.ncnn.bin").exists():
+            break
+    else:
         raise RuntimeError(f"pnnx makes nothing: {said.stderr[-200:]}")
     net = ncnn.Net()
     net.opt.num_threads = 1
