@@ -142,8 +142,8 @@ class Absent:
     def find_spec(name, path=None, target=None):
         if name != "paredown":
             return None
-        places = [os.getcwd(), *(place for place in sys.path if place.endswith(".pyz"))]  # the keeper's own
-        spec = importlib.machinery.PathFinder.find_spec(name, places)
+        keepers = [place for place in sys.path if place.endswith((".pyz", "/keeping"))]
+        spec = importlib.machinery.PathFinder.find_spec(name, [os.getcwd(), *keepers])
         if spec is None:
             raise ModuleNotFoundError("no paredown on this board", name=name)
         return spec
