@@ -316,7 +316,7 @@ def test_run_prints_one_document_on_stdout_and_words_on_stderr(tiny, tmp_path):
     )
     in_file = sorted(json.dumps(f, sort_keys=True) for f in tiny.figures())
     assert sorted(json.dumps(f, sort_keys=True) for f in document["figures"]) == in_file
-    assert len(done.err.splitlines()) == 17 and "{" not in done.err
+    assert len(done.err.splitlines()) == 18 and "{" not in done.err
 
 
 # -- pipes, signals, fuzz ------------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ MISTAKES = (
      "77: no such camera (/dev/video77); ...; a Raspberry Pi's own camera is --source picamera"),
     ("camera d.paredown --source none.mp4", 4, f"none.mp4: no such file or folder; {SOURCE}"),
     ("camera d.paredown --source film.mp4", 4,
-     "film.mp4: no picture can be read from this file; is it a video, and whole?"),
+     "film.mp4: no picture can be read from this file; FFmpeg finds none: it is no video, or cut off (an MP4's "
+     "index is at its end)"),
     ("camera d.paredown --source empty", 4, f"empty: no image in this folder ({IMAGES})"),
     ("camera d.paredown --source rtps://x", 2, f"`rtps://x` is no source; URLs begin with {SCHEMES}"),
     ("camera d.paredown --source picamera:x", 2,
@@ -99,7 +100,8 @@ MISTAKES = (
     ("camera d.paredown --source gst:", 2,
      "--source: `gst:` names no pipeline; write gst:v4l2src device=/dev/video0"),
     ("camera d.paredown --source pipe:no-such-program", 5,
-     "cannot start no-such-program: No such file or directory; is it installed, and in PATH?"),
+     "cannot start no-such-program: No such file or directory; it has to be installed, and "
+     "in PATH"),
     ("camera d.paredown --source 0 --rotate 45", 2,
      "--rotate: `45` is none of 0, 90, 180, 270; see `paredown camera --help`"),
     ("camera d.paredown --source 0 --confidence 2", 2,

@@ -197,7 +197,8 @@ def test_scales_of_biases_and_names_that_are_hashes_are_not_stored(lowered):
         holes = find_holes(program, weights, parameters)
         assert all(a.end <= b.at for a, b in zip(holes, holes[1:], strict=False))
         products = [hole for hole in holes if isinstance(hole, Product)]
-        assert len(products) == large
+        derived = "openvino" not in name  # whose biases are whole numbers, without scales of their own
+        assert len(products) == (large if derived else 0)
         for hole in products:
             numbers = np.frombuffer(program, "<f4", (hole.end - hole.at) // 4, hole.base)
             assert (numbers * np.float32(hole.factor)).tobytes() == program[hole.at : hole.end]
@@ -209,7 +210,7 @@ def test_scales_of_biases_and_names_that_are_hashes_are_not_stored(lowered):
         assert len({program[d.at : d.end] for d in digests}) >= (3 * len(weights) if "torch" in name else 0)
         packed = pack_program(program, weights, parameters)
         assert expand_program(packed) == program
-        assert len(packed) < len(pack_program(program, weights))
+        assert len(packed) < len(pack_program(program, weights)) or not derived
     packed = pack_programs(programs, weights, parameters)
     assert expand_programs(packed) == programs and len(packed) < len(pack_programs(programs, weights))
 
