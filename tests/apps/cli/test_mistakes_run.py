@@ -91,8 +91,8 @@ MISTAKES = (
      "77: no such camera (/dev/video77); ...; a Raspberry Pi's own camera is --source picamera"),
     ("camera d.paredown --source none.mp4", 4, f"none.mp4: no such file or folder; {SOURCE}"),
     ("camera d.paredown --source film.mp4", 4,
-     "film.mp4: no picture can be read from this file; FFmpeg finds none: it is no video, or cut off (an MP4's "
-     "index is at its end)"),
+     "film.mp4: no picture can be read from this file; FFmpeg finds none: it is no video, or cut off (an "
+     "MP4's index is at its end)"),
     ("camera d.paredown --source empty", 4, f"empty: no image in this folder ({IMAGES})"),
     ("camera d.paredown --source rtps://x", 2, f"`rtps://x` is no source; URLs begin with {SCHEMES}"),
     ("camera d.paredown --source picamera:x", 2,
