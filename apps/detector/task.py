@@ -21,6 +21,7 @@ from paredown.apps.detector.origins.find import origin_of
 from paredown.apps.detector.scoring.located import SCORE_THRESHOLD, located
 from paredown.apps.detector.scoring.truth import PseudoLabelled, Truth, Truths
 from paredown.apps.own.doubts import doubts
+from paredown.apps.own.model_file import ModelFile
 from paredown.calibration.datasets import Dataset, First, Sample, open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
@@ -102,6 +103,16 @@ class DetectorTask:
         return self.origin.notes
 
     @property
+    def heads(self) -> Heads | None:
+        """Those of a network that says how it is decoded."""
+        return self.origin.heads
+
+    @property
+    def model_file(self) -> ModelFile | None:
+        """The file of another tool that the network is of."""
+        return self.origin.model_file
+
+    @property
     def weights_path(self) -> Path:
         """The weights file, or the one the app brings along."""
         if self.recipe.weights == EMBEDDED:
@@ -110,8 +121,9 @@ class DetectorTask:
 
     def weights_hash(self) -> str:
         """sha256 of the weights file, or of the model's own."""
-        file = self.origin.model_file
-        return file.hash() if file and self.recipe.weights == EMBEDDED else file_hash(self.weights_path)
+        if self.model_file is not None and self.recipe.weights == EMBEDDED:
+            return self.model_file.hash()
+        return file_hash(self.weights_path)
 
     def network(self) -> Any:
         """The trained network in evaluation mode."""

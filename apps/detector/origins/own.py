@@ -40,6 +40,7 @@ class Own(Origin):
     ) -> None:  # fmt: skip
         self._recipe, self._build, self._factory, self.model_file = recipe, build, factory, model_file
         network = build() if build else None
+        self.notes = getattr(network, "notes", ())
         self.preprocess = self._made_preprocess(network)
         self.names = class_names(recipe)
         shape = self.preprocess.input_shape

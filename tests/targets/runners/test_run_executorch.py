@@ -73,4 +73,4 @@ def test_a_missing_compiler_is_named_with_its_package(arch, package, tmp_path, m
 def test_boards_get_the_versions_that_this_machine_has(listing):
     lines = (ROOT / "targets" / listing).read_text().splitlines()
     pins = [line.split(" ")[0] for line in lines if not line.startswith("#")]
-    assert pins and set(pins) <= set((ROOT / "setup.cfg").read_text().split())
+    assert pins and set(pins) <= set((ROOT / "constraints.txt").read_text().split())
