@@ -200,8 +200,7 @@ class Meter:
         for trial in self._trials.values():
             if trial.result is None:
                 trial.result = Point(trial.width, None, None, None, NOT_ASKED)
-        if self._tick:
-            self._tick(1, 1)
+        self._report(())
         return _assemble(self._metric, len(self._inputs), self.baseline, self._wanted, self._trials)
 
     def _report(self, busy: Sequence[_Trial]) -> None:

