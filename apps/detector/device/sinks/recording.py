@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import tempfile
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -221,8 +222,10 @@ class Video:
         pyav()
         if not path.parent.is_dir():
             raise InputError("cannot write this video: there is no such folder", where=path)
-        if not os.access(path.parent, os.W_OK):
-            raise InputError("cannot write this video: its folder takes no files", where=path)
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()  # what the folder's mode says is not all
+        except OSError as error:
+            raise InputError("cannot write this video: its folder takes no files", where=path) from error
         self._path, self._fps, self._live = path, fps or LIVE_FPS, live
         self._recording: Recording | None = None
         self._start = self._last = 0.0
