@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from paredown.pipeline.bundle.vectors import unpacked
 
 pytestmark = [pytest.mark.slow, pytest.mark.sample]
 
+PLAIN = f"{socket.gethostname().lower()}.local"  # a name that the server takes, of no secure context
 HALF_A_PIXEL = 0.5
 SURE = 0.25  # least score compared: below it boxes tie, and which of two survives hangs on the last bit
 RUN = """
@@ -114,7 +116,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     folder = tmp_path_factory.mktemp("camera")
     scenes = Digits("test", 4)
     film(folder / "scenes.mjpeg", [cv2.resize(scene.image, (640, 480)) for scene in scenes], 30)
-    browser = Browser(folder, "scenes.mjpeg", ["--host-resolver-rules=MAP plain.test 127.0.0.1"])
+    browser = Browser(folder, "scenes.mjpeg", [f"--host-resolver-rules=MAP {PLAIN} 127.0.0.1"])
     browser.size(390, 844)
     yield browser
     browser.close()
@@ -219,7 +221,7 @@ def test_a_refused_camera_is_told_and_a_picture_does_instead(
         np.testing.assert_array_equal(seen.image, image)
         assert as_python(seen, detector)
         # Over plain http there is neither a camera nor isolation: one thread, and pictures.
-        browser.driver.get(f"http://plain.test:{port}/")
+        browser.driver.get(f"http://{PLAIN}:{port}/")
         browser.wait("!document.getElementById('start').hidden")
         browser.click("start")
         browser.wait("document.getElementById('notice-title').textContent === 'No camera over plain http'")
