@@ -107,7 +107,9 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path) 
         share = [p.width / curve.units for p in measured]
         pane.plot(share, [p.metric for p in measured], color="tab:blue", marker="o", ms=3, lw=1)
         skipped = [p.width / curve.units for p in curve.points if gave_up(p)]
-        pane.plot(skipped, [low] * len(skipped), color="tab:red", marker="x", ms=4, lw=0, clip_on=False)
+        pane.plot(
+            skipped, [low] * len(skipped), color="tab:red", marker="x", ms=6, mew=1.5, lw=0, clip_on=False
+        )
         pane.set_title(f"{curve.group} ({macs[curve.group] / graph.macs:.1%} of MACs)", fontsize=6.5)
         pane.tick_params(labelsize=6)
         pane.grid(lw=0.3, color="0.9")

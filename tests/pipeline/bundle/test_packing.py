@@ -210,7 +210,7 @@ def test_scales_of_biases_and_names_that_are_hashes_are_not_stored(lowered):
         assert len({program[d.at : d.end] for d in digests}) >= (3 * len(weights) if "torch" in name else 0)
         packed = pack_program(program, weights, parameters)
         assert expand_program(packed) == program
-        assert len(packed) < len(pack_program(program, weights)) or not derived
+        assert (len(packed) < len(pack_program(program, weights))) == derived
     packed = pack_programs(programs, weights, parameters)
     assert expand_programs(packed) == programs and len(packed) < len(pack_programs(programs, weights))
 

@@ -85,9 +85,11 @@ def test_a_camera_that_another_program_holds(board, monkeypatch):
         raise RuntimeError("Failed to acquire camera: Device or resource busy")
 
     monkeypatch.setattr(Picamera2, "start", busy)
-    with pytest.raises(
-        DeviceError, match="does not start: Failed to acquire camera: Device or resource busy; `r"
-    ):
+    said = (
+        "does not start: Failed to acquire camera: Device or resource busy; "
+        "`rpicam-hello --list-cameras` lists the cameras that the system has$"
+    )
+    with pytest.raises(DeviceError, match=said):
         open_source("picamera")
 
 
