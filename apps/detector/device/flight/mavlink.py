@@ -174,14 +174,15 @@ class Link:
     def _hear(self) -> None:
         if self._wire is None:
             return
-        while data := self._wire.receive(POLL_S):
+        until = time.monotonic() + POLL_S  # an autopilot that never pauses is answered nevertheless
+        while data := self._wire.receive(max(0.0, until - time.monotonic())):
             self._heard = now = time.monotonic()
             self._came, self._pause_s = True, FIRST_PAUSE_S
             for message in self._parser.parse_buffer(data) or ():
                 if message.get_type() != "BAD_DATA":
                     self._vehicle.hear(message, now)
-            if self._over.is_set() or self._broken:
-                return
+            if now >= until or self._over.is_set() or self._broken:
+                break
         if self._address is not None and self._wire.stale(silent := time.monotonic() - self._heard):
             raise OSError(f"nothing came for {silent:.0f} s")
 

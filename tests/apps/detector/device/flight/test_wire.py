@@ -64,7 +64,7 @@ def test_tcp_is_closed_and_listens_again(capfd) -> None:
     port = server.getsockname()[1]
     with linked(f"tcp:127.0.0.1:{port}") as (vehicle, log, _):
         peer, _ = server.accept()
-        until(lambda: heard(vehicle), sent(peer.sendall))
+        until(lambda: heard(vehicle) and "autopilot heard" in log, sent(peer.sendall))
         peer.close()
         server.close()
         until(lambda: not heard(vehicle))
@@ -76,7 +76,6 @@ def test_tcp_is_closed_and_listens_again(capfd) -> None:
             until(lambda: heard(vehicle), sent(peer.sendall))
             assert time.monotonic() - began < BACK_S
             peer.close()
-    assert "autopilot heard" in log
     assert any(line.startswith(f"tcp:127.0.0.1:{port}: ") and "trying again" in line for line in log)
     assert any("open again after" in line for line in log)
     assert len(log) < 12
@@ -94,6 +93,32 @@ def test_tcp_whose_other_end_lost_its_power() -> None:
         dead.close()
         peer.close()
     assert any("nothing came for 3 s" in line for line in log)
+
+
+def test_an_autopilot_that_never_pauses_is_answered() -> None:
+    """It says more than we can wait a pause of: our heartbeat comes all the same."""
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, linked(f"tcp:127.0.0.1:{server.getsockname()[1]}") as (vehicle, log, _):
+        peer, _ = server.accept()
+        peer.settimeout(BACK_S)
+        over = threading.Event()
+
+        def flood() -> None:
+            send = sent(peer.sendall)
+            while not over.wait(0.002):
+                send()
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            parser, got = common.MAVLink(None), []
+            while sum(message.get_type() == "HEARTBEAT" for message in got) < 2:
+                got += parser.parse_buffer(peer.recv(65536)) or ()
+        finally:
+            over.set()
+            thread.join()
+            peer.close()
+    assert "autopilot heard" in log
 
 
 def test_udp_from_another_port(capfd) -> None:
