@@ -254,7 +254,8 @@ class ChatTask:
         from paredown.pipeline.lower.language import litert as language_litert
 
         memory = empty_cache(self.config, facts.context, facts.chunk)
-        return language_litert.lower_language(network, memory, facts)
+        reach = language_litert.REACH if facts.context >= 2 * language_litert.REACH else None
+        return language_litert.lower_language(network, memory, facts, reach)
 
     def litertlm(self, network: Any) -> bytes:
         """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""
