@@ -110,9 +110,7 @@ class Llama:
         for first in range(0, len(tokens), ROWS):
             part = tokens[first : first + ROWS]
             self._decode(part, np.ones(len(part), np.int8))
-            logits = np.ctypeslib.as_array(
-                self.of.llama_get_logits(self.state), (len(part), self.vocabulary)
-            )
+            logits = np.ctypeslib.as_array(self.of.llama_get_logits(self.state), (len(part), self.vocabulary))
             targets = tokens[first + 1 : first + 1 + len(part)]
             logits = logits[: len(targets)]
             highest = logits.max(1)
@@ -152,7 +150,8 @@ def make(source: Path, out: Path, kind: str) -> None:
         plain(data.ctypes.data, floats.ctypes.data, floats.size)
         block, size = gguf.GGML_QUANT_SIZES[wanted]
         codes = np.empty((rows, columns // block * size), np.uint8)
-        used = llama.ggml_quantize_chunk(wanted, floats.ctypes.data, codes.ctypes.data, 0, rows, columns, None)
+        given = (wanted, floats.ctypes.data, codes.ctypes.data, 0, rows, columns, None)
+        used = llama.ggml_quantize_chunk(*given)
         assert used == codes.nbytes
         writer.add_tensor(tensor.name, codes, raw_dtype=wanted)
     writer.write_header_to_file()

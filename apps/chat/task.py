@@ -68,7 +68,8 @@ class ChatTask:
         if not self.path.exists():
             hint = "--set weights=PATH: a Hugging Face folder, or a .gguf file"
             raise InputError("no such folder or file (`weights` of the recipe)", where=self.path, hint=hint)
-        self.config: GemmaConfig = open_weights(self.path).config
+        self._file = open_weights(self.path)
+        self.config: GemmaConfig = self._file.config
         self.vocabulary, self.bos, self.ends = self.config.vocabulary, self.config.bos, self.config.eos
         self.facts()  # sizes that do not fit are told before any work
 
@@ -85,6 +86,15 @@ class ChatTask:
         return {"app": self.name, **config, **lists}
 
     @functools.cached_property
+    def _factors(self) -> Tensor:
+        """Of the output layer's columns, from its first rows: the same for all that starts from the file."""
+        from paredown.apps.chat.network.balance import outliers
+        from paredown.apps.chat.weights.rows import EMBEDDING, HEAD, ROWS
+
+        name = EMBEDDING if self.config.tied else HEAD
+        return outliers(self._file.rows(name, 0, min(ROWS, self.vocabulary)))
+
+    @functools.cached_property
     def _hash(self) -> str:
         if self.path.is_file():
             return file_hash(self.path)
@@ -94,14 +104,18 @@ class ChatTask:
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def weights_hash(self) -> str:
-        """Sha256 over the weights' files and the tokenizer."""
-        return self._hash
+        """Sha256 over the weights' files and the tokenizer; where columns are balanced, their factors too."""
+        moved = {column: factor for column, factor in enumerate(self._factors.tolist()) if factor != 1}
+        return hashlib.sha256(f"{self._hash} {moved}".encode()).hexdigest() if moved else self._hash
 
     def network(self) -> Any:
-        """The trained network in evaluation mode."""
+        """The trained network in evaluation mode, its output layer balanced."""
+        from paredown.apps.chat.network.balance import balance_head
         from paredown.apps.chat.weights.weights import load_gemma
 
-        return load_gemma(self.path)
+        network = load_gemma(self.path)
+        balance_head(network, self._factors)
+        return network
 
     def facts(self) -> LanguageFacts:
         """Sizes of a program.

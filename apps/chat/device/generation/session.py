@@ -276,7 +276,7 @@ class Session:
         return logits
 
     def _feed(self, tokens: Sequence[int], last: bool = True) -> Logits | None:
-        """Lets the model read on, to logits at the last part; where it fails, nobody knows how far it came."""
+        """Lets the model read on, to logits at the last part; where it fails, nobody knows how far."""
         self._sure = False
         logits = self._model.feed(tokens) if last else self._model.prefill(tokens)
         self._read += tokens
