@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 TINY = "tiny"  # the weights that ship
 NETWORK = "gemma3"
 CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
+LOW_BITS = 4
 DEVICE = (
     "__init__", "chat", "generation/*", "language_model", "models", "score", "serve", "speed", "terminal",
     "tokens/__init__", "tokens/tokens", "tokens/turns",
@@ -86,8 +87,13 @@ class ChatTask:
         return {"app": self.name, **config, **lists}
 
     @functools.cached_property
-    def _factors(self) -> Tensor:
-        """Of the output layer's columns, from its first rows: the same for all that starts from the file."""
+    def _factors(self) -> dict[int, float]:
+        """Of the output layer's columns those that are balanced, and by what: where a row has one scale.
+
+        Blocks keep an outlier to themselves, and 8 bits have room for it.
+        """
+        if self.language.block or self.language.embedding_bits != LOW_BITS:
+            return {}
         from paredown.apps.chat.network.balance import outliers
         from paredown.apps.chat.weights.rows import EMBEDDING, HEAD, ROWS
 
@@ -105,11 +111,12 @@ class ChatTask:
 
     def weights_hash(self) -> str:
         """Sha256 over the weights' files and the tokenizer; where columns are balanced, their factors too."""
-        moved = {column: factor for column, factor in enumerate(self._factors.tolist()) if factor != 1}
-        return hashlib.sha256(f"{self._hash} {moved}".encode()).hexdigest() if moved else self._hash
+        if not self._factors:
+            return self._hash
+        return hashlib.sha256(f"{self._hash} {self._factors}".encode()).hexdigest()
 
     def network(self) -> Any:
-        """The trained network in evaluation mode, its output layer balanced."""
+        """The trained network in evaluation mode, its output layer balanced where that helps."""
         from paredown.apps.chat.network.balance import balance_head
         from paredown.apps.chat.weights.weights import load_gemma
 
