@@ -95,10 +95,10 @@ def test_one_that_hangs_is_ended_and_started_again(app: App) -> None:
 
 
 def test_one_that_gives_heartbeats_or_never_gave_one_is_left_alone(app: App) -> None:
-    start(app, "r1", "beat", "mute", hang_s=0.5, health=Health(2.0))
+    start(app, "r1", "beat", "mute", hang_s=1.5, health=Health(3.0))
     until(lambda: window(app)["state"] == "passed", "its window is over")
     assert app.status()["restarts"] == 0 and not app.status()["ended"]
-    start(app, "r2", "mute", hang_s=0.5, health=Health(2.0))
+    start(app, "r2", "mute", hang_s=0.5, health=Health(1.0))
     until(lambda: window(app)["state"] == "passed", "its window is over")
     assert app.status()["restarts"] == 0
 
