@@ -50,7 +50,7 @@ def opened(
 
 def built(other: Beside, count: int) -> None:
     """Waits until so many stages were built there."""
-    for _ in range(1000):
+    for _ in range(12_000):
         if sum(value is not None for value in other._seconds.values()) >= count or not other._waiting:
             return
         time.sleep(0.01)
