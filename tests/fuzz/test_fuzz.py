@@ -7,11 +7,15 @@ import mmap
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from paredown.pipeline.bundle.finished.child import INPUTS, USUAL
+from paredown.pipeline.bundle.finished.program import in_child
 from paredown.targets.errors import InputError
 from tests.fuzz import forgeries, harness
-from tests.fuzz.harness import Target, attempts
+from tests.fuzz.forked import forked_children
+from tests.fuzz.harness import Target, attempts, one
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.fuzz.targets import TARGETS
 from tests.helpers.forge import forged
@@ -60,6 +64,25 @@ def test_the_traps_of_forged_bundles_work(monkeypatch):
     monkeypatch.setattr("paredown.pipeline.device.validate.check_no_code", lambda recipe: None)
     ((_, finding),) = attempts(target, [0])
     assert finding and finding.what == "wrote ['executed'] outside"
+
+
+def test_forked_children_end_as_started_ones_do(tmp_path):
+    """A good program, and one that ends its process by a signal."""
+    programs = TARGETS["programs"]
+    seeds = programs.seeds()
+    (tmp_path / "model.tflite").write_bytes(seeds["model.tflite"])
+    (tmp_path / "model.pte").write_bytes(one(programs, seeds, 3)[1])
+    np.save(tmp_path / INPUTS, np.zeros((1, 3, 32, 32), np.int8))
+
+    def ends():
+        yield str(in_child(tmp_path / "model.tflite", "litert", tmp_path, (USUAL,)))
+        with pytest.raises(InputError, match="ended by signal") as died:
+            in_child(tmp_path / "model.pte", "executorch", tmp_path, (USUAL,))
+        yield str(died.value)
+
+    started = list(ends())
+    with forked_children():
+        assert list(ends()) == started
 
 
 def target(run):
