@@ -66,6 +66,7 @@ def test_the_traps_of_forged_bundles_work(monkeypatch):
     assert finding and finding.what == "wrote ['executed'] outside"
 
 
+@pytest.mark.slow
 def test_forked_children_end_as_started_ones_do(tmp_path):
     """A good program, and one that ends its process by a signal."""
     programs = TARGETS["programs"]
