@@ -16,7 +16,7 @@ from paredown.targets.errors import InputError
 from tests.fuzz import forgeries, harness
 from tests.fuzz.forked import forked_children
 from tests.fuzz.harness import Target, attempts, one
-from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
+from tests.fuzz.mutate import ODD, json_bytes, of_bytes, of_json, of_text
 from tests.fuzz.targets import TARGETS
 from tests.helpers.forge import forged
 
@@ -39,7 +39,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(name):
 #: Inputs in which something was found once, by target.
 FOUND = {
     "bundle, inner documents": [4, 5, 7, 14, 15, 22, 52, 54], "tflite, edited": [0, 1, 5, 9, 14],
-    "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360],
+    "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360, 2747], "language config": [5187],
     "arrays": [870, 3726, 6175, 26049], "tokenizer": [1], "forged bundles": [23],
 }  # fmt: skip
 
@@ -136,7 +136,8 @@ def test_the_same_number_makes_the_same_damage(mutate):
 
 @pytest.mark.unit
 def test_damaged_json_leaves_the_original_alone():
-    seed = {"a": [1, {"b": None}]}
-    for number in range(100):
+    seed, odd = {"a": [1, {"b": None}]}, repr(ODD)
+    for number in range(1000):
         of_json(seed, random.Random(number))
     assert seed == {"a": [1, {"b": None}]}
+    assert repr(ODD) == odd, "a number makes other damage after other numbers"
