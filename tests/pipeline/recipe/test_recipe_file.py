@@ -141,6 +141,7 @@ def test_unknown_keys_name_the_nearest_known_one(write, text, expected):
         ("[bench]\nruns = 2.5", "`bench.runs = 2.5` is not accepted: it must be a valid integer"),
         ("[bench]\nruns = true", "`bench.runs = true` is not accepted"),
         ("[bench]\nruns = 0", "must be greater than or equal to 1"),
+        ("[bench]\nthreads = 100000", "must be less than or equal to 256"),
         ("quantize = 3", "`quantize = 3` is not accepted: it must be a table: [quantize]"),
         ("quantize.observer = 'max'", "it must be 'auto', 'minmax', 'percentile' or 'mse'"),
         (
