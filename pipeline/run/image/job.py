@@ -133,7 +133,7 @@ class ImageJob(Job):
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
-        self.calibration, self.test = (Kept(self.task.data(split)) for split in ("calibration", "test"))
+        self.calibration, self.test = Kept(self.task.data("calibration")), Kept(self.scored())
         prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
         self.original = self._trace()
         self.pruning: PruneStages | None = None
@@ -166,6 +166,10 @@ class ImageJob(Job):
         self.bench = timed or (self._bench() if here else None)
         self.sample = self._sample()
         self.bundle, self.preview, self.examples = self._bundle(), self._preview(), self._examples()
+
+    def scored(self) -> Dataset:
+        """The images that are scored."""
+        return self.task.data("test")
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
@@ -238,7 +242,8 @@ class ImageJob(Job):
         ):
             reach((*self.programs(), self.bench))
             if slow := slower_than_float(self.summary.measured, self.runtimes):
-                job = ImageJob(self.settings, {each.runtime: each.variant for each in slow}, timed=self.bench)
+                ships = {each.runtime: each.variant for each in slow}
+                job = type(self)(self.settings, ships, timed=self.bench)
                 reach(job.goals())
                 return job
         return super().settle(reach)
