@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from paredown.pipeline.device.executor import LOCAL, check_address
 from paredown.pipeline.recipe.schema import FINISHED, Recipe
 from paredown.pipeline.run.job import Tick, images_only
 from paredown.pipeline.run.run import STORE, Result, Run
-from paredown.pipeline.run.search.fit.strategy import Candidate, Found, Wanted, search, told
+from paredown.pipeline.run.search.fit.strategy import Candidate, Found, Measured, Wanted, search, told
 from paredown.pipeline.run.search.fit.world import StoreWorld, recipe_for
 from paredown.pipeline.store.event import Event, Tell, nobody
 from paredown.pipeline.store.store import Store, write_atomic
@@ -191,19 +191,23 @@ def fit(
     return made
 
 
-def _searched(world: StoreWorld, wanted: Wanted, say: Any) -> Found:
+def _searched(world: StoreWorld, wanted: Wanted, say: Callable[[str], None]) -> Found:
     """Searches until the chosen one's bundle, made, is within the budget too."""
-    found = search(world, wanted, say)
+    seen: list[Measured] = []
     for _ in range(AGAIN):
-        if found.chosen is None or wanted.kib is None:
-            return found
-        size = world.bundle(found.chosen.candidate)
-        if size <= wanted.kib:
-            return replace(found, chosen=replace(found.chosen, kib=size))
-        say(f"its bundle has {size:.1f} KiB, {size - found.chosen.kib:.1f} more than predicted")
-        world.slack += size - found.chosen.kib
-        found = search(world, wanted, lambda line: None)
-    return found
+        found = search(world, wanted, say)
+        seen += [each for each in found.seen if each not in seen]
+        if found.chosen is None:
+            return replace(found, seen=tuple(seen), nearest=min(seen, key=lambda each: each.excess(wanted)))
+        made = replace(found.chosen, kib=world.bundle(found.chosen.candidate))
+        seen = [made if each == found.chosen else each for each in seen]
+        if wanted.kib is None or made.kib <= wanted.kib:
+            return replace(found, chosen=made, seen=tuple(seen))
+        more = made.kib - found.chosen.kib
+        say(f"its bundle has {made.kib:.1f} KiB, {more:.1f} more than predicted")
+        world.slack += more
+    why = f"the bundle is over {wanted.kib:g} KiB in each of {AGAIN} searches"
+    return Found(None, min(seen, key=lambda each: each.excess(wanted)), tuple(seen), why)
 
 
 def _budget(recipe: Recipe, target: Target, asked: Asked) -> Any:
