@@ -219,9 +219,7 @@ def _budget(recipe: Recipe, target: Target, asked: Asked) -> Any:
     for name, value in {**given, "hours": asked.hours}.items():
         option = f"--{name.replace('_', '-')}" if name != "accuracy_drop" else "--drop"
         if value is not None and (value < 0 or (value == 0 and name != "accuracy_drop")):
-            raise UsageError(
-                f"`{value:g}` is no limit that can be kept", where=option, hint="give more than 0"
-            )
+            raise UsageError(f"`{value:g}` can never be kept", where=option, hint="give more than 0")
     if asked.drop is not None and asked.drop > 1:
         hint = "give a fraction: 0.01 is one point of 100"
         raise UsageError(f"`{asked.drop:g}` is more than all of the score", where="--drop", hint=hint)

@@ -96,9 +96,11 @@ class Measured:
                 found[name] = value - limit
         return found
 
-    def excess(self, wanted: Wanted) -> float:
-        """The sum of what is over, each as a share of its limit."""
-        return sum(value / max(getattr(wanted, name), 1e-3) for name, value in self.over(wanted).items())
+    def excess(self, wanted: Wanted) -> tuple[float, float]:
+        """How far from the budget: time and bytes over, as shares of their limits; then the drop over."""
+        over = self.over(wanted)
+        costs = sum(over[name] / getattr(wanted, name) for name in ("cost", "kib") if name in over)
+        return costs, over.get("drop", 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

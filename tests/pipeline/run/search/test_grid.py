@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paredown.pipeline.run.search.grid import is_axis, make_points, read_axes, split_values
@@ -29,7 +29,7 @@ def test_points_are_the_product_of_recipes_targets_and_values(tmp_path: Path):
     assert make_points([str(files[0])], ["host"])[0].name == "one", "an ordinary run's folder"
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(['["litert"]', '["litert","executorch"]', "0.5", '"a,b"', "{x=1,y=2}"])))
 def test_values_are_split_outside_brackets_and_quotes(values):
     assert split_values(",".join(values)) == (values or [""])

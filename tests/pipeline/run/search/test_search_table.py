@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paredown.pipeline.recipe.task import Metric
@@ -26,7 +26,7 @@ def row(score: float, cost: float, size: float, **more) -> Row:
 values = st.integers(0, 4).map(float)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(values, values, values), min_size=1, max_size=7))
 def test_the_marked_are_those_that_no_other_dominates(points):
     """Against the definition, spelled out."""
