@@ -15,7 +15,7 @@ from pathlib import Path
 from paredown.pipeline.store.stage import Stage
 
 LOCKS = ".stages.lock"
-TIMED = ("bench",)  # stages that time
+TIMED = ("bench", "time-programs")  # stages that time on this machine
 TURN, ROOM, FIRST = 0, 1, 2  # bytes of the file; from FIRST on those of stages
 
 

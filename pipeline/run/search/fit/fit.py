@@ -176,7 +176,7 @@ def fit(
             proof = None if device in (None, *LOCAL) else device
             result = Run(
                 name + SUFFIX, final, target, root, smoke=smoke, device=proof, device_limit=limit,
-                tell=world.heard, tick=tick,
+                tell=world.heard, tick=tick, around=world.sharing.around,
             ).execute()  # fmt: skip
         options = {
             "cost": f"--{(timed or 'latency_ms').replace('_', '-')}",

@@ -109,4 +109,5 @@ class JudgingJob(ImageJob):
             write_json(out / TIMES, found)
 
         lowered: dict[str, Stage | str] = {name: self.lower[name] for name in self.runtimes}
-        return Stage("time-programs", 1, params, lowered, build, {"integer": self.integer})
+        name = "time-programs" if local else "time-on-device"
+        return Stage(name, 1, params, lowered, build, {"integer": self.integer})

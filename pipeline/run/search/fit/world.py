@@ -15,6 +15,7 @@ from paredown.pipeline.run.image.read import graph_in
 from paredown.pipeline.run.job import BUNDLE, Settings
 from paredown.pipeline.run.search.fit.held_out import TIMES, JudgingJob
 from paredown.pipeline.run.search.fit.strategy import Candidate, Measured
+from paredown.pipeline.run.search.sharing import Sharing
 from paredown.pipeline.store.event import Event, Tell
 from paredown.pipeline.store.files import read_json, set_threads
 from paredown.pipeline.store.stage import Stage, plan, run_stage
@@ -69,6 +70,8 @@ class StoreWorld:
     Attributes:
         built: stages.
         reused: stages.
+        slack: KiB that bundles were larger than predicted.
+        sharing: with others that work in the same store.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class StoreWorld:
         tick: Any,
     ) -> None:
         self._name, self._recipe, self._target, self._store = name, recipe, target, store
+        self.sharing = Sharing(store.root)
         self._limit, self._device, self._smoke = limit, device, smoke
         self._tell, self._tick = tell, tick
         self._end = math.inf if seconds is None else time.monotonic() + seconds
@@ -94,7 +98,7 @@ class StoreWorld:
         self._sizes: dict[Candidate, float] = {}
         self._there: set[str] = set()  # keys of stages that were reached
         self._untrained: dict[float | None, tuple[nn.Module, Graph]] = {}
-        self.slack = 0.0  # KiB that bundles were larger than predicted
+        self.slack = 0.0
         self.built = self.reused = 0
 
     def floor(self) -> float:
@@ -171,7 +175,8 @@ class StoreWorld:
             if stage.key in self._there:  # every candidate needs it: nobody has to hear that again and again
                 self.reused += 1
                 continue
-            run_stage(self._store, stage, self.heard, None, job.prepare)
+            with self.sharing.around(stage):
+                run_stage(self._store, stage, self.heard, None, job.prepare)
             self._there.add(stage.key)
 
     def _cost(self, job: JudgingJob) -> float | None:
