@@ -20,7 +20,7 @@ from record import Table, add_option
 
 from paredown.pipeline.report.figures import read_figures
 
-KILLED = (137, -9)
+KILLED = (137, -9, 247)  # by a shell, by Python, by Python that ran it
 
 
 def searched(case: str, folder: Path, slice_s: int, queue: str, settings: list[str]) -> dict[str, Any]:

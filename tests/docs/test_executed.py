@@ -21,6 +21,7 @@ ONE_RUNTIME = ["--set", 'lower.runtimes=["litert"]']
 SHORT = {
     "run": ["--smoke", *ONE_RUNTIME], "validate": ["--limit", "2", "--times", "2"],
     "bench": ["--minutes", "0"], "cost": ["--set", "prune.widths=2"], "sense": ["--smoke", *ONE_RUNTIME],
+    "sweep": ["--smoke", *ONE_RUNTIME], "fit": ["--smoke", *ONE_RUNTIME],
 }  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def slow(page: str) -> list[list[str]]:
 @pytest.mark.sample
 def test_the_commands_of_compression_run(tmp_path: Path) -> None:
     done: list[list[str]] = []
-    for page in ("pruning.md", "squantizer.md", "README.md"):
+    for page in ("pruning.md", "squantizer.md", "search.md", "README.md"):
         for command in slow(page):
             if command not in done:
                 assert paredown([*command, *SHORT.get(command[0], [])], tmp_path).strip()

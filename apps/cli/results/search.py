@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,9 @@ from paredown.apps.cli.console import (
 from paredown.apps.cli.group import MAKE, recipe_names
 from paredown.apps.cli.results import printing
 from paredown.targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from paredown.pipeline.run.search.table import Row
 
 app = typer.Typer()
 
@@ -157,17 +161,16 @@ def fit(
             raise typer.Exit(3)
 
 
-def _print(rows: object) -> None:
+def _print(rows: Sequence[Row]) -> None:
     """The table; a star before what no other point of the same target beats."""
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    from paredown.pipeline.run.search.table import HEADS, Row
+    from paredown.pipeline.run.search.table import heads_of
 
-    assert isinstance(rows, tuple)
-    table = Table("", Column(HEADS[0], overflow="fold"), *HEADS[1:], box=None, pad_edge=False)
+    heads, keys = heads_of(rows)
+    table = Table("", *heads, box=None, pad_edge=False)
     for row in rows:
-        assert isinstance(row, Row)
-        table.add_row("*" if row.best else "", *row.cells())
+        table.add_row("*" if row.best else "", *row.cells(keys))
     tables().print(table)
     if any(row.best for row in rows):
         print("* no other point of the same target is as good in score, cost and bytes, and better in one")

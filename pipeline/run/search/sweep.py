@@ -95,7 +95,7 @@ def sweep(
         point = points[number]
         folder = root / point.name / point.target.name
         row = Row(
-            point.name, point.target.name, dict(point.chosen), str(folder), "FAILED", outcome.error,
+            point.name, point.of, point.target.name, dict(point.chosen), str(folder), "FAILED", outcome.error,
             built=outcome.built, reused=outcome.reused, seconds=outcome.seconds,
         )  # fmt: skip
         rows[number] = row if outcome.error else row_of(row, read_document(folder))

@@ -11,8 +11,6 @@ from paredown.pipeline.report.budget import shipped
 from paredown.pipeline.report.figures import MARKS, Figure, parse_figures
 from paredown.pipeline.report.verdict import recommended
 
-HEADS = ("point", "target", "program", "score", "time", "bundle KiB", "verdict", "built", "reused")
-
 
 @dataclass(frozen=True)
 class Row:
@@ -20,6 +18,7 @@ class Row:
 
     Attributes:
         point: its name.
+        of: the recipe's name.
         target: of the card.
         settings: key -> value of the grid.
         folder: of its run.
@@ -40,6 +39,7 @@ class Row:
     """
 
     point: str
+    of: str
     target: str
     settings: Mapping[str, str]
     folder: str
@@ -58,14 +58,19 @@ class Row:
     seconds: float = 0.0
     best: bool = False
 
-    def cells(self) -> tuple[str, ...]:
-        """As the table has it, without the mark of the best."""
+    def cells(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """As the table has it, with the values of these keys."""
         mark = MARKS[self.tag]
-        score = "-" if self.score is None else f"{self.score:.4f}{mark} {self.metric}"
+        score = "-" if self.score is None else f"{self.score:.4f}{mark}"
         cost = "-" if self.cost is None else f"{self.cost:.4g} {self.unit}"
         size = "-" if self.bundle_kib is None else f"{self.bundle_kib:,.1f}"
-        return (self.point, self.target, self.program or "-", score, cost, size, self.verdict,
-                str(self.built), str(self.reused))  # fmt: skip
+        values = (self.settings.get(key, "-") for key in keys)
+        return (self.of, *values, self.target, self.program or "-", score, cost, size, self.verdict)
+
+    @property
+    def why(self) -> str:
+        """What there is to say of a verdict that is not to ship."""
+        return "" if self.verdict == "SHIP" else self.reason
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -100,6 +105,16 @@ def cost_of(cells: Mapping[str, Figure]) -> tuple[float | None, str]:
     return None, ""
 
 
+def heads_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The heads of the table, and the keys of the grid."""
+    keys = tuple(dict.fromkeys(key for row in rows for key in row.settings))
+    short = [key.rpartition(".")[2] for key in keys]
+    names = (name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True))
+    metrics = {row.metric for row in rows if row.metric}
+    score = metrics.pop() if len(metrics) == 1 else "score"
+    return ("recipe", *names, "target", "program", score, "time", "bundle KiB", "verdict"), keys
+
+
 def marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows, those marked that no other one beats: of the same target, metric and unit of cost."""
     return tuple(replace(row, best=_unbeaten(row, rows)) for row in rows)
@@ -127,16 +142,24 @@ def _losses(row: Row) -> tuple[float, float, float]:
     return (score if row.less_is_better else -score, row.cost or 0.0, row.bundle_kib or 0.0)
 
 
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    """A point's name in a plot: what differs from the others."""
+    words = [name for name, every in ((row.of, {r.of for r in rows}), (row.target, {r.target for r in rows}))
+             if len(every) > 1]  # fmt: skip
+    return " ".join([*words, ", ".join(row.settings.values())]).strip() or row.point
+
+
 def page_parts(rows: Sequence[Row]) -> dict[str, Any]:
     """What the page shows above the runs: the table, and a plot of score over each kind of cost."""
     from paredown.pipeline.report.page.sections import pareto
 
     shown = [row for row in rows if row.score is not None and row.tag != "smoke"]
+    heads, keys = heads_of(rows)
     metric = {"name": shown[0].metric, "less_is_better": shown[0].less_is_better} if shown else None
     plots = []
     for unit in ("KiB", "ms", "M instr."):
         points = [
-            (f"{row.point} {row.target}", value, row.score or 0.0)
+            (_label(row, shown), value, row.score or 0.0)
             for row in shown
             if metric and row.metric == metric["name"]
             and (value := row.bundle_kib if unit == "KiB" else row.cost if row.unit == unit else None)
@@ -145,6 +168,6 @@ def page_parts(rows: Sequence[Row]) -> dict[str, Any]:
         if metric and (plot := pareto(points, metric, unit)):
             plots.append((plot, {"KiB": "the bundle", "ms": "the median time"}.get(unit, "the instructions")))
     return {
-        "heads": HEADS, "plots": plots, "metric": metric,
-        "rows": [(row.best, row.cells(), row.reason if row.verdict != "SHIP" else "") for row in rows],
+        "heads": (*heads, "built", "reused"), "plots": plots, "metric": metric, "keys": ", ".join(keys),
+        "rows": [(row.best, (*row.cells(keys), row.built, row.reused), row.why) for row in rows],
     }  # fmt: skip

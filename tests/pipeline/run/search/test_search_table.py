@@ -11,7 +11,7 @@ from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.report.page.document import document
 from paredown.pipeline.report.page.render import render_comparison
 from paredown.pipeline.report.verdict import Verdict
-from paredown.pipeline.run.search.table import Row, marked, page_parts, row_of
+from paredown.pipeline.run.search.table import Row, heads_of, marked, page_parts, row_of
 from paredown.targets.host.host import Machine
 
 pytestmark = pytest.mark.unit
@@ -19,7 +19,7 @@ HERE = Machine("here", "cpu", 1, "x86_64", "Linux", 0, "3.11")
 
 
 def row(score: float, cost: float, size: float, **more) -> Row:
-    return Row("p", more.pop("target", "host"), {}, "f", "SHIP", metric="top1", score=score, cost=cost,
+    return Row("p", "p", more.pop("target", "host"), {}, "f", "SHIP", metric="top1", score=score, cost=cost,
                unit="ms", bundle_kib=size, **more)  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_targets_are_not_compared_with_each_other_and_less_may_be_better():
     assert [each.best for each in found] == [True, True, False]
     less = [row(s, 1.0, 1.0, less_is_better=True) for s in (9.0, 8.0)]
     assert [each.best for each in marked(less)] == [False, True]
-    assert not marked([Row("p", "host", {}, "f", "FAILED", "why")])[0].best
+    assert not marked([Row("p", "p", "host", {}, "f", "FAILED", "why")])[0].best
 
 
 def made(name: str, cost: tuple[str, float, str], tag: str = "measured") -> dict:
@@ -56,12 +56,17 @@ def made(name: str, cost: tuple[str, float, str], tag: str = "measured") -> dict
 
 
 def test_a_row_is_what_the_run_says():
-    bare = Row("p", "host", {"prune.macs": "0.5"}, "f", "FAILED")
+    bare = Row("p", "net", "host", {"prune.macs": "0.5"}, "f", "FAILED")
     found = row_of(bare, made("p", ("latency_p50", 1.25, "ms")))
     assert (found.program, found.score, found.bundle_kib) == ("litert", 0.8, 4)
     assert (found.cost, found.unit) == (1.25, "ms")
     assert (found.verdict, found.reason) == ("DO NOT SHIP", "litert: too slow")
-    assert found.cells()[3:7] == ("0.8000 top1", "1.25 ms", "4.0", "DO NOT SHIP")
+    assert heads_of([found]) == (
+        ("recipe", "macs", "target", "program", "top1", "time", "bundle KiB", "verdict"),
+        ("prune.macs",),
+    )
+    expected = ("net", "0.5", "host", "litert", "0.8000", "1.25 ms", "4.0", "DO NOT SHIP")
+    assert found.cells(("prune.macs",)) == expected
     counted = row_of(bare, made("p", ("instructions", 3.2e6, "1")))
     assert (counted.cost, counted.unit) == (3.2, "M instr.")
 
@@ -70,8 +75,8 @@ def test_the_page_begins_with_the_table_and_a_plot_for_each_cost():
     kinds = [("latency_p50", 1.25, "ms"), ("latency_p50", 2.5, "ms"), ("instructions", 3e6, "1"),
              ("instructions", 4e6, "1")]  # fmt: skip
     documents = [made(f"p{number}", kind) for number, kind in enumerate(kinds)]
-    rows = [row_of(Row(d["name"], "host", {}, "f", ""), d) for d in documents]
-    failed = Row("p<9>", "host", {}, "f", "FAILED", "no <room>")
+    rows = [row_of(Row(d["name"], "p", "host", {}, "f", ""), d) for d in documents]
+    failed = Row("p<9>", "p<9>", "host", {}, "f", "FAILED", "no <room>")
     page = render_comparison(documents, page_parts(marked([*rows, failed]))).decode()
     assert page.count("<svg") == 3 and "Sweep of 5 points" in page
     assert all(f"top1 over {cost}" in page for cost in ("the bundle", "the median time", "the instructions"))
@@ -81,6 +86,6 @@ def test_the_page_begins_with_the_table_and_a_plot_for_each_cost():
 
 def test_figures_of_a_smoke_run_are_marked_and_in_no_plot():
     documents = [made(f"p{number}", ("latency_p50", number + 1.0, "ms"), "smoke") for number in range(2)]
-    rows = [row_of(Row(d["name"], "host", {}, "f", ""), d) for d in documents]
-    assert all(each.cells()[3] == "0.8000! top1" for each in rows)
+    rows = [row_of(Row(d["name"], "p", "host", {}, "f", ""), d) for d in documents]
+    assert all(each.cells(())[3] == "0.8000!" for each in rows)
     assert page_parts(rows)["plots"] == []
