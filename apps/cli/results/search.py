@@ -24,7 +24,6 @@ from paredown.apps.cli.console import (
     tables,
 )
 from paredown.apps.cli.group import MAKE, recipe_names
-from paredown.apps.cli.results import printing
 from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -151,6 +150,8 @@ def fit(
             print_json(made.to_dict())
         else:
             if made.result is not None:
+                from paredown.apps.cli.results import printing
+
                 printing.print_figures(made.result.figures)
                 print(f"bundle   {made.result.bundle}")
                 printing.print_budget(made.result.limits)
