@@ -16,6 +16,7 @@ ONE_RUNTIME = ["--set", 'lower.runtimes=["litert"]']
 SHORT = {
     "run": ["--smoke", *ONE_RUNTIME], "validate": ["--limit", "2", "--times", "2"],
     "bench": ["--minutes", "0"], "cost": ["--set", "prune.widths=2"], "sense": ["--smoke", *ONE_RUNTIME],
+    "sweep": ["--smoke", *ONE_RUNTIME], "fit": ["--smoke", *ONE_RUNTIME],
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.sample]
 
 def test_the_commands_of_compression_run(tmp_path: Path) -> None:
     done: list[list[str]] = []
-    for page in ("pruning.md", "squantizer.md", "README.md"):
+    for page in ("pruning.md", "squantizer.md", "search.md", "README.md"):
         for command in slow(page):
             if command not in done:
                 assert at_once([*command, *SHORT.get(command[0], [])], tmp_path).strip()

@@ -111,7 +111,7 @@ class ImageJob(Job):
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
-        self.calibration, self.test = (Kept(self.task.data(split)) for split in ("calibration", "test"))
+        self.calibration, self.test = Kept(self.task.data("calibration")), Kept(self.scored())
         prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
         self.original = self._trace()
         self.pruning: PruneStages | None = None
@@ -145,6 +145,10 @@ class ImageJob(Job):
         self.sample = sample_stage(self)
         self.bundle, self.preview = bundle_stage(self), preview_stage(self)
         self.examples = examples_stage(self)
+
+    def scored(self) -> Dataset:
+        """The images that are scored."""
+        return self.task.data("test")
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
@@ -215,7 +219,8 @@ class ImageJob(Job):
         ):
             reach((*self.programs(), self.bench))
             if slow := slower_than_float(self.summary.measured, self.runtimes):
-                job = ImageJob(self.settings, {each.runtime: each.variant for each in slow}, timed=self.bench)
+                ships = {each.runtime: each.variant for each in slow}
+                job = type(self)(self.settings, ships, timed=self.bench)
                 reach(job.goals())
                 return job
         return super().settle(reach)
