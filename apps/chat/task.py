@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 TINY = "tiny"  # the weights that ship
 NETWORK = "gemma3"
 CACHE_BYTES, SCALE_BYTES = 4, 4  # of a key or value, and of a scale
+LOW_BITS = 4
 DEVICE = (
     "__init__", "chat", "generation/*", "language_model", "models", "score", "serve", "speed", "terminal",
     "tokens/__init__", "tokens/tokens", "tokens/turns",
@@ -68,7 +69,8 @@ class ChatTask:
         if not self.path.exists():
             hint = "--set weights=PATH: a Hugging Face folder, or a .gguf file"
             raise InputError("no such folder or file (`weights` of the recipe)", where=self.path, hint=hint)
-        self.config: GemmaConfig = open_weights(self.path).config
+        self._file = open_weights(self.path)
+        self.config: GemmaConfig = self._file.config
         self.vocabulary, self.bos, self.ends = self.config.vocabulary, self.config.bos, self.config.eos
         self.facts()  # sizes that do not fit are told before any work
 
@@ -85,6 +87,20 @@ class ChatTask:
         return {"app": self.name, **config, **lists}
 
     @functools.cached_property
+    def _factors(self) -> dict[int, float]:
+        """Of the output layer's columns those that are balanced, and by what: where a row has one scale.
+
+        Blocks keep an outlier to themselves, and 8 bits have room for it.
+        """
+        if self.language.block or self.language.embedding_bits != LOW_BITS:
+            return {}
+        from paredown.apps.chat.network.balance import outliers
+        from paredown.apps.chat.weights.rows import EMBEDDING, HEAD, ROWS
+
+        name = EMBEDDING if self.config.tied else HEAD
+        return outliers(self._file.rows(name, 0, min(ROWS, self.vocabulary)))
+
+    @functools.cached_property
     def _hash(self) -> str:
         if self.path.is_file():
             return file_hash(self.path)
@@ -94,14 +110,19 @@ class ChatTask:
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def weights_hash(self) -> str:
-        """Sha256 over the weights' files and the tokenizer."""
-        return self._hash
+        """Sha256 over the weights' files and the tokenizer; where columns are balanced, their factors too."""
+        if not self._factors:
+            return self._hash
+        return hashlib.sha256(f"{self._hash} {self._factors}".encode()).hexdigest()
 
     def network(self) -> Any:
-        """The trained network in evaluation mode."""
+        """The trained network in evaluation mode, its output layer balanced where that helps."""
+        from paredown.apps.chat.network.balance import balance_head
         from paredown.apps.chat.weights.weights import load_gemma
 
-        return load_gemma(self.path)
+        network = load_gemma(self.path)
+        balance_head(network, self._factors)
+        return network
 
     def facts(self) -> LanguageFacts:
         """Sizes of a program.
@@ -254,7 +275,8 @@ class ChatTask:
         from paredown.pipeline.lower.language import litert as language_litert
 
         memory = empty_cache(self.config, facts.context, facts.chunk)
-        return language_litert.lower_language(network, memory, facts)
+        reach = language_litert.REACH if facts.context >= 2 * language_litert.REACH else None
+        return language_litert.lower_language(network, memory, facts, reach)
 
     def litertlm(self, network: Any) -> bytes:
         """For LiteRT-LM, which takes the shortest cache for the context: every layer has a full one."""

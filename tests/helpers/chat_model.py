@@ -81,6 +81,9 @@ class Echo:
         logits[self._next()] = 20
         return logits
 
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self.feed(tokens)
+
     def _next(self) -> int:
         said = self._said()
         if said is None:

@@ -31,5 +31,12 @@ class LanguageModel(Protocol):
             ValueError: no token, one outside the vocabulary, or more than the context has room for.
         """
 
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Reads on without logits, which takes less time: of a long text all but its last part.
+
+        Raises:
+            ValueError: as `feed`.
+        """
+
     def reset(self) -> None:
         """Forgets all that was read."""

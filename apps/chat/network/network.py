@@ -60,12 +60,12 @@ class Attention(nn.Module):
         memory: tuple[Tensor, Tensor],
         write: Write,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Writes the tokens' keys and values into the memory and looks at all of it.
+        """Writes the tokens' keys and values into the memory and looks at what the mask covers of it.
 
         Args:
             x: (1, T, width).
             rope: cosines and sines of the tokens' positions, (T, 1, head_dim / 2) each.
-            unseen: `mask` of this layer's kind, (T, slots).
+            unseen: `mask` of this layer's kind, (T, slots), or of its first slots alone.
             slots: where the tokens' keys and values go, int64 (T,).
             memory: keys and values, (1, kv_heads, slots, head_dim) each.
             write: puts them there.
@@ -81,7 +81,11 @@ class Attention(nn.Module):
         new_keys = rotate(self.k_norm(new_keys), *rope)
         keys = write(memory[0], 2, slots, new_keys.transpose(1, 2))
         values = write(memory[1], 2, slots, new_values.transpose(1, 2))
-        mixed = attend(queries.transpose(1, 2), keys, values, unseen)
+        if unseen.shape[1] < keys.shape[2]:
+            seen = (keys[:, :, : unseen.shape[1]], values[:, :, : unseen.shape[1]])
+        else:
+            seen = (keys, values)
+        mixed = attend(queries.transpose(1, 2), *seen, unseen)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), (keys, values)
 
 
@@ -152,7 +156,9 @@ class Body(nn.Module):
         self.register_buffer("rope_local", near, persistent=False)
         self.register_buffer("rope_global", whole, persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache, write: Write) -> tuple[Tensor, Cache]:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, cache: Cache, write: Write, reach: int | None = None
+    ) -> tuple[Tensor, Cache]:
         """As `Gemma.forward`, to (1, T, width)."""
         x = self.embed_tokens(tokens)
         x = x * self.embed_scale.to(x.dtype)
@@ -162,6 +168,8 @@ class Body(nn.Module):
             angles = positions.float()[:, None, None] * (self.rope_local if local else self.rope_global)
             rope[local] = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
             unseen[local] = mask(positions, length, self.config.window if local else None).to(x.dtype)
+            if reach is not None and reach < length:
+                unseen[local] = unseen[local][:, :reach]
             slots[local] = slot_of(positions, length)
         written = []
         for layer, local, memory in zip(self.layers, self.config.local, cache, strict=True):
@@ -192,6 +200,7 @@ class Gemma(nn.Module):
         cache: Cache,
         keep: Keep = "all",
         write: Write = Tensor.index_copy,
+        reach: int | None = None,
     ) -> tuple[Tensor, Cache]:
         """The next chunk of a text, one token or many.
 
@@ -205,11 +214,12 @@ class Gemma(nn.Module):
             cache: of `empty_cache`, or what the last call returned.
             keep: the positions that logits are computed for.
             write: `Tensor.index_copy` leaves the given cache as it is, `Tensor.index_copy_` works in it.
+            reach: all positions are below it: the slots behind it hold nothing and are not read.
 
         Returns:
             Logits (1, T, vocabulary), (1, 1, vocabulary) or (1, 0, vocabulary), and the cache.
         """
-        x, cache = self.model(tokens, positions, cache, write)
+        x, cache = self.model(tokens, positions, cache, write, reach)
         if keep != "all":
             x = x[:, -1:] if keep == "last" else x[:, :0]
         return self.lm_head(x), cache

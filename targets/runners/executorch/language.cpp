@@ -4,8 +4,9 @@
 //
 // First standard output gets one line of JSON: vocabulary, context and chunk. Then, for each chunk: standard
 // input has int32 count (1 to chunk), int32 position of the first token, count int32 tokens; standard output
-// gets as many float32 logits as the vocabulary has tokens, those after the last token. All little-endian. It
-// ends with its input. Exit status as that of run.cpp.
+// gets as many float32 logits as the vocabulary has tokens, those after the last token. A negative count says
+// that no logits are wanted: then it gets one float32, 0. All little-endian. It ends with its input. Exit status
+// as that of run.cpp.
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
@@ -68,11 +69,11 @@ class Model {
     }
   }
 
-  // The logits after the last of these tokens, which has to be read by itself. Those before it are read chunk
-  // by chunk, the last one filled up with tokens that are written over, if there is room for them.
-  const float* read(const std::vector<int64_t>& tokens, int64_t position) {
+  // The logits after the last of these tokens, which has to be read by itself where they are wanted. Those before
+  // it are read chunk by chunk, the last one filled up with tokens that are written over, if there is room.
+  const float* read(const std::vector<int64_t>& tokens, int64_t position, bool wanted) {
     size_t done = 0;
-    for (size_t left; (left = tokens.size() - 1 - done) > 1 && position + chunk <= context;) {
+    for (size_t left; (left = tokens.size() - wanted - done) > 1 && position + chunk <= context;) {
       const auto part = std::min<size_t>(left, chunk);
       std::vector<int64_t> filled(tokens.begin() + done, tokens.begin() + done + part);
       filled.resize(chunk, tokens[done]);
@@ -81,6 +82,7 @@ class Model {
       position += part;
     }
     for (; done < tokens.size(); ++done) call("forward", {tokens[done]}, position++);
+    if (!wanted) return nullptr;
     const auto& logits = kept_.at(0).toTensor();
     if (logits.scalar_type() != ScalarType::Float || logits.numel() != vocabulary) {
       throw Failure(kBadInput, path_ + ": the model does not give one float for each token");
@@ -129,6 +131,8 @@ int run(const Options& options) {
             << ", \"chunk\": " << model.chunk << "}" << std::endl;
 
   for (int32_t head[2]; receive(head, 2);) {
+    const bool wanted = head[0] >= 0;
+    if (!wanted) head[0] = head[0] < -model.chunk ? 0 : -head[0];
     if (head[0] < 1 || head[0] > model.chunk || head[1] < 0 || head[1] > model.context - head[0]) {
       throw Failure(kUsage, "a chunk of " + std::to_string(head[0]) + " tokens at " +
                                 std::to_string(head[1]) + " is beyond the model");
@@ -138,8 +142,9 @@ int run(const Options& options) {
     for (const auto token : given) {
       if (token < 0 || token >= model.vocabulary) throw Failure(kUsage, "a token beyond the vocabulary");
     }
-    const float* logits = model.read({given.begin(), given.end()}, head[1]);
-    const auto size = static_cast<size_t>(model.vocabulary);
+    const float none = 0, *logits = model.read({given.begin(), given.end()}, head[1], wanted);
+    const size_t size = logits ? static_cast<size_t>(model.vocabulary) : 1;
+    if (!logits) logits = &none;
     if (std::fwrite(logits, sizeof(float), size, stdout) != size || std::fflush(stdout) != 0) return 0;
   }
   return 0;

@@ -79,6 +79,8 @@ class Scripted:
         logits[self.says[min(self.said, len(self.says) - 1)]] = 1
         return logits
 
+    prefill = feed
+
 
 def test_other_turns_than_gemma_s_begin_and_end_with_their_own_tokens(tokens):
     start, end = (tokens.special[name] for name in ("<start_of_turn>", "<pad>"))

@@ -272,13 +272,13 @@ class Session:
                 return None
             part = prompt[start : start + self._model.chunk]
             with meter.reading(len(part)):
-                logits = self._feed(part)
+                logits = self._feed(part, start + len(part) == len(prompt))
         return logits
 
-    def _feed(self, tokens: Sequence[int]) -> Logits:
-        """Lets the model read on; where it fails, nobody knows how far it came."""
+    def _feed(self, tokens: Sequence[int], last: bool = True) -> Logits | None:
+        """Lets the model read on, to logits at the last part; where it fails, nobody knows how far."""
         self._sure = False
-        logits = self._model.feed(tokens)
+        logits = self._model.feed(tokens) if last else self._model.prefill(tokens)
         self._read += tokens
         self._sure = True
         return logits

@@ -177,3 +177,13 @@ def test_facts_reach_the_runner_by_name():
         "get_eos_ids": [1], "use_kv_cache": True, "use_sdpa_with_kv_cache": False,
         "enable_dynamic_shape": False,
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_read_without_logits_counts_as_read():
+    gemma = network()
+    model = load_model(lowered(gemma).data, "executorch")
+    model.prefill(TOKENS[:19])
+    model.prefill(TOKENS[19:20])
+    assert model.position == 20
+    assert np.abs(model.feed(TOKENS[20:24]) - eager(gemma)[23]).max() < 1e-3

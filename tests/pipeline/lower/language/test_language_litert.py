@@ -8,7 +8,7 @@ import torch
 from language_networks import CONFIG, FACTS, TOKENS, Codes, eager, network
 from torch import nn
 
-from paredown.apps.chat.device.models import load_model
+from paredown.apps.chat.device.models import _Compiled, _Interpreted, load_model
 from paredown.apps.chat.network.cache import empty_cache
 from paredown.pipeline.compress.blockwise.modules import held
 from paredown.pipeline.compress.grids.weight import unpack
@@ -16,12 +16,13 @@ from paredown.pipeline.lower.language.litert import lower_language
 from paredown.pipeline.lower.language.network import LanguageFacts
 from paredown.targets.errors import InputError
 
+REACH = 20  # positions of a short text: beyond the window, below the context
 KINDS = {"int8 rows": Codes(8, 0), "int4 rows": Codes(4, 0), "int4 blocks": Codes(4, 32)}
 
 
 def lowered(gemma, chunk: int = FACTS.chunk) -> bytes:
     facts = LanguageFacts(CONFIG.vocabulary, 64, chunk, 64, 2, (1,))
-    return lower_language(gemma, empty_cache(CONFIG, 64, chunk), facts)
+    return lower_language(gemma, empty_cache(CONFIG, 64, chunk), facts, REACH)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,31 @@ def test_however_a_text_is_cut_the_logits_are_the_same(whole, cuts):
     for end in cuts:
         assert np.abs(model.feed(TOKENS[start:end]) - expected[end - 1]).max() < 1e-3
         start = end
+
+
+@pytest.mark.parametrize("engine", [_Compiled, _Interpreted])
+def test_a_text_is_read_alike_through_either_interface(whole, engine, tmp_path):
+    """One works in a single cache, the other passes it in and out."""
+    gemma, data = whole
+    path = tmp_path / "model.tflite"
+    path.write_bytes(data)
+    signatures, expected = engine(path, 1), eager(gemma)
+    chunk = FACTS.chunk
+    signatures.run("prefill", np.array([TOKENS[:chunk]], np.int32), np.arange(chunk, dtype=np.int32))
+    for place in range(chunk, REACH):
+        given = (np.array([[TOKENS[place]]], np.int32), np.array([place], np.int32))
+        for key in {"decode", f"decode_{REACH}"} & set(signatures.keys):
+            assert np.abs(signatures.run(key, *given) - expected[place]).max() < 1e-3
+    signatures.close()
+
+
+def test_what_is_read_without_logits_counts_as_read(whole):
+    gemma, data = whole
+    model = load_model(data, "litert")
+    model.prefill(TOKENS[:19])
+    model.prefill(TOKENS[19:20])
+    assert model.position == 20
+    assert np.abs(model.feed(TOKENS[20:24]) - eager(gemma)[23]).max() < 1e-3
 
 
 def test_the_last_chunk_of_a_full_context_is_read_token_by_token(whole):
