@@ -35,7 +35,10 @@ from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.compress.coupling.surgery import mask
 from paredown.pipeline.compress.sensitivity import ranking
-from paredown.pipeline.compress.sensitivity.sensitivity import Meter, Outputs, Sensitivity, measure, plain
+from paredown.pipeline.compress.sensitivity.experiment import Experiment, Outputs
+from paredown.pipeline.compress.sensitivity.meter import Meter, measure
+from paredown.pipeline.compress.sensitivity.plain import plain
+from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 

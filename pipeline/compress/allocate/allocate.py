@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from paredown.pipeline.compress.allocate.cost import Cost, Table, Widths, check_share, nearest
+from paredown.pipeline.compress.allocate.cost import Cost, Widths, check_share, nearest
+from paredown.pipeline.compress.allocate.program import Program, Values
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.targets.errors import BudgetError, UsageError
-from paredown.targets.runners.quiet import quiet
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
@@ -36,7 +35,6 @@ EXACT = 1e-7  # relative gap of a solution that counts as the best
 TIGHTER = 1e-7  # a share below the solver's tolerance
 ATTEMPTS = 5
 SPLIT = "more than three groups touch one layer: its latency is a sum over pairs of them, not exact"
-SCALE = 1e4  # of objectives, above the solver's absolute tolerance of 1e-6
 
 
 @dataclass(frozen=True)
@@ -232,11 +230,10 @@ class Problem:
 
     def within_cost(self, limit: float, seconds: float) -> tuple[dict[str, int], float | None]:
         """The least loss within a share of the cost."""
-        resolution = max(self.resolution, SMALLEST_RESOLUTION)
-        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
+        loss = self._losses(max(self.resolution, SMALLEST_RESOLUTION))
         bound = limit
         for _ in range(ATTEMPTS):
-            result = self._solve(loss, 0.0, None, bound, seconds)
+            result = self._least(loss, seconds, most_cost=bound)
             if result is None:
                 break
             chosen, gap = result
@@ -244,7 +241,7 @@ class Problem:
             if (excess := self.cost.share(chosen) - limit) <= 1e-12:
                 return chosen, gap
             bound -= excess + TIGHTER
-        smallest = self._solve(loss, 1.0, None, None, seconds)
+        smallest = self._least(loss, seconds, most_loss=np.inf)
         best = smallest[0] if smallest else {n: found[-1] for n, found in self.choices.items()}
         if self.cost.share(best) > limit:
             raise _unreachable(self.groups, self.losses, self.cost, limit, best)
@@ -255,10 +252,10 @@ class Problem:
 
     def within_drop(self, tolerance: float, seconds: float) -> tuple[dict[str, int], float | None]:
         """The least cost within a tolerated loss."""
-        loss = {n: self.drops[n] + self.resolution * self.penalties[n] for n in self.choices}
+        loss = self._losses(self.resolution)
         bound = tolerance
         for _ in range(ATTEMPTS):
-            result = self._solve(loss, 1.0, bound, None, seconds)
+            result = self._least(loss, seconds, most_loss=bound)
             if result is None:
                 break
             chosen, gap = result
@@ -273,143 +270,23 @@ class Problem:
         By the relaxed program's optimum and reduced costs, penalties included; infinity of all where nothing
         is within the limit.
         """
-        from scipy.optimize import linprog
+        return self._program(self._losses(max(self.resolution, SMALLEST_RESOLUTION)), None, limit).bounds()
 
-        resolution = max(self.resolution, SMALLEST_RESOLUTION)
-        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
-        program = self._program(loss, None, limit)
-        equal = program.low == program.high
-        found = linprog(
-            SCALE * program.losses, A_ub=program.matrix[~equal], b_ub=program.high[~equal],
-            A_eq=program.matrix[equal], b_eq=program.high[equal], bounds=(0, 1), method="highs",
-        )  # fmt: skip
-        reduced = found.lower.marginals if found.x is not None else np.full(len(program.losses), np.inf)
-        least = found.fun if found.x is not None else np.inf
-        return {
-            (name, width): float(least + max(reduced[program.first[name] + i], 0.0)) / SCALE
-            for name, widths in self.choices.items()
-            for i, width in enumerate(widths)
-        }
+    def _losses(self, resolution: float) -> Values:
+        """Of every choice, the penalty included."""
+        return {name: self.drops[name] + resolution * self.penalties[name] for name in self.choices}
 
-    def _program(self, loss: Mapping[str, Any], most_loss: float | None, most_cost: float | None) -> _Program:
-        rows = _Rows()
-        first: dict[str, int] = {n: rows.variables(len(found)) for n, found in self.choices.items()}
-        binaries = rows.count
-        for name, found in self.choices.items():
-            rows.add([(first[name] + i, 1.0) for i in range(len(found))], 1.0, 1.0)
-        share = np.concatenate([rows.joint(table, first) for table in self.tables] or [np.zeros(0)])
-        where = np.concatenate(rows.places or [np.zeros(0, np.int64)])
-        costs, losses = np.zeros(rows.count), np.zeros(rows.count)
-        np.add.at(costs, where, share / self.unpruned)
-        for name in self.choices:
-            losses[first[name] : first[name] + len(loss[name])] = loss[name]
-        if most_loss is not None:
-            rows.add(list(enumerate(losses)), -np.inf, most_loss)
-        if most_cost is not None:
-            rows.add(list(enumerate(costs)), -np.inf, most_cost - self.constant / self.unpruned)
-        return _Program(first, binaries, costs, losses, *rows.matrix())
-
-    def _solve(
-        self,
-        loss: Mapping[str, Any],
-        cost_weight: float,
-        most_loss: float | None,
-        most_cost: float | None,
-        seconds: float,
+    def _least(
+        self, loss: Values, seconds: float, *, most_loss: float | None = None, most_cost: float | None = None
     ) -> tuple[dict[str, int], float] | None:
-        """Minimises loss, or where `cost_weight` is 1 the cost's share; None where nothing was found.
-
-        Returns:
-            The widths and the relative gap that is left.
-        """
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
+        """The least cost within a loss, or the least loss within a share of the cost; see `Program.least`."""
         program = self._program(loss, most_loss, most_cost)
-        integrality = np.zeros(len(program.costs))
-        integrality[: program.binaries] = 1
-        with quiet(output=True):  # HiGHS prints lines for its own developers
-            result = milp(
-                SCALE * (program.costs if cost_weight else program.losses), integrality=integrality,
-                bounds=Bounds(0, 1), constraints=LinearConstraint(program.matrix, program.low, program.high),
-                options={"time_limit": seconds, "mip_rel_gap": self.gap},
-            )  # fmt: skip
-        if result.x is None:
-            return None
-        first = program.first
-        chosen = {
-            name: found[int(np.argmax(result.x[first[name] : first[name] + len(found)]))]
-            for name, found in self.choices.items()
-        }
-        return chosen, 0.0 if result.status == 0 else float(result.mip_gap or 0.0)
+        return program.least(program.losses if most_loss is None else program.costs, seconds, self.gap)
 
-
-@dataclass(frozen=True)
-class _Program:
-    """A linear program.
-
-    Attributes:
-        first: group -> the variable of its first choice.
-        binaries: how many variables are choices; the others tie them together.
-        costs: a share of the network's of each variable.
-        losses: likewise.
-        matrix, low, high: low <= matrix @ variables <= high.
-    """
-
-    first: Mapping[str, int]
-    binaries: int
-    costs: NDArray[np.float64]
-    losses: NDArray[np.float64]
-    matrix: Any
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-class _Rows:
-    """The variables and constraints of a program while they are put together."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.places: list[Any] = []  # of every table: its entries' variables
-        self._entries: list[tuple[int, int, float]] = []
-        self._low: list[float] = []
-        self._high: list[float] = []
-
-    def variables(self, count: int) -> int:
-        """New variables; returns the first one's index."""
-        self.count += count
-        return self.count - count
-
-    def add(self, terms: Sequence[tuple[int, float]], low: float, high: float) -> None:
-        """A constraint: low <= sum of coefficient * variable <= high."""
-        self._entries += [(len(self._low), index, value) for index, value in terms if value]
-        self._low.append(low)
-        self._high.append(high)
-
-    def joint(self, table: Table, first: Mapping[str, int]) -> Any:
-        """Variables for a table's entries, tied to its groups' choices; returns the entries, flat.
-
-        Each sums up, over the other groups, to the choice of its own: with whole choices only one is 1.
-        """
-        values = table.values
-        if values.ndim == 1:
-            self.places.append(first[table.groups[0]] + np.arange(len(values)))
-            return values
-        start = self.variables(values.size)
-        index = start + np.arange(values.size).reshape(values.shape)
-        for axis, name in enumerate(table.groups):
-            for i in range(values.shape[axis]):
-                chosen = [(int(v), 1.0) for v in index.take(i, axis).ravel()]
-                self.add([*chosen, (first[name] + i, -1.0)], 0.0, 0.0)
-        self.places.append(index.ravel())
-        return values.ravel()
-
-    def matrix(self) -> tuple[Any, Any, Any]:
-        """The constraints as a sparse matrix and its bounds."""
-        from scipy.sparse import csr_array
-
-        row, column, value = zip(*self._entries, strict=True) if self._entries else ((), (), ())
-        shape = (len(self._low), self.count)
-        return csr_array((value, (row, column)), shape=shape), np.array(self._low), np.array(self._high)
+    def _program(self, loss: Values, most_loss: float | None, most_cost: float | None) -> Program:
+        shares = [replace(table, values=table.values / self.unpruned) for table in self.tables]
+        left = None if most_cost is None else most_cost - self.constant / self.unpruned
+        return Program.of(self.choices, loss, shares, most_loss=most_loss, most_cost=left)
 
 
 def _choices(group: Group, losses: Mapping[int, float | None]) -> tuple[int, ...]:
