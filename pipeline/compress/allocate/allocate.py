@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paredown.pipeline.compress.allocate.cost import Cost, Widths, check_share, nearest
-from paredown.pipeline.compress.allocate.program import Program, Values
+from paredown.pipeline.compress.allocate.program import Limit, Program
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.targets.errors import BudgetError, UsageError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Losses = Mapping[str, Mapping[int, float | None]]
 
 SMALLEST_RESOLUTION = 1e-6  # so that ties are always broken
-EXACT = 1e-7  # relative gap of a solution that counts as the best
+SECONDS = 20.0  # for the solver
 TIGHTER = 1e-7  # a share below the solver's tolerance
 ATTEMPTS = 5
 SPLIT = "more than three groups touch one layer: its latency is a sum over pairs of them, not exact"
@@ -103,8 +104,7 @@ def allocate(
     tolerance: float | None = None,
     importance: Mapping[str, Sequence[float]] | None = None,
     resolution: float = 0.0,
-    seconds: float = 20.0,
-    gap: float = EXACT,
+    seconds: float = SECONDS,
 ) -> Allocation:
     """Chooses widths under a limit on the cost, or the least cost within a tolerated drop.
 
@@ -119,30 +119,13 @@ def allocate(
         resolution: of the metric, one over the number of images: the weight of the penalty, which counts
             against the tolerance too.
         seconds: for the solver; then the best that it has is taken and its gap given.
-        gap: relative, at which it may stop.
 
     Raises:
         UsageError: not exactly one of limit and tolerance, or it is NaN, negative or over 1.
         BudgetError: the limit cannot be met; the line says the best reachable and what stands in the way.
     """
-    if (limit is None) == (tolerance is None):
-        raise UsageError("an allocation needs either a cost or a tolerated drop to keep within, not both")
-    name = cost.name if limit is not None else "accuracy_drop"
-    requested = limit if limit is not None else tolerance
-    assert requested is not None
-    check_share(f"the budget {name}", requested)
-    problem = Problem(groups, losses, cost, importance or {}, resolution, gap)
-    found = (
-        problem.within_cost(limit, seconds) if limit is not None else problem.within_drop(requested, seconds)
-    )
-    chosen, left = found
-    share, drop = cost.share(chosen), problem.drop(chosen)
-    notes = [] if problem.exact else [SPLIT]
-    if left is None:
-        notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
-    optimal = left is not None and left <= 1e-6 and gap <= EXACT and problem.exact
-    achieved = share if limit is not None else drop
-    return Allocation(chosen, name, requested, achieved, cost.name, share, drop, optimal, left, tuple(notes))
+    problem = Problem(groups, losses, cost, importance or {}, resolution)
+    return problem.choose(limit=limit, tolerance=tolerance, seconds=seconds)
 
 
 def uniform(
@@ -203,21 +186,52 @@ class Problem:
         cost: Cost,
         importance: Mapping[str, Sequence[float]],
         resolution: float,
-        gap: float = EXACT,
     ) -> None:
-        self.gap = gap
-        self.groups, self.cost, self.losses = groups, cost, losses
+        self.groups, self.cost, self.resolution = groups, cost, resolution
         self.choices = {g.name: _choices(g, losses.get(g.name, {})) for g in groups}
+        self.penalties = {
+            g.name: _penalty(importance.get(g.name, ()), g.units, self.choices[g.name]) for g in groups
+        }
+        tables, constant, self.exact = cost.tables(self.choices)
+        self.constant = constant / cost.unpruned
+        shares = [replace(table, values=table.values / cost.unpruned) for table in tables]
+        self.program = Program.of(self.choices, shares)
+        self.know(losses)
+
+    def know(self, losses: Losses) -> None:
+        """Takes other losses of the same choices."""
+        self.losses = losses
         self.drops = {
             name: np.array([losses.get(name, {}).get(w) or 0.0 for w in found])
             for name, found in self.choices.items()
         }
-        self.penalties = {
-            g.name: _penalty(importance.get(g.name, ()), g.units, self.choices[g.name]) for g in groups
-        }
-        self.resolution = resolution
-        self.tables, self.constant, self.exact = cost.tables(self.choices)
-        self.unpruned = cost.unpruned
+
+    def choose(
+        self,
+        *,
+        limit: float | None = None,
+        tolerance: float | None = None,
+        seconds: float = SECONDS,
+    ) -> Allocation:
+        """See `allocate`.
+
+        Args:
+            limit: of the cost.
+            tolerance: the largest sum of drops.
+            seconds: for the solver.
+        """
+        name, requested = self._budget(limit, tolerance)
+        within = self.within_drop if limit is None else self.within_cost
+        chosen, left = within(requested, seconds)
+        share, drop = self.cost.share(chosen), self.drop(chosen)
+        notes = [] if self.exact else [SPLIT]
+        if left is None:
+            notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
+        best = left is not None and left <= 1e-6 and self.exact
+        return Allocation(
+            chosen, name, requested, drop if limit is None else share, self.cost.name, share, drop, best,
+            left, tuple(notes),
+        )  # fmt: skip
 
     def drop(self, chosen: Widths) -> float:
         """The predicted drop."""
@@ -233,15 +247,15 @@ class Problem:
         loss = self._losses(max(self.resolution, SMALLEST_RESOLUTION))
         bound = limit
         for _ in range(ATTEMPTS):
-            result = self._least(loss, seconds, most_cost=bound)
+            result = self.program.least(loss, self._within(bound), seconds)
             if result is None:
                 break
-            chosen, gap = result
+            chosen, left = result
             # the solver's tolerance, or the error of a cost that was split into pairs
             if (excess := self.cost.share(chosen) - limit) <= 1e-12:
-                return chosen, gap
+                return chosen, left
             bound -= excess + TIGHTER
-        smallest = self._least(loss, seconds, most_loss=np.inf)
+        smallest = self.program.least(self.program.costs, None, seconds)
         best = smallest[0] if smallest else {n: found[-1] for n, found in self.choices.items()}
         if self.cost.share(best) > limit:
             raise _unreachable(self.groups, self.losses, self.cost, limit, best)
@@ -255,38 +269,41 @@ class Problem:
         loss = self._losses(self.resolution)
         bound = tolerance
         for _ in range(ATTEMPTS):
-            result = self._least(loss, seconds, most_loss=bound)
+            result = self.program.least(self.program.costs, (loss, bound), seconds)
             if result is None:
                 break
-            chosen, gap = result
+            chosen, left = result
             if (excess := self.loss(chosen, self.resolution) - tolerance) <= 1e-12:
-                return chosen, gap
+                return chosen, left
             bound -= excess + TIGHTER
         return {n: found[0] for n, found in self.choices.items()}, None  # everything: it loses nothing
 
-    def bounds(self, limit: float) -> dict[tuple[str, int], float]:
-        """What any choice within a share of the cost loses at least, by a width that it has.
+    def relaxed(self, *, limit: float | None, tolerance: float | None) -> set[tuple[str, int]]:
+        """What the relaxed program uses; arguments as for `choose`, see `Program.relaxed`."""
+        _, requested = self._budget(limit, tolerance)
+        if limit is None:
+            return self.program.relaxed(self.program.costs, (self._losses(self.resolution), requested))
+        loss = self._losses(max(self.resolution, SMALLEST_RESOLUTION))
+        return self.program.relaxed(loss, self._within(requested))
 
-        By the relaxed program's optimum and reduced costs, penalties included; infinity of all where nothing
-        is within the limit.
-        """
-        return self._program(self._losses(max(self.resolution, SMALLEST_RESOLUTION)), None, limit).bounds()
+    def _budget(self, limit: float | None, tolerance: float | None) -> tuple[str, float]:
+        """What is limited, and to how much."""
+        if (limit is None) == (tolerance is None):
+            raise UsageError("an allocation needs either a cost or a tolerated drop to keep within, not both")
+        name = self.cost.name if limit is not None else "accuracy_drop"
+        requested = limit if limit is not None else tolerance
+        assert requested is not None
+        check_share(f"the budget {name}", requested)
+        return name, requested
 
-    def _losses(self, resolution: float) -> Values:
-        """Of every choice, the penalty included."""
-        return {name: self.drops[name] + resolution * self.penalties[name] for name in self.choices}
+    def _losses(self, resolution: float) -> NDArray[np.float64]:
+        """Of every variable, the penalty included."""
+        names = self.choices
+        return self.program.losses({n: self.drops[n] + resolution * self.penalties[n] for n in names})
 
-    def _least(
-        self, loss: Values, seconds: float, *, most_loss: float | None = None, most_cost: float | None = None
-    ) -> tuple[dict[str, int], float] | None:
-        """The least cost within a loss, or the least loss within a share of the cost; see `Program.least`."""
-        program = self._program(loss, most_loss, most_cost)
-        return program.least(program.losses if most_loss is None else program.costs, seconds, self.gap)
-
-    def _program(self, loss: Values, most_loss: float | None, most_cost: float | None) -> Program:
-        shares = [replace(table, values=table.values / self.unpruned) for table in self.tables]
-        left = None if most_cost is None else most_cost - self.constant / self.unpruned
-        return Program.of(self.choices, loss, shares, most_loss=most_loss, most_cost=left)
+    def _within(self, limit: float) -> Limit:
+        """A share of the cost."""
+        return self.program.costs, limit - self.constant
 
 
 def _choices(group: Group, losses: Mapping[int, float | None]) -> tuple[int, ...]:

@@ -16,20 +16,24 @@ from paredown.pipeline.compress.allocate.cost import Table
 from paredown.targets.runners.quiet import quiet
 
 SCALE = 1e4  # of objectives, above the solver's absolute tolerance of 1e-6
+EXACT = 1e-7  # relative gap of a solution that counts as the best
+USED = 1e-6  # of a choice: more than an error of rounding
 Choices = Mapping[str, Sequence[int]]  # group -> the widths that can be chosen
 Values = Mapping[str, NDArray[np.float64]]  # group -> a number per choice
 
 
+Limit = tuple[NDArray[np.float64], float]  # of each variable, and how much all together may have of it
+
+
 @dataclass(frozen=True)
 class Program:
-    """A linear program.
+    """A linear program: one choice per group. What is made small, and within which limit, comes later.
 
     Attributes:
         choices: of every group.
         first: group -> the variable of its first choice.
         binaries: how many variables are choices; the others tie them together.
         costs: of each variable.
-        losses: likewise.
         matrix, low, high: low <= matrix @ variables <= high.
     """
 
@@ -37,29 +41,17 @@ class Program:
     first: Mapping[str, int]
     binaries: int
     costs: NDArray[np.float64]
-    losses: NDArray[np.float64]
     matrix: Any
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
     @classmethod
-    def of(
-        cls,
-        choices: Choices,
-        losses: Values,
-        tables: Sequence[Table],
-        *,
-        most_loss: float | None = None,
-        most_cost: float | None = None,
-    ) -> Program:
-        """One choice per group, within these limits.
+    def of(cls, choices: Choices, tables: Sequence[Table]) -> Program:
+        """The program of these choices.
 
         Args:
             choices: of every group.
-            losses: of every choice.
             tables: summands of the cost.
-            most_loss: of all choices together; None without a limit.
-            most_cost: likewise.
         """
         rows = _Rows()
         first = {name: rows.variables(len(found)) for name, found in choices.items()}
@@ -68,25 +60,26 @@ class Program:
             rows.add([(first[name] + i, 1.0) for i in range(len(found))], 1.0, 1.0)
         shares = np.concatenate([rows.joint(table, first) for table in tables] or [np.zeros(0)])
         where = np.concatenate(rows.places or [np.zeros(0, np.int64)])
-        costs, lost = np.zeros(rows.count), np.zeros(rows.count)
+        costs = np.zeros(rows.count)
         np.add.at(costs, where, shares)
-        for name, values in losses.items():
-            lost[first[name] : first[name] + len(values)] = values
-        if most_loss is not None:
-            rows.add(list(enumerate(lost)), -np.inf, most_loss)
-        if most_cost is not None:
-            rows.add(list(enumerate(costs)), -np.inf, most_cost)
-        return cls(choices, first, binaries, costs, lost, *rows.matrix())
+        return cls(choices, first, binaries, costs, *rows.matrix())
+
+    def losses(self, values: Values) -> NDArray[np.float64]:
+        """A number per choice, of each variable."""
+        found = np.zeros(len(self.costs))
+        for name, each in values.items():
+            found[self.first[name] : self.first[name] + len(each)] = each
+        return found
 
     def least(
-        self, objective: NDArray[np.float64], seconds: float, gap: float
+        self, objective: NDArray[np.float64], limit: Limit | None, seconds: float
     ) -> tuple[dict[str, int], float] | None:
         """The choices with the least objective; None where nothing was found.
 
         Args:
-            objective: `costs` or `losses`.
+            objective: of each variable.
+            limit: what they must keep within.
             seconds: for the solver; then it takes the best that it has.
-            gap: relative, at which it may stop.
 
         Returns:
             The widths and the relative gap that is left.
@@ -95,11 +88,13 @@ class Program:
 
         integrality = np.zeros(len(self.costs))
         integrality[: self.binaries] = 1
+        constraints = [LinearConstraint(self.matrix, self.low, self.high)]
+        if limit is not None:
+            constraints.append(LinearConstraint(limit[0][None], -np.inf, limit[1]))
         with quiet(output=True):  # HiGHS prints lines for its own developers
             result = milp(
-                SCALE * objective, integrality=integrality, bounds=Bounds(0, 1),
-                constraints=LinearConstraint(self.matrix, self.low, self.high),
-                options={"time_limit": seconds, "mip_rel_gap": gap},
+                SCALE * objective, integrality=integrality, bounds=Bounds(0, 1), constraints=constraints,
+                options={"time_limit": seconds, "mip_rel_gap": EXACT},
             )  # fmt: skip
         if result.x is None:
             return None
@@ -109,25 +104,28 @@ class Program:
         }
         return chosen, 0.0 if result.status == 0 else float(result.mip_gap or 0.0)
 
-    def bounds(self) -> dict[tuple[str, int], float]:
-        """What all choices together lose at least, by a group and a width that it has.
+    def relaxed(self, objective: NDArray[np.float64], limit: Limit) -> set[tuple[str, int]]:
+        """The groups and widths of which the best takes a part, where parts of choices may be taken.
 
-        By the relaxed program's optimum and reduced costs; infinity everywhere where nothing is within the
-        limits.
+        Nothing where nothing is within the limit.
         """
         from scipy.optimize import linprog
+        from scipy.sparse import vstack
 
         equal = self.low == self.high
         found = linprog(
-            SCALE * self.losses, A_ub=self.matrix[~equal], b_ub=self.high[~equal],
-            A_eq=self.matrix[equal], b_eq=self.high[equal], bounds=(0, 1), method="highs",
+            SCALE * objective, A_ub=vstack([self.matrix[~equal], limit[0][None]]),
+            b_ub=np.append(self.high[~equal], limit[1]), A_eq=self.matrix[equal], b_eq=self.high[equal],
+            bounds=(0, 1), method="highs",
         )  # fmt: skip
-        reduced = found.lower.marginals if found.x is not None else np.full(len(self.losses), np.inf)
-        least = found.fun if found.x is not None else np.inf
+        if found.x is None:
+            return set()
+        parts = {name: found.x[start : start + len(self.choices[name])] for name, start in self.first.items()}
         return {
-            (name, width): float(least + max(reduced[self.first[name] + i], 0.0)) / SCALE
+            (name, width)
             for name, widths in self.choices.items()
-            for i, width in enumerate(widths)
+            for width, part in zip(widths, parts[name], strict=True)
+            if part > USED
         }
 
 

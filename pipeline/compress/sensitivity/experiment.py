@@ -25,7 +25,7 @@ Place = tuple[str, int]  # a group and a width of it
 
 MEMORY = 1 << 30  # bytes
 CHUNK = 64  # images at most: the tensors that an operation reads and writes should fit a cache
-CHUNKS = 8  # of a sample, at least: thinner convolutions are tried out on the work of one chunk
+CHUNKS = 16  # of a sample, at least: points stop, and thinner convolutions are tried out, chunk by chunk
 BUSY_MACS = 30_000_000  # but per operation and chunk no fewer than these: calling one takes 0.1 ms
 
 
