@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,22 +115,37 @@ class Bench:
             self.graph, self.groups, self.ranks, self.widths, self.case.x, score, "metric", most
         )  # fmt: skip
 
-    def fast(self, limit: float | None) -> dict[str, Any]:
-        """All points, or those that an allocation for a share of the MACs needs."""
-        score, most, plan = Timed(self.case.score), Timed(self.case.most), None
+    def needed(self, limit: float) -> dict[str, Any]:
+        """What an allocation for a share of the MACs needs."""
+        score, most = Timed(self.case.score), Timed(self.case.most)
         start = time.process_time()
         meter = Meter(self.experiment(score, most))
-        if limit is None:
-            meter.ask(meter.everything())
-        else:
-            plan = allocate_lazily(
-                self.groups, self.widths, meter.ask, self.cost, limit=limit, **self.options
-            )
+        plan = allocate_lazily(self.groups, self.widths, meter.ask, self.cost, limit=limit, **self.options)
         seconds = time.process_time() - start - score.seconds - most.seconds
         return {
-            "seconds": seconds, "found": meter.found().to_dict(), "widths": plan and dict(plan.widths),
-            "chunks": meter.original.runs, "kept": meter.original.bytes,
+            "seconds": seconds, "found": meter.found().to_dict(), "widths": dict(plan.widths),
+            "runs": meter.original.runs, "kept": meter.original.bytes,
         }  # fmt: skip
+
+    def every(self) -> dict[str, Any]:
+        """All points, group by group, so that it can be stopped."""
+        score = Timed(self.case.score)
+        meter = Meter(self.experiment(score, None))
+
+        def group(name: str) -> dict[str, Any]:
+            before, start = score.seconds, time.process_time()
+            meter.ask({place: np.inf for place in meter.everything() if place[0] == name})
+            seconds = time.process_time() - start - (score.seconds - before)
+            found = meter.found()
+            curve = next(curve for curve in found.curves if curve.group == name)
+            return {"seconds": seconds, "baseline": asdict(found.baseline), "curve": asdict(curve)}
+
+        parts = [self.keep(f"every {name}", lambda n=name: group(n)) for name in self.widths]
+        fields = {
+            "metric": "metric", "images": len(self.case.x), "baseline": parts[0]["baseline"],
+            "curves": [part["curve"] for part in parts],
+        }  # fmt: skip
+        return {"seconds": sum(p["seconds"] for p in parts), "found": fields, "widths": None, "kept": 0}
 
     def plain(self, group: Group, width: int) -> dict[str, Any]:
         """The masked module and the masked graph on one point: seconds and metric of each."""
@@ -202,12 +218,13 @@ def main() -> None:
         train_digits(arguments.train)
         return
     bench = Bench(CASES[arguments.network](arguments.data, arguments.images, arguments.weights), arguments)
-    ways: dict[str, float | None] = {f"{share:g} of the MACs": share for share in arguments.macs}
+    ways = {f"{share:g} of the MACs": share for share in arguments.macs}
     some, found = bench.points[:: arguments.every], dict[str, dict[str, Any]]()
-    for index, (name, limit) in enumerate({**ways, "every point": None}.items()):
-        for group, width in some[index :: len(ways) + 1]:  # between them: a busy machine is busy for all
+    for index, (name, share) in enumerate(ways.items()):
+        for group, width in some[index :: len(ways)]:  # between them: a busy machine is busy for all
             bench.keep(f"plain {group.name} {width}", lambda g=group, w=width: bench.plain(g, w))
-        found[name] = bench.keep(name, lambda share=limit: bench.fast(share))
+        found[name] = bench.keep(name, lambda limit=share: bench.needed(limit))
+    found["every point"] = bench.every()
     runtimes: dict[str, float] = bench.keep("runtimes", bench.runtimes)
     best = min(runtimes, key=lambda name: runtimes[name])
     every = Sensitivity.from_dict(found["every point"]["found"])
