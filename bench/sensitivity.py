@@ -42,6 +42,7 @@ from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.compress.coupling.surgery import mask
 from paredown.pipeline.compress.sensitivity import ranking
+from paredown.pipeline.compress.sensitivity.chart import gave_up
 from paredown.pipeline.compress.sensitivity.experiment import Experiment, Outputs
 from paredown.pipeline.compress.sensitivity.meter import Meter
 from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
@@ -265,7 +266,7 @@ def table(
                 for point in curve.points[1:]
             }
             measured = {place: point.metric for place, point in reported.items() if point.metric is not None}
-            stopped = sum(point.skipped.startswith("cannot") for point in reported.values())
+            stopped = sum(gave_up(point) for point in reported.values())
             cells = [
                 cell
                 for seconds in whole.values()

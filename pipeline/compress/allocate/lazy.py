@@ -91,10 +91,14 @@ class Curves:
         ends = ((group, self._narrower(group)) for group in self.widths)
         return [(group, found[-1]) for group, found in ends if found]
 
-    def least_of(self, place: Place) -> float:
-        """The least that a point can lose by itself and by what is wider."""
-        group, width = place
-        return max(self.drops.get(place, (0.0, False))[0], self.least()[group][width] or 0.0)
+    def limits(self, places: Iterable[Place], smallest: float) -> dict[Place, float]:
+        """How far to go with these places: a little beyond what each loses at least."""
+        least = self.least()
+        found = {}
+        for group, width in places:
+            known = max(self.drops.get((group, width), (0.0, False))[0], least[group][width] or 0.0)
+            found[group, width] = max(smallest, GROWTH * known)
+        return found
 
     def open(self, places: Iterable[Place]) -> list[Place]:
         """Those of these places that may lose more than they do at least."""
@@ -138,7 +142,7 @@ def allocate_lazily(
     smallest = max(FIRST_LIMIT * resolution, SMALLEST_LIMIT)
     places = known.narrowest()
     while True:
-        known.drops |= ask({place: max(smallest, GROWTH * known.least_of(place)) for place in places})
+        known.drops |= ask(known.limits(places, smallest))
         problem.know(known.least())
         used = known.open(problem.relaxed(limit=limit, tolerance=tolerance))
         if not used:
@@ -146,4 +150,4 @@ def allocate_lazily(
             used = known.open(found.widths.items())
             if not used:
                 return found
-        places = list({known.ask_about(group, width): None for group, width in used})
+        places = [known.ask_about(group, width) for group, width in used]

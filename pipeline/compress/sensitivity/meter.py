@@ -1,9 +1,9 @@
 """Measures the points of a sensitivity test that it is asked for (our design).
 
 All points share one run of the original network (`pipeline.compress.sensitivity.kept`) and compute only what
-differs from it (`pipeline.compress.sensitivity.masked`). A point that cannot matter stops part way: not by
-chance, but when even the best that the images to come can bring leaves it below its limit. What it has
-computed stays, and if it is asked for again it goes on from there.
+differs from it (`pipeline.compress.sensitivity.masked`). A point stops part way when it is certain to lose
+more than its limit, whatever the images to come bring. What it has computed stays, and if it is asked for
+again it goes on from there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class _Trial:
         group, width: which one.
         limit: the largest drop at which it matters.
         outputs: of the first images.
+        variant: the masked network; None while it is not planned.
         point: the result; None while it is at work.
         lost: of the metric, at least.
     """
@@ -39,6 +40,7 @@ class _Trial:
     width: int
     limit: float = math.inf
     outputs: list[Outputs] = field(default_factory=list)
+    variant: Variant | None = None
     point: Point | None = None
     lost: float = 0.0
 
@@ -102,11 +104,13 @@ class Meter:
         batch: list[tuple[_Trial, Variant]] = []
         limit, used = self.asked.memory // 2, 0
         for trial in wave:
-            variant = Variant(self._engine, trial.group, self.asked.kept(trial.group.name, trial.width))
-            used += len(self.asked.inputs) * self._size + variant.bytes
+            if trial.variant is None:
+                units = self.asked.kept(trial.group.name, trial.width)
+                trial.variant = Variant(self._engine, trial.group, units)
+            used += len(self.asked.inputs) * self._size + trial.variant.bytes
             if batch and used > limit:
                 break
-            batch.append((trial, variant))
+            batch.append((trial, trial.variant))
         return batch
 
     def _run(self, batch: Sequence[tuple[_Trial, Variant]]) -> None:
@@ -129,24 +133,26 @@ class Meter:
                 self._judge(trial)
 
     def _judge(self, trial: _Trial) -> None:
-        """Scores a point whose images are all done, and stops one that cannot matter."""
+        """Scores a point whose images are all done, and stops one that is beyond its limit."""
         base, most, done = self.baseline.metric, self.asked.most, len(trial.outputs)
         assert base is not None
         if done == len(self.asked.inputs):
             trial.point = Point(trial.width, *self.asked.score(trial.outputs))
             assert trial.point.metric is not None
-            trial.outputs, trial.lost = [], base - trial.point.metric
+            trial.outputs, trial.variant, trial.lost = [], None, base - trial.point.metric
         elif most is not None and trial.limit < math.inf:
             best = most(trial.outputs)
             if (lost := base - best - SLACK) > trial.limit:
                 why = f"{GIVEN_UP} {done} images: {best:.3g} at most, {base:.3g} unpruned"
                 trial.point, trial.lost = Point(trial.width, None, None, None, why), lost
-                if self._waiting() * self._size > self.asked.memory // 2:
-                    trial.outputs = []
+                if self._waiting() > self.asked.memory // 2:
+                    trial.outputs, trial.variant = [], None
 
     def _waiting(self) -> int:
-        """How many outputs of stopped points are kept."""
-        return sum(len(trial.outputs) for trial in self._trials.values() if trial.point is not None)
+        """Bytes of what is kept of stopped points."""
+        stopped = [trial for trial in self._trials.values() if trial.point is not None]
+        weights = sum(trial.variant.bytes for trial in stopped if trial.variant is not None)
+        return weights + self._size * sum(len(trial.outputs) for trial in stopped)
 
     def _report(self) -> None:
         images_done = (

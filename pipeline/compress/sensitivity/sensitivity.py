@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 NOT_ASKED = "the answer did not need it"
-GIVEN_UP = "cannot be part of the answer, after"
+GIVEN_UP = "not part of the answer, after"
 
 
 @dataclass(frozen=True)
