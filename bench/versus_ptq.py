@@ -36,8 +36,8 @@ from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, quantize
 from paredown.pipeline.lower.runtimes import runtime
+from paredown.pipeline.run.image.ptq.quantize_stages import HELD_OUT
 from paredown.pipeline.run.image.ptq.ranges import choose
-from paredown.pipeline.run.image.quantize_stages import HELD_OUT
 from paredown.pipeline.store.files import read_json, write_json
 
 MAKERS = ("ours, ExecuTorch", "ExecuTorch's quantizer", "ours, LiteRT", "ai-edge-quantizer")

@@ -13,36 +13,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from paredown.calibration.datasets import Dataset, First, Kept
+from paredown.calibration.datasets import Dataset, Kept
 from paredown.pipeline.device.executor import SIMULATED
+from paredown.pipeline.device.rollback import FLOAT, slower_than_float
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.task import (
     Predict,
     Task,
     codes_of,
-    doubts_of,
-    drawn_by,
     load_task,
     metric_of,
     notes_of,
-    pictured_by,
 )
-from paredown.pipeline.report.drop import read_details, write_scores
 from paredown.pipeline.report.figures import ORIGINAL, Figure
+from paredown.pipeline.run.image.judge.bench import bench_stage
+from paredown.pipeline.run.image.judge.parity import parity_stage
+from paredown.pipeline.run.image.judge.pictures import examples_stage, preview_stage
+from paredown.pipeline.run.image.judge.score import score_stage
+from paredown.pipeline.run.image.packed.bundle import bundle_stage
+from paredown.pipeline.run.image.packed.sample import sample_stage
 from paredown.pipeline.run.image.prune_stages import NETWORK, PLAN, PLOT, SENSE, PruneStages
-from paredown.pipeline.run.image.quantize_stages import SMOKE_IMAGES, QuantizeStages
+from paredown.pipeline.run.image.ptq.quantize_stages import SMOKE_IMAGES, QuantizeStages
 from paredown.pipeline.run.image.read import (
-    all_integers,
     graph_in,
-    in_batches,
     integer_in,
     predictor,
     write_lowered,
@@ -50,9 +47,9 @@ from paredown.pipeline.run.image.read import (
 )
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.image.squantize_stages import LATENT, SquantizeStages
-from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings, program_in
-from paredown.pipeline.run.params import BenchParams, LowerParams, ScoreParams, TraceParams
-from paredown.pipeline.store.files import PARALLEL_MACS, read_json, set_threads, write_json
+from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Proof, Settings
+from paredown.pipeline.run.params import LowerParams, TraceParams
+from paredown.pipeline.store.files import PARALLEL_MACS, read_json, set_threads
 from paredown.pipeline.store.stage import Inputs, Stage
 from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
@@ -61,30 +58,10 @@ if TYPE_CHECKING:
     from paredown.pipeline.graph.graph import Graph
     from paredown.pipeline.lower.integer import IntegerGraph
 
-PARITY_INPUTS = 32
 WORTH_MACS = 5e9  # of all images that are scored; a second process takes seconds to start
-SMOKE_INPUTS, SMOKE_RUNS = 2, 3
 FEWEST = 10  # timed inferences, below which nothing is taken back
-FLOAT = "-fp32"
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
-DOUBTS = "doubts.json"  # of the original's score
-
-
-@dataclass(frozen=True)
-class ParityParams:
-    """How many inputs are compared, and on what."""
-
-    inputs: int
-    probes: int
-    machine: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PreviewParams:
-    """What draws the preview."""
-
-    runtime: str
 
 
 class ImageJob(Job):
@@ -108,6 +85,7 @@ class ImageJob(Job):
         rejected: runtime -> a program that was slower on the device.
         training: the data that is trained on; None where nothing is.
         scores: variant -> what scores it.
+        references: key of an integer graph -> its outputs, for the parity of all runtimes: see `check`.
 
     Raises:
         UsageError: the target lacks a runtime that the recipe wants, or nothing runs on it here.
@@ -129,7 +107,7 @@ class ImageJob(Job):
         super().__init__(settings)
         check_files(self.recipe)
         self.ships = dict(ships or {})
-        self._references: dict[str, dict[int, Any]] = {}  # of an integer graph, for all runtimes: see `check`
+        self.references: dict[str, dict[int, Any]] = {}
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
@@ -159,13 +137,14 @@ class ImageJob(Job):
             else:
                 self.lower[name] = self.baseline[name]
                 del self.integers[name]
-        self.parity = {name: self._parity(name) for name in self.integers}
+        self.parity = {name: parity_stage(self, name) for name in self.integers}
         floats = ("fp32", *(n for n, active in (("pruned", prune), ("squantized", squantize)) if active))
-        self.scores = {name: self._score(name) for name in (*floats, "integer", *self.runtimes)}
+        self.scores = {name: score_stage(self, name) for name in (*floats, "integer", *self.runtimes)}
         here = self.target.reach.kind == "local" and self.device is None
-        self.bench = timed or (self._bench() if here else None)
-        self.sample = self._sample()
-        self.bundle, self.preview, self.examples = self._bundle(), self._preview(), self._examples()
+        self.bench = timed or (bench_stage(self) if here else None)
+        self.sample = sample_stage(self)
+        self.bundle, self.preview = bundle_stage(self), preview_stage(self)
+        self.examples = examples_stage(self)
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
@@ -228,8 +207,6 @@ class ImageJob(Job):
 
     def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
         """See `Job`; on this machine a runtime on which int8 is slower ships float32."""
-        from paredown.pipeline.device.rollback import slower_than_float
-
         if (
             self.bench is not None
             and self.allows_float
@@ -313,9 +290,9 @@ class ImageJob(Job):
         """A way of predicting: a float network by its variant, "integer", or a runtime's program."""
         self.prepare(self.integer)
         integer = self.integers.get(variant)
-        return predictor(variant, self.path(self._maker(variant)), self.path(integer) if integer else None)
+        return predictor(variant, self.path(self.maker(variant)), self.path(integer) if integer else None)
 
-    def _maker(self, variant: str) -> Stage:
+    def maker(self, variant: str) -> Stage:
         """The stage that makes a variant."""
         if variant == "pruned":
             assert self.pruning is not None
@@ -323,11 +300,12 @@ class ImageJob(Job):
         makers = {"fp32": self.original, "squantized": self.trace, "integer": self.integer}
         return makers.get(variant) or self.lower[variant]
 
-    def _read(self, name: str) -> dict[str, Stage]:
+    def read(self, name: str) -> dict[str, Stage]:
         """What is read of a runtime's program beside itself: its scales."""
         return {"graph": self.integers[name]} if name in self.integers else {}
 
-    def _instead(self, name: str) -> str:
+    def instead(self, name: str) -> str:
+        """What ends the name of a stage that judges a program; not empty where that was rolled back."""
         return INSTEAD if name in self.ships else ""
 
     # -- the stages ------------------------------------------------------------------------------------------
@@ -350,7 +328,7 @@ class ImageJob(Job):
         codes = codes_of(self.task) if traced is self.original else None
         return QuantizeStages(self.settings, self.task, self.calibration, traced, suffix, codes)
 
-    def _int4(self, name: str) -> tuple[str, ...]:
+    def int4(self, name: str) -> tuple[str, ...]:
         """Kinds of layers whose weights may be int4 on a runtime; none of a recipe that makes no such codes.
 
         So the programs of cards that differ in this alone are made, and scored, once.
@@ -358,7 +336,7 @@ class ImageJob(Job):
         return self.target.runtime(name).int4 if self.recipe.squantize.active else ()
 
     def _lower(self, name: str, integer: Stage, suffix: str = "") -> Stage:
-        int4 = self._int4(name)
+        int4 = self.int4(name)
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.lower.integer import in_int4
@@ -375,201 +353,6 @@ class ImageJob(Job):
 
         inputs: dict[str, Stage | str] = {"trace": self.original}
         return Stage(f"lower-{name}{FLOAT}", _lower_version(name), _lower_params(name), inputs, build)
-
-    def _parity(self, name: str) -> Stage:
-        count = SMOKE_INPUTS if self.smoke else PARITY_INPUTS
-        params = ParityParams(count, min(2, count), self.machine.identity())
-
-        def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.lower.integer import in_int4
-            from paredown.pipeline.lower.parity import check
-            from paredown.pipeline.lower.predict.islands import facts, islands, tried
-
-            tools = runtime(name)
-            integer = in_int4(integer_in(inputs["integer"]), self._int4(name))
-            done = 0
-
-            def tick() -> None:
-                nonlocal done
-                done += 1
-                self.tick(done, count)
-
-            result = check(
-                integer,
-                tools.load(program_in(inputs["program"]), 1, name),
-                lambda graph: tools.load(tools.lower_integer(graph).data, 1, name),
-                self._parity_inputs(integer, count),
-                params.probes,
-                tick,
-                tools.tolerance,
-                self._references.setdefault(self.integers[name].key, {}),
-            )
-            told = result.to_dict()
-            # a list, for the running order: what is written sorts its keys
-            told["layers"] = [
-                {"name": layer, "kind": integer[layer].kind, **apart}
-                for layer, apart in told["layers"].items()
-            ]
-            for node in islands(integer):
-                feeds = [integer[each] for each in node.inputs]
-                micro = self.target.runtime(name).edition == "micro"
-                told["islands"][node.name] |= facts(node, feeds, tried(name, node, feeds, micro))
-            write_json(out / "parity.json", told)
-
-        inputs: dict[str, Stage | str] = {"integer": self.integers[name], "program": self.lower[name]}
-        inputs["data"] = self.calibration.fingerprint()
-        called = f"parity-{name}{self._instead(name)}"
-        return Stage(called, 2, params, inputs, build)  # 2: with layers for the report
-
-    def _parity_inputs(self, integer: IntegerGraph, count: int) -> NDArray[np.int8]:
-        """Half real images of the calibration split, half synthetic textures over all codes."""
-        from paredown.targets.runners.vectors import test_inputs
-
-        real = min(count // 2, len(self.calibration))
-        scale = integer.input.out
-        images = [
-            self.preprocess.quantized(self.calibration[i].image, scale.scale, scale.zero_point)
-            for i in range(real)
-        ]
-        return np.concatenate([np.stack(images), test_inputs(integer.input.shape, count - real)])
-
-    def _score(self, variant: str) -> Stage:
-        params = ScoreParams(
-            variant, self.machine.identity(), self.images, self.preprocess.hash, dict(self.task.network_id),
-            rule=getattr(self.task, "score_rule", None),
-        )  # fmt: skip
-
-        def build(out: Path, inputs: Inputs) -> None:
-            predict = predictor(variant, inputs["program"], inputs.get("graph"))
-            if variant == "integer" and all_integers(inputs["program"]):
-                predict = in_batches(predict, First(self.test, self.images), self.preprocess)
-            scores = self.task.score(predict, First(self.test, self.images), self.tick)
-            write_scores(out, scores)
-            if variant == "fp32" and not self.smoke:
-                write_json(out / DOUBTS, doubts_of(self.task, predict, scores))
-
-        inputs: dict[str, Stage | str] = {"program": self._maker(variant), "data": self.test.fingerprint()}
-        name = f"score-{variant}{self._instead(variant)}"
-        return Stage(name, 4, params, inputs, build, self._read(variant))  # 4: with details for the report
-
-    def _bench(self) -> Stage:
-        runs = SMOKE_RUNS if self.smoke else self.recipe.bench.runs
-        threads = self.recipe.bench.threads
-        stages = {**self.lower, **{f"{name}{FLOAT}": stage for name, stage in self.baseline.items()}}
-        stages |= {f"{name}{ORIGINAL}": stage for name, stage in self.originals.items()}
-
-        def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.compress.coupling.surgery import load_pruned
-            from paredown.pipeline.device.timing import Eager, interleaved, peak_memory
-            from paredown.pipeline.lower.predict.islands import island_times, islands
-
-            image = self.preprocess(self.calibration[0].image)[None]
-            integer = integer_in(inputs["integer"])
-            codes = integer.input.out.quantize(image)
-            runners: dict[str, Any] = {"fp32": (Eager(self.task.network(), threads), image)}
-            if "recovered" in inputs:
-                pruned = load_pruned(self.task.network(), inputs["recovered"] / NETWORK)
-                runners["pruned"] = (Eager(pruned, threads), image)
-            programs: dict[str, Any] = {}
-            for variant in stages:
-                name = variant.removesuffix(FLOAT).removesuffix(ORIGINAL)
-                x = image if variant.endswith(FLOAT) else codes
-                runners[variant] = (runtime(name).load(program_in(inputs[variant]), threads, variant), x)
-                programs[variant] = (name, inputs[variant] / "program", x)
-            memory = peak_memory(programs)
-            times = interleaved(runners, runs, self.tick)
-            figures = {
-                name: {
-                    "latency_p50": float(np.percentile(values, 50)),
-                    "latency_p90": float(np.percentile(values, 90)),
-                    **({"memory_peak": memory[name]} if name in memory else {}),
-                }
-                for name, values in times.items()
-            }
-            write_json(out / "bench.json", figures)
-            from paredown.pipeline.run.image.summary.summary import ISLANDS, TIMES
-
-            write_json(out / TIMES, {name: np.round(values, 4).tolist() for name, values in times.items()})
-
-            costs = {name: island_times(name, integer, runs) for name in self.runtimes if islands(integer)}
-            write_json(out / ISLANDS, costs)
-
-        params = BenchParams(threads, self.machine.identity(), runs)
-        reads = {"integer": self.integer} | ({"recovered": self.pruning.recover} if self.pruning else {})
-        return Stage("bench", 4, params, {"trace": self.original, **stages}, build, reads)
-
-    def _sample(self) -> Stage | None:
-        """The labelled sample that a bundle holds; None where it is not wanted, or scored by code."""
-        from paredown.pipeline.run.image.packed.sample import sample_stage
-
-        return sample_stage(self)
-
-    def _bundle(self) -> Stage:
-        made = (self.integers, self.lower, self.baseline, self.parity, self.scores)
-        told = (self.originals, self.rejected)  # their sizes stand in the manifest
-        inputs = {stage.name: stage for group in (*made, *told) for stage in group.values()}
-        if self.sample is not None:
-            inputs[self.sample.name] = self.sample
-
-        def build(out: Path, folders: Inputs) -> None:
-            from paredown.pipeline.bundle.archive import pack
-            from paredown.pipeline.run.image.packed.manifest import byte_ledger, contents
-
-            (out / BUNDLE).write_bytes(pack(*contents(self)))
-            if self.squantizing is not None:
-                from paredown.pipeline.run.image.summary.summary import LEDGER
-
-                write_json(out / LEDGER, byte_ledger(self, out / BUNDLE).to_dict())
-
-        reads = {"trace": self.original, "integer": self.integer, "traced": self.trace}
-        if self.pruning is not None:
-            reads |= {"prune": self.pruning.prune, "recover": self.pruning.recover}
-        params = self.bundle_params(self.task, machine=True)
-        return Stage("bundle", 8, params, inputs, build, {n: s for n, s in reads.items() if s is not None})
-
-    def _preview(self) -> Stage:
-        name = self.runtimes[-1]
-
-        def build(out: Path, inputs: Inputs) -> None:
-            self.task.preview(
-                predictor(name, inputs["program"], inputs.get("graph")), self.test, out / PREVIEW
-            )
-
-        inputs: dict[str, Stage | str] = {"program": self.lower[name], "data": self.test.fingerprint()}
-        return Stage("preview", 1, PreviewParams(name), inputs, build, self._read(name))
-
-    def _examples(self) -> Stage | None:
-        """The worst test images; None of a task that draws none."""
-        drawn, pictured, name = drawn_by(self.task), pictured_by(self.task), self.runtimes[-1]
-        if drawn is None and pictured is None:
-            return None
-
-        def pictures(inputs: Inputs) -> Any:
-            from paredown.pipeline.run.image.summary.examples import by_details, by_outputs
-
-            if drawn is not None:
-                return by_details(drawn)
-            assert pictured is not None
-            both = (
-                predictor("fp32", inputs["original"], None),
-                predictor(name, inputs["program"], inputs.get("graph")),
-            )
-            return by_outputs(pictured, both, self.preprocess)
-
-        def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.run.image.summary.examples import examples
-            from paredown.pipeline.run.image.summary.summary import EXAMPLES
-
-            old, new = (read_details(inputs[each]).get("images", ()) for each in ("before", "after"))
-            write_json(out / EXAMPLES, examples(old, new, self.test, pictures(inputs), name))
-
-        inputs: dict[str, Stage | str] = {"before": self.scores["fp32"], "after": self.scores[name]}
-        reads: dict[str, Stage] = {}
-        if drawn is None:
-            inputs |= {"original": self.original, "program": self.lower[name]}
-            reads = self._read(name)
-        inputs["data"] = self.test.fingerprint()
-        return Stage("examples", 1, PreviewParams(name), inputs, build, reads)
 
 
 def check_target(target: Any) -> None:
