@@ -1,16 +1,17 @@
 """The fast sensitivity test against plain evaluation, one thread: the same metric at every reported point.
 
     python bench/sensitivity.py resnet56 --data DATA [--images 256] [--groups 0] [--widths 8] [--macs 0.4]
-        [--every 1] [--keep FILE]
+        [--every 1] [--check] [--keep FILE]
     python bench/sensitivity.py mobilenet_v2 | yolo-lite | yolov2-tiny-voc
     python bench/sensitivity.py yolov2-tiny-voc --train FILE    # makes weights for --weights, in ten minutes
 
 Plain evaluation runs the whole network on the whole sample for every point: the user's own module with its BN
 (eval, inference mode), and the traced graph with BN folded; both masked, in torch's own memory format, and in
-batches. Every N-th point is evaluated so, and every one that an allocation reports; the seconds are those of
-all points, at the median of those that were. "Fastest runtime" is the least time that one of our runtimes
-takes for the network in float32, image by image, times images and points. Times are of the processor, scoring
-left out. What was measured is written to --keep; a bench that was stopped goes on where it was.
+batches. Every N-th point is evaluated so, with --check also every one that an allocation reports; the seconds
+are those of all points, at the median of those that were. "Fastest runtime" is the least time that one of our
+runtimes takes for the network in float32, image by image, times images and points. Times are of the
+processor, scoring left out. What was measured is written to --keep; a bench that was stopped goes on where it
+was.
 
 DATA is a folder with cifar10, cifar10-resnets and so on. Without --weights yolov2-tiny-voc has random ones:
 which points an allocation needs depends on that, times and the equality of outputs do not. With them it finds
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, default=4, help="per group, the full one included")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5], help="budgets to allocate for")
     parser.add_argument("--every", type=int, default=1, help="plain evaluation of every N-th point only")
+    parser.add_argument("--check", action="store_true", help="and of every point that an allocation reports")
     parser.add_argument("--weights", type=Path, help="others for the network; or what --train made")
     parser.add_argument("--train", type=Path, metavar="FILE", help="train yolov2-tiny-voc, write its weights")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="write results there, and go on from there")
@@ -229,11 +231,11 @@ def main() -> None:
     runtimes: dict[str, float] = bench.keep("runtimes", bench.runtimes)
     best = min(runtimes, key=lambda name: runtimes[name])
     every = Sensitivity.from_dict(found["every point"]["found"])
-    for name in ways:  # every point that an allocation reports
+    for name in ways:
         for curve in Sensitivity.from_dict(found[name]["found"]).curves:
             group = next(g for g in bench.groups if g.name == curve.group)
             for point in curve.points[1:]:
-                if point.metric is not None and arguments.every < len(bench.points):
+                if point.metric is not None and arguments.check:
                     bench.keep(
                         f"plain {curve.group} {point.width}",
                         lambda g=group, w=point.width: bench.plain(g, w),

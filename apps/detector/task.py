@@ -261,7 +261,7 @@ class DetectorTask:
         return map50_interval(*self._found(outputs, data))
 
     def best_case(self, outputs: Outputs, data: Dataset) -> float:
-        """ "map50" if every object of the other images were found, before all others."""
+        """The "map50" that finding every object of the other images would bring."""
         from paredown.apps.detector.scoring.score import best_map50
 
         found, _ = self._found(outputs, data)
