@@ -27,9 +27,9 @@ from paredown.pipeline.compress.sensitivity.meter import Meter
 from paredown.pipeline.graph.trace import trace
 
 DEPTHS = (20, 32, 44, 56, 80, 110)
-SENSED_DEPTHS = (20, 32, 56, 110)  # with 32 images and all groups
-IMAGES = (16, 32, 64, 128)  # of ResNet-20 with all groups
-GROUPS = (3, 6, 12, 24)  # of ResNet-56, evenly spread, with 32 images
+SENSED_DEPTHS = (20, 32, 44, 56)  # with 16 images and all groups
+IMAGES = (16, 32, 64)  # of ResNet-20 with all groups
+GROUPS = (3, 6, 9, 18)  # of ResNet-32, evenly spread, with 16 images
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> str:
@@ -81,9 +81,9 @@ def sensed(arguments: argparse.Namespace) -> None:
     """Rows of growing depth, images and groups, with their slopes."""
     heads = ("grows", "size", "points", "sense, s", "per point, s", "per point and image, ms")
     series = {
-        "depth": [(depth, (depth, 32, None)) for depth in SENSED_DEPTHS],
+        "depth": [(depth, (depth, 16, None)) for depth in SENSED_DEPTHS],
         "images": [(images, (20, images, None)) for images in IMAGES],
-        "groups": [(groups, (56, 32, groups)) for groups in GROUPS],
+        "groups": [(groups, (32, 16, groups)) for groups in GROUPS],
     }
     with Table("growth", heads, arguments.record, part="sense") as table:
         for name, rows in series.items():
