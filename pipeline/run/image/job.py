@@ -314,15 +314,17 @@ class ImageJob(Job):
         shape = self.preprocess.input_shape
 
         def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.graph.trace import trace
+            from paredown.pipeline.graph.trace import check_trace, trace
             from paredown.pipeline.lower.predict.islands import refused
 
-            graph = trace(self.task.network(), shape)
+            network = self.task.network()
+            graph = trace(network, shape)
+            check_trace(network, graph)
             refused(graph, {name: self.target.runtime(name) for name in self.runtimes})
             write_traced(out, graph, notes_of(self.task))
 
         params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
-        return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
+        return Stage("trace", 5, params, {"weights": self.task.weights_hash()}, build)
 
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
         codes = codes_of(self.task) if traced is self.original else None
