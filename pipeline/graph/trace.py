@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from paredown.pipeline.graph.aten import arguments, batched, module_path, shape_of, source_line, target
-from paredown.pipeline.graph.composed import compose
+from paredown.pipeline.graph.export.composed import compose
+from paredown.pipeline.graph.export.torch_export import export
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Folded, Opaque, text, written
 from paredown.pipeline.graph.operations.activation.floats import RANDOM, NotFloat, described, single_values
 from paredown.pipeline.graph.operations.kinds import traced
-from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 

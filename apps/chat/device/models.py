@@ -241,7 +241,7 @@ class _Signatures(Protocol):
     """
 
     shapes: dict[str, tuple[int, ...]]
-    keys: Sequence[str]
+    keys: list[str]
     vocabulary: int
 
     def run(self, key: str, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.float32]:

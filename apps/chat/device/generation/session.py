@@ -278,7 +278,11 @@ class Session:
     def _feed(self, tokens: Sequence[int], last: bool = True) -> Logits | None:
         """Lets the model read on, to logits at the last part; where it fails, nobody knows how far."""
         self._sure = False
-        logits = self._model.feed(tokens) if last else self._model.prefill(tokens)
+        logits = None
+        if last:
+            logits = self._model.feed(tokens)
+        else:
+            self._model.prefill(tokens)
         self._read += tokens
         self._sure = True
         return logits
