@@ -99,11 +99,13 @@ class Program:
     Attributes:
         name: of the row.
         path: its file.
+        scored: whether its perplexity says anything.
         rounds: what was measured.
     """
 
     name: str
     path: Path
+    scored: bool = True
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def start(self, options: argparse.Namespace, what: str) -> None:
@@ -150,8 +152,8 @@ class Program:
 
 def programs(options: argparse.Namespace) -> list[Program]:
     """Every row that the options ask for; what has to be made is made."""
-    given = [each.partition("=") for each in (*options.program, *options.gguf)]
-    found = [Program(name, Path(path)) for name, _, path in given]
+    given = [(each, each not in options.shape) for each in (*options.program, *options.shape, *options.gguf)]
+    found = [Program(each.partition("=")[0], Path(each.partition("=")[2]), scored) for each, scored in given]
     for kind in options.make:
         path = options.work / f"{kind.lower()}.gguf"
         if not path.exists():
@@ -166,6 +168,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", action="append", default=[], help="NAME=FILE, a .tflite or .pte")
+    parser.add_argument(
+        "--shape", action="append", default=[], help="likewise, with codes drawn by chance: speed alone"
+    )
     parser.add_argument("--gguf", action="append", default=[], help="NAME=FILE, for llama.cpp")
     parser.add_argument("--make", action="append", default=[], help="a GGUF type, of the first --gguf")
     parser.add_argument("--peers", default=sys.executable, help="a Python that has xllamacpp")
@@ -198,7 +203,7 @@ def main() -> None:
         text = options.text.read_text(encoding="utf-8")
         ids = load_tokenizer(options.tokenizer, config.vocabulary).encode(text, add_special_tokens=False).ids
         windows = [each.tolist() for each in cut(ids, options.window, config.bos, options.windows)]
-    quality = {row.name: row.perplexity(options, windows) if windows else "-" for row in rows}
+    quality = {row.name: row.perplexity(options, windows) if windows and row.scored else "-" for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         rate, rates = reader(Path(folder)), list[float]()
         for row in rows:
@@ -223,18 +228,22 @@ def show(rows: Sequence[Program], quality: dict[str, str], rate: float, options:
             size = row.path.stat().st_size
             table.row(
                 row.name, f"{size / MB:.1f}", quality[row.name], f"{prefill:,.0f}", f"{decode:,.1f}",
-                f"{ratio:.2f}", f"{max(seen['memory_peak']):,.0f}", f"{decode * size / rate:.0%}",
+                f"{ratio:.2f}", f"{max(seen['memory_peak']):,.0f}", f"{decode * size / rate:.0%}" if options.threads == 1 else "-",
             )  # fmt: skip
+        if any(row.scored for row in rows) and options.text:
+            count = options.windows * (options.window - 1)
+            table.note(f"Perplexity: {count:,} tokens of {options.text.name}, windows of {options.window:,}.")
         threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
         counted = "processor seconds" if options.clock == "cpu" else "seconds of the clock"
         table.note(
             f"A prompt of {options.prompt} tokens, {options.answer} written, {threads}, {options.rounds}"
             f" interleaved rounds, medians; tokens per {counted}; load average {os.getloadavg()[0]:.0f}."
         )
-        table.note(
-            f"Limit: the file's bytes at the {rate / 1e9:.1f} GB/s that a loop in C reads on one core, of"
-            " an array of 512 MiB that no cache holds, while the others work."
-        )
+        if options.threads == 1:
+            table.note(
+                f"Limit: the file's bytes at the {rate / 1e9:.1f} GB/s that a loop in C reads on one core, of"
+                " an array of 512 MiB that no cache holds, while the others work."
+            )
 
 
 if __name__ == "__main__":

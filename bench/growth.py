@@ -1,15 +1,19 @@
-"""Time of tracing and coupling as a network gets deeper: CIFAR ResNets of 20 to 110 layers, random weights.
+"""Time of tracing, coupling and sensing as a network, a sample or the number of groups gets larger.
 
-    python bench/growth.py                 # half a minute
+    python bench/growth.py                 # a minute
 
-Seconds of processor time on one thread, the least of some repeats. The last row is the slope of a straight
-line through the logarithms of depth and seconds: 1 is linear growth, 2 quadratic. Prints Markdown.
+CIFAR ResNets with random weights. Seconds of processor time on one thread, the least of some repeats. The
+last row is the slope of a straight line through the logarithms of size and seconds: 1 is linear growth, 2
+quadratic. A second table is of the sensitivity test: half the width of each group, one point per group; its
+time in all, per point, and per point and image. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,21 +21,24 @@ from record import Table, add_option
 
 from paredown.apps.classifier.network import CifarResNet
 from paredown.pipeline.compress.coupling.coupling import couple
+from paredown.pipeline.compress.sensitivity import ranking
+from paredown.pipeline.compress.sensitivity.experiment import Experiment
+from paredown.pipeline.compress.sensitivity.meter import Meter
 from paredown.pipeline.graph.trace import trace
 
 DEPTHS = (20, 32, 44, 56, 80, 110)
+SENSED_DEPTHS = (20, 32, 44, 56)  # with 16 images and all groups
+IMAGES = (16, 32, 64)  # of ResNet-20 with all groups
+GROUPS = (3, 6, 9, 18)  # of ResNet-32, evenly spread, with 16 images
 
 
-def main() -> None:
-    """Prints a row per depth, and the slopes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    add_option(parser)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    trace(CifarResNet(8, 10), (1, 3, 32, 32))  # imports what the first one would
+def slope(sizes: Sequence[float], seconds: Sequence[float]) -> str:
+    """Of the logarithms."""
+    return f"{np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f}"
+
+
+def traced(arguments: argparse.Namespace) -> None:
+    """A row per depth, and the slopes."""
     heads = ("layers", "operations", "groups", "trace, s", "couple, s", "both, s")
     found = []
     with Table("growth", heads, arguments.record) as table:
@@ -47,8 +54,65 @@ def main() -> None:
             found.append((*each, each.sum()))
             cells = (f"{value:.3f}" for value in found[-1])
             table.row(f"ResNet-{depth}", len(graph.nodes), len(groups), *cells)
-        slopes = [np.polyfit(np.log(DEPTHS), np.log(column), 1)[0] for column in np.transpose(found)]
-        table.row("slope", "", "", *(f"{slope:.2f}" for slope in slopes))
+        table.row("slope", "", "", *(slope(DEPTHS, column) for column in np.transpose(found)))
+
+
+def sense(depth: int, images: int, count: int | None, repeats: int) -> tuple[int, float]:
+    """How many points, and the seconds that they take, the original network's run included."""
+    graph = trace(CifarResNet(depth, 10).eval(), (1, 3, 32, 32))
+    groups = couple(graph)
+    free = [group for group in groups if not group.locked]
+    chosen = free[:: len(free) // count][:count] if count else free
+    widths = {group.name: [group.units // 2] for group in chosen}
+    ranks = ranking.ranking(ranking.norm(graph, groups))
+    x = np.random.default_rng(0).standard_normal((images, 3, 32, 32), np.float32)
+    seconds = []
+    for _ in range(repeats):
+        meter = Meter(
+            Experiment(graph, groups, ranks, widths, x, lambda outputs: (0.5, 0.0, 1.0), "none", chunk=16)
+        )
+        start = time.process_time()
+        meter.ask(dict.fromkeys(meter.everything(), math.inf))
+        seconds.append(time.process_time() - start)
+    return len(widths), min(seconds)
+
+
+def sensed(arguments: argparse.Namespace) -> None:
+    """Rows of growing depth, images and groups, with their slopes."""
+    heads = ("grows", "size", "points", "sense, s", "per point, s", "per point and image, ms")
+    series = {
+        "depth": [(depth, (depth, 16, None)) for depth in SENSED_DEPTHS],
+        "images": [(images, (20, images, None)) for images in IMAGES],
+        "groups": [(groups, (32, 16, groups)) for groups in GROUPS],
+    }
+    with Table("growth", heads, arguments.record, part="sense") as table:
+        for name, rows in series.items():
+            found = []
+            for size, (depth, images, count) in rows:
+                points, seconds = sense(depth, images, count, arguments.sensed)
+                found.append((seconds, seconds / points, seconds / points / images))
+                whole, each, least = found[-1]
+                table.row(name, size, points, f"{whole:.3f}", f"{each:.4f}", f"{1000 * least:.2f}")
+            slopes = (slope([size for size, _ in rows], column) for column in np.transpose(found))
+            table.row(name, "slope", "", *slopes)
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sensed", type=int, default=2, help="repeats of the sensitivity test")
+    parser.add_argument("--only", choices=("trace", "sense"), help="one of the two tables")
+    add_option(parser)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    trace(CifarResNet(8, 10), (1, 3, 32, 32))  # imports what the first one would
+    if arguments.only != "sense":
+        traced(arguments)
+    if arguments.only != "trace":
+        sensed(arguments)
 
 
 if __name__ == "__main__":

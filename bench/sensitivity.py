@@ -1,175 +1,174 @@
 """The fast sensitivity test against plain evaluation, one thread: the same metric at every reported point.
 
-    python bench/sensitivity.py [resnet56|yolov2-tiny-voc] [--images 64] [--groups 3] [--widths 4]
-        [--batch 32] [--macs 0.5] [--cifar FOLDER] [--weights FILE]
-    python bench/sensitivity.py yolov2-tiny-voc --train FILE    # makes these weights, in ten minutes
+    python bench/sensitivity.py resnet56 --data DATA [--images 256] [--groups 0] [--widths 8] [--macs 0.4]
+        [--every 1] [--check] [--keep FILE]
+    python bench/sensitivity.py mobilenet_v2 | yolo-lite | yolov2-tiny-voc
+    python bench/sensitivity.py yolov2-tiny-voc --train FILE    # makes weights for --weights, in ten minutes
 
 Plain evaluation runs the whole network on the whole sample for every point: the user's own module with its BN
-(eval, inference mode), and the traced graph with BN folded; both masked, in the batch size given (try some)
-and torch's own memory format. All three are timed in seconds of the process, scoring left out, and the fast
-test before and after the others. Without weights or images the sample and the network are random: times and
-the equality of outputs do not depend on them, but which points an allocation needs does. Trained weights of
-yolov2-tiny-voc are not ours to bring: it learns to find digits in scenes of 160 by 160, and is measured by
-mAP@0.5 at 416 by 416, where four scenes that it has not seen lie on a grey canvas.
+(eval, inference mode), and the traced graph with BN folded; both masked, in torch's own memory format, and in
+batches. Every N-th point is evaluated so, with --check also every one that an allocation reports; the seconds
+are those of all points, at the median of those that were. "Fastest runtime" is the least time that one of our
+runtimes takes for the network in float32, image by image, times images and points. Times are of the
+processor, scoring left out. What was measured is written to --keep; a bench that was stopped goes on where it
+was.
+
+DATA is a folder with cifar10, cifar10-resnets and so on. Without --weights yolov2-tiny-voc has random ones:
+which points an allocation needs depends on that, times and the equality of outputs do not. With them it finds
+digits, four scenes of 160 by 160 that it has not seen on a grey canvas of 416 by 416, by mAP@0.5.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import functools
+import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from record import Table, add_option
+from sensitivity_cases import CASES, Case, run_module, train_digits
 from torch import nn
 
-from paredown.pipeline.compress.allocate.allocate import Allocation, allocate, predicted_losses
+from paredown.pipeline.compress.allocate.allocate import allocate, predicted_losses
 from paredown.pipeline.compress.allocate.cost import counted
 from paredown.pipeline.compress.allocate.lazy import allocate_lazily
 from paredown.pipeline.compress.coupling.coupling import couple
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.pipeline.compress.coupling.surgery import mask
 from paredown.pipeline.compress.sensitivity import ranking
-from paredown.pipeline.compress.sensitivity.sensitivity import Meter, Outputs, Sensitivity, measure, plain
+from paredown.pipeline.compress.sensitivity.chart import gave_up
+from paredown.pipeline.compress.sensitivity.experiment import Experiment, Outputs
+from paredown.pipeline.compress.sensitivity.meter import Meter
+from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
+from paredown.pipeline.lower.runtimes import RUNTIMES
 
-ROOT = Path(__file__).parents[1]
+RUNTIME_IMAGES = 8
+COLUMNS = (
+    "points for", "seconds", "measured", "stopped early", "not asked for", "torch module, s", "speed-up",
+    "torch graph, s", "speed-up", "fastest runtime, s", "speed-up", "equal metrics", "widths",
+)  # fmt: skip
 
 
 class Timed:
-    """A score that counts its own time, and keeps the outputs of whole samples for comparison."""
+    """Something that counts its own time."""
 
-    def __init__(self, score: Callable[[Sequence[Outputs]], tuple[float, float, float]]) -> None:
-        self.score, self.seconds = score, 0.0
+    def __init__(self, call: Callable[[Sequence[Outputs]], Any]) -> None:
+        self.call, self.seconds = call, 0.0
 
-    def __call__(self, outputs: Sequence[Outputs]) -> tuple[float, float, float]:
+    def __call__(self, outputs: Sequence[Outputs]) -> Any:
         start = time.process_time()
-        found = self.score(outputs)
+        found = self.call(outputs)
         self.seconds += time.process_time() - start
         return found
 
 
-def top1(truth: np.ndarray) -> Callable[[Sequence[Outputs]], tuple[float, float, float]]:
-    """Top-1 with Wilson's interval."""
+class Keep:
+    """Results by name, in a file."""
 
-    def score(outputs: Sequence[Outputs]) -> tuple[float, float, float]:
-        right = np.array([o[0][0].argmax() for o in outputs]) == truth[: len(outputs)]
-        n, p, z = len(right), float(right.mean()), 1.96
-        centre, half = p + z * z / 2 / n, z * (p * (1 - p) / n + z * z / 4 / n / n) ** 0.5
-        return p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.known: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
 
-    return score
-
-
-def cells(truth: list[np.ndarray]) -> Callable[[Sequence[Outputs]], tuple[float, float, float]]:
-    """For a random detector: the share of cells and anchors whose class is that of the unpruned network."""
-
-    def score(outputs: Sequence[Outputs]) -> tuple[float, float, float]:
-        same = np.concatenate([classes(o) == t for o, t in zip(outputs, truth, strict=False)])
-        return float(same.mean()), 0.0, 1.0
-
-    return score
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.known:
+            self.known[name] = make()
+            if self.path:
+                self.path.write_text(json.dumps(self.known))
+        return self.known[name]
 
 
-def classes(outputs: Outputs) -> np.ndarray:
-    return outputs[3][0].reshape(5, 20, -1).argmax(1).ravel()
+class Bench:
+    """One network with the points to measure.
 
+    Args:
+        case: the network.
+        arguments: of the command.
+    """
 
-def resnet56(arguments: argparse.Namespace) -> tuple[nn.Module, np.ndarray, Any]:
-    from paredown.apps.classifier.network import build
+    def __init__(self, case: Case, arguments: argparse.Namespace) -> None:
+        self.case, self.keep = case, Keep(arguments.keep)
+        self.graph = trace(case.network, (1, *case.x.shape[1:]))
+        self.groups = couple(self.graph)
+        free = [g for g in self.groups if not g.locked]
+        chosen = free[:: max(1, len(free) // arguments.groups)] if arguments.groups else free
+        parts = arguments.widths
+        self.widths = {g.name: [max(1, g.units * k // parts) for k in range(parts, 0, -1)] for g in chosen}
+        norms = ranking.norm(self.graph, self.groups)
+        self.ranks = ranking.ranking(norms)
+        self.options: dict[str, Any] = {
+            "importance": {name: scores.tolist() for name, scores in norms.items()},
+            "resolution": 1 / len(case.x),
+        }
+        self.cost = counted(self.graph, self.groups, "macs")
+        points = self.experiment(case.score, case.most).points()
+        self.points: list[tuple[Group, int]] = list(points)
 
-    network, images = build("resnet56", 10).eval(), arguments.images
-    if arguments.weights:
-        state = torch.load(arguments.weights, map_location="cpu", weights_only=True)["state_dict"]
-        network.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
-    if arguments.cifar:
-        import cv2
+    def experiment(self, score: Any, most: Any) -> Experiment:
+        return Experiment(
+            self.graph, self.groups, self.ranks, self.widths, self.case.x, score, "metric", most
+        )  # fmt: skip
 
-        sheet = cv2.imread(str(arguments.cifar / "train4000.png"))[:images, :, ::-1] / 255
-        sheet = (sheet - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-        x = sheet.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).astype(np.float32).copy()
-        return network, x, top1(np.loadtxt(arguments.cifar / "train4000.labels.txt", dtype=int)[:images])
-    x = np.random.default_rng(0).standard_normal((images, 3, 32, 32), np.float32)
-    return network, x, top1(np.array([o[0][0].argmax() for o in run_module(network, x, 32)]))
+    def needed(self, limit: float) -> dict[str, Any]:
+        """What an allocation for a share of the MACs needs."""
+        score, most = Timed(self.case.score), Timed(self.case.most)
+        start = time.process_time()
+        meter = Meter(self.experiment(score, most))
+        plan = allocate_lazily(self.groups, self.widths, meter.ask, self.cost, limit=limit, **self.options)
+        seconds = time.process_time() - start - score.seconds - most.seconds
+        return {
+            "seconds": seconds, "found": meter.found().to_dict(), "widths": dict(plan.widths),
+            "runs": meter.original.runs, "kept": meter.original.bytes,
+        }  # fmt: skip
 
+    def every(self) -> dict[str, Any]:
+        """All points, group by group, so that it can be stopped."""
+        score = Timed(self.case.score)
+        meter = Meter(self.experiment(score, None))
 
-def tiny_voc(arguments: argparse.Namespace) -> tuple[nn.Module, np.ndarray, Any]:
-    from paredown.apps.detector.network import YoloV2
+        def group(name: str) -> dict[str, Any]:
+            before, start = score.seconds, time.process_time()
+            meter.ask({place: np.inf for place in meter.everything() if place[0] == name})
+            seconds = time.process_time() - start - (score.seconds - before)
+            found = meter.found()
+            curve = next(curve for curve in found.curves if curve.group == name)
+            return {"seconds": seconds, "baseline": asdict(found.baseline), "curve": asdict(curve)}
 
-    if arguments.weights:
-        return digits_detector(arguments)
-    network = YoloV2.builtin("yolov2-tiny-voc").eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=0.1)
-    x = np.random.default_rng(0).random((arguments.images, 3, 416, 416), np.float32)
-    return network, x, cells([classes(o) for o in run_module(network, x, 4)])
+        parts = [self.keep(f"every {name}", lambda n=name: group(n)) for name in self.widths]
+        fields = {
+            "metric": "metric", "images": len(self.case.x), "baseline": parts[0]["baseline"],
+            "curves": [part["curve"] for part in parts],
+        }  # fmt: skip
+        return {"seconds": sum(p["seconds"] for p in parts), "found": fields, "widths": None, "kept": 0}
 
+    def plain(self, group: Group, width: int) -> dict[str, Any]:
+        """The masked module and the masked graph on one point: seconds and metric of each."""
+        units = set(self.ranks[group.name][:width])
+        module = masked_module(self.case.network, self.graph, group, units)
+        masked = mask(self.graph, self.groups, {group.name: sorted(units)})
+        a, module_seconds = clock(lambda: run_module(module, self.case.x, self.case.batch))
+        b, graph_seconds = clock(lambda: run_graph(masked, self.case.x, self.case.batch))
+        return {
+            "module": [module_seconds, self.case.score(a)[0]], "graph": [graph_seconds, self.case.score(b)[0]]
+        }  # fmt: skip
 
-def digits_network(side: int) -> nn.Module:
-    """yolov2-tiny-voc for ten classes and squares of so many pixels."""
-    from paredown.apps.detector.darknet.darknet import parse_cfg
-    from paredown.apps.detector.network import YoloV2
-
-    text = (ROOT / "apps" / "detector" / "darknet" / "cfgs" / "yolov2-tiny-voc.cfg").read_text()
-    for old, new in (("filters=125", "filters=75"), ("classes=20", "classes=10"), ("=416", f"={side}")):
-        text = text.replace(old, new)
-    return YoloV2(parse_cfg(text))
-
-
-def train_digits(path: Path) -> None:
-    """Trains on the training scenes, two epochs, and writes the weights."""
-    from paredown.apps.detector.digits import Digits
-    from paredown.apps.detector.train.augment import Augment
-    from paredown.apps.detector.train.config import TrainConfig
-    from paredown.apps.detector.train.train import train
-
-    config = TrainConfig(epochs=2, lr=0.02, warmup=100, ema=0.98, augment=Augment(flips=False))
-    checkpoint = path.with_suffix(".checkpoint")
-    result = train(
-        digits_network(160), Digits("train"), config, validation=Digits("validation"), checkpoint=checkpoint,
-        report=print,
-    )  # fmt: skip
-    torch.save(result.network.state_dict(), path)
-
-
-def canvas(scenes: Sequence[Any]) -> tuple[np.ndarray, Any]:
-    """Four scenes of 160 by 160 as a grey image of 416 by 416, and where their digits are now."""
-    from paredown.apps.detector.scoring.truth import Truth
-
-    image, boxes = np.full((416, 416, 3), 128, np.uint8), []
-    for index, scene in enumerate(scenes):
-        left, top = 208 * (index % 2), 208 * (index // 2)
-        image[top : top + 160, left : left + 160] = scene.image
-        boxes.append((scene.boxes * 160 + [left, top, 0, 0]) / 416)
-    classes = np.concatenate([scene.classes for scene in scenes])
-    return image, Truth(np.concatenate(boxes), classes, True, image.shape[:2])
-
-
-def digits_detector(arguments: argparse.Namespace) -> tuple[nn.Module, np.ndarray, Any]:
-    """The trained detector, canvases of validation scenes, and mAP@0.5 with its interval."""
-    from paredown.apps.detector.device.boxes.decode import detect
-    from paredown.apps.detector.digits import Digits
-    from paredown.apps.detector.scoring.score import map50, map50_interval
-    from paredown.calibration.preprocess import Preprocess
-
-    network: Any = digits_network(416).eval()
-    network.load_state_dict(torch.load(arguments.weights, weights_only=True))
-    scenes, look = Digits("validation", 4 * arguments.images), Preprocess(416, 416)
-    made = [canvas([scenes[4 * k + i] for i in range(4)]) for k in range(arguments.images)]
-
-    def score(outputs: Sequence[Outputs]) -> tuple[float, float, float]:
-        found = [detect([part[0] for part in one], network.anchors) for one in outputs]
-        truths = [truth for _, truth in made[: len(outputs)]]
-        return map50(found, truths), *map50_interval(found, truths)
-
-    return network, np.stack([look(image) for image, _ in made]), score
+    def runtimes(self) -> dict[str, float]:
+        """Seconds of the unpruned float network on all images, by runtime; the median of some."""
+        found = {}
+        for name, runtime in RUNTIMES.items():
+            runner = runtime.load(runtime.lower_float(self.graph).data)
+            calls = [runner.bound(self.case.x[i : i + 1]) for i in range(RUNTIME_IMAGES)]
+            seconds = [clock(call)[1] for call in [*calls, *calls]][1:]
+            found[name] = statistics.median(seconds) * len(self.case.x)
+        return found
 
 
 def masked_module(network: nn.Module, graph: Graph, group: Group, units: set[int]) -> nn.Module:
@@ -184,17 +183,8 @@ def masked_module(network: nn.Module, graph: Graph, group: Group, units: set[int
     return copied
 
 
-@torch.inference_mode()
-def run_module(network: nn.Module, x: np.ndarray, batch: int) -> list[Outputs]:
-    found: list[Outputs] = []
-    for part in torch.from_numpy(x).split(batch):
-        y = network(part)
-        arrays = [t.numpy() for t in (y if isinstance(y, tuple) else (y,))]
-        found += [tuple(a[i : i + 1] for a in arrays) for i in range(len(part))]
-    return found
-
-
 def run_graph(graph: Graph, x: np.ndarray, batch: int) -> list[Outputs]:
+    """A graph's outputs, image by image."""
     found: list[Outputs] = []
     for part in torch.from_numpy(x).split(batch):
         values = graph.run(part)
@@ -204,6 +194,7 @@ def run_graph(graph: Graph, x: np.ndarray, batch: int) -> list[Outputs]:
 
 
 def clock(work: Callable[[], Any]) -> tuple[Any, float]:
+    """A result and its seconds."""
     start = time.process_time()
     return work(), time.process_time() - start
 
@@ -211,16 +202,17 @@ def clock(work: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Prints one row per way of measuring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("network", nargs="?", default="resnet56", choices=["resnet56", "yolov2-tiny-voc"])
+    parser.add_argument("network", nargs="?", default="resnet56", choices=list(CASES))
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--groups", type=int, default=3, help="evenly spread; 0: all")
     parser.add_argument("--widths", type=int, default=4, help="per group, the full one included")
-    parser.add_argument("--batch", type=int, default=32, help="of plain evaluation")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5], help="budgets to allocate for")
-    parser.add_argument("--cifar", type=Path, help="folder with train4000.png and train4000.labels.txt")
-    parser.add_argument("--weights", type=Path, help="of ResNet-56 (akamaster), or what --train made")
+    parser.add_argument("--every", type=int, default=1, help="plain evaluation of every N-th point only")
+    parser.add_argument("--check", action="store_true", help="and of every point that an allocation reports")
+    parser.add_argument("--weights", type=Path, help="others for the network; or what --train made")
     parser.add_argument("--train", type=Path, metavar="FILE", help="train yolov2-tiny-voc, write its weights")
-    parser.add_argument("--same-bits", action="store_true", help="compare with plain() too, to the last bit")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write results there, and go on from there")
     add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -228,81 +220,82 @@ def main() -> None:
     if arguments.train:
         train_digits(arguments.train)
         return
-    network, x, score = {"resnet56": resnet56, "yolov2-tiny-voc": tiny_voc}[arguments.network](arguments)
-    graph = trace(network, (1, *x.shape[1:]))
-    groups = couple(graph)
-    free = [g for g in groups if not g.locked]
-    chosen = free[:: max(1, len(free) // arguments.groups)] if arguments.groups else free
-    parts = arguments.widths
-    widths = {g.name: [max(1, g.units * k // parts) for k in range(parts, 0, -1)] for g in chosen}
-    ranks = ranking.ranking(ranking.norm(graph, groups))
+    bench = Bench(CASES[arguments.network](arguments.data, arguments.images, arguments.weights), arguments)
+    ways = {f"{share:g} of the MACs": share for share in arguments.macs}
+    some, found = bench.points[:: arguments.every], dict[str, dict[str, Any]]()
+    for index, (name, share) in enumerate(ways.items()):
+        for group, width in some[index :: len(ways)]:  # between them: a busy machine is busy for all
+            bench.keep(f"plain {group.name} {width}", lambda g=group, w=width: bench.plain(g, w))
+        found[name] = bench.keep(name, lambda limit=share: bench.needed(limit))
+    found["every point"] = bench.every()
+    runtimes: dict[str, float] = bench.keep("runtimes", bench.runtimes)
+    best = min(runtimes, key=lambda name: runtimes[name])
+    every = Sensitivity.from_dict(found["every point"]["found"])
+    for name in ways:
+        for curve in Sensitivity.from_dict(found[name]["found"]).curves:
+            group = next(g for g in bench.groups if g.name == curve.group)
+            for point in curve.points[1:]:
+                if point.metric is not None and arguments.check:
+                    bench.keep(
+                        f"plain {curve.group} {point.width}",
+                        lambda g=group, w=point.width: bench.plain(g, w),
+                    )
+    table(bench, found, every, best, runtimes[best], arguments)
 
-    importance = {name: scores.tolist() for name, scores in ranking.norm(graph, groups).items()}
-    cost = counted(graph, groups, "macs")
-    options: dict[str, Any] = {"importance": importance, "resolution": 1 / len(x)}
 
-    def every(timed: Timed) -> tuple[Sensitivity, None]:
-        return measure(graph, groups, ranks, widths, x, timed, "metric"), None
-
-    def needed(timed: Timed, limit: float) -> tuple[Sensitivity, Allocation]:
-        meter = Meter(graph, groups, ranks, widths, x, timed, "metric")
-        plan = allocate_lazily(groups, widths, meter.ask, cost, limit=limit, **options)
-        return meter.found(), plan
-
-    def fast(way: Callable[[Timed], Any]) -> tuple[Any, float]:
-        timed = Timed(score)
-        found, seconds = clock(lambda: way(timed))
-        return found, seconds - timed.seconds
-
-    ways: dict[str, Any] = {"every point": every}
-    for share in arguments.macs:
-        ways[f"allocation for {share:g} of the MACs"] = functools.partial(needed, limit=share)
-    found = {name: fast(way) for name, way in ways.items()}
-    losses = predicted_losses(found["every point"][0][0])
-    points = [(g, w) for g in chosen for w in widths[g.name] if w < g.units]
-    truth: dict[str, dict[tuple[str, int], float]] = {"module": {}, "graph": {}}
-    seconds, apart = {"module": 0.0, "graph": 0.0}, 0.0
-    for group, width in points:
-        units = set(ranks[group.name][:width])
-        module = masked_module(network, graph, group, units)
-        masked = mask(graph, groups, {group.name: sorted(units)})
-        a, time_a = clock(lambda m=module: run_module(m, x, arguments.batch))
-        b, time_b = clock(lambda m=masked: run_graph(m, x, arguments.batch))
-        seconds["module"] += time_a
-        seconds["graph"] += time_b
-        truth["module"][group.name, width], truth["graph"][group.name, width] = score(a)[0], score(b)[0]
-        ours = zip(a, b, strict=True)
-        apart = max(
-            apart, max(float(np.abs(p - q).max()) for u, v in ours for p, q in zip(u, v, strict=True))
+def table(
+    bench: Bench,
+    found: dict[str, dict[str, Any]],
+    every: Sensitivity,
+    best: str,
+    least: float,
+    arguments: argparse.Namespace,
+) -> None:
+    """Prints the rows, and records them."""
+    points, losses = len(bench.points), predicted_losses(every)
+    plain = {
+        tuple(name.removeprefix("plain ").rsplit(" ", 1)): value
+        for name, value in bench.keep.known.items()
+        if name.startswith("plain ")
+    }
+    each = {way: statistics.median(value[way][0] for value in plain.values()) for way in ("module", "graph")}
+    whole = {**{way: seconds * points for way, seconds in each.items()}, "runtime": least * points}
+    with Table(f"sensitivity-{arguments.network}", COLUMNS, arguments.record) as made:
+        for name, way in found.items():
+            reported = {
+                (curve.group, str(point.width)): point
+                for curve in Sensitivity.from_dict(way["found"]).curves
+                for point in curve.points[1:]
+            }
+            measured = {place: point.metric for place, point in reported.items() if point.metric is not None}
+            stopped = sum(gave_up(point) for point in reported.values())
+            cells = [
+                cell
+                for seconds in whole.values()
+                for cell in (f"{seconds:.0f}", f"{seconds / way['seconds']:.1f}x")
+            ]
+            same = {
+                key: [plain[place][key][1] == value for place, value in measured.items() if place in plain]
+                for key in ("module", "graph")
+            }
+            equal = ", ".join(f"{key} {sum(values)} of {len(values)}" for key, values in same.items())
+            widths = "-"
+            if way["widths"] is not None:
+                limit = float(name.split()[0])
+                plan = allocate(bench.groups, losses, bench.cost, limit=limit, **bench.options)
+                widths = "same" if way["widths"] == plan.widths else "OTHERS"
+            rest = points - len(measured) - stopped
+            made.row(
+                name, f"{way['seconds']:.1f}", len(measured), stopped, rest, *cells, equal, widths
+            )  # fmt: skip
+        kept = max(way["kept"] for way in found.values())
+        made.note(
+            f"{arguments.network}, {len(bench.case.x)} images, {len(bench.widths)} groups, {points} points; "
+            f"one thread, seconds of the processor, a busy machine on which all ways took turns. Plain "
+            f"evaluation: the median of {len(plain)} points, times {points}. Fastest runtime in float32: "
+            f"{best}. The original network's tensors took {kept / 2**20:.0f} MiB."
         )
-    again = {name: fast(way) for name, way in ways.items()}
-    print(
-        f"{arguments.network}, {len(x)} images, {len(chosen)} groups, {len(points)} points beside full width"
-    )
-    print(
-        f"plain in batches of {arguments.batch}; module and graph differ by up to {apart:.2g} in an output\n"
-    )
-    heads = (
-        "fast", "fast, s", "plain module, s", "speed-up", "plain graph, s", "speed-up", "reported", "skipped",
-        "equal metrics", "widths",
-    )  # fmt: skip
-    with Table(f"sensitivity-{arguments.network}", heads, arguments.record) as table:
-        for name, ((result, plan), first) in found.items():
-            own = (first + again[name][1]) / 2
-            shown = {(c.group, p.width): p.metric for c in result.curves for p in c.points[1:]}
-            skipped = sum(value is None for value in shown.values())
-            reported = {key: value for key, value in shown.items() if value is not None}
-            equal = [all(truth[way][key] == value for key, value in reported.items()) for way in truth]
-            cells_ = [cell for s in seconds.values() for cell in (f"{s:.1f}", f"{s / own:.2f}x")]
-            verdict = f"module {'yes' if equal[0] else 'NO'}, graph {'yes' if equal[1] else 'NO'}"
-            whole = plan and allocate(groups, losses, cost, limit=plan.requested, **options)
-            same = "-" if plan is None else "same" if plan.widths == whole.widths else "OTHERS"
-            table.row(name, f"{own:.1f}", *cells_, len(reported), skipped, verdict, same)
-    if arguments.same_bits:
-        other = plain(graph, groups, ranks, widths, x, score, "metric")
-        print(
-            f"\nplain(): {'the same to the last bit' if other == found['every point'][0][0] else 'DIFFERENT'}"
-        )
+        made.note('"same": the widths are those that all points give.')
 
 
 if __name__ == "__main__":

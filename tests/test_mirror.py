@@ -281,7 +281,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
             "pipeline/graph/aten.py",
             "pipeline/graph/operations",
             "pipeline/graph/trace.py",
-            "pipeline/graph/tracer.py",
         ),
     ),
     "pipeline/lower/language/test_language_executorch.py": (

@@ -250,5 +250,5 @@ def handled(as_json: bool) -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # `paredown ... | head`: the reader has what it wanted
             raise typer.Exit(1) from None
-        print(f"paredown: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        print(f"paredown: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         raise typer.Exit(4) from None

@@ -18,7 +18,7 @@ MAKE, PROVE, USE, LOOK = "Make a bundle", "Prove a bundle", "Use a bundle", "Loo
 TRUST = "Sign and trust"
 PANELS = (MAKE, PROVE, USE, TRUST, LOOK)
 ORDER = (
-    "run", "init", "train", "export", "bundle",
+    "run", "sweep", "fit", "init", "train", "export", "bundle",
     "validate", "bench",
     "camera", "drone", "chat", "deploy", "stop", "logs", "status", "web", "serve", "unpack",
     "key", "sign", "verify", "trust",

@@ -45,6 +45,7 @@ from paredown.apps.cli.console import (
 from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
 from paredown.apps.cli.options import FromParser, options_of
 from paredown.apps.cli.results import command as cli_results
+from paredown.apps.cli.results import search as cli_search
 from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -344,6 +345,7 @@ app.add_typer(cli_trust.app)
 app.add_typer(cli_web.app)
 app.add_typer(cli_chat.app)
 app.add_typer(cli_results.app)
+app.add_typer(cli_search.app)
 
 
 def _version(asked: bool) -> None:

@@ -260,6 +260,18 @@ class DetectorTask:
 
         return map50_interval(*self._found(outputs, data))
 
+    def best_case(self, outputs: Outputs, data: Dataset) -> float:
+        """The "map50" that finding every object of the other images would bring."""
+        from paredown.apps.detector.scoring.score import best_map50
+
+        found, _ = self._found(outputs, data)
+        return best_map50(found, self._truths(data).first(len(data)))
+
+    def telling_first(self, outputs: Outputs, data: Dataset) -> list[int]:
+        """The images with the most objects first."""
+        truths = self._truths(data).first(len(data))
+        return sorted(range(len(truths)), key=lambda index: -len(truths[index].classes))
+
     def pseudo_labelled(self, outputs: Outputs, data: Dataset) -> Dataset:
         """The first images; where there are no labels, the boxes with a score over `PSEUDO_THRESHOLD`."""
         found, _ = self._found(outputs, data)

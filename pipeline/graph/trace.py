@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from paredown.pipeline.graph.aten import arguments, batched, module_path, shape_of, source_line, target
+from paredown.pipeline.graph.export.composed import compose
+from paredown.pipeline.graph.export.torch_export import export
 from paredown.pipeline.graph.graph import Graph, Node
 from paredown.pipeline.graph.opaque import Folded, Opaque, text, written
 from paredown.pipeline.graph.operations.activation.floats import RANDOM, NotFloat, described, single_values
 from paredown.pipeline.graph.operations.kinds import traced
-from paredown.pipeline.graph.torch_export import export
 from paredown.pipeline.graph.tracer import Tracer
 from paredown.targets.errors import InputError
 
@@ -36,6 +38,7 @@ MOVES = frozenset({
 })  # fmt: skip
 #: What to do instead of a change in place.
 NEW = "make a new tensor: x = x - 1, not x -= 1; torch.where or torch.cat, not x[:, 0] = 0"
+NEAR = 0.01  # of an output's largest value: far above rounding, far below a wrong operation
 #: What computes each value of its result from the values at the same place.
 ELEMENTWISE = frozenset({
     "add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub",
@@ -62,7 +65,30 @@ def trace(network: nn.Module, shape: tuple[int, ...], *, opaque: bool = False, f
         InputError: torch cannot export it, or it has an operation that is not in `KINDS` and cannot stay in
             float; the line of the user's code is named.
     """
-    return _Builder(export(network, shape), opaque, floats).build()
+    program = export(network, shape)
+    compose(program)
+    return _Builder(program, opaque, floats).build()
+
+
+@torch.no_grad()
+def check_trace(network: nn.Module, graph: Graph) -> None:
+    """Runs a network and its graph on one random input.
+
+    Raises:
+        InputError: an output is further away than 1 % of its largest value: a fault of ours, told before
+            anything is made of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(graph.nodes[0].shape, generator=generator)
+    found, values = network.eval()(x), graph.run(x)
+    wanted = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    for one, name in zip(wanted, graph.outputs, strict=True):
+        away = (one.reshape(-1) - values[name].reshape(-1)).abs().max()
+        if not away <= NEAR * one.abs().max().clamp_min(1e-6) and one.isfinite().all():
+            raise InputError(
+                f"what was read of the network computes something else: {away:.1e} away at output {name}",
+                hint="this is a fault of paredown: please report it with the network's code",
+            )
 
 
 class _Builder(Tracer):

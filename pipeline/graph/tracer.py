@@ -173,13 +173,14 @@ class Tracer:
 
     # -- forms of a value ----------------------------------------------------------------------------------
 
-    def map(self, node: Any, index: int = 0, channels: int = 1) -> str:
+    def map(self, node: Any, index: int = 0, channels: int = 1, turned: bool = True) -> str:
         """The map that an argument is, or is made to be; what the ATen node makes is held in the same form.
 
         Args:
             node: of the exported program; it makes as many axes as it reads.
             index: of the argument, of three or four axes.
             channels: which axis of the argument shall be the channels.
+            turned: whether height and width may have changed places: not where a window goes over them.
 
         Returns:
             The name of a node (1, channels, height, width), height one where there are three axes.
@@ -191,6 +192,7 @@ class Tracer:
             raise self.unknown(node, f"reads {rank} axes; it is known over three or four")
         name, axes = self.held(argument)
         apart = axes.count(1) == 1 if self.folds else len(set(axes)) == len(axes)
+        apart &= turned or list(axes) == sorted(axes)
         if len(self.nodes[name].shape) != 4 or axes[channels] != 1 or not apart:
             axes = self.spread(argument, channels)
             name = self._viewed_as(node, argument, axes)
@@ -217,7 +219,8 @@ class Tracer:
         form, rank = ("(batch, channels, length)", 3) if target(node).endswith("1d") else (FORM, 4)
         if len(shape_of(node.args[0])) != rank:
             raise self.unknown(node, f"must read {form}")
-        return self.map(node)
+        alone = target(node).startswith("conv") and max(shape_of(node.args[1])[2:]) == 1
+        return self.map(node, turned=alone)
 
     def formed(self, node: Any, argument: Any, axes: Axes) -> str:
         """The node of which these axes are an argument's, in its order; made where there is none."""

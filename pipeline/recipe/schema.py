@@ -379,8 +379,8 @@ class Bench(Schema):
 
     runs: int = Field(default=50, ge=1)
     """Timed inferences per variant, interleaved between the variants."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of each runtime."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of each runtime, at most 256."""
 
 
 class About(Schema):

@@ -147,7 +147,10 @@ class Task(Protocol):
         name: import path of the app.
         metric: the metric of `score` that budgets and tables speak of. A task whose metric is better when it
             is less says so in an attribute `less_is_better`. One whose score has changed for the same outputs
-            names its present rule in an attribute `score_rule`.
+            names its present rule in an attribute `score_rule`. One that can say it has a method
+            `best_case(outputs, data)`: the highest `metric` that the outputs of the first images leave
+            possible on all of the data; and `telling_first(outputs, data)`: indices of the images, those
+            first on which a damaged network fails first.
         output_names: what the network returns, in order.
         network_id: everything but weights and data that decides what the network is; JSON-able.
     """

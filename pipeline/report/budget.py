@@ -106,10 +106,11 @@ def _limits(
     variant: str, budget: Budget, cells: Mapping[tuple[str, str], float], metric: Metric
 ) -> Iterator[Limit]:
     original, score = cells.get(("fp32", metric.name)), cells.get((variant, metric.name))
-    size = cells.get((variant, "bundle_bytes"))
+    size, count = cells.get((variant, "bundle_bytes")), cells.get((variant, "instructions"))
     drop = None if original is None or score is None else metric.drop(original, score)
     found = {
         "accuracy_drop": drop, "latency_ms": cells.get((variant, "latency_p50")),
+        "instructions_m": None if count is None else count / 1e6,
         "memory_mib": cells.get((variant, "memory_peak")),
         "bundle_kib": None if size is None else size / 1024, LEAST: score,
     }  # fmt: skip

@@ -6,8 +6,9 @@ the stages' artefacts each time, so a run in which nothing changed takes a secon
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,9 @@ from paredown.pipeline.report.checks import Check
 from paredown.pipeline.report.figures import Figure, write_figures
 from paredown.pipeline.report.markdown import markdown
 from paredown.pipeline.report.verdict import Verdict, decide
-from paredown.pipeline.run.beside import Beside
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only
-from paredown.pipeline.run.jobs import make_job
+from paredown.pipeline.run.start.beside import Beside
+from paredown.pipeline.run.start.jobs import make_job
 from paredown.pipeline.store.event import Event, EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
 from paredown.pipeline.store.stage import Artefact, Stage, plan, run_stage, stored
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 FIGURES, REPORT, RECIPE = "figures.json", "report.md", "recipe.toml"
 STORE, LOG = ".store", "run.log"
+#: A context in which a stage is run.
+Around = Callable[[Stage], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Run:
         device_limit: scores at most so many images, or pieces of text, there; None = all.
         tell: hears of events.
         tick: progress within a stage.
+        around: a context for each stage where other runs are at work in the same store; this one then has no
+            second process. None = it is alone.
 
     Raises:
         UsageError: the target lacks a runtime that the recipe wants, or a key is set that this kind of recipe
@@ -105,6 +110,7 @@ class Run:
         device_limit: int | None = None,
         tell: Tell = nobody,
         tick: Tick = lambda done, total: None,
+        around: Around | None = None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
         if device is not None:
@@ -123,6 +129,7 @@ class Run:
         settings = Settings(name, recipe, target, self.store, smoke, device, device_limit, tell, tick)
         self.job: Job = make_job(settings)
         self._beside: Beside | None = None
+        self._around = around
 
     def plan(self) -> tuple[Stage, ...]:
         """Every stage, in running order."""
@@ -135,7 +142,8 @@ class Run:
                 continue
             seconds = self._beside.take(stage) if self._beside else None
             if seconds is None:
-                run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
+                with self._around(stage) if self._around else contextlib.nullcontext():
+                    run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
             else:
                 artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
                 self.tell(Event(stage.name, "done", seconds))
@@ -143,7 +151,7 @@ class Run:
                     ledger.add(stage, artefact)
             if self._beside is not None:
                 self._beside.finish(stage)
-            elif movable := self.job.movable(stage):
+            elif self._around is None and (movable := self.job.movable(stage)):
                 there = [each.key for each in self.plan() if self.store.get(each.key)]
                 self._beside = Beside(self.job.settings, movable, there)
 

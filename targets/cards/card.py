@@ -41,6 +41,8 @@ class Budget(Schema):
     """The most the score may fall below the original network's, as a fraction (0.01 = one point of 100)."""
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     """The median time of one inference on the target, in milliseconds."""
+    instructions_m: Annotated[float, Field(gt=0)] | None = None
+    """The instructions of one inference, in millions, as the target's emulated board counts them."""
     bundle_kib: Annotated[float, Field(gt=0)] | None = None
     """The size of the bundle file, in KiB."""
     memory_mib: Annotated[float, Field(gt=0)] | None = None

@@ -102,14 +102,15 @@ def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str]:
         return key, f"`{name}` is missing"
     if kind == "extra_forbidden":
         return key, f"unknown key `{name}`"
-    accepted = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    said = detail["msg"].removeprefix("Value error, ")
+    accepted = said.partition(" should ")[2] or f"be {said}"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        accepted = f"a table: [{name}]"
+        accepted = f"be a table: [{name}]"
     elif kind == "tuple_type":
-        accepted = f"a list, such as [{written(detail['input'])}]"
+        accepted = f"be a list, such as [{written(detail['input'])}]"
     elif kind == "value_error":  # a check of ours: its words are the whole message
-        return key, f"{f'`{name}`: ' if name else ''}{accepted}"
-    return key, f"`{name} = {written(detail['input'])}` is not accepted: it must be {accepted}"
+        return key, f"{f'`{name}`: ' if name else ''}{said}"
+    return key, f"`{name} = {written(detail['input'])}` is not accepted: it must {accepted}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

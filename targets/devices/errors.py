@@ -177,7 +177,7 @@ def failure(doing: str, status: int, err: str, where: str) -> NamedDeviceError:
         where: the device.
     """
     last = last_line(err)
-    if any(words in last for words in _FULL):
+    if is_full(last):
         return NoSpaceError(doing + last, where=where)
     try:
         ended_by = signal.Signals(status - SIGNALLED)
@@ -185,6 +185,11 @@ def failure(doing: str, status: int, err: str, where: str) -> NamedDeviceError:
         return ExitStatusError(f"{doing} ended with status {status}{last}", where=where)
     what = f"{doing} was ended by {ended_by.name} ({ended_by.value}){last}"
     return KilledError(what, where=where, hint=_WHY_KILLED.get(ended_by))
+
+
+def is_full(said: str) -> bool:
+    """Whether what a program says is that a file system is full."""
+    return any(words in said for words in _FULL)
 
 
 def last_line(err: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from lines import lines_of
 
 from paredown.calibration.observers import (
     MSE,
@@ -169,17 +168,12 @@ def test_unknown_names():
         Percentile(0.01)
 
 
-@pytest.mark.parametrize(("name", "limit_ms"), [("minmax", 5), ("percentile", 25), ("mse", 25)])
-def test_observers_are_fast(name, limit_ms):
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
+def test_observers_work_on_whole_arrays(name):
     values = np.random.default_rng(5).standard_normal(200_000).astype(np.float32)
     observer = make_observer(name)
     observer.update(values)
-    spent = []
-    for _ in range(9):
-        start = time.perf_counter()
-        observer.update(values)
-        spent.append(time.perf_counter() - start)
-    assert min(spent) * 1000 < limit_ms
+    assert lines_of(lambda: observer.update(values)) < 1000
 
 
 @settings(deadline=None)

@@ -11,52 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from manual import DOCS, ROOT, Block, blocks
+from executed import at_once, paredown, python, slow
+from manual import DOCS, ROOT, blocks
 from needs import needs
-
-README = (ROOT / "README.md").read_text()
-#: Lowering to ExecuTorch takes half a minute for each of these networks.
-ONE_RUNTIME = ["--set", 'lower.runtimes=["litert"]']
-#: What makes commands short, on this machine in the place of the board.
-SHORT = {
-    "run": ["--smoke", *ONE_RUNTIME], "validate": ["--limit", "2", "--times", "2"],
-    "bench": ["--minutes", "0"], "cost": ["--set", "prune.widths=2"], "sense": ["--smoke", *ONE_RUNTIME],
-}  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
-
-
-def paredown(arguments: list[str], folder: Path) -> str:
-    command = [sys.executable, "-m", "paredown.apps.cli.main", *arguments]
-    result = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def python(block: Block, folder: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", block.text], cwd=folder, env=environment(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, f"{block.page}: {result.stderr}"
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every unmarked command has run once."""
+    """A folder in which every unmarked command has run once, the README's as a user starts them."""
     folder = tmp_path_factory.mktemp("manual")
     done: list[list[str]] = []
     for block in blocks("sh", mark=""):
         for command in block.commands():
             assert command[0] == "paredown"
             if command not in done:
-                assert paredown(command[1:], folder).strip()
+                execute = paredown if block.page == "README.md" else at_once
+                assert execute(command[1:], folder).strip()
                 done.append(command)
     assert ["paredown", "run", "digits", "--target", "host"] in done
     return folder
@@ -140,53 +110,13 @@ def test_the_detector_of_the_manual_says_how_it_is_decoded(tmp_path: Path) -> No
     assert task.output_names == ("box1", "cls1") and task.preprocess.width == 96
 
 
-def slow(page: str) -> list[list[str]]:
-    """The commands of a page that slow tests run, without their program."""
-    found = [c for b in blocks("sh", mark="runs: slow") if b.page == page for c in b.commands()]
-    assert found and all(command[0] == "paredown" for command in found)
-    return [command[1:] for command in found]
-
-
 @pytest.mark.slow
 @pytest.mark.sample
-def test_the_commands_of_compression_run(tmp_path: Path) -> None:
-    done: list[list[str]] = []
-    for page in ("pruning.md", "squantizer.md", "README.md"):
-        for command in slow(page):
-            if command not in done:
-                assert paredown([*command, *SHORT.get(command[0], [])], tmp_path).strip()
-                done.append(command)
-        if page == "pruning.md":
-            run = tmp_path / "runs" / "digits" / "host"
-            text = (DOCS / page).read_text()
-            for name in ("sensitivity.json", "sensitivity.png", "plan.json", "pruned.safetensors"):
-                assert f"`{name}`" in text and (run / name).stat().st_size > 0
-            (block,) = (b for b in blocks("python", mark="runs: slow") if b.page == page)
-            python(block, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.sample
-def test_the_commands_for_devices_run(tmp_path: Path) -> None:
-    for command in slow("devices.md"):
-        here = ["local:" if word.startswith("ssh://") else word for word in command]
-        if here[0] == "cost":  # this machine's times are nobody else's
-            here[here.index("raspberry-pi-5")] = "host"
-        assert paredown([*here, *SHORT.get(here[0], [])], tmp_path).strip()
-    assert (tmp_path / "latency-host-litert.json").stat().st_size > 0
-    command = ["run", "digits", "--target", "cortex-m4", "--limit", "2", "--smoke"]
-    assert "LiteRT Micro" in paredown(command, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.sample
-def test_the_chat_and_the_camera_run(folder: Path, tmp_path: Path) -> None:
-    for command in slow("chat.md"):
-        assert paredown([*command, *SHORT.get(command[0], [])], tmp_path).strip()
+def test_the_camera_runs(folder: Path) -> None:
     (folder / "photos").mkdir()
     shutil.copy(folder / "runs" / "digits" / "host" / "preview.png", folder / "photos")
     (command,) = slow("camera.md")
-    seen, whole = map(json.loads, paredown(command, folder).splitlines())
+    seen, whole = map(json.loads, at_once(command, folder).splitlines())
     assert seen["detections"] and whole["summary"]["frames"] == 1 and (folder / "found.png").is_file()
 
 
@@ -216,25 +146,12 @@ def test_the_sessions_with_the_apps_are_what_they_say(
         for (program, *arguments), each in zip(block.commands(), said, strict=True):
             assert program == "paredown"
             there = [word.replace("/home/pi/photos", str(photos)) for word in arguments]
-            assert plain(paredown(there, folder)) == plain(each.partition("\n")[2])
-
-
-@pytest.mark.slow
-@pytest.mark.sample
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    silent = {**environment(), "NO_MKDOCS_2_WARNING": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=silent, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    for page in (tmp_path / "site").rglob("*.html"):
-        fetched = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?|png|svg))"', page.read_text())
-        assert not fetched, f"{page.name} fetches {fetched}"
+            assert plain(at_once(there, folder)) == plain(each.partition("\n")[2])
 
 
 def test_the_training_command_is_there() -> None:
-    """By its name, and by the module names of this release and the one before."""
+    """By its name, and by the module's name of the release before; test_options.py has this one's."""
     assert "paredown train IMAGES" in (DOCS / "own-data.md").read_text()
-    for module in ("paredown.apps.detector.train", "apps.detector.train"):
-        command = [sys.executable, "-m", module, "--help"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert "--out" in result.stdout
+    command = [sys.executable, "-m", "apps.detector.train", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--out" in result.stdout

@@ -216,7 +216,10 @@ def test_the_set_up_commands_are_those_of_ci() -> None:
     assert "run digits --target host" in run and "pip install -q ." in run
     assert "'.[test]'" in test and "pip install --quiet --editable '.[test,docs]'" in ci
     tests = "python -m pytest -n 2 --dist loadfile -m 'not slow'"
-    assert tests in test and tests in ci
+    assert tests in test and tests in (ROOT / "CONTRIBUTING.md").read_text()
+    first, others = (line for line in ci.splitlines() if "pytest" in line)
+    assert first == tests.replace("'not slow'", "unit")
+    assert others == tests.replace("'not slow'", "'(not slow or sample) and not unit'"), "and the sample"
 
 
 def test_extras_exist() -> None:

@@ -77,11 +77,11 @@ def of_json(seed: Any, chance: random.Random) -> Any:
     for _ in range(chance.choice((1, 1, 2, 3))):
         places = _places(document)
         if not places:
-            return chance.choice(ODD)
+            return _copied(chance.choice(ODD))
         parent, key = chance.choice(places)
         match chance.randrange(5):
             case 0 | 1:
-                parent[key] = chance.choice(ODD)
+                parent[key] = _copied(chance.choice(ODD))
             case 2:
                 other, its = chance.choice(places)
                 parent[key] = _copied(other[its])
@@ -94,7 +94,7 @@ def of_json(seed: Any, chance: random.Random) -> Any:
                 elif isinstance(value, list) and value:
                     value.append(_copied(chance.choice(value)))
                 elif isinstance(value, dict):
-                    value["unknown"] = chance.choice(ODD)
+                    value["unknown"] = _copied(chance.choice(ODD))
     return document
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from paredown.targets.devices.service.signed import RELEASE, TRUST
 from paredown.targets.errors import InputError
 from tests.fuzz.forgeries import forge, use
+from tests.fuzz.forked import forked_children, load_runtimes
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
 from tests.helpers.forge import COMMENT, forged, resealed
@@ -128,6 +129,7 @@ def _expand(path: Path) -> None:
 
 
 def _programs() -> dict[str, bytes]:
+    load_runtimes()
     return {name: _golden().members[name] for name in (MODEL, "model.pte")}
 
 
@@ -148,7 +150,8 @@ def _run_apart(path: Path) -> None:
 
     bundle = _golden()
     (model,) = (model for model in bundle.manifest.models if model.file == path.name)
-    run_apart(replace(bundle_program(bundle, model), data=path.read_bytes()))
+    with forked_children():
+        run_apart(replace(bundle_program(bundle, model), data=path.read_bytes()))
 
 
 def _tflite() -> dict[str, bytes]:
@@ -422,7 +425,7 @@ TARGETS = {
         Target("bundle, members", _bundle, _listing, _open_bundle),
         Target("bundle, inner documents", _bundle, _inner, _use_bundle),
         Target("packed programs", _packed, _resummed, _expand),
-        Target("programs", _programs, _table, _run_apart, share=4, patience=6),
+        Target("programs", _programs, _table, _run_apart, share=40, patience=6),
         Target("tflite, edited", _tflite, of_bytes, _edit),
         Target("figures", _figures, json_bytes(), _read_figures),
         Target("recipe", _recipe, of_text, _load_recipe),

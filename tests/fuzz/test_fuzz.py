@@ -7,12 +7,16 @@ import mmap
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from paredown.pipeline.bundle.finished.child import INPUTS, USUAL
+from paredown.pipeline.bundle.finished.program import in_child
 from paredown.targets.errors import InputError
 from tests.fuzz import forgeries, harness
-from tests.fuzz.harness import Target, attempts
-from tests.fuzz.mutate import json_bytes, of_bytes, of_json, of_text
+from tests.fuzz.forked import forked_children
+from tests.fuzz.harness import Target, attempts, one
+from tests.fuzz.mutate import ODD, json_bytes, of_bytes, of_json, of_text
 from tests.fuzz.targets import TARGETS
 from tests.helpers.forge import forged
 
@@ -35,8 +39,8 @@ def test_damaged_files_are_read_or_refused_in_one_line(name):
 #: Inputs in which something was found once, by target.
 FOUND = {
     "bundle, inner documents": [4, 5, 7, 14, 15, 22, 52, 54], "tflite, edited": [0, 1, 5, 9, 14],
-    "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360],
-    "arrays": [870, 3726, 6175, 26049], "tokenizer": [1], "forged bundles": [23],
+    "darknet cfg": [75, 133, 383, 402, 446], "weights": [568], "onnx": [360, 2747], "language config": [5187],
+    "arrays": [870, 3726, 6175, 26049], "tokenizer": [1], "forged bundles": [23, 936],
 }  # fmt: skip
 
 
@@ -60,6 +64,26 @@ def test_the_traps_of_forged_bundles_work(monkeypatch):
     monkeypatch.setattr("paredown.pipeline.device.validate.check_no_code", lambda recipe: None)
     ((_, finding),) = attempts(target, [0])
     assert finding and finding.what == "wrote ['executed'] outside"
+
+
+@pytest.mark.slow
+def test_forked_children_end_as_started_ones_do(tmp_path):
+    """A good program, and one that ends its process by a signal."""
+    programs = TARGETS["programs"]
+    seeds = programs.seeds()
+    (tmp_path / "model.tflite").write_bytes(seeds["model.tflite"])
+    (tmp_path / "model.pte").write_bytes(one(programs, seeds, 3)[1])
+    np.save(tmp_path / INPUTS, np.zeros((1, 3, 32, 32), np.int8))
+
+    def ends():
+        yield str(in_child(tmp_path / "model.tflite", "litert", tmp_path, (USUAL,)))
+        with pytest.raises(InputError, match="ended by signal") as died:
+            in_child(tmp_path / "model.pte", "executorch", tmp_path, (USUAL,))
+        yield str(died.value)
+
+    started = list(ends())
+    with forked_children():
+        assert list(ends()) == started
 
 
 def target(run):
@@ -112,7 +136,8 @@ def test_the_same_number_makes_the_same_damage(mutate):
 
 @pytest.mark.unit
 def test_damaged_json_leaves_the_original_alone():
-    seed = {"a": [1, {"b": None}]}
-    for number in range(100):
+    seed, odd = {"a": [1, {"b": None}]}, repr(ODD)
+    for number in range(1000):
         of_json(seed, random.Random(number))
     assert seed == {"a": [1, {"b": None}]}
+    assert repr(ODD) == odd, "a number makes other damage after other numbers"

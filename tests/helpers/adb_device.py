@@ -15,6 +15,7 @@ from pathlib import Path
 
 from device_contract import until
 from needs import missing, needs
+from ports import free_port
 
 HOST = "127.0.0.1"
 ADBD = Path("/usr/lib/android-sdk/platform-tools/adbd")
@@ -61,11 +62,6 @@ def loopback_library(folder: Path) -> Path:
     library = folder / "loopback.so"
     subprocess.run([needs("cc", "gcc"), "-shared", "-fPIC", "-o", library, folder / "loopback.c"], check=True)
     return library
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as free:
-        return free.getsockname()[1]
 
 
 class Adbd:

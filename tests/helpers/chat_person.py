@@ -41,9 +41,9 @@ class Person:
     def types(self, text: str) -> None:
         os.write(self._own, text.encode())
 
-    def interrupts_the_prompt(self) -> None:
+    def interrupts(self) -> None:
         """Ctrl-C, once the program has settled to wait: between readline's prompt and its `select`, CPython
-        hears of a signal only with the next key."""
+        hears of a signal only with the next key; and two signals at once are one."""
         calm = 0
         while calm < 5:
             time.sleep(0.02)

@@ -44,6 +44,8 @@ def open_model(folder: Path, runtime: str | None, threads: int) -> Echo:
         model.says = lambda turn: tokens.encode("漢")[:2]
     if way == "stuck":
         model.delay_s = 1000.0
+        feed = model.feed
+        model.feed = lambda part: (Path("stuck").touch(), feed(part))[1]  # a test waits for it
     if way == "nan":
         good = model.feed
         model.feed = lambda part: np.full_like(good(part), np.nan)

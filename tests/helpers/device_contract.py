@@ -51,8 +51,8 @@ NASTY = (
 
 
 def until(condition, what):
-    """Waits for what has to happen sooner or later."""
-    for _ in range(1000):
+    """Waits for what has to happen sooner or later, on a busy machine too."""
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -12,13 +11,6 @@ from pymavlink import mavutil
 from pymavlink.dialects.v20 import common
 
 LATITUDE, LONGITUDE, ALTITUDE, HEIGHT = 47.3977418, 8.5455939, 500.0, 20.0
-
-
-def free_port() -> int:
-    """A UDP port of this machine that nobody listens on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def wire(message: Any, system: int = 1, component: int = 1) -> Any:
@@ -76,7 +68,7 @@ class Autopilot:
     def of(self, kind: str) -> list[Any]:
         return [message for message in tuple(self.received) if message.get_type() == kind]
 
-    def waits_for(self, kind: str, count: int = 1, seconds: float = 20) -> list[Any]:
+    def waits_for(self, kind: str, count: int = 1, seconds: float = 120) -> list[Any]:
         end = time.monotonic() + seconds
         while len(self.of(kind)) < count and time.monotonic() < end:
             time.sleep(0.02)

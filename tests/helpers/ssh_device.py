@@ -21,6 +21,7 @@ from pathlib import Path
 import asyncssh
 from device_contract import until
 from needs import needs
+from ports import free_port
 
 HOST = "127.0.0.1"
 
@@ -152,8 +153,7 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it separates privileges; root's sshd asks for it
         (folder / "authorized").write_bytes(client_key.export_public_key())
-        with socket.create_server((HOST, 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         config = folder / "sshd_config"
         config.write_text(
             f"ListenAddress {HOST}:{self.port}\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized\n"

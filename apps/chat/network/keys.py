@@ -179,6 +179,8 @@ class Keys:
         if found is None:
             raise self.wrong(field, "is missing")
         listed = found if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        if not listed:
+            raise self.wrong(field, "names no token")
         size = self.integer("vocabulary")
         for token in listed:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:

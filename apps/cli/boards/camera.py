@@ -82,7 +82,8 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
     bundle = unpack(path)
     if bundle.manifest.app != "apps.detector":
         what = f"a bundle of {bundle.manifest.app} detects no objects"
-        raise InputError(what, where=path, hint="make one with `paredown run digits`")
+        hint = "make one with `paredown run digits`, or `paredown bundle --task detect` of a finished program"
+        raise InputError(what, where=path, hint=hint)
     for model in bundle.manifest.models:
         if model.runtime == "litert":
             run_apart(bundle_program(bundle, model))

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paredown.apps.detector.device.boxes.decode import Detections, classes_of, decoder_of, detect
+from paredown.apps.detector.device.boxes.decode import (
+    Detections,
+    check_thresholds,
+    classes_of,
+    decoder_of,
+    detect,
+)
 from paredown.apps.detector.device.drawing.draw import draw
 from paredown.calibration.pictures import read_picture, write_picture
 from paredown.calibration.preprocess import Preprocess
@@ -41,9 +47,7 @@ class Detector:
             self._decoder = decoder_of(self.app)
             if (classes := classes_of(self._bundle.zeros(), self._decoder)) != len(self.names):
                 raise ValueError(f"{classes} classes, {len(self.names)} names")
-            for key in ("show_threshold", "nms_iou"):
-                if not 0 <= float(self.app[key]) <= 1:
-                    raise ValueError(f"{key} = {self.app[key]}")
+            check_thresholds(self.app)
         self.preprocess = Preprocess.from_dict(self._bundle.preprocess)
 
     def __call__(self, image: np.ndarray, threshold: float) -> Detections:

@@ -282,6 +282,28 @@ def map50(detections: Sequence[Detections], labels: Labels) -> float:
     return float(np.mean(list(class_average_precisions(detections, labels).values())))
 
 
+def best_map50(detections: Sequence[Detections], labels: Labels) -> float:
+    """The highest mAP at IoU 0.5 that these detections of the first images leave possible.
+
+    That is if each box of the other images were found, surer than everything else. More wrong detections, or
+    right ones that are less sure, only lower it.
+
+    Args:
+        detections: of the first images.
+        labels: of all images.
+
+    Raises:
+        InputError: if there is no labelled box at all.
+    """
+    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))
+    rest = len(labels) - len(detections)
+    values = []
+    for one in _ranked([*detections, *[none] * rest], labels, 0.5):
+        found = np.ones(int((one.truth >= len(detections)).sum()), bool)
+        values.append(average_precision(np.concatenate([found, one.correct]), len(one.truth)))
+    return float(np.mean(values))
+
+
 def coco_map(detections: Sequence[Detections], labels: Labels) -> float:
     """Computes COCO's mAP at IoU 0.50:0.95 with pycocotools; arguments as for `class_average_precisions`."""
     from pycocotools.coco import COCO

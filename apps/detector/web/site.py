@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paredown.apps.detector.device.boxes.decode import decoder_of
+from paredown.apps.detector.device.boxes.decode import check_thresholds, decoder_of
 from paredown.pipeline.bundle.archive import Bundle
 from paredown.pipeline.bundle.manifest import Model
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.host.cache import cache_folder, key_of, made_once
+from paredown.targets.runners.unpacked import described
 
 SOURCES = Path(__file__).parent
 #: For npm, no part of the page: the lock pins LiteRT.js by version and sha512 of the package.
@@ -110,7 +111,9 @@ def _page(bundle: Bundle) -> dict[str, bytes]:
             hint="make it with --set lower.runtimes='[\"litert\"]'",
         )  # fmt: skip
     app = bundle.json("app.json")
-    decoder_of(app)  # of a version that the page knows too
+    with described(f"{bundle.path}:app.json"):
+        decoder_of(app)  # of a version that the page knows too
+        check_thresholds(app)
     decoding = next(key for key in ("heads", "yolo", "anchors") if key in app)
     facts = {
         "name": manifest.name, "file": PROGRAM,

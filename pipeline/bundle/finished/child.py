@@ -146,8 +146,17 @@ def _load_onnxruntime(data: bytes, path: Path, exact: bool) -> Callable[..., Any
     return Runner(data, 1, path, precise=exact)
 
 
+def _load_openvino(data: bytes, path: Path, exact: bool) -> Callable[..., Any] | None:
+    from paredown.targets.runners.onnxruntime.openvino import Runner
+
+    return None if exact else Runner(data, 1, path)
+
+
 LOOKS = {"litert": _litert, "executorch": _executorch, "onnxruntime": _onnxruntime}
-LOADS = {"litert": _load_litert, "executorch": _load_executorch, "onnxruntime": _load_onnxruntime}
+LOADS = {
+    "litert": _load_litert, "executorch": _load_executorch, "onnxruntime": _load_onnxruntime,
+    "openvino": _load_openvino,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paredown.pipeline.compress.allocate.cost import Cost, Table, Widths, check_share, nearest
+from paredown.pipeline.compress.allocate.cost import Cost, Widths, check_share, nearest
+from paredown.pipeline.compress.allocate.program import Limit, Program
 from paredown.pipeline.compress.coupling.flow import Group
 from paredown.targets.errors import BudgetError, UsageError
-from paredown.targets.runners.quiet import quiet
 
 if TYPE_CHECKING:
     from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 Losses = Mapping[str, Mapping[int, float | None]]
 
 SMALLEST_RESOLUTION = 1e-6  # so that ties are always broken
-EXACT = 1e-7  # relative gap of a solution that counts as the best
+SECONDS = 20.0  # for the solver
 TIGHTER = 1e-7  # a share below the solver's tolerance
 ATTEMPTS = 5
 SPLIT = "more than three groups touch one layer: its latency is a sum over pairs of them, not exact"
-SCALE = 1e4  # of objectives, above the solver's absolute tolerance of 1e-6
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ def allocate(
     tolerance: float | None = None,
     importance: Mapping[str, Sequence[float]] | None = None,
     resolution: float = 0.0,
-    seconds: float = 20.0,
-    gap: float = EXACT,
+    seconds: float = SECONDS,
 ) -> Allocation:
     """Chooses widths under a limit on the cost, or the least cost within a tolerated drop.
 
@@ -121,30 +119,13 @@ def allocate(
         resolution: of the metric, one over the number of images: the weight of the penalty, which counts
             against the tolerance too.
         seconds: for the solver; then the best that it has is taken and its gap given.
-        gap: relative, at which it may stop.
 
     Raises:
         UsageError: not exactly one of limit and tolerance, or it is NaN, negative or over 1.
         BudgetError: the limit cannot be met; the line says the best reachable and what stands in the way.
     """
-    if (limit is None) == (tolerance is None):
-        raise UsageError("an allocation needs either a cost or a tolerated drop to keep within, not both")
-    name = cost.name if limit is not None else "accuracy_drop"
-    requested = limit if limit is not None else tolerance
-    assert requested is not None
-    check_share(f"the budget {name}", requested)
-    problem = Problem(groups, losses, cost, importance or {}, resolution, gap)
-    found = (
-        problem.within_cost(limit, seconds) if limit is not None else problem.within_drop(requested, seconds)
-    )
-    chosen, left = found
-    share, drop = cost.share(chosen), problem.drop(chosen)
-    notes = [] if problem.exact else [SPLIT]
-    if left is None:
-        notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
-    optimal = left is not None and left <= 1e-6 and gap <= EXACT and problem.exact
-    achieved = share if limit is not None else drop
-    return Allocation(chosen, name, requested, achieved, cost.name, share, drop, optimal, left, tuple(notes))
+    problem = Problem(groups, losses, cost, importance or {}, resolution)
+    return problem.choose(limit=limit, tolerance=tolerance, seconds=seconds)
 
 
 def uniform(
@@ -205,21 +186,52 @@ class Problem:
         cost: Cost,
         importance: Mapping[str, Sequence[float]],
         resolution: float,
-        gap: float = EXACT,
     ) -> None:
-        self.gap = gap
-        self.groups, self.cost, self.losses = groups, cost, losses
+        self.groups, self.cost, self.resolution = groups, cost, resolution
         self.choices = {g.name: _choices(g, losses.get(g.name, {})) for g in groups}
+        self.penalties = {
+            g.name: _penalty(importance.get(g.name, ()), g.units, self.choices[g.name]) for g in groups
+        }
+        tables, constant, self.exact = cost.tables(self.choices)
+        self.constant = constant / cost.unpruned
+        shares = [replace(table, values=table.values / cost.unpruned) for table in tables]
+        self.program = Program.of(self.choices, shares)
+        self.know(losses)
+
+    def know(self, losses: Losses) -> None:
+        """Takes other losses of the same choices."""
+        self.losses = losses
         self.drops = {
             name: np.array([losses.get(name, {}).get(w) or 0.0 for w in found])
             for name, found in self.choices.items()
         }
-        self.penalties = {
-            g.name: _penalty(importance.get(g.name, ()), g.units, self.choices[g.name]) for g in groups
-        }
-        self.resolution = resolution
-        self.tables, self.constant, self.exact = cost.tables(self.choices)
-        self.unpruned = cost.unpruned
+
+    def choose(
+        self,
+        *,
+        limit: float | None = None,
+        tolerance: float | None = None,
+        seconds: float = SECONDS,
+    ) -> Allocation:
+        """See `allocate`.
+
+        Args:
+            limit: of the cost.
+            tolerance: the largest sum of drops.
+            seconds: for the solver.
+        """
+        name, requested = self._budget(limit, tolerance)
+        within = self.within_drop if limit is None else self.within_cost
+        chosen, left = within(requested, seconds)
+        share, drop = self.cost.share(chosen), self.drop(chosen)
+        notes = [] if self.exact else [SPLIT]
+        if left is None:
+            notes.append(f"the solver found nothing within {seconds:g} s: the same share everywhere")
+        best = left is not None and left <= 1e-6 and self.exact
+        return Allocation(
+            chosen, name, requested, drop if limit is None else share, self.cost.name, share, drop, best,
+            left, tuple(notes),
+        )  # fmt: skip
 
     def drop(self, chosen: Widths) -> float:
         """The predicted drop."""
@@ -232,19 +244,18 @@ class Problem:
 
     def within_cost(self, limit: float, seconds: float) -> tuple[dict[str, int], float | None]:
         """The least loss within a share of the cost."""
-        resolution = max(self.resolution, SMALLEST_RESOLUTION)
-        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
+        loss = self._losses(max(self.resolution, SMALLEST_RESOLUTION))
         bound = limit
         for _ in range(ATTEMPTS):
-            result = self._solve(loss, 0.0, None, bound, seconds)
+            result = self.program.least(loss, self._within(bound), seconds)
             if result is None:
                 break
-            chosen, gap = result
+            chosen, left = result
             # the solver's tolerance, or the error of a cost that was split into pairs
             if (excess := self.cost.share(chosen) - limit) <= 1e-12:
-                return chosen, gap
+                return chosen, left
             bound -= excess + TIGHTER
-        smallest = self._solve(loss, 1.0, None, None, seconds)
+        smallest = self.program.least(self.program.costs, None, seconds)
         best = smallest[0] if smallest else {n: found[-1] for n, found in self.choices.items()}
         if self.cost.share(best) > limit:
             raise _unreachable(self.groups, self.losses, self.cost, limit, best)
@@ -255,161 +266,44 @@ class Problem:
 
     def within_drop(self, tolerance: float, seconds: float) -> tuple[dict[str, int], float | None]:
         """The least cost within a tolerated loss."""
-        loss = {n: self.drops[n] + self.resolution * self.penalties[n] for n in self.choices}
+        loss = self._losses(self.resolution)
         bound = tolerance
         for _ in range(ATTEMPTS):
-            result = self._solve(loss, 1.0, bound, None, seconds)
+            result = self.program.least(self.program.costs, (loss, bound), seconds)
             if result is None:
                 break
-            chosen, gap = result
+            chosen, left = result
             if (excess := self.loss(chosen, self.resolution) - tolerance) <= 1e-12:
-                return chosen, gap
+                return chosen, left
             bound -= excess + TIGHTER
         return {n: found[0] for n, found in self.choices.items()}, None  # everything: it loses nothing
 
-    def bounds(self, limit: float) -> dict[tuple[str, int], float]:
-        """What any choice within a share of the cost loses at least, by a width that it has.
+    def relaxed(self, *, limit: float | None, tolerance: float | None) -> set[tuple[str, int]]:
+        """What the relaxed program uses; arguments as for `choose`, see `Program.relaxed`."""
+        _, requested = self._budget(limit, tolerance)
+        if limit is None:
+            return self.program.relaxed(self.program.costs, (self._losses(self.resolution), requested))
+        loss = self._losses(max(self.resolution, SMALLEST_RESOLUTION))
+        return self.program.relaxed(loss, self._within(requested))
 
-        By the relaxed program's optimum and reduced costs, penalties included; infinity of all where nothing
-        is within the limit.
-        """
-        from scipy.optimize import linprog
+    def _budget(self, limit: float | None, tolerance: float | None) -> tuple[str, float]:
+        """What is limited, and to how much."""
+        if (limit is None) == (tolerance is None):
+            raise UsageError("an allocation needs either a cost or a tolerated drop to keep within, not both")
+        name = self.cost.name if limit is not None else "accuracy_drop"
+        requested = limit if limit is not None else tolerance
+        assert requested is not None
+        check_share(f"the budget {name}", requested)
+        return name, requested
 
-        resolution = max(self.resolution, SMALLEST_RESOLUTION)
-        loss = {n: self.drops[n] + resolution * self.penalties[n] for n in self.choices}
-        program = self._program(loss, None, limit)
-        equal = program.low == program.high
-        found = linprog(
-            SCALE * program.losses, A_ub=program.matrix[~equal], b_ub=program.high[~equal],
-            A_eq=program.matrix[equal], b_eq=program.high[equal], bounds=(0, 1), method="highs",
-        )  # fmt: skip
-        reduced = found.lower.marginals if found.x is not None else np.full(len(program.losses), np.inf)
-        least = found.fun if found.x is not None else np.inf
-        return {
-            (name, width): float(least + max(reduced[program.first[name] + i], 0.0)) / SCALE
-            for name, widths in self.choices.items()
-            for i, width in enumerate(widths)
-        }
+    def _losses(self, resolution: float) -> NDArray[np.float64]:
+        """Of every variable, the penalty included."""
+        names = self.choices
+        return self.program.losses({n: self.drops[n] + resolution * self.penalties[n] for n in names})
 
-    def _program(self, loss: Mapping[str, Any], most_loss: float | None, most_cost: float | None) -> _Program:
-        rows = _Rows()
-        first: dict[str, int] = {n: rows.variables(len(found)) for n, found in self.choices.items()}
-        binaries = rows.count
-        for name, found in self.choices.items():
-            rows.add([(first[name] + i, 1.0) for i in range(len(found))], 1.0, 1.0)
-        share = np.concatenate([rows.joint(table, first) for table in self.tables] or [np.zeros(0)])
-        where = np.concatenate(rows.places or [np.zeros(0, np.int64)])
-        costs, losses = np.zeros(rows.count), np.zeros(rows.count)
-        np.add.at(costs, where, share / self.unpruned)
-        for name in self.choices:
-            losses[first[name] : first[name] + len(loss[name])] = loss[name]
-        if most_loss is not None:
-            rows.add(list(enumerate(losses)), -np.inf, most_loss)
-        if most_cost is not None:
-            rows.add(list(enumerate(costs)), -np.inf, most_cost - self.constant / self.unpruned)
-        return _Program(first, binaries, costs, losses, *rows.matrix())
-
-    def _solve(
-        self,
-        loss: Mapping[str, Any],
-        cost_weight: float,
-        most_loss: float | None,
-        most_cost: float | None,
-        seconds: float,
-    ) -> tuple[dict[str, int], float] | None:
-        """Minimises loss, or where `cost_weight` is 1 the cost's share; None where nothing was found.
-
-        Returns:
-            The widths and the relative gap that is left.
-        """
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        program = self._program(loss, most_loss, most_cost)
-        integrality = np.zeros(len(program.costs))
-        integrality[: program.binaries] = 1
-        with quiet(output=True):  # HiGHS prints lines for its own developers
-            result = milp(
-                SCALE * (program.costs if cost_weight else program.losses), integrality=integrality,
-                bounds=Bounds(0, 1), constraints=LinearConstraint(program.matrix, program.low, program.high),
-                options={"time_limit": seconds, "mip_rel_gap": self.gap},
-            )  # fmt: skip
-        if result.x is None:
-            return None
-        first = program.first
-        chosen = {
-            name: found[int(np.argmax(result.x[first[name] : first[name] + len(found)]))]
-            for name, found in self.choices.items()
-        }
-        return chosen, 0.0 if result.status == 0 else float(result.mip_gap or 0.0)
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A linear program.
-
-    Attributes:
-        first: group -> the variable of its first choice.
-        binaries: how many variables are choices; the others tie them together.
-        costs: a share of the network's of each variable.
-        losses: likewise.
-        matrix, low, high: low <= matrix @ variables <= high.
-    """
-
-    first: Mapping[str, int]
-    binaries: int
-    costs: NDArray[np.float64]
-    losses: NDArray[np.float64]
-    matrix: Any
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-class _Rows:
-    """The variables and constraints of a program while they are put together."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.places: list[Any] = []  # of every table: its entries' variables
-        self._entries: list[tuple[int, int, float]] = []
-        self._low: list[float] = []
-        self._high: list[float] = []
-
-    def variables(self, count: int) -> int:
-        """New variables; returns the first one's index."""
-        self.count += count
-        return self.count - count
-
-    def add(self, terms: Sequence[tuple[int, float]], low: float, high: float) -> None:
-        """A constraint: low <= sum of coefficient * variable <= high."""
-        self._entries += [(len(self._low), index, value) for index, value in terms if value]
-        self._low.append(low)
-        self._high.append(high)
-
-    def joint(self, table: Table, first: Mapping[str, int]) -> Any:
-        """Variables for a table's entries, tied to its groups' choices; returns the entries, flat.
-
-        Each sums up, over the other groups, to the choice of its own: with whole choices only one is 1.
-        """
-        values = table.values
-        if values.ndim == 1:
-            self.places.append(first[table.groups[0]] + np.arange(len(values)))
-            return values
-        start = self.variables(values.size)
-        index = start + np.arange(values.size).reshape(values.shape)
-        for axis, name in enumerate(table.groups):
-            for i in range(values.shape[axis]):
-                chosen = [(int(v), 1.0) for v in index.take(i, axis).ravel()]
-                self.add([*chosen, (first[name] + i, -1.0)], 0.0, 0.0)
-        self.places.append(index.ravel())
-        return values.ravel()
-
-    def matrix(self) -> tuple[Any, Any, Any]:
-        """The constraints as a sparse matrix and its bounds."""
-        from scipy.sparse import csr_array
-
-        row, column, value = zip(*self._entries, strict=True) if self._entries else ((), (), ())
-        shape = (len(self._low), self.count)
-        return csr_array((value, (row, column)), shape=shape), np.array(self._low), np.array(self._high)
+    def _within(self, limit: float) -> Limit:
+        """A share of the cost."""
+        return self.program.costs, limit - self.constant
 
 
 def _choices(group: Group, losses: Mapping[int, float | None]) -> tuple[int, ...]:

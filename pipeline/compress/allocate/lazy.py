@@ -7,28 +7,23 @@ that it uses is known, no other choice can lose less, whatever the unmeasured po
 counted as little as it can. Where the curves fall steadily, these are the widths that measuring every point
 gives; a wider point that noise would have put below a narrower one is only noticed where both are measured.
 
-Which points are asked for decides how many it takes, never the answer. First the narrowest width of every
-group: where it loses nothing, all of the curve is known. Then, where the solution uses a width that is open,
-the middle of what is open from there to the next narrower known one: a flat part of a curve is known by its
-end. Points also carry a limit, beyond which they are given up early: a larger drop cannot be part of the
-answer, because the best complete choice so far loses less than any with it. That is reduced-cost fixing, as
-integer programming has it: the relaxed program's optimum plus the point's reduced cost bounds every choice
-that has it. What was given up and is used after all is measured.
+Which points are asked for, and how far, decides what it costs, never the answer. First the narrowest width of
+every group: where it loses nothing, all of the curve is known. Then, where the solution uses a width that is
+open, the middle of what is open from there to the next narrower known one: a flat part of a curve is known by
+its end. Each is asked for with a limit a little above what it is known to lose. Beyond that limit it stops,
+and counts as what it has lost by then: mostly the solution then uses something else. If it does not, the
+point is asked for again with a higher limit. The solutions in between are those of the relaxed program, which
+may take fractions of widths: they take milliseconds. If all that such a one uses is known, the whole program
+is solved, and in most cases it uses nothing else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paredown.pipeline.compress.allocate.allocate import (
-    EXACT,
-    SMALLEST_RESOLUTION,
-    Allocation,
-    Problem,
-    allocate,
-)
+from paredown.pipeline.compress.allocate.allocate import Allocation, Problem
 from paredown.pipeline.compress.allocate.cost import Cost, Widths
 from paredown.pipeline.compress.coupling.flow import Group
 
@@ -38,9 +33,9 @@ Place = tuple[str, int]  # a group and a width of it
 Ask = Callable[[Mapping[Place, float]], Mapping[Place, tuple[float, bool]]]
 
 
-#: First limit: whose narrowest width loses more seldom keeps it.
-FIRST_LIMIT = 0.1
-ROUGH = 1e-2  # relative gap of solutions that only say what to ask for
+FIRST_LIMIT = 2  # in images
+GROWTH = 1.3  # of a limit over what a point is known to lose
+SMALLEST_LIMIT = 0.002  # of the metric, where an image is less than a half of it
 
 
 @dataclass
@@ -91,10 +86,25 @@ class Curves:
         ]  # fmt: skip
         return group, fresh[len(fresh) // 2] if fresh else width
 
-    def narrowest(self) -> dict[Place, float]:
-        """What to ask for first, with its limit."""
+    def narrowest(self) -> list[Place]:
+        """What to ask for first."""
         ends = ((group, self._narrower(group)) for group in self.widths)
-        return {(group, found[-1]): FIRST_LIMIT for group, found in ends if found}
+        return [(group, found[-1]) for group, found in ends if found]
+
+    def limits(self, places: Iterable[Place], smallest: float) -> dict[Place, float]:
+        """How far to go with these places: a little beyond what each loses at least."""
+        least = self.least()
+        found = {}
+        for group, width in places:
+            known = max(self.drops.get((group, width), (0.0, False))[0], least[group][width] or 0.0)
+            found[group, width] = max(smallest, GROWTH * known)
+        return found
+
+    def open(self, places: Iterable[Place]) -> list[Place]:
+        """Those of these places that may lose more than they do at least."""
+        least, most = self.least(), self.most()
+        mine = sorted(place for place in places if place[0] in self.widths)
+        return [(group, width) for group, width in mine if most[group][width] > (least[group][width] or 0.0)]
 
     def _narrower(self, group: str) -> list[int]:
         """Its widths below the full one, falling."""
@@ -117,7 +127,7 @@ def allocate_lazily(
     Args:
         groups: those of the network.
         widths: group -> the widths that it may have; groups that are not named stay whole.
-        ask: measures points. A point is asked for once, or again where it was given up early.
+        ask: measures points. One is asked for again, with a higher limit, where it stopped at the last.
         cost: as for `allocate`, and so is what follows.
         limit: of the cost.
         tolerance: the largest sum of drops.
@@ -128,26 +138,16 @@ def allocate_lazily(
         UsageError, BudgetError: as `allocate`.
     """
     known = Curves(widths, {group.name: group.units for group in groups})
-    known.drops |= ask(known.narrowest())
-    best = math.inf  # what the best complete choice so far loses, penalties included
-    gap = ROUGH
+    problem = Problem(groups, known.least(), cost, importance or {}, resolution)
+    smallest = max(FIRST_LIMIT * resolution, SMALLEST_LIMIT)
+    places = known.narrowest()
     while True:
-        least, most = known.least(), known.most()
-        found = allocate(groups, least, cost, limit=limit, tolerance=tolerance, importance=importance,
-                         resolution=resolution, gap=gap)  # fmt: skip
-        chosen = sorted(place for place in found.widths.items() if place[0] in widths)
-        wanted = [known.ask_about(g, w) for g, w in chosen if most[g][w] > (least[g][w] or 0.0)]
-        if not wanted and gap == EXACT:
-            return found
-        if not wanted:
-            gap = EXACT
-        elif limit is None:
-            known.drops |= ask(dict.fromkeys(wanted, found.requested))
-        else:
-            problem = Problem(groups, least, cost, importance or {}, resolution)
-            open_ends = sum(most[g][w] - (least[g][w] or 0.0) for g, w in chosen)
-            best = min(best, problem.loss(found.widths, max(resolution, SMALLEST_RESOLUTION)) + open_ends)
-            bounds = problem.bounds(limit) if best < math.inf else {}
-            known.drops |= ask({
-                (g, w): best - bounds.get((g, w), -math.inf) + (least[g][w] or 0.0) for g, w in wanted
-            })  # fmt: skip
+        known.drops |= ask(known.limits(places, smallest))
+        problem.know(known.least())
+        used = known.open(problem.relaxed(limit=limit, tolerance=tolerance))
+        if not used:
+            found = problem.choose(limit=limit, tolerance=tolerance)
+            used = known.open(found.widths.items())
+            if not used:
+                return found
+        places = [known.ask_about(group, width) for group, width in used]

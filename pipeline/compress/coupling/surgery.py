@@ -95,7 +95,8 @@ def cut(network: nn.Module, graph: Graph, groups: Sequence[Group], kept: Kept) -
         shapes = {node.name: node.shape for node in found if node.kind == "reshape"}
         expected = Thinner(flow, groups, kept, shapes).graph()
     except InputError as error:
-        raise InputError(f"the network does not run with fewer channels: {error}", hint=FIXED) from error
+        hint = _unread(network, graph) or FIXED
+        raise InputError(f"the network does not run with fewer channels: {error}", hint=hint) from error
     if difference := _difference(expected, found):
         raise InputError(f"the network's forward() does not follow its new widths: {difference}", hint=FIXED)
     return smaller
@@ -179,6 +180,24 @@ def load_pruned(network: nn.Module, path: Path) -> nn.Module:
 
 
 # -- the user's module ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _unread(network: nn.Module, graph: Graph) -> str:
+    """A hint where forward() runs layers that no output hangs on, which are in no group; else nothing."""
+    ran: list[str] = []
+    traced = {name for node in graph for name in node.parameters.values()}
+    layers = nn.modules.conv._ConvNd | nn.Linear
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: ran.append(path))
+        for path, module in network.named_modules()
+        if isinstance(module, layers) and f"{path}.weight" not in traced
+    ]
+    network(torch.zeros(graph.nodes[0].shape))
+    for hook in hooks:
+        hook.remove()
+    first = f"{ran[0]} runs, and no output hangs on it" if ran else ""
+    return f"{first}: leave it out of forward(), or its channels cannot follow" if ran else ""
 
 
 def _slice_layer(whole: nn.Module, smaller: nn.Module, node: Node, part: LayerSlice, done: set[str]) -> None:

@@ -45,7 +45,7 @@ def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
         made.add_row(f"{curve.group} ({curve.units * each[curve.group]})", share, *thinner)
     skipped = [gave_up(point) for curve in found.curves for point in curve.points if point.skipped]
     notes = {
-        f"-: cannot be part of the answer ({skipped.count(True)} points)": skipped.count(True),
+        f"-: stopped early, not part of the answer ({skipped.count(True)} points)": skipped.count(True),
         f"·: the answer did not need it ({skipped.count(False)} points)": skipped.count(False),
     }
     words = "\n".join(note for note, count in notes.items() if count)
@@ -54,7 +54,7 @@ def table(found: Sensitivity, groups: Sequence[Group], graph: Graph) -> Table:
 
 
 def gave_up(point: Point) -> bool:
-    """Whether a part of the images was enough to see that it cannot be part of the answer."""
+    """Whether a part of the images was enough to leave it out."""
     return point.skipped.startswith(GIVEN_UP)
 
 
@@ -119,7 +119,7 @@ def plot(found: Sensitivity, groups: Sequence[Group], graph: Graph, path: Path) 
     figure.text(0.12 / width, 0.5, found.metric, va="center", rotation=90, fontsize=8)
     words = (
         f"Sensitivity of {found.metric}, {found.images} images. Grey: 95 % interval of the unpruned network",
-        "red cross: given up, cannot be part of the answer",
+        "red cross: stopped early, not part of the answer",
     )  # fmt: skip
     lines = "; ".join(words) if columns > 3 else "\n".join(words)
     figure.text(0.5, 1 - 0.06 / height, lines, ha="center", va="top", fontsize=7.5 if columns > 3 else 5)

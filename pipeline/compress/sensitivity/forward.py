@@ -1,7 +1,7 @@
 """A graph computed fast and repeatably: chunk by chunk, channels last, packed weights, fused activations.
 
 What `pipeline.compress.sensitivity.masked` and the plain evaluation of
-`pipeline.compress.sensitivity.sensitivity` share, so that their results can be the same to the bit: every
+`pipeline.compress.sensitivity.plain` share, so that their results can be the same to the bit: every
 kernel sees the same shapes, chunk and memory layout in both, since which kernel runs, and so in which order
 it adds, may depend on all three.
 """
@@ -213,15 +213,24 @@ class Engine:
         """The channels that are zero in all of a chunk."""
         return set(torch.nonzero((x == 0).all(0).reshape(x.shape[1], -1).all(1)).flatten().tolist())
 
+    def part(self, inputs: NDArray[np.float32], index: int) -> tuple[Tensor, int]:
+        """One chunk of a sample, channels last and filled up, and how many of its images count."""
+        found = inputs[index * self.chunk : (index + 1) * self.chunk]
+        count = len(found)
+        if count < self.chunk:
+            found = np.concatenate([found, np.repeat(found[-1:], self.chunk - count, axis=0)])
+        return last(torch.from_numpy(np.ascontiguousarray(found))), count
+
     def chunks(self, inputs: NDArray[np.float32]) -> Iterator[tuple[Tensor, int]]:
-        """The sample in chunks of one size, channels last, and how many images of each count."""
-        for start in range(0, len(inputs), self.chunk):
-            part = inputs[start : start + self.chunk]
-            count = len(part)
-            if count < self.chunk:
-                part = np.concatenate([part, np.repeat(part[-1:], self.chunk - count, axis=0)])
-            x = torch.from_numpy(np.ascontiguousarray(part))
-            yield last(x), count
+        """All chunks of a sample."""
+        for index in range(-(-len(inputs) // self.chunk)):
+            yield self.part(inputs, index)
+
+
+def images(outputs: tuple[NDArray[np.float32], ...], count: int) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    """A chunk's outputs, image by image; copies, for a slice would keep the chunk alive."""
+    for index in range(count):
+        yield tuple(output[index : index + 1].copy() for output in outputs)
 
 
 def last(x: Tensor) -> Tensor:

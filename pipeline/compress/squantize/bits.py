@@ -21,7 +21,8 @@ from paredown.calibration.observers import weight_scales
 from paredown.pipeline.compress.allocate.allocate import Allocation, allocate, predicted_losses
 from paredown.pipeline.compress.allocate.cost import Cost, CostTerm
 from paredown.pipeline.compress.coupling.flow import Group, Member
-from paredown.pipeline.compress.sensitivity.sensitivity import Curve, Point, Score, Sensitivity
+from paredown.pipeline.compress.sensitivity.experiment import Score
+from paredown.pipeline.compress.sensitivity.sensitivity import Curve, Point, Sensitivity
 from paredown.pipeline.compress.squantize.entropy import EXTRA, entropy
 from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.gptq_init import round_weights

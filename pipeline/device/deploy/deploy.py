@@ -153,8 +153,12 @@ def release_of(path: str | Path, app: str, arguments: Sequence[str] = ()) -> Rel
     module = f"{bundle.package}.device.{app}"
     for member in (f"{module.replace('.', '/')}.py", f"{bundle.house}{PROVE}"):
         if member not in bundle.members:
-            hint = "make it again with `paredown run`, or name another --app"
-            raise InputError(f"carries no {member}", where=path, hint=hint)
+            what = f"a bundle of {bundle.manifest.app} carries no {member}"
+            hint = (
+                "make it again with `paredown run`, name another --app, or prove it there with "
+                "`paredown validate --device`"
+            )
+            raise InputError(what, where=path, hint=hint)
     archive = release_archive(bundle)
     name = hashlib.sha256(archive).hexdigest()[:RELEASE_DIGITS]
     needs = NEEDS | OWN_NEEDS.get(app, {})

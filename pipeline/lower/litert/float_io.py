@@ -35,7 +35,7 @@ def _with_float_io(data: bytes) -> bytes:
     graph.operators = [*first, *graph.operators, *last]
     graph.inputs = [real[int(index)] for index in graph.inputs]
     graph.outputs = [real[int(index)] for index in graph.outputs]
-    for signature in model.signatureDefs:
+    for signature in model.signatureDefs or ():  # programs of other tools may have none
         for entry in (*signature.inputs, *signature.outputs):
             entry.tensorIndex = real[entry.tensorIndex]
     builder = aligned_builder()

@@ -234,22 +234,25 @@ def relu(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value
 
 def leaky_relu(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
     """LeakyRelu at scales that make its table XNNPACK's; looked up where none do."""
-    (feed,), (x,) = feeds, values
+    (feed,), (x,), scales = feeds, values, leaky_scales(node, feeds[0])
+    if scales is None:
+        return looked_up(writer, node, feeds, values)
+    real = writer.real(replace(x, affine=Affine(float(scales[0]), feed.out.zero_point)))
+    made = writer.op("LeakyRelu", [real.name], f"{node.name}/units", alpha=float(scales[1]))
+    return units(writer, node, made)
+
+
+def leaky_scales(node: IntegerNode, feed: IntegerNode) -> tuple[np.float32, np.float32] | None:
+    """The scale of the input's codes and the slope that make XNNPACK's table; None where none do."""
     positive, negative = multipliers(node.attrs["slope"], feed.out.scale, node.out.scale)
-    if positive > 0:
-        scale = np.float32(positive / 256 * (1 + NUDGE))
-        slope = np.float32(negative / 256 * (1 - NUDGE) / np.float64(scale))
-        if np.array_equal(_leaky(node, feed, scale, slope), table(node, feed)):
-            real = writer.real(replace(x, affine=Affine(float(scale), feed.out.zero_point)))
-            made = writer.op("LeakyRelu", [real.name], f"{node.name}/units", alpha=float(slope))
-            return units(writer, node, made)
-    return looked_up(writer, node, feeds, values)
-
-
-def _leaky(node: Any, feed: Any, scale: np.float32, slope: np.float32) -> NDArray[np.int8]:
+    if positive <= 0:
+        return None
+    scale = np.float32(positive / 256 * (1 + NUDGE))
+    slope = np.float32(negative / 256 * (1 - NUDGE) / np.float64(scale))
     real = (every().astype(np.float32) - np.float32(feed.out.zero_point)) * scale
     made = np.rint(np.where(real >= 0, real, real * slope)) + node.out.zero_point
-    return np.clip(made, node.low, node.high).astype(np.int8)
+    codes = np.clip(made, node.low, node.high).astype(np.int8)
+    return (scale, slope) if np.array_equal(codes, table(node, feed)) else None
 
 
 def every() -> NDArray[np.int8]:

@@ -122,12 +122,8 @@ class Writer:
         """
         if value.affine == affine:
             return self.clipped(value, low, high, hint)
-        name = self.op("QuantizeLinear", [self.rounded(value, affine, hint), *self.scale(affine)], hint)
+        name = self.op("QuantizeLinear", [self.real(value).name, *self.scale(affine)], hint)
         return self.clipped(Value(name, value.shape, affine), low, high, hint)
-
-    def rounded(self, value: Value, affine: Affine, hint: str) -> str:
-        """What QuantizeLinear reads: the values, which it rounds itself."""
-        return self.real(value).name
 
     def summed(self, name: str) -> str:
         """What a ReduceSum reads of whole numbers: these themselves."""
@@ -141,7 +137,7 @@ class Writer:
         return replace(value, name=self.op("Clip", [value.name, *ends], f"{hint}/clip"))
 
     def model(self, source: Value, outputs: Sequence[tuple[str, Value]]) -> bytes:
-        """The finished file.
+        """The finished file, of what its outputs need.
 
         Args:
             source: the input.
@@ -155,9 +151,15 @@ class Writer:
 
         for name, value in outputs:
             self.nodes.append(self.onnx.helper.make_node("Identity", [value.name], [name], name=name))
+        wanted = {name for name, _ in outputs}
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.output):
+                wanted.update(node.input)
+        nodes = [node for node in self.nodes if wanted.intersection(node.output)]
+        held = [each for each in self.initializers if each.name in wanted]
         graph = self.onnx.helper.make_graph(
-            self.nodes, "paredown", [typed(source.name, source)],
-            [typed(name, value) for name, value in outputs], self.initializers,
+            nodes, "paredown", [typed(source.name, source)],
+            [typed(name, value) for name, value in outputs], held,
         )  # fmt: skip
         opset = self.onnx.helper.make_opsetid("", OPSET)
         model = self.onnx.helper.make_model(

@@ -32,9 +32,17 @@ def render(document: Mapping[str, Any]) -> bytes:
     return _page("page.html", {"document": document, "parts": sections.parts(document)})
 
 
-def render_comparison(documents: Sequence[Mapping[str, Any]]) -> bytes:
-    """One page that puts several runs or bundles side by side."""
-    return _page("compare.html", sections.comparison(documents))
+def render_comparison(
+    documents: Sequence[Mapping[str, Any]], sweep: Mapping[str, Any] | None = None
+) -> bytes:
+    """One page that puts several runs or bundles side by side.
+
+    Args:
+        documents: of each.
+        sweep: table and plots of a sweep, `pipeline.run.search.table.page_parts`, in the place of the page's
+            own plots.
+    """
+    return _page("compare.html", {**sections.comparison(documents), "sweep": sweep})
 
 
 def _page(name: str, values: Mapping[str, Any]) -> bytes:

@@ -111,7 +111,7 @@ class ImageJob(Job):
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
-        self.calibration, self.test = (Kept(self.task.data(split)) for split in ("calibration", "test"))
+        self.calibration, self.test = Kept(self.task.data("calibration")), Kept(self.scored())
         prune, squantize = self.recipe.prune.active, self.recipe.squantize.active
         self.original = self._trace()
         self.pruning: PruneStages | None = None
@@ -145,6 +145,10 @@ class ImageJob(Job):
         self.sample = sample_stage(self)
         self.bundle, self.preview = bundle_stage(self), preview_stage(self)
         self.examples = examples_stage(self)
+
+    def scored(self) -> Dataset:
+        """The images that are scored."""
+        return self.task.data("test")
 
     def _compress(self, prune: bool, squantize: bool) -> None:
         split = TrainingSplit(self.recipe, self.task, self.smoke)
@@ -215,7 +219,8 @@ class ImageJob(Job):
         ):
             reach((*self.programs(), self.bench))
             if slow := slower_than_float(self.summary.measured, self.runtimes):
-                job = ImageJob(self.settings, {each.runtime: each.variant for each in slow}, timed=self.bench)
+                ships = {each.runtime: each.variant for each in slow}
+                job = type(self)(self.settings, ships, timed=self.bench)
                 reach(job.goals())
                 return job
         return super().settle(reach)
@@ -314,15 +319,17 @@ class ImageJob(Job):
         shape = self.preprocess.input_shape
 
         def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.graph.trace import trace
+            from paredown.pipeline.graph.trace import check_trace, trace
             from paredown.pipeline.lower.predict.islands import refused
 
-            graph = trace(self.task.network(), shape)
+            network = self.task.network()
+            graph = trace(network, shape)
+            check_trace(network, graph)
             refused(graph, {name: self.target.runtime(name) for name in self.runtimes})
             write_traced(out, graph, notes_of(self.task))
 
         params = TraceParams(shape, package_version("torch"), dict(self.task.network_id))
-        return Stage("trace", 4, params, {"weights": self.task.weights_hash()}, build)
+        return Stage("trace", 5, params, {"weights": self.task.weights_hash()}, build)
 
     def _quantize(self, traced: Stage, suffix: str = "") -> QuantizeStages:
         codes = codes_of(self.task) if traced is self.original else None
@@ -369,8 +376,8 @@ def check_target(target: Any) -> None:
 
 
 def _lower_version(name: str) -> int:
-    """That of the stages that lower: ExecuTorch's programs are those of our own writer since 4."""
-    return 4 if name == "executorch" else 3
+    """Since 4 ExecuTorch's programs are those of our own writer, OpenVINO's are in its fastest form."""
+    return 4 if name in ("executorch", "openvino") else 3
 
 
 def _lower_params(name: str, int4: tuple[str, ...] = ()) -> LowerParams:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from paredown.pipeline.compress.allocate.allocate import Allocation
     from paredown.pipeline.compress.allocate.cost import Cost
     from paredown.pipeline.compress.coupling.flow import Group
-    from paredown.pipeline.compress.sensitivity.sensitivity import Meter, Sensitivity
+    from paredown.pipeline.compress.sensitivity.meter import Meter
+    from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
     from paredown.pipeline.graph.graph import Graph
 
 SMOKE_WIDTHS = 3
@@ -163,15 +164,17 @@ class PruneStages:
             from paredown.pipeline.compress.allocate.cost import group_widths
             from paredown.pipeline.compress.coupling.trial import couple_on_trial
             from paredown.pipeline.compress.sensitivity.chart import plot
+            from paredown.pipeline.compress.sensitivity.experiment import Experiment
+            from paredown.pipeline.compress.sensitivity.meter import Meter
             from paredown.pipeline.compress.sensitivity.ranking import ranking
-            from paredown.pipeline.compress.sensitivity.sensitivity import Meter
             from paredown.pipeline.compress.training.data import preprocessed, run_graph
 
             graph = graph_in(inputs["trace"])
             groups = couple_on_trial(self.task.network(), graph)
             training, held_out = self.training.held_out()
             images = preprocessed(held_out, self.training.preprocess)
-            truth = self.training.truth(held_out, run_graph(graph, images))
+            outputs = run_graph(graph, images)
+            truth, order = self.training.telling_first(self.training.truth(held_out, outputs), outputs)
             importance = self._importance(graph, groups, training)
             multiple = ChannelMultiple(**params.multiple)
             widths = {
@@ -179,10 +182,11 @@ class PruneStages:
                 for group in groups
                 if not group.locked
             }
-            meter = Meter(
-                graph, groups, ranking(importance), widths, images.numpy(), self.training.score(truth),
-                self.task.metric, tick=self.tick,
+            asked = Experiment(
+                graph, groups, ranking(importance), widths, images.numpy()[order], self.training.score(truth),
+                self.task.metric, self.training.best_case(truth), self.tick,
             )  # fmt: skip
+            meter = Meter(asked)
             scores = {name: [float(v) for v in values] for name, values in importance.items()}
             allocation = None
             if budget is None:
@@ -199,7 +203,7 @@ class PruneStages:
                 plot(found, groups, graph, out / PLOT)
 
         return Stage(
-            "sense", 3, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build
+            "sense", 4, params, {"trace": self.original, "data": self.training.data.fingerprint()}, build
         )
 
     def _importance(self, graph: Graph, groups: tuple[Group, ...], training: Dataset) -> dict[str, Any]:

@@ -91,6 +91,29 @@ class TrainingSplit:
 
         return metric
 
+    def best_case(self, truth: Dataset) -> Callable[[Outputs], float] | None:
+        """The highest metric on these images that the outputs of the first ones allow; None if unknown."""
+        if (best_case := getattr(self.task, "best_case", None)) is None:
+            return None
+        return lambda outputs: float(best_case(outputs, truth))
+
+    def telling_first(self, truth: Dataset, outputs: Outputs) -> tuple[Dataset, list[int]]:
+        """The held-out images in the order in which a damaged network fails on them, as the task guesses it.
+
+        Args:
+            truth: of the images.
+            outputs: of the original network on them.
+
+        Returns:
+            The truth in that order, and the indices of its images; as it is where the task does not say.
+        """
+        from paredown.pipeline.compress.training.data import ImageSubset
+
+        if (telling_first := getattr(self.task, "telling_first", None)) is None:
+            return truth, list(range(len(truth)))
+        order = [int(index) for index in telling_first(outputs, truth)]
+        return ImageSubset(truth, order), order
+
     def inputs(self, training: Dataset, images: int = TRAINING_IMAGES) -> Tensor:
         """The first images to train on as the network takes them, (N, C, H, W)."""
         from paredown.pipeline.compress.training.data import preprocessed

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paredown.targets.devices.device import Device, python_of
+from paredown.targets.devices.errors import NoSpaceError, is_full
 from paredown.targets.devices.service import keeper
 from paredown.targets.devices.service.board.starting import Health
 from paredown.targets.errors import DeviceError, UsageError
@@ -76,6 +77,8 @@ class Board:
         if done.code:
             said = done.err.strip().splitlines()
             what = said[-1] if said else f"python3 ended with status {done.code}"
+            if is_full(what):
+                raise NoSpaceError(where=self.device.address)
             raise DeviceError(what, where=self.device.address.rstrip(":"))
         return dict(json.loads(done.out))
 

@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from chat_person import Person
 from chat_program import chat_folder
+from device_contract import until
 
 from paredown.apps.chat.device.chat import read_members
 from paredown.apps.chat.device.generation.stats import Stats
@@ -199,20 +199,18 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(person):
     someone.types("\x03")
     someone.sees("\r\n\x1b[2m[interrupted]\x1b[0m\r\n")
     someone.sees("> ")
-    someone.interrupts_the_prompt()
+    someone.interrupts()
     someone.sees("Ctrl-C again leaves")
-    someone.interrupts_the_prompt()
+    someone.interrupts()
     assert someone.leaves() == 130
 
 
-def test_a_second_ctrl_c_ends_the_program_even_where_the_model_is_stuck(person):
+def test_a_second_ctrl_c_ends_the_program_even_where_the_model_is_stuck(person, folder):
     someone = person(WAY="stuck")
     someone.types("go\n")
-    someone.sees("go\r\n")
-    time.sleep(0.5)  # until the model is at it; what is typed before is a Ctrl-C at the prompt
-    someone.types("\x03")
-    time.sleep(0.2)
-    someone.types("\x03")
+    until((folder / "stuck").exists, "the model is at it")
+    someone.interrupts()
+    someone.interrupts()
     assert someone.leaves() == 130
 
 

@@ -92,6 +92,21 @@ def test_score_is_score_outputs_and_takes_a_part(recipe):
         task.score_outputs([*outputs, outputs[0]], data)
 
 
+def test_the_best_case_is_that_all_others_are_right_and_near_misses_come_first(recipe):
+    task = task_of(recipe)
+    data = task.data("test")
+    true = task._labels(data, len(data))
+    ahead = np.array([3, -1, 2, 5, 0.5, 9, 8, 7, 6, 4, -2, 1])
+    logits = np.zeros((12, 3))
+    logits[np.arange(12), true] = ahead
+    outputs = outputs_of(logits)
+    assert task.telling_first(outputs, data) == np.argsort(ahead).tolist()
+    assert [task.best_case(outputs[:count], data) for count in (1, 2, 11, 12)] == [
+        1.0, 11 / 12, 10 / 12, 10 / 12,
+    ]  # fmt: skip
+    assert task.best_case(outputs, data) == task.score_outputs(outputs, data)["top1"]
+
+
 def test_top5_counts_the_first_five(tmp_path):
     images, labels = np.zeros((4, 3072), np.uint8), np.array([0, 5, 9, 5], np.uint8)
     (tmp_path / "test_batch.bin").write_bytes(np.concatenate([labels[:, None], images], axis=1).tobytes())

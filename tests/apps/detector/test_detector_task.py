@@ -413,6 +413,15 @@ def test_outputs_of_the_first_images_score_those(kept):
     assert task.score_outputs(outputs[:1], data) == task.score(predict, First(data, 1))
 
 
+def test_the_best_case_falls_to_the_score_and_most_objects_come_first(kept):
+    task, data, _, outputs = kept
+    best = [task.best_case(outputs[:count], data) for count in range(1, len(outputs) + 1)]
+    assert best == sorted(best, reverse=True)
+    assert best[-1] == pytest.approx(task.score_outputs(outputs, data)["map50"], abs=1e-12)
+    counts = [len(data[index].classes) for index in task.telling_first(outputs, data)]
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_outputs_that_changed_in_place_are_scored_anew(kept):
     task, data, _, outputs = kept
     before = task.score_outputs(outputs, data)["map50"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.graph.torch_export import export
+from paredown.pipeline.graph.export.torch_export import export
 from paredown.pipeline.graph.trace import trace
 from paredown.targets.errors import InputError
 

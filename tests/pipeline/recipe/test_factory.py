@@ -24,6 +24,11 @@ from {package}.files import CFG
 
 def make():
     return YoloV2.from_cfg(CFG)
+
+def make_of_all():
+    import apps.nets, pipeline.nets, calibration.nets, targets.nets
+    assert apps.nets.CFG == pipeline.nets.CFG == calibration.nets.CFG == targets.nets.CFG
+    return targets.nets.make()
 """
 
 
@@ -57,7 +62,12 @@ def test_a_package_may_be_called_as_one_of_ours(project, tmp_path, package):
         done = run_there(folder, *asked, "--runs", tmp_path / "runs")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["recipe"]["network"] == f"{package}.nets:make"
-    done = run_there(project, "-m", "paredown.apps.cli", "inspect", f"{package}.toml")
+
+
+def test_packages_called_as_ours_make_a_network(project):
+    recipe = project / "apps.toml"
+    recipe.write_text(recipe.read_text().replace("apps.nets:make", "apps.nets:make_of_all"))
+    done = run_there(project, "-m", "paredown.apps.cli", "inspect", "apps.toml")
     assert done.returncode == 0 and "litert" in done.stdout, done.stderr
 
 

@@ -43,6 +43,15 @@ def figures(drop=0.0, kib=10.0, ms=1.0, mib=50.0, tag="measured"):
 LIMITS = Budget(accuracy_drop=0.01, bundle_kib=10, latency_ms=1, memory_mib=50)
 
 
+def test_instructions_are_limited_in_millions_as_an_emulated_board_counts_them():
+    counted = Figure("bench", "litert", "instructions", 3.2e6, "1", "simulated", HOST)
+    assert check_budget(Budget(instructions_m=3.2), [*figures(), counted], MAP) == ()
+    (violation,) = check_budget(Budget(instructions_m=3), [*figures(), counted], MAP)
+    assert violation.line() == "litert: instructions_m is 3.2, 0.2 over the budget of 3"
+    (unknown,) = budget_limits(Budget(instructions_m=3), figures(), MAP)
+    assert unknown.kept is None
+
+
 def test_limits_that_are_just_kept_are_kept():
     # 0.5 - 0.49 is 0.010000000000000009 in binary: rounding breaks no budget
     assert check_budget(LIMITS, figures(drop=0.01), MAP) == ()

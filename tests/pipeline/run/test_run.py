@@ -11,12 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from tiny_project import ROOT, Done, call, copy_project, copy_runs, paredown, python, start
+from forked import Command
+from tiny_project import ROOT, Done, call, copy_project, copy_runs, python
 
 from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.run.image.summary.summary import Summary
@@ -91,9 +91,7 @@ def test_a_second_run_reuses_everything_and_imports_no_torch(tiny, tmp_path):
         "try: app(sys.argv[1:])\n"
         "finally: print([m for m in ('torch', 'executorch', 'ai_edge_litert') if m in sys.modules])"
     )
-    began = time.perf_counter()
     done = python(code, "run", tiny.recipe, "--runs", runs)
-    took = time.perf_counter() - began
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     lines = done.stderr.splitlines()
@@ -104,7 +102,6 @@ def test_a_second_run_reuses_everything_and_imports_no_torch(tiny, tmp_path):
         "stages.json",
         "stages.previous.json",
     }
-    assert took < 10  # one or two seconds where nothing else runs
     explained = call("explain", runs / "tiny" / "host")
     assert all(line.endswith(": reused: nothing changed") for line in explained.out.splitlines())
 
@@ -269,7 +266,7 @@ def test_a_card_of_the_users_own(tiny, tmp_path):
 def light(tiny, tmp_path_factory) -> Path:
     """The runs folder of two runs that were at work at the same time, in one store."""
     runs = tmp_path_factory.mktemp("two")
-    both = [start("run", tiny.recipe, "--runs", runs, *LIGHT) for _ in range(2)]
+    both = [Command(("run", tiny.recipe, "--runs", runs, *LIGHT)) for _ in range(2)]
     for process in both:
         out, err = process.communicate()
         assert process.returncode == 0, err
@@ -288,16 +285,15 @@ def test_runs_killed_at_random_moments_end_with_the_same_bytes(tiny, light, tmp_
     runs = tmp_path / "runs"
     killed = 0
     for stages in (0, 2, 7):  # let so many stages of this attempt finish, then wait a little, and kill
-        process = start("run", tiny.recipe, "--runs", runs, *LIGHT)
+        process = Command(("run", tiny.recipe, "--runs", runs, *LIGHT))
         for _ in range(stages):
             process.stderr.readline()
-        time.sleep(choice.uniform(0.2, 1.5) if not stages else choice.uniform(0, 0.1))
+        time.sleep(choice.uniform(0, 0.1 if stages else 0.5))
         process.send_signal(signal.SIGKILL)
-        threading.Thread(target=process.communicate).start()
-        process.wait()
+        process.communicate()
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 2, "the kills came too late to prove anything"
-    done = paredown("run", tiny.recipe, "--runs", runs, *LIGHT, "--json")
+    done = call("run", tiny.recipe, "--runs", runs, *LIGHT, "--json")
     assert done.code == 0, done.err
     assert "reused" in outcomes(done).values()
     bundle = Path("tiny", "host", "bundle.paredown")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adb_device import Adbd, free_port, loopback_library
+from adb_device import Adbd, loopback_library
 from needs import needs
+from ports import free_port
 from tiny_project import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.sample]

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adb_device import free_port, listens_on
+from adb_device import listens_on
 from device_contract import gone, lives, until
 from needs import needs
+from ports import free_port
 from small_programs import Small, small_programs
 from tiny_project import call
 

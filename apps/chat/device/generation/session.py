@@ -277,7 +277,8 @@ class Session:
 
     def _feed(self, tokens: Sequence[int], last: bool = True) -> Logits | None:
         """Lets the model read on, to logits at the last part; where it fails, nobody knows how far."""
-        self._sure, logits = False, None
+        self._sure = False
+        logits = None
         if last:
             logits = self._model.feed(tokens)
         else:

@@ -57,6 +57,18 @@ def decoder_of(app: Mapping[str, Any]) -> Decoder:
     return YoloHeads(heads, (width, height), facts["nms_beta"])
 
 
+def check_thresholds(app: Mapping[str, Any]) -> None:
+    """The scores and overlaps of a bundle's app.json are shares.
+
+    Raises:
+        ValueError: one is none.
+        KeyError: one is missing.
+    """
+    for key in ("show_threshold", "nms_iou"):
+        if not 0 <= float(app[key]) <= 1:
+            raise ValueError(f"{key} = {app[key]}")
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
     """What was found in one image, the best first.

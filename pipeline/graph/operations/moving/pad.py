@@ -62,7 +62,7 @@ class Pad(Operation):
             raise tracer.unknown(
                 node, f"by {tuple(padding)} is known over height and width, and with zeros over channels"
             )
-        feed, name = tracer.map(node), module_path(node) or node.name
+        feed, name = tracer.map(node, turned=False), module_path(node) or node.name
         if mode != "constant":
             shape = tracer.nodes[feed].shape
             places = [_border(mode, shape[dim], *pads[dim]) for dim in (2, 3)]

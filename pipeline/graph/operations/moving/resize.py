@@ -54,10 +54,11 @@ class Resize(Operation):
         resized(tracer, node, tracer.feed(node), rows.tolist(), columns.tolist())
 
     def compute(self, node: Node, *inputs: Tensor) -> Tensor:
-        rows, columns = (
-            torch.tensor(node.attrs[word], device=inputs[0].device) for word in ("rows", "columns")
-        )
-        return inputs[0].index_select(2, rows).index_select(3, columns)
+        (x,) = inputs
+        if x.is_meta:  # recorded for a program, and XNNPACK takes no places
+            return _copied(node, x)
+        rows, columns = (torch.tensor(node.attrs[word], device=x.device) for word in ("rows", "columns"))
+        return x.index_select(2, rows).index_select(3, columns)
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         columns = list(node.attrs["columns"])
@@ -89,22 +90,9 @@ class Resize(Operation):
         return (*made[:-1], replace(last, name=node.name))
 
     def executorch(self, program: QdqModule, node: IntegerNode, reals: Sequence[Tensor]) -> Tensor:
-        """Channels last: there, copies of a pixel lie side by side."""
-        (x,) = reals
-        _, channels, height, width = x.shape
-        down, right = factors(node, tuple(x.shape))
-        assert down is not None and right is not None
-
-        def joined(parts: Sequence[Tensor]) -> Tensor:
-            return program.codes(torch.cat([program.reals(part, node) for part in parts], 2), node)
-
-        codes = program.codes(x.permute(0, 2, 3, 1), node)
-        for times, count, length in _steps(down, right, channels, height, width):
-            codes = program.codes(program.reals(codes, node).reshape(1, count, 1, length), node)
-            codes = repeated(codes, times, joined)
-        shape = (1, down * height, right * width, channels)
-        codes = program.codes(program.reals(codes, node).reshape(shape), node)
-        return program.reals(codes, node).permute(0, 3, 1, 2)
+        return _copied(
+            node, reals[0], lambda x: program.codes(x, node), lambda codes: program.reals(codes, node)
+        )
 
     def litert(self, writer: Writer, node: Any, feeds: Sequence[Any]) -> None:
         (feed,) = feeds
@@ -132,6 +120,32 @@ class Resize(Operation):
     def card_kind(self, node: IntegerNode, feed: IntegerNode) -> str:
         """It is concatenations, and reshapes between."""
         return "concat"
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _copied(
+    node: Any, x: Tensor, codes: Callable[[Tensor], Tensor] = _same, reals: Callable[[Tensor], Tensor] = _same
+) -> Tensor:
+    """Copies, channels last: there, those of a pixel lie side by side.
+
+    Args:
+        node: all its rows are repeated as often, and all its columns.
+        x: (1, C, H, W).
+        codes: what makes codes of real values.
+        reals: what makes real values of codes.
+    """
+    _, channels, height, width = x.shape
+    down, right = factors(node, tuple(x.shape))
+    assert down is not None and right is not None
+    made = codes(x.permute(0, 2, 3, 1))
+    for times, count, length in _steps(down, right, channels, height, width):
+        row = codes(reals(made).reshape(1, count, 1, length))
+        made = repeated(row, times, lambda parts: codes(torch.cat([reals(part) for part in parts], 2)))
+    made = codes(reals(made).reshape(1, down * height, right * width, channels))
+    return reals(made).permute(0, 3, 1, 2)
 
 
 def _chosen(node: Any, feed: Any, dim: int, wanted: Sequence[int]) -> list[Any]:

@@ -262,7 +262,8 @@ class GetItem(Traced):
         start = sum(part.shape[dim] for part in parts_made[:index])
         length = parts_made[index].shape[dim]
         feed, axes = tracer.held(split)
-        if axes[0] == 0 and axes[dim] == 1 == axes.count(1) and not tracer.plain(split):
+        own = axes.count(axes[dim]) == 1 and (axes[dim] == 1 or axes[0] != 0)
+        if own and not tracer.plain(split):
             tracer.hold(node, feed, axes)
         else:
             feed = tracer.feed(split)

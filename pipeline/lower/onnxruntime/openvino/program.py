@@ -52,5 +52,7 @@ def in_float(runner: Runner) -> tuple[str, ...]:
         return str(layer.get_rt_info()[word].value)
 
     layers = runner.model.get_runtime_model().get_ordered_ops()
-    kinds = [(told(each, "layerType"), told(each, "runtimePrecision")) for each in layers]
-    return tuple(sorted(kind for kind, precision in kinds if precision == "f32" and kind not in LIGHT))
+    # The precision may be that of the weights alone.
+    words = ("layerType", "runtimePrecision", "primitiveType")
+    kinds = [tuple(told(each, word) for word in words) for each in layers]
+    return tuple(sorted(k for k, held, how in kinds if "f32" in (held, how[-3:]) and k not in LIGHT))

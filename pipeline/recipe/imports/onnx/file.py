@@ -190,9 +190,10 @@ class Tensors:
         import onnx
         from onnx import numpy_helper
 
-        name, kind = tensor.name or "a constant", onnx.TensorProto.DataType.Name(tensor.data_type)
+        name = tensor.name or "a constant"
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         try:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type)
             values = self._external(tensor, name) if external else numpy_helper.to_array(tensor)
         except InputError:
             raise

@@ -15,8 +15,9 @@ import numpy as np
 import pymavlink
 import pytest
 from camera_command import call, film, pictures
-from mavlink_peer import Autopilot, free_port
+from mavlink_peer import Autopilot
 from needs import needs
+from ports import free_port
 
 from paredown.pipeline.device.deploy.deploy import deploy
 from paredown.targets.devices.service.service import Service

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count, dropwhile, islice
 from queue import Queue
 
 import pytest
 from needs import missing
+from ports import free_port
 from tiny_project import ROOT
 
 pytestmark = pytest.mark.slow
@@ -54,8 +55,7 @@ class Camera:
     """A network camera that can be switched off and on."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"rtsp://127.0.0.1:{self.port}/cam"
         self._process: subprocess.Popen[str] | None = None
 
@@ -112,9 +112,8 @@ def test_a_network_camera_is_cut_and_comes_back_larger(tiny, camera, tmp_path):
         time.sleep(1.0)  # some attempts in vain
         camera.on(640, 480)
         assert said.get(timeout=90).startswith(f"{camera.url}: back after ")
-        while not seen.empty():
-            seen.get()
-        later = [json.loads(seen.get(timeout=60)) for _ in range(10)]
+        documents = (json.loads(seen.get(timeout=60)) for _ in count())
+        later = list(islice(dropwhile(lambda each: each["size"] == [320, 240], documents), 10))
         assert {tuple(document["size"]) for document in later} == {(640, 480)}
         times = [document["time"] for document in first + later]
         assert times == sorted(times) and later[-1]["frame"] > first[-1]["frame"]

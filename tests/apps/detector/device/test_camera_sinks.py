@@ -145,7 +145,8 @@ def test_a_closed_terminal_completes_everything(tiny, tmp_path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     documents = [json.loads(line) for line in (first + out).splitlines()]
-    assert documents[-1]["summary"]["frames"] == film_length(tmp_path / "out.mp4") == len(documents) - 1
+    frames = documents[-1]["summary"]["frames"]
+    assert frames == film_length(tmp_path / "out.mp4") == len(documents) - 1 < 400
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:

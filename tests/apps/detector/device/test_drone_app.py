@@ -21,11 +21,11 @@ from mavlink_peer import (
     LONGITUDE,
     Autopilot,
     attitude,
-    free_port,
     heartbeat,
     position,
     wire,
 )
+from ports import free_port
 from tiny_project import Done
 
 from paredown.apps.detector.device.boxes.tracker import Track

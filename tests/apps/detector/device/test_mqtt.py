@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from needs import needs
 from paho.mqtt.client import CallbackAPIVersion, Client
+from ports import free_port
 
 from paredown.apps.detector.device.sinks import mqtt as module
 from paredown.apps.detector.device.sinks.mqtt import PASSWORD, USER, Broker, Mqtt, broker_of
@@ -31,12 +32,7 @@ DOCUMENT = {
 }  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def until(true: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(true: Callable[[], Any], seconds: float = 120.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end

@@ -20,6 +20,7 @@ from paredown.apps.detector.network import YoloV2
 from paredown.apps.detector.network.weights import load_checkpoint
 from paredown.apps.detector.scoring.score import (
     average_precision,
+    best_map50,
     class_average_precisions,
     coco_map,
     map50,
@@ -432,3 +433,24 @@ def test_the_interval_is_the_same_every_time_and_a_sure_score_has_none():
     assert map50_interval([found((0, 0.9, *LEFT))] * 3, perfect) == (1.0, 1.0)
     with pytest.raises(InputError, match="no labelled boxes"):
         map50_interval([found()], [truth()])
+
+
+# -- the best that can become --------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 9999), images=st.integers(2, 12), classes=st.integers(1, 5))
+def test_the_best_case_falls_to_the_score_itself(seed, images, classes):
+    """With each image that is known: 1 without any, and never under what it will be."""
+    detections, labels = random_scenes(seed, images, classes)
+    if not any(len(label.classes) for label in labels if label.labelled):
+        return
+    best = [best_map50(detections[:count], labels) for count in range(images + 1)]
+    assert best[0] == 1 and best[-1] == pytest.approx(map50(detections, labels), abs=1e-12)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(best, best[1:], strict=False))
+
+
+def test_the_best_case_is_reached_by_finding_all_else():
+    labels = [truth((0, *LEFT)), truth((0, *LEFT)), truth((0, *LEFT))]
+    wrong, right = found((0, 0.9, *RIGHT)), found((0, 0.95, *LEFT))
+    assert best_map50([wrong], labels) == map50([wrong, right, right], labels) == pytest.approx(2 / 3)

@@ -16,14 +16,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
+from int8_tflite import Int8
 from tiny_project import ROOT, Tiny, predict_of
 from typer.testing import CliRunner
 from web_browser import served
 
+from paredown.apps.api.finished import Asked, bundle
 from paredown.apps.cli.web import _print_code, app
 from paredown.apps.detector.web.serve import open_server, secure, self_signed
 from paredown.apps.detector.web.site import MODEL, PROGRAM, build, pinned
 from paredown.pipeline.bundle.archive import unpack
+from paredown.targets.cards.card import load_card
 from paredown.targets.errors import DeviceError, InputError
 from paredown.targets.runners.litert import Runner
 
@@ -67,6 +71,29 @@ def test_the_page_has_the_bundles_facts_and_a_program_that_computes_the_same(tin
     for one, wanted in zip(found, predict_of(bundle)(image), strict=True):
         assert one.dtype == np.float32
         np.testing.assert_array_equal(one, wanted)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_a_finished_program_of_another_tool_becomes_a_page_that_computes_its_codes(
+    kind: str, modules: Path, tmp_path: Path
+) -> None:
+    """It names no signatures, and its ends may be of uint8."""
+    types = schema.TensorType
+    w = Int8((1, 32, 32, 3), kind=types.INT8 if kind == "int8" else types.UINT8)
+    scale, zero = w.codes(w.input)
+    x = w.input if kind == "int8" else w.to(w.input, types.INT8, scale, zero - 128)
+    x = w.layer(x, 4 * 4 + 2, 8, 8)  # one level of v8 heads of two classes
+    x = x if kind == "int8" else w.to(x, types.UINT8, w.codes(x)[0], w.codes(x)[1] + 128)
+    (tmp_path / "det.tflite").write_bytes(w.data(x))
+    (tmp_path / "names.txt").write_text("car\ntruck\n")
+    (tmp_path / "p.toml").write_text('decoding = { kind = "v8", strides = [8], bins = 4 }\n')
+    asked = Asked((tmp_path / "det.tflite",), tmp_path / "p.toml", tmp_path / "names.txt", task="detect")
+    made = bundle(asked, load_card("host"), tmp_path / "det.paredown").path
+    folder = build(unpack(made), tmp_path / "site", modules).folder
+    assert json.loads((folder / MODEL).read_text())["heads"]["kind"] == "v8"
+    image = np.random.default_rng(1).uniform(-2, 9, (1, 3, 32, 32)).astype(np.float32)
+    (found,), (wanted,) = Runner((folder / PROGRAM).read_bytes())(image), predict_of(unpack(made))(image)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_the_page_has_no_file_of_the_package_that_makes_it(site: Path) -> None:

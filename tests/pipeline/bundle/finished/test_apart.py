@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_programs import small_programs
 
 from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.bundle.finished import apart
 from paredown.pipeline.bundle.finished.apart import run_apart
+from paredown.pipeline.bundle.finished.child import LOADS
 from paredown.pipeline.device.executor import Here
 from paredown.pipeline.device.validate import bundle_program
+from paredown.pipeline.lower.runtimes import RUNTIMES
 from paredown.targets.errors import InputError
+from paredown.targets.runners.litert import TensorInfo
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "format-4" / "detector.paredown"
 
@@ -37,6 +41,17 @@ def test_a_program_that_has_run_is_not_run_apart_again(program, monkeypatch):
     run_apart(program)
     with pytest.raises(pytest.fail.Exception):
         run_apart(broken(program, 40, 1))
+
+
+@pytest.mark.unit
+def test_every_runtime_runs_apart():
+    assert set(LOADS) == set(RUNTIMES)
+
+
+@pytest.mark.slow
+def test_openvino_runs_apart(program):
+    small, tensor = small_programs(), TensorInfo((1, 3, 8, 8))
+    run_apart(replace(program, runtime="openvino", data=small.int8["openvino"], input=tensor))
 
 
 def test_a_program_that_ends_its_process_is_one_line(program):

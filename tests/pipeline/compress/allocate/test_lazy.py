@@ -48,20 +48,19 @@ class Problem:
         self.widths = {name: tuple(found) for name, found in self.losses.items()}
         self.importance = {name: rng.uniform(0.1, 1, UNITS).tolist() for name in names}
         self.asked: list[tuple[str, int]] = []
-        self.given_up = 0
+        self.stopped = 0
 
     def whole(self, places):
         self.asked += places
         return {(name, width): (self.losses[name][width], True) for name, width in places}
 
     def early(self, places):
-        """Gives up what is over its limit, at a little over it; what was given up is measured."""
+        """Stops what is over its limit at a little over it."""
         found = {}
         for (name, width), limit in places.items():
             drop = self.losses[name][width]
-            again = (name, width) in self.asked
-            found[name, width] = (drop, True) if drop <= limit or again else ((limit + drop) / 2, False)
-            self.given_up += not found[name, width][1]
+            found[name, width] = (drop, True) if drop <= limit else ((limit + drop) / 2, False)
+            self.stopped += drop > limit
         self.asked += places
         return found
 
@@ -80,7 +79,7 @@ def same(problem: Problem, ask, **budget: float) -> None:
     assert found.optimal
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**20), st.floats(0.1, 0.95))
 def test_the_widths_within_a_cost_are_those_of_complete_curves(seed, limit):
     problem = Problem(seed)
@@ -88,29 +87,38 @@ def test_the_widths_within_a_cost_are_those_of_complete_curves(seed, limit):
     assert len(set(problem.asked)) == len(problem.asked), "nothing is asked for twice"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**20), st.floats(0.1, 0.95))
-def test_giving_points_up_at_their_limits_changes_nothing(seed, limit):
-    """The limits are right: with what exceeds them left unmeasured the answer is the same."""
+def test_stopping_points_at_their_limits_changes_nothing(seed, limit):
+    """What is beyond its limit counts as what it has lost by then, until the answer needs more of it."""
     problem = Problem(seed)
     same(problem, problem.early, limit=limit)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**20), st.floats(0.0, 0.3))
 def test_the_least_cost_within_a_drop_is_that_of_complete_curves(seed, tolerance):
     problem = Problem(seed)
     same(problem, problem.early, tolerance=tolerance)
 
 
-def test_it_asks_for_few_points_and_gives_some_up():
+def test_it_asks_for_few_points_and_stops_most_of_them():
     """Of curves as networks have them: flat down to a width of their own, steep below it."""
     problem, rng = Problem(0), np.random.default_rng(1)
     for name, curve in problem.losses.items():
         end = int(rng.integers(1, 7))
         problem.losses[name] = {width: 0.0 if width >= end else 0.2 * (end - width) for width in curve}
-    same(problem, problem.early, limit=0.4)
-    assert len(set(problem.asked)) <= len(problem.groups) * (UNITS - 1) / 2 and problem.given_up > 0
+    measured: set[tuple[str, int]] = set()
+
+    def ask(places):
+        found = problem.early(places)
+        measured.update(place for place, (_, whole) in found.items() if whole)
+        return found
+
+    same(problem, ask, limit=0.4)
+    groups = len(problem.groups)
+    assert len(set(problem.asked)) <= groups * (UNITS - 1) / 2 and len(measured) <= 2 * groups
+    assert problem.stopped > 0
 
 
 def test_what_is_known_lies_between_what_was_measured():
@@ -130,13 +138,24 @@ def test_what_is_known_lies_between_what_was_measured():
 
 def test_it_asks_for_the_narrowest_first_then_for_middles():
     known = Curves({"a": (8, 6, 5, 4, 3, 2), "b": (8,)}, {"a": 8, "b": 8})
-    assert set(known.narrowest()) == {("a", 2)}
+    assert known.narrowest() == [("a", 2)]
     known.drops["a", 2] = (0.5, True)
     assert known.ask_about("a", 6) == ("a", 4)
     known.drops["a", 4] = (0.4, True)
     assert known.ask_about("a", 6) == ("a", 5) and known.ask_about("a", 3) == ("a", 3)
     known.drops["a", 3] = (0.45, False)
     assert known.ask_about("a", 3) == ("a", 3), "what was given up is measured"
+
+
+def test_it_goes_a_little_beyond_what_a_point_is_known_to_lose():
+    known = Curves({"a": (8, 6, 4)}, {"a": 8}, {("a", 6): (0.2, False), ("a", 4): (0.1, False)})
+    assert known.limits([("a", 6), ("a", 4)], 0.01) == pytest.approx({("a", 6): 0.26, ("a", 4): 0.26})
+    assert Curves({"a": (8, 6, 4)}, {"a": 8}).limits([("a", 6)], 0.01) == {("a", 6): 0.01}
+
+
+def test_what_is_open_may_lose_more_than_it_does_at_least():
+    known = Curves({"a": (8, 6, 4)}, {"a": 8, "locked": 8}, {("a", 6): (0.2, True)})
+    assert known.open([("locked", 8), ("a", 8), ("a", 6), ("a", 4)]) == [("a", 4)]
 
 
 def test_a_locked_group_stays_whole():

@@ -107,3 +107,18 @@ def test_the_network_stays_as_it_is():
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     couple_on_trial(net, trace(net, SHAPE))
     assert net.training and all(torch.equal(before[name], t) for name, t in net.state_dict().items())
+
+
+def test_a_layer_that_no_output_reads_is_named():
+    """The last residual of a stack whose outputs are its skips: its layer runs for nothing, and fails."""
+
+    def skips(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.a(x)
+        y = F.relu(m.b(x))
+        x = x + m.c(y)  # read by nobody
+        return m.h(y)
+
+    model = network(skips, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), h=conv(8, 2))
+    groups = couple_on_trial(model, trace(model, SHAPE))
+    reasons = {group.name: group.locked for group in groups}
+    assert all("c runs, and no output hangs on it" in reasons[name] for name in ("a", "b"))

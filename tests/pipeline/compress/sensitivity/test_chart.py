@@ -57,7 +57,7 @@ def test_the_table_says_everything(made):
     assert "4: 1.00" in b and ":" not in b.replace("4: 1.00", "")
     macs = {node.name: node.macs for node in made[1]}
     assert f"{macs['a'] / sum(macs.values()):.1%}" in a
-    assert "cannot be part of the answer (1 points)" in words and "did not need it" not in shown
+    assert "stopped early, not part of the answer (1 points)" in words and "did not need it" not in shown
 
 
 def test_the_two_reasons_to_skip_are_told_apart(made):

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from device_contract import until
-from mavlink_peer import Autopilot, free_port
+from mavlink_peer import Autopilot
+from ports import free_port
 from signing import A, B, C, trusting
 
 from paredown.pipeline.bundle.archive import Bundle, extract, pack, unpack

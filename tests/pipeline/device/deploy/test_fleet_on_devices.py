@@ -244,7 +244,7 @@ def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
     (tmp_path / "photos").mkdir()
     command = [
         sys.executable, "-m", "paredown.apps.cli", "deploy", str(tiny.bundle), "--fleet", "fleet.toml",
-        "--stages", "1,all", "--soak", "10s", "--", "--source", str(_clip(tmp_path)), "--realtime",
+        "--stages", "1,all", "--soak", "5s", "--", "--source", str(_clip(tmp_path)), "--realtime",
     ]  # fmt: skip
     journal = tmp_path / "fleet.rollout.json"
 

@@ -17,6 +17,7 @@ import pytest
 from device_contract import until
 
 from paredown.targets.address import open_device
+from paredown.targets.devices.errors import NoSpaceError
 from paredown.targets.devices.service import keeper
 from paredown.targets.devices.service.board import supervisor, unit
 from paredown.targets.devices.service.board.log import LOG_BYTES
@@ -185,6 +186,8 @@ def test_what_goes_wrong_is_one_line(service, home):
         service.install(archive(app_py=APP), "r1", needs)
     with pytest.raises(DeviceError, match="the vectors differ"):
         install(service, proof="raise SystemExit('the vectors differ')")
+    with pytest.raises(NoSpaceError, match="local: no space left on the device; make room there"):
+        install(service, proof="raise SystemExit('[Errno 28] No space left on device')")
     with pytest.raises(DeviceError, match="has no place in a release"):
         service.install(archive(**{"..__evil": "x"}), "r1", {})
     assert not list((home / ".local/share/paredown/app/releases").iterdir())

@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from adb_device import HOST, Adbd, Unauthorising, free_port, listens_on, loopback_library
+from adb_device import HOST, Adbd, Unauthorising, listens_on, loopback_library
 from device_contract import TWO_PROGRAMS, DeviceContract, Running, client_of, gone, interrupt, lives, until
 from needs import needs
+from ports import free_port
 from ssh_device import Proxy
 
 from paredown.targets.address import open_device

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lines import lines_of
 
 from paredown.apps.detector.device.boxes.decode import Detections, decode, detect, iou_matrix, nms
 from paredown.apps.detector.device.drawing.draw import class_colour, draw
@@ -207,12 +207,8 @@ def test_the_scoring_threshold_is_fast_enough_at_416():
     """169 cells, 5 anchors, 20 classes, nearly every pair a candidate: the worst that scoring meets."""
     outputs = random_outputs(0, 13, 13, 20, 5, spread=1.0)
     anchors = ((1.3, 1.7), (3.2, 4.0), (5.1, 8.1), (9.5, 4.8), (11.2, 10.0))
-    detect(outputs, anchors)
-    start = time.perf_counter()
-    for _ in range(5):
-        found = detect(outputs, anchors)
-    assert len(found) > 500
-    assert (time.perf_counter() - start) / 5 < 1.0  # measured .05 s; a loop over pairs takes over 10 s
+    assert len(detect(outputs, anchors)) > 500
+    assert lines_of(lambda: detect(outputs, anchors)) < 100_000  # one a pair would be millions
 
 
 def test_draw_puts_a_frame_where_the_box_is():

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot, free_port
+from mavlink_peer import ALTITUDE, HEIGHT, LATITUDE, LONGITUDE, Autopilot
+from ports import free_port
 from pymavlink.dialects.v20 import common
 
 from paredown.apps.detector.device.flight.geometry import Attitude, offset

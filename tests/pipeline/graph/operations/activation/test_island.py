@@ -62,7 +62,11 @@ def test_a_batch_is_computed_image_by_image_and_stored(name):
 
 @both
 def test_programs_are_within_a_code_of_the_integer_graph(runtime):
-    net = network(lambda m, x: tuple(each(m.a(x)) for each in ISLANDS.values()), a=conv(4, 4))
+    def run(m: torch.nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        y = m.a(x)
+        return tuple(each(y) for each in ISLANDS.values())
+
+    net = network(run, a=conv(4, 4))
     integer = calibrated(trace(net, SHAPE))
     integer = IntegerGraph.load(*integer.dump())
     runner = runtime.load(runtime.lower_integer(integer).data)

@@ -36,6 +36,9 @@ FORMS = {
     "split of uneven sizes": lambda x: x.split([1, 2, 3], 1),
     "chunk of an uneven last part": lambda x: x.chunk(4, 1),
     "chunk of rows": lambda x: x.chunk(3, 2)[2],
+    "chunk of an axis before the batch": lambda x: (
+        x.view(x.shape[0], 3, 2, 9, 10).transpose(0, 1).chunk(3, 0)[1].squeeze(0)
+    ),
     "tensor_split": lambda x: x.tensor_split(4, 1)[3],
     "unbind": lambda x: x.unbind(2)[4],
     "select": lambda x: x.select(3, -1),

@@ -123,9 +123,7 @@ NETWORKS = {
 
 
 #: What is of several operations in float, and in no more than one delegate only on codes.
-ON_CODES = {
-    "attention", "hardswish", "log_softmax", "mish", "prelu", "resize", "softmax", "unit norm",
-}  # fmt: skip
+ON_CODES = {"attention", "log_softmax", "mish", "prelu", "softmax", "unit norm"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -136,6 +136,29 @@ def test_layers_run_on_codes_and_what_does_not_is_named_and_predicted(name):
     assert bool(placed.leaving) == (name in IN_FLOAT - {"bilinear"})
 
 
+def test_a_leaky_relu_is_in_the_kernel_of_its_layer_and_codes_have_no_zero_point():
+    data = lower_integer(quantized(randomized(NETS["leaky relu"]))).data
+    layers = [
+        each.get_rt_info()["layerType"].value for each in load(data).model.get_runtime_model().get_ops()
+    ]
+    assert layers.count("Convolution") == 2 and not {"Subgraph", "Eltwise", "Subtract"} & set(layers)
+    held = onnx.load_from_string(data).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in held.initializer}
+    kinds = [node.op_type for node in held.node]
+    assert kinds.count("QuantizeLinear") == 2  # none between a layer and its leaky ReLU
+    assert not any(values[node.input[2]].any() for node in held.node if node.op_type == "DequantizeLinear")
+    assert {name for node in held.node for name in node.input} >= set(values)  # nothing is held for nothing
+
+
+@full_range
+@pytest.mark.parametrize("stride, padding", [(1, (2, 0)), (2, (1, 2))])
+def test_a_border_of_codes_with_a_zero_point_is_exact(stride, padding):
+    net = Net(lambda m, a, b: m[0](a), nn.Conv2d(8, 6, (5, 3), stride, padding, dilation=(1, 2), groups=2))
+    graph = quantized(randomized(net))
+    assert graph[graph.nodes[-1].inputs[0]].out.zero_point != -128
+    assert parity.compare(graph, of(graph), codes(graph, 3)).differing == 0
+
+
 @pytest.mark.parametrize("name", ["add", "mean, linear", "softmax", "residual"])
 def test_the_float_network_is_torchs(name):
     graph = trace(randomized(NETS[name]), (1, 3, 16, 16))

@@ -36,15 +36,14 @@ for word in sys.argv[1:]:
         raise SystemExit("it is no good")
     if word == "crash-once" and count.read_text() == "1":
         raise SystemExit("it is no good yet")
+    if word == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if word == "hang":
         beat()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
     if word == "errors":
         for _ in range(20):
             print("error: it goes on badly", flush=True)
-    if word == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if word == "mute":
         os.close(1), os.close(2)
 while True:
@@ -88,17 +87,18 @@ def test_one_that_is_killed_is_started_again_and_says_why(app: App) -> None:
     assert "paredown: it was killed by SIGKILL" in (app.home / "log").read_text()
 
 
-def test_one_that_hangs_is_ended_and_started_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(app, "r1", "hang", hang_s=1.0)
+def test_one_that_hangs_is_ended_and_started_again(app: App) -> None:
+    """Even if it does not listen: it is killed, after the seconds that an app has to complete its files."""
+    start(app, "r1", "deaf", "hang", hang_s=1.0)
     until(lambda: app.status()["restarts"] == 1, "it was started again")
     assert app.status()["ended"]["why"] == "gave no heartbeat for 1 s"
 
 
 def test_one_that_gives_heartbeats_or_never_gave_one_is_left_alone(app: App) -> None:
-    start(app, "r1", "beat", "mute", hang_s=0.5, health=Health(2.0))
+    start(app, "r1", "beat", "mute", hang_s=1.5, health=Health(3.0))
     until(lambda: window(app)["state"] == "passed", "its window is over")
     assert app.status()["restarts"] == 0 and not app.status()["ended"]
-    start(app, "r2", "mute", hang_s=0.5, health=Health(2.0))
+    start(app, "r2", "mute", hang_s=0.5, health=Health(1.0))
     until(lambda: window(app)["state"] == "passed", "its window is over")
     assert app.status()["restarts"] == 0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny_project import call, make_project
 
-from paredown.pipeline.run import beside
-from paredown.pipeline.run.beside import Beside
 from paredown.pipeline.run.image import job
 from paredown.pipeline.run.job import Settings
+from paredown.pipeline.run.start import beside
+from paredown.pipeline.run.start.beside import Beside
 from paredown.pipeline.store.stage import Stage
 from paredown.pipeline.store.store import Store
 
@@ -50,7 +50,7 @@ def opened(
 
 def built(other: Beside, count: int) -> None:
     """Waits until so many stages were built there."""
-    for _ in range(1000):
+    for _ in range(12_000):
         if sum(value is not None for value in other._seconds.values()) >= count or not other._waiting:
             return
         time.sleep(0.01)

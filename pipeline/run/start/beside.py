@@ -17,11 +17,11 @@ import time
 from collections.abc import Collection, Sequence
 
 from paredown.pipeline.run.job import Settings
-from paredown.pipeline.run.jobs import make_job
+from paredown.pipeline.run.start.jobs import make_job
 from paredown.pipeline.store.stage import Stage, plan, run_stage
 from paredown.pipeline.store.store import Store
 
-SERVE = ("-P", "-m", "paredown.pipeline.run.beside")
+SERVE = ("-P", "-m", "paredown.pipeline.run.start.beside")
 
 
 class Beside:

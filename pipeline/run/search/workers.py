@@ -1,0 +1,250 @@
+"""Runs in processes of their own: one that dies is started again, and what it was at is tried once more.
+
+A worker reads pickled work from standard input and answers in lines of JSON: events, then the outcome. It
+ends when standard input does, so that none outlives the process that started it. Which process builds a
+stage decides nothing: stages are pure functions, and the store keeps the first of equal ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.run.run import Run
+from paredown.pipeline.run.search.sharing import Sharing
+from paredown.pipeline.store.event import Event
+from paredown.targets.cards.card import Target
+from paredown.targets.errors import ParedownError
+
+SERVE = ("-P", "-m", "paredown.pipeline.run.search.workers")
+TRIES = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run to make.
+
+    Attributes:
+        name: of its folder.
+        recipe: resolved.
+        target: the card.
+        root: folder of all runs.
+        smoke: handfuls of samples everywhere.
+        device: that proves it; None = this machine alone.
+        limit: test images that are scored there at most.
+    """
+
+    name: str
+    recipe: Recipe
+    target: Target
+    root: Path
+    smoke: bool = False
+    device: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        built: stages that were built for it.
+        reused: stages that were in the store, or were built by another worker meanwhile.
+        seconds: of the whole run.
+        error: why there is no result; empty where there is one.
+        code: the exit code that the error has.
+    """
+
+    built: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    code: int = 0
+
+
+_Waiting = queue.SimpleQueue[int]
+_Told = queue.SimpleQueue[tuple[int, Event | Outcome]]
+#: Hears of an event of a piece of work, by its number.
+Hear = Callable[[int, Event], None]
+
+
+class Executor(Protocol):
+    """What does pieces of work, here or elsewhere."""
+
+    def outcomes(self, works: Sequence[Work], hear: Hear) -> Iterator[tuple[int, Outcome]]:
+        """Does all of them, whatever becomes of one.
+
+        Args:
+            works: what is to be done; runs of one store.
+            hear: hears of events, one call at a time.
+
+        Yields:
+            The number of a piece of work, and how it went, as each ends.
+        """
+
+
+def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
+    """Makes a run; what goes wrong is an outcome, not an error."""
+    counts = {"done": 0, "reused": 0}
+
+    def heard(event: Event) -> None:
+        counts[event.state] = counts.get(event.state, 0) + 1
+        tell(event)
+
+    began, error, code = time.perf_counter(), "", 0
+    try:
+        run = Run(
+            work.name, work.recipe, work.target, work.root, smoke=work.smoke, device=work.device,
+            device_limit=work.limit, tell=heard, around=Sharing(work.root / ".store").around,
+        )  # fmt: skip
+        run.execute()
+    except ParedownError as found:
+        error, code = str(found), found.exit_code
+    except Exception as found:  # a bug of ours or of the user's own code: the other points go on
+        traceback.print_exc()
+        error, code = f"{type(found).__name__}: {found}", 1
+    return Outcome(counts["done"], counts["reused"], round(time.perf_counter() - began, 1), error, code)
+
+
+class LocalWorkers:
+    """Processes on this machine.
+
+    Args:
+        jobs: how many at once.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._running: dict[int, subprocess.Popen[bytes]] = {}  # thread -> its worker
+        self._ended, self._starting = False, threading.Lock()
+
+    def outcomes(self, works: Sequence[Work], hear: Hear) -> Iterator[tuple[int, Outcome]]:
+        """See `Executor`."""
+        waiting: _Waiting = queue.SimpleQueue()
+        for number in range(len(works)):
+            waiting.put(number)
+        told: _Told = queue.SimpleQueue()
+        threads = [
+            threading.Thread(target=self._feed, args=(lane, works, waiting, told), daemon=True)
+            for lane in range(min(self._jobs, len(works)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            left = len(works)
+            while left:
+                number, said = told.get()
+                if isinstance(said, Event):
+                    hear(number, said)
+                else:
+                    left -= 1
+                    yield number, said
+        finally:
+            with self._starting:
+                self._ended = True
+                for process in self._running.values():
+                    process.kill()
+            for thread in threads:
+                thread.join()
+
+    def _feed(self, lane: int, works: Sequence[Work], waiting: _Waiting, told: _Told) -> None:
+        """What a thread does for its worker."""
+        worker: subprocess.Popen[bytes] | None = None
+        while not self._ended:
+            try:
+                number = waiting.get_nowait()
+            except queue.Empty:
+                break
+            ends: list[str] = []
+            outcome = None
+            while outcome is None and len(ends) < TRIES:
+                worker = worker or self._start(lane)
+                if worker is None:
+                    return
+                outcome = _ask(worker, works[number], functools.partial(_tell, told, number))
+                if outcome is None:
+                    ends.append(_ended(worker.wait()))
+                    worker = None
+            told.put((number, outcome or Outcome(error=f"its worker {' and again '.join(ends)}", code=1)))
+        if worker is not None:
+            worker.kill()
+            worker.wait()
+
+    def _start(self, lane: int) -> subprocess.Popen[bytes] | None:
+        """A new worker; None where all is over. Ctrl-C is ours to answer, so it has a session of its own."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        with self._starting:
+            if self._ended:
+                return None
+            self._running[lane] = subprocess.Popen(
+                [sys.executable, *SERVE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                start_new_session=True,
+            )  # fmt: skip
+            return self._running[lane]
+
+
+def _tell(told: _Told, number: int, event: Event) -> None:
+    told.put((number, event))
+
+
+def _ask(worker: subprocess.Popen[bytes], work: Work, hear: Callable[[Event], None]) -> Outcome | None:
+    """Has a worker do a piece of work; None where it died."""
+    assert worker.stdin is not None and worker.stdout is not None
+    with contextlib.suppress(OSError, ValueError):
+        worker.stdin.write(pickle.dumps(work))
+        worker.stdin.flush()
+        for line in worker.stdout:
+            told = json.loads(line)
+            if "stage" not in told:
+                return Outcome(**told)
+            hear(Event(**told))
+    return None
+
+
+def _ended(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed ({signal.Signals(-code).name})"
+    return f"was killed (signal {-code})"
+
+
+def serve() -> None:
+    """What a worker does, until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a user's code prints is no answer
+    works: queue.SimpleQueue[Work] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                works.put(pickle.load(sys.stdin.buffer))
+        os._exit(0)  # nobody wants to know any more, whatever is at work
+
+    def say(what: Event | Outcome) -> None:
+        print(json.dumps(asdict(what)), file=answers, flush=True)
+
+    threading.Thread(target=listen, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            say(perform(works.get(), say))
+
+
+if __name__ == "__main__":
+    serve()
