@@ -226,9 +226,10 @@ def show(rows: Sequence[Program], quality: dict[str, str], rate: float, options:
             first = [each["decode_rate"] for each in rows[0].rounds]
             ratio = statistics.median(a / b for a, b in zip(seen["decode_rate"], first, strict=True))
             size = row.path.stat().st_size
+            share = f"{decode * size / rate:.0%}" if options.threads == 1 else "-"
             table.row(
                 row.name, f"{size / MB:.1f}", quality[row.name], f"{prefill:,.0f}", f"{decode:,.1f}",
-                f"{ratio:.2f}", f"{max(seen['memory_peak']):,.0f}", f"{decode * size / rate:.0%}" if options.threads == 1 else "-",
+                f"{ratio:.2f}", f"{max(seen['memory_peak']):,.0f}", share,
             )  # fmt: skip
         if any(row.scored for row in rows) and options.text:
             count = options.windows * (options.window - 1)
