@@ -534,3 +534,10 @@ def test_another_one_reaches_the_module(house: dict[str, Module], test: str) -> 
         inside = {path.as_posix() for path in files(house) if path.as_posix().startswith(entry)}
         missed = {path for path in inside - found - BY_NAME if own(Path(path)) is None}
         assert not missed
+
+
+def test_files_have_names_of_their_own() -> None:
+    """Test folders are no packages: pytest refuses the second file of a name."""
+    paths = sorted(TESTS.rglob("test_*.py"))
+    names = [path.name for path in paths]
+    assert [str(path) for path in paths if names.count(path.name) > 1] == []
