@@ -29,7 +29,7 @@ ISLANDS = {
     "division": lambda x: x / (1 + x.abs()), "power": lambda x: (x.abs() + 0.1) ** (x * 0.5),
     "where": lambda x: torch.where(x > 0.2, x, 0.3), "and": lambda x: torch.logical_and(x > 0, x < 1),
     "norm": lambda x: x.norm(dim=1, keepdim=True), "shares": lambda x: F.normalize(x, 1.0, dim=1),
-    "deviation": lambda x: x.std(1), "product": lambda x: x.prod(1), "gate": lambda x: F.glu(x, 1),
+    "deviation": lambda x: x.std(1), "product": lambda x: x.prod(1),
     "einsum": lambda x: torch.einsum("bchw,bdhw->bcd", x, x), "index": lambda x: x.index_select(1, PLACES),
     "windows": lambda x: x.unfold(2, 3, 1),
     "a constant": lambda x: torch.maximum(x, torch.linspace(-1, 1, 6)),
