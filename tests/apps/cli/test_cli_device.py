@@ -13,8 +13,9 @@ from paredown.pipeline.device.latency.latency import read_table
 
 
 def test_bench_follows_latency_and_knows_where_it_goes(tiny: Tiny, tmp_path: Path) -> None:
-    plot = tmp_path / "plot.png"
-    done = call("bench", tiny.bundle, "--minutes", 0.005, "--plot", plot, "--json")
+    plot, bundle = tmp_path / "plot.png", tmp_path / "tiny.paredown"
+    shutil.copy(tiny.bundle, bundle)  # what was measured is written beside it
+    done = call("bench", bundle, "--minutes", 0.005, "--plot", plot, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     figures = {(f["variant"], f["metric"]): f["value"] for f in found["figures"]}
@@ -24,9 +25,9 @@ def test_bench_follows_latency_and_knows_where_it_goes(tiny: Tiny, tmp_path: Pat
     assert sum(row["share"] for row in found["profile"]) == pytest.approx(1)
     assert {row["operation"] for row in found["profile"]} >= {"CONV_2D", "LEAKY_RELU"}
     assert plot.read_bytes().startswith(b"\x89PNG")
-    done = call("bench", tiny.bundle, "--minutes", 0)
+    done = call("bench", bundle, "--minutes", 0)
     assert done.code == 0 and "CONV_2D" in done.out and "temperature and clock: not told" in done.out
-    done = call("bench", tiny.bundle, "--device", "simulated:")
+    done = call("bench", bundle, "--device", "simulated:")
     assert done.code == 2 and "nothing of a microcontroller is timed here" in done.line()
 
 
