@@ -30,9 +30,7 @@ def searched(case: str, folder: Path, slice_s: int, queue: str, settings: list[s
     command = [sys.executable, "-m", "paredown.apps.cli.main", "fit", recipe, "--target", target, *options]
     command += ["--runs", str(folder), *(word for each in settings for word in ("--set", each)), "--json"]
     before, killed = [*shlex.split(queue), "timeout", "-s", "KILL", str(slice_s)], 0
-    while (
-        done := subprocess.run([*before, *command, "--json"], stdout=subprocess.PIPE)
-    ).returncode in KILLED:
+    while (done := subprocess.run([*before, *command], stdout=subprocess.PIPE)).returncode in KILLED:
         killed += 1
     told: dict[str, Any] = json.loads(done.stdout)
     if "error" in told:

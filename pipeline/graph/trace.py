@@ -39,6 +39,7 @@ MOVES = frozenset({
 #: What to do instead of a change in place.
 NEW = "make a new tensor: x = x - 1, not x -= 1; torch.where or torch.cat, not x[:, 0] = 0"
 NEAR = 0.01  # of an output's largest value: far above rounding, far below a wrong operation
+FEW = 1 / 200  # of its values
 #: What computes each value of its result from the values at the same place.
 ELEMENTWISE = frozenset({
     "add", "div", "exp", "mul", "neg", "pow", "reciprocal", "rsqrt", "sqrt", "square", "sub",
@@ -75,18 +76,19 @@ def check_trace(network: nn.Module, graph: Graph) -> None:
     """Runs a network and its graph on one random input.
 
     Raises:
-        InputError: an output is further away than 1 % of its largest value: a fault of ours, told before
-            anything is made of it.
+        InputError: more than one value in 200 of an output is further away than 1 % of the largest: a fault
+            of ours, told before anything is made of it. Fewer may be ties of `argmax` that rounding decides.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(graph.nodes[0].shape, generator=generator)
     found, values = network.eval()(x), graph.run(x)
     wanted = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
     for one, name in zip(wanted, graph.outputs, strict=True):
-        away = (one.reshape(-1) - values[name].reshape(-1)).abs().max()
-        if not away <= NEAR * one.abs().max().clamp_min(1e-6) and one.isfinite().all():
+        away = (one.reshape(-1) - values[name].reshape(-1)).abs()
+        wrong = ~(away <= NEAR * one.abs().max().clamp_min(1e-6))
+        if wrong.double().mean() > FEW and one.isfinite().all():
             raise InputError(
-                f"what was read of the network computes something else: {away:.1e} away at output {name}",
+                f"the graph that was read computes something else: {away.max():.1e} away at output {name}",
                 hint="this is a fault of paredown: please report it with the network's code",
             )
 

@@ -53,7 +53,7 @@ def compose(program: torch.export.ExportedProgram) -> None:
 
 
 def _numbers(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    """Placeholder -> its value, of all constants that are one number."""
+    """Placeholder -> its value, of all constants that are one number, which no training changes."""
     signature = program.graph_signature
     held = {
         **signature.inputs_to_parameters, **signature.inputs_to_buffers,
@@ -62,7 +62,7 @@ def _numbers(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     found = {}
     for name, path in held.items():
         value = program.state_dict.get(path, program.constants.get(path))
-        if isinstance(value, Tensor) and value.numel() == 1:
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
             found[name] = value.detach().double().reshape(())
     return found
 

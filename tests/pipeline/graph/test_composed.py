@@ -142,6 +142,15 @@ def test_what_is_nearly_a_function_is_not_it() -> None:
     assert "gelu" not in called(graph)
 
 
+def test_a_number_that_is_trained_is_none_of_a_function() -> None:
+    def middle(m: nn.Module, x: Tensor) -> Tensor:
+        return x * (torch.erf(x / 1.4142135) + 1) * m.learned
+
+    network = Network(middle, False).eval()
+    network.learned = nn.Parameter(torch.tensor(0.5))
+    assert "gelu" not in called(trace(network, TOKENS))
+
+
 def test_two_tensors_are_no_function() -> None:
     graph = traced(lambda m, x: x * torch.sigmoid(m.first(x)), TOKENS)
     assert "mul" in kinds(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -82,6 +83,10 @@ def test_a_graph_that_computes_something_else_is_told() -> None:
     check_trace(network, graph)
     network.whole.weight.data *= -1  # folded into nothing: they share it
     check_trace(network, graph)
+    one = copy.deepcopy(network)
+    one.whole.bias.data[0] += 1  # of five channels
+    with pytest.raises(InputError, match="computes something else"):
+        check_trace(one, graph)
     network.whole.weight = nn.Parameter(1.1 * network.whole.weight)
     with pytest.raises(InputError, match="computes something else"):
         check_trace(network, graph)
