@@ -1,7 +1,8 @@
 """The integer graph executed in true integer arithmetic: what the device's kernels compute, bit for bit.
 
-Accumulators are exact integers (carried in float64, which holds every sum of these products exactly), and
-each requantization is the kernel's own: XNNPACK's, which serves both runtimes on x86-64 and aarch64.
+Accumulators are exact integers (carried in float32 where no sum can exceed what that holds exactly, else in
+float64). Each requantization is the own one of the kernels: those of XNNPACK, which serves both runtimes on
+x86-64 and aarch64.
 
 Each kind's own arithmetic is `codes` of its class in `pipeline.graph.operations`.
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, Codes, Operation, clamped
+from paredown.pipeline.graph.operations.operation import LARGEST_FACTOR, QMAX, QMIN, Codes, Operation, clamped
 from paredown.pipeline.graph.operations.placement import ETHOS, Rule
 
 if TYPE_CHECKING:
@@ -21,12 +21,25 @@ if TYPE_CHECKING:
 
 #: Vela's limit: the sum of the weights of one output.
 MOST_WEIGHTS = 127 << 16
+#: float32 holds every whole number up to this one.
+FLOAT32_WHOLE = 1 << 24
+
+
+def _sums(node: IntegerNode) -> NDArray[np.int64]:
+    """The sum of the weights of each output, without their signs."""
+    assert node.weight is not None
+    return np.abs(node.weight.astype(np.int16)).reshape(len(node.weight), -1).sum(1, dtype=np.int64)
 
 
 def _heavy(node: IntegerNode, feed: IntegerNode) -> bool:
-    assert node.weight is not None
-    sums = np.abs(node.weight.astype(np.int64)).reshape(len(node.weight), -1).sum(1)
-    return int(sums.max()) > MOST_WEIGHTS
+    return int(_sums(node).max()) > MOST_WEIGHTS
+
+
+def _largest_sum(node: IntegerNode, feed: IntegerNode) -> int:
+    """What no sum of some of an output's products and its bias exceeds, in whatever order they are added."""
+    assert node.bias is not None
+    farthest = max(QMAX - feed.out.zero_point, feed.out.zero_point - QMIN)
+    return int((_sums(node) * farthest + np.abs(node.bias.astype(np.int64))).max(initial=0))
 
 
 HEAVY = Rule(
@@ -58,12 +71,14 @@ class WeightedOperation(Operation):
 
     def codes(self, node: IntegerNode, feeds: Sequence[IntegerNode], inputs: Sequence[Codes]) -> Codes:
         assert node.weight is not None and node.bias is not None
-        values = torch.from_numpy(inputs[0]).double() - feeds[0].out.zero_point
-        weight, bias = torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()
-        return requantized(self.accumulated(node, values, weight, bias).numpy(), node, feeds[0])
+        held = torch.float32 if _largest_sum(node, feeds[0]) <= FLOAT32_WHOLE else torch.float64
+        values = torch.from_numpy(inputs[0]).to(held) - feeds[0].out.zero_point
+        weight, bias = (torch.from_numpy(each).to(held) for each in (node.weight, node.bias))
+        with torch.backends.nnpack.flags(enabled=False):  # Winograd's sums are no whole numbers
+            return requantized(self.accumulated(node, values, weight, bias).numpy(), node, feeds[0])
 
     def accumulated(self, node: IntegerNode, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Exact int32 accumulators, as float64."""
+        """Exact int32 accumulators, as floats of the arguments' type, which holds every sum of them."""
         raise NotImplementedError
 
 
@@ -76,7 +91,7 @@ def parameters(tracer: Tracer, node: Any, weight: Any, bias: Any) -> dict[str, A
     return {"weight": value, "bias": offset, "parameters": names}
 
 
-def requantized(accumulator: NDArray[np.float64], node: IntegerNode, feed: IntegerNode) -> Codes:
+def requantized(accumulator: NDArray[np.floating], node: IntegerNode, feed: IntegerNode) -> Codes:
     """The accumulators as codes: float32(accumulator) * (input * weight / output scale), half to even."""
     assert node.weight_scale is not None
     scale = np.float32(feed.out.scale) * node.weight_scale / np.float32(node.out.scale)
