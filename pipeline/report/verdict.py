@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from paredown.pipeline.recipe.task import Metric
-from paredown.pipeline.report.budget import LEAST_CLASS, Limit, shipped, violations
+from paredown.pipeline.report.budget import LEAST, LEAST_CLASS, Limit, shipped, violations
 from paredown.pipeline.report.figures import CLASS, NOISE, Figure
 
 Word = Literal["SHIP", "DO NOT SHIP", "NOT PROVEN"]
 #: A class with less than this has no detection that is right, but for a lucky one.
 NEVER = 0.01
+#: A drop from the original network that nobody ships without having said that it may be.
+LARGE_DROP = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def decide(
         for each in limits
         if each.kept is None
     ]
+    unknown += _unlimited(limits, figures, metric)
     if any(figure.tag == "smoke" for figure in figures):
         unknown = ["all test images: a smoke run proves nothing"]
     elif "score" not in said:
@@ -147,6 +150,21 @@ def recommended(variants: Sequence[str], figures: Sequence[Figure], metric: Metr
     sizes = sorted((value, name) for (name, m), value in cells.items() if m == "file_bytes")
     timed = "not all were timed" if any(m == "latency_p50" for _, m in cells) else "nothing was timed"
     return (sizes[0][1] if sizes else variants[0]), f"the smallest file; {timed}"
+
+
+def _unlimited(limits: Sequence[Limit], figures: Sequence[Figure], metric: Metric) -> list[str]:
+    """A line per variant that is much worse than the original network, where no limit judges that."""
+    if any(limit.limit in ("accuracy_drop", LEAST) for limit in limits):
+        return []
+    scores = {figure.variant: figure.value for figure in figures if figure.metric == metric.name}
+    if "fp32" not in scores:
+        return []
+    drops = {name: metric.drop(scores["fp32"], scores[name]) for name in shipped(figures) if name in scores}
+    return [
+        f"{name}: a limit for what {metric.name} may lose; it loses {drop:.4f} (budget.accuracy_drop)"
+        for name, drop in drops.items()
+        if drop > LARGE_DROP
+    ]
 
 
 def _never_found(limits: Sequence[Limit], figures: Sequence[Figure]) -> list[str]:

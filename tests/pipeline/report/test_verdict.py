@@ -51,6 +51,20 @@ def test_a_broken_limit_or_a_failed_check_does_not_ship_and_says_why():
     )
 
 
+def test_a_large_drop_that_no_limit_judges_is_not_proven():
+    worse = [f for f in figures() if (f.variant, f.metric) != ("litert", "map50")]
+    worse.append(figure("litert", "map50", 0.4))
+    line = decide([], [GOOD], worse, MAP).line()
+    assert line == (
+        "NOT PROVEN (missing: litert: a limit for what map50 may lose; it loses 0.1000 "
+        "(budget.accuracy_drop))"
+    )
+    for name in ("accuracy_drop", "least_score"):
+        assert decide([Limit("litert", name, 0.2, 0.1)], [GOOD], worse, MAP).word == "SHIP"
+    better = [f for f in worse if f.value != 0.4] + [figure("litert", "map50", 0.46)]
+    assert decide([], [GOOD], better, MAP).word == "SHIP"
+
+
 @pytest.mark.parametrize(
     ("limits", "checks", "missing", "said"),
     [
