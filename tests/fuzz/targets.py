@@ -154,6 +154,16 @@ def _run_apart(path: Path) -> None:
         run_apart(replace(bundle_program(bundle, model), data=path.read_bytes()))
 
 
+def _pte() -> dict[str, bytes]:
+    return {"model.pte": _golden().members["model.pte"]}
+
+
+def _verify(path: Path) -> None:
+    from paredown.pipeline.lower.executorch.verify.plan import check_program
+
+    check_program(path.read_bytes(), path)
+
+
 def _tflite() -> dict[str, bytes]:
     return {MODEL: _golden().members[MODEL]}
 
@@ -426,6 +436,7 @@ TARGETS = {
         Target("bundle, inner documents", _bundle, _inner, _use_bundle),
         Target("packed programs", _packed, _resummed, _expand),
         Target("programs", _programs, _table, _run_apart, share=40, patience=6),
+        Target("programs, before they run", _pte, _table, _verify),
         Target("tflite, edited", _tflite, of_bytes, _edit),
         Target("figures", _figures, json_bytes(), _read_figures),
         Target("recipe", _recipe, of_text, _load_recipe),

@@ -23,6 +23,7 @@ from paredown.pipeline.graph.graph import apply as apply_float
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.lower.executorch.islands import island
 from paredown.pipeline.lower.executorch.operands import Operands
+from paredown.pipeline.lower.executorch.verify.plan import check_program
 from paredown.pipeline.lower.executorch.writer.delegate import written, written_float
 from paredown.pipeline.lower.executorch.writer.recorder import NotWritten
 from paredown.pipeline.lower.integer import Affine, IntegerGraph, IntegerNode, float_bias
@@ -255,10 +256,11 @@ class ProgramRunner:
         where: named in errors.
 
     Raises:
-        InputError: the bytes are not a program that this runtime loads.
+        InputError: the bytes are not a program, or none that this runtime loads.
     """
 
     def __init__(self, data: bytes, threads: int = 1, where: object = ".pte") -> None:
+        check_program(data, where)
         with quiet_toolchain():
             # The binding itself: executorch.runtime wraps it, and imports the whole exporter to do so (6 s).
             from executorch.extension.pybindings import _C as binding

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from paredown.pipeline.lower.executorch.writer.schema import PROGRAM, Packer
+from paredown.pipeline.lower.executorch.schema import PROGRAM
+from paredown.pipeline.lower.executorch.writer.packer import Packer
 
 _HEADER = struct.Struct("<4sIQQQ")  # magic word, its length, bytes of the program, of segments: begin, size
 _SEGMENT = 128  # alignment of segments

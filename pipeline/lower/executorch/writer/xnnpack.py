@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.pipeline.lower.executorch.schema import XNNPACK
+from paredown.pipeline.lower.executorch.writer.packer import Packer
 from paredown.pipeline.lower.executorch.writer.recorder import NotWritten
-from paredown.pipeline.lower.executorch.writer.schema import XNNPACK, Packer
 from paredown.pipeline.lower.integer import Affine
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)

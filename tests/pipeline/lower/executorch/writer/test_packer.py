@@ -6,8 +6,9 @@ import pytest
 from lowering_networks import Builder, random_graph
 from pte_files import closed, compiled, decompiled, flatbuffer, opened, payloads
 
+from paredown.pipeline.lower.executorch.schema import XNNPACK
 from paredown.pipeline.lower.executorch.writer.delegate import written
-from paredown.pipeline.lower.executorch.writer.schema import PROGRAM, XNNPACK, Packer, schema
+from paredown.pipeline.lower.executorch.writer.packer import Packer
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +28,6 @@ def test_the_delegates_graph_is_what_flatc_makes_of_its_own_json():
     graph = b.graph(b.mean(b.add(x, x, scale=0.5)), b.reorg(b.pad(x, (0, 1, 0, 0))))
     (payload,) = payloads(opened(written(graph)))
     assert compiled(decompiled(flatbuffer(payload))) == flatbuffer(payload)
-
-
-def test_schemas_have_the_numbers_of_the_files():
-    program, xnnpack = schema(PROGRAM), schema(XNNPACK)
-    assert (program.identifier, xnnpack.identifier) == (b"ET12", b"XN01")
-    assert program.tables["EValue"]["val"].slot == 1  # before it is the number of the union's member
-    assert program.enums["ScalarType"][1]["CHAR"] == 1
-    assert xnnpack.unions["XNodeUnion"]["XNNCos"] == (47, "_XNNNode1x1")
-    assert xnnpack.tables["XNNGraph"]["constant_data"].slot == 8  # two deprecated ones are before it
 
 
 def test_a_field_that_a_table_does_not_have_is_an_error():
