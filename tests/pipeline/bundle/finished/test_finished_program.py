@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from int8_tflite import Int8
 from small_programs import small_programs
 
 from paredown.pipeline.bundle.finished import program as finished
@@ -72,6 +73,27 @@ def test_exact_kernels_are_tflites_own_reference(tmp_path):
             found = interpreter.get_tensor(detail["index"])
             found = found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
             assert np.array_equal(ran.exact[place][index : index + 1], found)
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"), [("", True), ("RESHAPE", True), ("ABS", False), (None, False), ("two", False)]
+)
+def test_a_softmax_at_the_end_is_known(tmp_path, behind, said):
+    w = Int8((1, 8, 8, 3))
+    scores = w.full(w.layer(w.input, 4, stride=2), 6)
+    outputs = [scores]
+    if behind is not None:
+        outputs = [w.made("SOFTMAX", [scores], (1, 6), "Softmax", scale=1 / 256, zero=-128, beta=1.0)]
+    if behind == "RESHAPE":
+        shape = w.constant(np.array([1, 2, 3], np.int32))
+        outputs = [w.made("RESHAPE", [outputs[0], shape], (1, 2, 3), "Reshape")]
+    elif behind == "ABS":
+        outputs = [w.made("ABS", outputs, (1, 6), "Abs")]
+    elif behind == "two":
+        outputs.append(scores)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(w.data(*outputs))
+    assert describe(path).softmax == said
 
 
 def test_codes_of_uint8_are_int8_outside(tmp_path):
