@@ -40,7 +40,7 @@ COLUMNS = ("network", "variant", "top-1", "MACs", "file", "bundle", "median ms",
 PERSON, LEAST = 0, 0.005  # COCO's class, and the share of an image that it covers
 SIDE, RUNS = 96, 400
 FILE, KEPT = "MLPerf's int8 .tflite", "the same codes in our .tflite"
-GENTLE = {"ic": "prune.macs=0.965"}  # one more row, of a network that loses much by the case's own share
+GENTLE = {"ic": "prune.macs=0.965"}  # two more rows, of a network that loses much by the case's own share
 
 
 def ic_case(work: Path, options: argparse.Namespace) -> tuple[str, Path, Path, list[str]]:
@@ -95,6 +95,8 @@ def rows_of(name: str, work: Path, options: argparse.Namespace) -> list[list[str
     variants = [(KEPT, tflite, plain), ("int8", h5, plain), ("pruned + SQuantizer", h5, ours)]
     if name in GENTLE:
         variants.append(("gently pruned + SQuantizer", h5, [*ours, GENTLE[name]]))
+        unpruned = [each for each in ours if not each.startswith(("prune.", "recover."))]
+        variants.append(("SQuantizer alone, untrained", h5, [*unpruned, "squantize.epochs=0"]))
     for variant, source, more in variants:
         word = variant.split()[0]
         made[variant], runs[variant] = execute(f"{name}-{word}", [*common, f"network={source}", *more], work)
