@@ -47,6 +47,8 @@ from paredown.targets.own_code import own_code
 APPS = {"outputs": "apps.outputs", "classify": "apps.classifier", "detect": "apps.detector"}
 #: How photos with labels lie in a folder, by task.
 FORMATS = {"outputs": "folder", "classify": "imagefolder", "detect": "yolo"}
+#: 64-bit Arm has a softmax of its own for int8, with a table of 16 bits: its codes are so far from others'.
+SOFTMAX_LSB = 1
 #: Two programs of one network are apart by no more than this, or by so many codes.
 LEAST_DB, MOST_CODES = 10.0, 4
 ARRAY_INPUT = "calibration/array_input.py"  # which the device's code of all apps but one imports
@@ -253,6 +255,11 @@ def _noticed(network: _Network, inputs: Inputs, ran: Sequence[Ran]) -> list[str]
             apart = f"{differing} of {total} codes differ, by up to {most} LSB" if differing else "equal"
             said.append(prospect(program.path))
             said.append(f"{program.path.name}: XNNPACK beside TFLite's reference kernels: {apart}")
+            if program.softmax:
+                said.append(
+                    f"{program.path.name} ends with a softmax, which 64-bit Arm computes from another table: "
+                    f"codes {SOFTMAX_LSB} apart pass on a device"
+                )
         if program is first:
             continue
         db, (_, most) = _signal_to_noise(first, ran[0], program, found), _apart(ran[0].usual, found.usual)
@@ -344,6 +351,9 @@ def _figures(program: Described, ran: Ran, machine: Machine) -> list[Figure]:
     if program.dtype == "int8":
         most = float(_apart(ran.usual, ran.exact)[1])
         found.append(Figure("parity", program.runtime, "kernels_lsb", most, "LSB", "measured", machine))
+    if program.dtype == "int8" and program.softmax:
+        allowed = float(SOFTMAX_LSB)
+        found.append(Figure("parity", program.runtime, "parity_allowed", allowed, "LSB", "measured", machine))
     return found
 
 

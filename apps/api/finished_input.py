@@ -172,7 +172,8 @@ def _values(program: Described, channels: int, format: str, said: list[str]) -> 
         assert scale is not None
         low, high = scale * (-128 - zero), scale * (127 - zero)
         said.append(f"assumed: a pixel of 0 to 255 is the whole range of codes, {low:.4g} to {high:.4g}")
-        return {"mean": ((128 + zero) / 255,) * channels, "std": (1 / (255 * scale),) * channels}
+        std = float(f"{1 / (255 * scale):.6g}")  # 1, and not 0.99999994: the program's scale is a float32
+        return {"mean": ((128 + zero) / 255,) * channels, "std": (std,) * channels}
     if channels == 1 or format == "yolo":
         said.append("assumed: values are divided by 255 (--preprocess)")
         return {"mean": (0.0,) * channels, "std": (1.0,) * channels}

@@ -15,6 +15,8 @@ Word = Literal["SHIP", "DO NOT SHIP", "NOT PROVEN"]
 NEVER = 0.01
 #: A drop from the original network that nobody ships without having said that it may be.
 LARGE_DROP = 0.05
+#: Classes that a sentence names before it counts.
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -168,18 +170,25 @@ def _unlimited(limits: Sequence[Limit], figures: Sequence[Figure], metric: Metri
 
 
 def _never_found(limits: Sequence[Limit], figures: Sequence[Figure]) -> list[str]:
-    """A sentence per class that is never found, where no floor judges it."""
+    """A sentence per program that never finds some of its classes, where no floor judges them."""
     if any(limit.limit == LEAST_CLASS for limit in limits):
         return []
-    found = []
-    ships = set(shipped(figures))
+    classes = {name: dict[str, float]() for name in shipped(figures)}
     for figure in figures:
-        if figure.variant in ships and figure.metric.startswith(CLASS) and figure.value < NEVER:
-            found.append(
-                f"{figure.variant}: class {figure.metric.removeprefix(CLASS)!r} is never found right (score "
-                f"{figure.value:.4f}); budget.least_class_score makes that an error"
-            )
-    return list(dict.fromkeys(found))
+        if figure.variant in classes and figure.metric.startswith(CLASS):
+            classes[figure.variant][figure.metric.removeprefix(CLASS)] = figure.value
+    found = []
+    for variant, scores in classes.items():
+        missed = [name for name, value in scores.items() if value < NEVER]
+        shown = ", ".join(map(repr, missed[:MOST_NAMED]))
+        more = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
+        if len(missed) == 1:
+            what = f"class {shown} is never found right (score {scores[missed[0]]:.4f})"
+        else:
+            what = f"{len(missed)} of {len(scores)} classes are never found right ({shown}{more})"
+        if missed:
+            found.append(f"{variant}: {what}; budget.least_class_score makes that an error")
+    return found
 
 
 def _apart(figures: Sequence[Figure]) -> list[str]:

@@ -28,6 +28,9 @@ ADDRESSES = 16 << 30  # bytes of memory that a program may ask for, torch's own 
 SCALARS = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 #: Operations of TFLite that keep a state from one call to the next.
 STATES = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "UNIDIRECTIONAL_SEQUENCE_LSTM", "SVDF")
+SOFTMAX = "SOFTMAX"
+#: Operations that leave what is computed, and change where it lies or its type.
+MOVES = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "QUANTIZE")
 _CUSTOM = re.compile(r"unresolved custom op: (\S+?)\.?(?:\s|$)")
 
 
@@ -65,14 +68,24 @@ def _litert(data: bytes, path: Path) -> dict[str, Any]:
             raise InputError(what, where=path) from error
         raise
     operations: dict[str, int] = {}
+    makers: dict[int, tuple[str, list[int]]] = {}  # tensor -> what makes it, of what
     for each in interpreter._get_ops_details():
         if each["op_name"] != "DELEGATE":
             operations[each["op_name"]] = operations.get(each["op_name"], 0) + 1
+            makers |= {int(out): (each["op_name"], [*map(int, each["inputs"])]) for out in each["outputs"]}
+    outputs = interpreter.get_output_details()
     return {
         "inputs": [_detail(each) for each in interpreter.get_input_details()],
-        "outputs": [_detail(each) for each in interpreter.get_output_details()],
+        "outputs": [_detail(each) for each in outputs],
         "operations": operations, "states": [name for name in STATES if name in operations],
+        "softmax": all(_softmax(int(each["index"]), makers) for each in outputs),
     }  # fmt: skip
+
+
+def _softmax(tensor: int, makers: Mapping[int, tuple[str, list[int]]]) -> bool:
+    """Whether a softmax makes this tensor, its numbers at most moved or shifted since."""
+    name, inputs = makers.get(tensor, ("", []))
+    return name == SOFTMAX or (name in MOVES and _softmax(inputs[0], makers))
 
 
 def _detail(detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Described:
         outputs: in order.
         operations: kind -> how many; empty where the runtime does not say.
         states: operations by which a call depends on those before it.
+        softmax: whether each output is that of a softmax.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Described:
     outputs: tuple[Tensor, ...]
     operations: Mapping[str, int]
     states: tuple[str, ...]
+    softmax: bool = False
 
     @property
     def dtype(self) -> str:
@@ -125,7 +127,8 @@ def describe(path: Path) -> Described:
         if each.dtype != source.dtype:
             what = f"takes {source.dtype} and gives {each.dtype} ({each.name})"
             raise InputError(what, where=path, hint="convert it with one type of input and output")
-    return Described(path, runtime, source, tuple(outputs), told["operations"], tuple(told["states"]))
+    states, softmax = tuple(told["states"]), bool(told.get("softmax"))
+    return Described(path, runtime, source, tuple(outputs), told["operations"], states, softmax)
 
 
 def _tensor(told: Mapping[str, Any], path: Path, runtime: str) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from int8_tflite import Int8
 from small_programs import small_programs
 from tflite_models import Writer
 from tiny_project import call
@@ -111,6 +112,35 @@ def test_a_device_may_have_either_kernels(net, tmp_path):
         else:
             with pytest.raises(DeviceError, match="532 of 532 values"):
                 prove(folder)
+
+
+@pytest.mark.parametrize(("end", "apart", "passed"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_a_softmax_of_another_processor_may_be_one_code_apart(tmp_path, end, apart, passed):
+    w = Int8((1, 8, 8, 3))
+    scores = w.full(w.layer(w.input, 4, stride=2), 6)
+    if end:
+        scores = w.made("SOFTMAX", [scores], (1, 6), "Softmax", scale=1 / 256, zero=-128, beta=1.0)
+    program = tmp_path / "net.tflite"
+    program.write_bytes(w.data(scores))
+    path = made(tmp_path / "b.paredown", program)
+    opened = unpack(path)
+    members, document = dict(opened.members), json.loads(opened.text)
+    codes = np.frombuffer(opened.read("vectors-litert.bin"), np.int8).astype(int)
+    codes[3] += apart if codes[3] < 0 else -apart
+    members["vectors-litert.bin"] = codes.astype(np.int8).tobytes()
+    path.write_bytes(pack({k: v for k, v in document.items() if k not in ("members", "format")}, members))
+    result = validate(path, runs=1)
+    found = next(each for each in result.checks if each.name == "litert vectors")
+    assert result.verdict.warnings == (
+        () if passed else (f"litert: codes differ from the integer graph's by up to {apart} LSB",)
+    )
+    assert (found.passed, f"1 of 24 codes differ, by up to {apart} LSB" in found.detail) == (passed, True)
+    extract(unpack(path), tmp_path / "there")
+    if passed:
+        assert prove(tmp_path / "there")["differing"] == 1
+    else:
+        with pytest.raises(DeviceError, match=f"1 of 24 values, by up to {apart}"):
+            prove(tmp_path / "there")
 
 
 def test_float_programs_are_compared_as_real_numbers(tmp_path, photos):

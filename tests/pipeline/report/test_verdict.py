@@ -93,6 +93,19 @@ def test_a_class_that_is_never_found_is_a_warning_unless_a_floor_judges_it():
     assert "least_class_score of class 'cow' is 0, 0.3 below the floor of 0.3" in judged.line()
 
 
+def test_many_classes_that_are_never_found_are_one_warning_of_each_program():
+    scores = {"cow": 0.0, "cat": 0.5, "dog": 0.0, "pig": 0.009, "hen": 0.0, "ant": 0.0}
+    rows = figures(litert=1.0, executorch=2.0)
+    rows += [figure("litert", f"class_score_{name}", score) for name, score in scores.items()]
+    rows += [figure("executorch", f"class_score_{name}", 0.0) for name in ("cow", "cat")]
+    assert decide([KEPT], [], rows, MAP).warnings == (
+        "executorch: 2 of 2 classes are never found right ('cow', 'cat'); "
+        "budget.least_class_score makes that an error",
+        "litert: 5 of 6 classes are never found right ('cow', 'dog', 'pig' and 2 more); "
+        "budget.least_class_score makes that an error",
+    )
+
+
 def test_codes_that_differ_are_a_warning():
     rows = [*figures(), figure("litert", "parity_lsb", 2, "LSB")]
     assert "by up to 2 LSB" in decide([], [], rows, MAP).warnings[0]

@@ -121,7 +121,8 @@ def _range(graph: Graph, shape: tuple[int, ...]) -> dict[str, tuple[float, ...]]
     if code is None or len(shape) != 4:
         return {}
     scale, zero = code
-    return {"mean": ((128 + zero) / 255,) * shape[1], "std": (1 / (255 * scale),) * shape[1]}
+    std = float(f"{1 / (255 * scale):.6g}")  # 1, and not 0.99999994: the file's scale is a float32
+    return {"mean": ((128 + zero) / 255,) * shape[1], "std": (std,) * shape[1]}
 
 
 def _constants(graph: Graph) -> tuple[dict[int, torch.Tensor], int]:

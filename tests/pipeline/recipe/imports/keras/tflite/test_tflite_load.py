@@ -204,6 +204,18 @@ def test_nothing_is_turned_in_an_ordinary_network(tmp_path):
     assert found.notes == ("the input is 1x3x8x8, channels first; in TFLite it is 1x8x8x3",)
 
 
+@pytest.mark.parametrize(
+    ("code", "mean", "std"),
+    [((1 / 255, -128), 0.0, 1.0), ((1.0, -128), 0.0, 1 / 255), ((2 / 255, 0), 128 / 255, 0.5)],
+)
+def test_a_pixel_is_a_code_and_float32_leaves_no_odd_digits(tmp_path, code, mean, std):
+    w = Int8((1, 8, 7, 3))
+    w.scaled(w.input, *code)
+    found = imported(tmp_path, w.data(w.layer(w.input, 8, stride=2))).preprocess
+    assert found["mean"] == (mean,) * 3 and found["std"] == pytest.approx((std,) * 3)
+    assert all(len(str(value)) <= len("0.00392157") for value in found["std"])
+
+
 def test_an_int8_file_is_the_float_network_of_its_codes(tmp_path):
     w = Int8((1, 8, 7, 6))
     data = w.data(w.layer(w.input, 8, stride=2))
