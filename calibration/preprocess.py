@@ -19,12 +19,14 @@ import numpy as np
 from paredown.targets.errors import InputError, UsageError
 
 Resize = Literal["stretch", "letterbox", "crop"]
+Resample = Literal["bilinear", "area"]
 Colour = Literal["rgb", "bgr", "grey"]
 Layout = Literal["nchw", "nhwc"]
 Dtype = Literal["float32", "int8"]
 
 _CHOICES = {
     "resize": ("stretch", "letterbox", "crop"),
+    "resample": ("bilinear", "area"),
     "colour": ("rgb", "bgr", "grey"),
     "layout": ("nchw", "nhwc"),
     "dtype": ("float32", "int8"),
@@ -95,9 +97,10 @@ class _Placement:
 class Preprocess:
     """How a BGR image becomes the network's input: ``(resized / 255 - mean) / std``.
 
-    Resizing is bilinear (``cv2.INTER_LINEAR``), without antialiasing: cheap on the device. Builds of OpenCV
-    for different processors may differ in it by a level of 255; everything after it is a table, the same
-    everywhere. A single ``mean`` or ``std`` stands for every channel. Our design.
+    Bilinear pixels (``cv2.INTER_LINEAR``, without antialiasing) are cheap on the device; builds of OpenCV for
+    different processors may differ in them by a level of 255. Averages are of whole numbers, and everything
+    after resizing is a table: the same everywhere. A single ``mean`` or ``std`` stands for every channel. Our
+    design.
 
     Attributes:
         width: of the network's input, pixels.
@@ -105,6 +108,8 @@ class Preprocess:
         resize: ``stretch`` ignores the aspect ratio, ``letterbox`` keeps it and pads both sides alike with
             ``fill`` (whole pixels, rounded down, as darknet does), ``crop`` keeps it and resizes the largest
             centred part of the image that has the input's aspect ratio.
+        resample: ``bilinear`` looks at the four nearest pixels, ``area`` is the mean of all the image that a
+            pixel of the input covers: ``cv2.INTER_AREA``, halves rounded up.
         colour: order of the channels; ``grey`` is one channel, ITU-R BT.601 luma as OpenCV computes it.
         mean: one per channel, of the value / 255.
         std: one per channel, of the value / 255; 1e-6 at least.
@@ -125,6 +130,7 @@ class Preprocess:
     layout: Layout = "nchw"
     dtype: Dtype = "float32"
     fill: int = 128
+    resample: Resample = "bilinear"
 
     def __post_init__(self) -> None:
         """Checks every field and brings it to its one spelling, so that equal contracts have equal hashes."""
@@ -163,8 +169,10 @@ class Preprocess:
         return float(values.min()), float(values.max())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain JSON values."""
+        """Every field as plain JSON values; ``resample`` only where it is not bilinear, as all once were."""
         values = asdict(self)
+        if self.resample == "bilinear":
+            del values["resample"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -206,11 +214,7 @@ class Preprocess:
         left, top, width, height = place.source
         part = image[top : top + height, left : left + width]
         left, top, width, height = place.target
-        try:
-            resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-        except cv2.error as error:
-            size = f"{image.shape[1]}x{image.shape[0]}"
-            raise InputError(f"OpenCV cannot resize an image of {size} pixels: {error}") from error
+        resized = self.resized(part, width, height)
         if self.colour == "rgb":
             resized = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
         elif self.colour == "grey":
@@ -221,6 +225,20 @@ class Preprocess:
         canvas = np.full((self.height, self.width, self.channels), self.fill, np.uint8)
         canvas[top : top + height, left : left + width] = resized
         return canvas
+
+    def resized(self, image: np.ndarray, width: int, height: int) -> np.ndarray:
+        """An image (H, W, 3) uint8 in another size, (height, width, 3), as ``resample`` says.
+
+        Raises:
+            InputError: OpenCV cannot do it, as with sides beyond its own limits.
+        """
+        try:
+            if self.resample == "area":
+                return _averaged(image, width, height)
+            return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+        except cv2.error as error:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise InputError(f"OpenCV cannot resize an image of {size} pixels: {error}") from error
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Preprocesses one image.
@@ -327,6 +345,33 @@ class Preprocess:
             what = f"{len(numbers)} values for {self.channels} channel(s) of colour {self.colour!r}"
             raise UsageError(what, where=where)
         return numbers
+
+
+def _averaged(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8: of each pixel the mean of what it covers, exact, halves rounded up.
+
+    The sum of a rectangle is a difference of prefix sums, which are linear between the edges of two pixels.
+    """
+    rows, columns = image.shape[:2]
+    sums = cv2.integral(image, sdepth=cv2.CV_32S if image.size * 255 < 2**31 else cv2.CV_64F)
+    (top, below), (left, right) = _edges(rows, height), _edges(columns, width)
+    at = sum(
+        sums[y[:, None], x].astype(np.int64) * (v[:, None] * u)[..., None]
+        for y, v in (top, below)
+        for x, u in (left, right)
+    )
+    cells = np.diff(np.diff(at, axis=0), axis=1)
+    area = rows * columns  # of each, in pixels / (width * height)
+    return ((2 * cells + area) // (2 * area)).astype(np.uint8)
+
+
+def _edges(length: int, count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Where ``count`` equal parts of ``length`` pixels meet: the pixels' edges before and behind.
+
+    Each with its weight in parts of ``count``.
+    """
+    before, part = np.divmod(np.arange(count + 1, dtype=np.int64) * length, count)
+    return (before, count - part), (np.minimum(before + 1, length), part)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:

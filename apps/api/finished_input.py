@@ -248,4 +248,4 @@ def preprocess_table(contract: AnyInput) -> Mapping[str, Any]:
     if isinstance(contract, ArrayInput):
         return {}
     fields = contract.to_dict()
-    return {key: fields[key] for key in PreprocessOverride.model_fields}
+    return {key: fields[key] for key in PreprocessOverride.model_fields if key in fields}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from paredown.targets.errors import InputError
 
 RESIZES: tuple[Resize, ...] = ("stretch", "letterbox", "crop")
 TRAINED = "paredown"  # the entry in the head of a .safetensors file that says how it was trained
-IMAGES = 64  # that resize modes are compared on
+IMAGES = 64  # that ways of resizing are compared on
 FEWEST = 8
-GAIN = 0.02  # of the metric, before another resize mode is offered
-ASPECT = 1.1  # width over height, image against input, from which modes differ
+GAIN = 0.02  # of the metric, before another way is offered
+ASPECT = 1.1  # width over height, image against input, from which resize modes differ
+SMALLER = 2.0  # sides of image over input, from which averages differ
 MOST_HEAD = 100 * 2**20  # bytes of the head of a .safetensors file
 #: Of matched objects or images: fewer say nothing, and renaming must make that much better.
 SWAP_OBJECTS, SWAP_GAIN = 12, 0.3
@@ -44,8 +45,10 @@ def trained_with(weights: Path) -> dict[str, Any]:
 def differences(weights: Path, preprocess: Preprocess, names: Sequence[str]) -> list[str]:
     """A sentence for everything that a recipe does otherwise than the training of its weights did."""
     known, notes = trained_with(weights), []
-    before, now = known.get("preprocess"), preprocess.to_dict()
+    before, now = known.get("preprocess"), asdict(preprocess)
     if isinstance(before, dict):
+        before = {"resample": "bilinear", **before}
+        now |= {key: list(value) for key, value in now.items() if isinstance(value, tuple)}
         for key in (key for key in now if key in before and before[key] != now[key]):
             notes.append(
                 f"{weights.name} was trained with preprocess.{key} = {json.dumps(before[key])}, "
@@ -73,14 +76,14 @@ def doubts(task: Any, weights: Path, predict: Predict, details: Mapping[str, Any
     notes = differences(weights, task.preprocess, task.names)
     note = swapped(details.get("confusion", ()), task.names)
     notes += [note] if note else []
-    if task.recipe.preprocess.resize is None and not trained_with(weights):
-        note = better_resize(task, task.data("calibration"), predict)
+    if not trained_with(weights):
+        note = better_way(task, task.data("calibration"), predict)
         notes += [note] if note else []
     return notes
 
 
-def better_resize(task: Any, data: Dataset, predict: Predict) -> str | None:
-    """Tries the other ways to bring an image to the input's size, where they differ.
+def better_way(task: Any, data: Dataset, predict: Predict) -> str | None:
+    """Tries the other ways to bring an image to the input's size, where they differ and none was asked for.
 
     Args:
         task: whose `_preprocess` is changed in a copy.
@@ -90,31 +93,44 @@ def better_resize(task: Any, data: Dataset, predict: Predict) -> str | None:
     Returns:
         A sentence if one is better than that of the task.
     """
-    preprocess: Preprocess = task.preprocess
-    images = First(data, IMAGES)
+    own: Preprocess = task.preprocess
+    images, asked = First(data, IMAGES), task.recipe.preprocess
     if len(images) < FEWEST or any(classes_of(images, index) is None for index in range(len(images))):
         return None
-    shapes = np.array([images[index].image.shape[:2] for index in range(FEWEST)], float)
-    apart = (shapes[:, 1] / shapes[:, 0]) / (preprocess.width / preprocess.height)
-    if np.median(np.maximum(apart, 1 / apart)) < ASPECT:
+    sizes = np.array([images[index].image.shape[1::-1] for index in range(FEWEST)], float)
+    per = sizes / (own.width, own.height)
+    apart = per[:, 0] / per[:, 1]
+    resizes = asked.resize is None and np.median(np.maximum(apart, 1 / apart)) >= ASPECT
+    resamples = asked.resample is None and np.median(per.min(axis=1)) >= SMALLER
+    if not resizes and not resamples:
         return None
-    found = {}
-    for mode in RESIZES:
-        other = copy.copy(task)
-        other._preprocess = replace(preprocess, resize=mode)
-        other._known = {} if isinstance(task._known, dict) else None
-        try:
-            found[mode] = other.score(predict, images)[task.metric]
-        except InputError:  # labelled, but not one box
-            return None
-    best = max(RESIZES, key=lambda mode: found[mode])
-    if found[best] <= found[preprocess.resize] + GAIN:
+    try:
+        ways = [replace(own, resize=mode) for mode in RESIZES] if resizes else [own]
+        found = {way: _score(task, way, images, predict) for way in ways}
+        best = max(found, key=lambda way: found[way])
+        if resamples:
+            other = replace(best, resample="area" if own.resample == "bilinear" else "bilinear")
+            found[other] = _score(task, other, images, predict)
+    except InputError:  # labelled, but not one box
         return None
+    best = max(found, key=lambda way: found[way])
+    if found[best] <= found[own] + GAIN:
+        return None
+    keys = [key for key in ("resize", "resample") if getattr(best, key) != getattr(own, key)]
+    said = " and ".join(f'preprocess.{key} = "{getattr(best, key)}"' for key in keys)
+    used = " and ".join(f'"{getattr(own, key)}"' for key in keys)
     return (
-        f"on {len(images)} calibration images {task.metric} is {found[best]:.4f} with preprocess.resize = "
-        f'"{best}" and {found[preprocess.resize]:.4f} with "{preprocess.resize}", which is used: how were '
-        "the weights trained?"
+        f"on {len(images)} calibration images {task.metric} is {found[best]:.4f} with {said} and "
+        f"{found[own]:.4f} with {used}, which is used: how were the weights trained?"
     )
+
+
+def _score(task: Any, way: Preprocess, images: Dataset, predict: Predict) -> float:
+    """The task's metric with another preprocessing, in a copy."""
+    other = copy.copy(task)
+    other._preprocess = way
+    other._known = {} if isinstance(task._known, dict) else None
+    return float(other.score(predict, images)[task.metric])
 
 
 def swapped(confused: Sequence[Sequence[int]], names: Sequence[str]) -> str | None:

@@ -32,6 +32,9 @@ class PreprocessOverride(Schema):
     """Input height, in pixels."""
     resize: Literal["stretch", "letterbox", "crop"] | None = None
     """How an image is brought to that size."""
+    resample: Literal["bilinear", "area"] | None = None
+    """Its pixels: `bilinear` of the four nearest, or `area`, the mean of all that one covers, as images are
+    often made smaller for training."""
     colour: Literal["rgb", "bgr", "grey"] | None = None
     """The order of the input's channels."""
     mean: Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=4)] | None = None

@@ -37,6 +37,7 @@ def contracts(draw: st.DrawFn) -> Preprocess:
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         dtype=draw(st.sampled_from(["float32", "int8"])),
         fill=draw(st.integers(0, 255)),
+        resample=draw(st.sampled_from(["bilinear", "area"])),
     )
 
 
@@ -84,6 +85,39 @@ def test_crop_takes_the_centre():
     image[:, 10:20] = 255
     assert (Preprocess(10, 10, resize="crop").pixels(image) == 255).all()
     assert (Preprocess(7, 7, resize="crop").pixels(image.transpose(1, 0, 2)) == 255).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, sides, sides)
+def test_an_average_is_of_all_that_a_pixel_covers(height, width, rows, columns):
+    """Against a larger picture that repeats every pixel, cut into a block for each; in whole numbers."""
+    image = noise(height, width, seed=height)
+    got = Preprocess(columns, rows, colour="bgr", resample="area").pixels(image)
+    large = image.repeat(rows, axis=0).repeat(columns, axis=1)
+    blocks = large.reshape(rows, height, columns, width, 3).astype(np.int64)
+    count = height * width
+    np.testing.assert_array_equal(got, (2 * blocks.sum(axis=(1, 3)) + count) // (2 * count))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (96, 96), (192, 288), (1080, 1920), (97, 101)])
+def test_averages_are_opencvs_area_but_for_the_rounding_of_halves(size):
+    image = noise(*size)
+    want = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).astype(int)
+    apart = np.abs(Preprocess(96, 96, colour="bgr", resample="area").pixels(image) - want)
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.1
+
+
+def test_averages_of_a_picture_of_many_pixels_do_not_overflow():
+    """255 of 11 million pixels are more than 31 bits hold."""
+    assert (Preprocess(5, 7, resample="area").pixels(np.full((2900, 3900, 3), 255, np.uint8)) == 255).all()
+
+
+def test_contracts_of_before_there_were_averages_are_the_same():
+    contract = Preprocess(8, 8)
+    assert "resample" not in contract.to_dict() and Preprocess.from_dict(contract.to_dict()) == contract
+    other = Preprocess(8, 8, resample="area")
+    assert other.to_dict()["resample"] == "area" and other.hash != contract.hash
+    assert Preprocess.from_dict(json.loads(json.dumps(other.to_dict()))) == other
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
@@ -191,6 +225,7 @@ def test_one_spelling_of_equal_contracts():
         ({"height": 10**9}, "preprocess.height"),
         ({"fill": 256}, "preprocess.fill"),
         ({"resize": "squash"}, "letterbox"),
+        ({"resample": "cubic"}, "'cubic' is not one of bilinear, area"),
         ({"colour": ["rgb"]}, "preprocess.colour"),
         ({"layout": None}, "nchw"),
         ({"dtype": "uint8"}, "float32, int8"),

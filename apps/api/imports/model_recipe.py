@@ -249,5 +249,5 @@ def _preprocess(found: Imported, asked: Asked, task: str, model: Path, said: lis
     return {
         "width": shape[3], "height": shape[2], "colour": colour,
         "mean": [round(v / 255, 7) for v in means], "std": [round(v / 255, 7) for v in scales],
-        **({"resize": found.preprocess["resize"]} if "resize" in found.preprocess else {}),
+        **{key: found.preprocess[key] for key in ("resize", "resample") if key in found.preprocess},
     }  # fmt: skip

@@ -68,6 +68,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="labelled images that are not trained on (default: those of the data set, else a fifth of it)")
     add("--resize", default="stretch", choices=("stretch", "letterbox", "crop"),
         help="how an image gets the network's size (default: %(default)s)")
+    add("--resample", default="bilinear", choices=("bilinear", "area"),
+        help="its pixels: of the four nearest, or the mean of all they cover (default: %(default)s)")
     add("--epochs", type=int, help="passes over the training images (default: 30 to 200, by their number)")
     add("--batch", type=int, help="images per step (default: 16, or 32 of classifiers and `digits`)")
     add("--patience", type=int, help="scores without a gain after which it stops; 0 = never (default: 12)")
@@ -176,9 +178,11 @@ def _detector(arguments: argparse.Namespace, source: Source, meter: Meter) -> No
         meter.report(f"{said}; --size changes it")
     network, named, keys, original = _network(arguments, name, data, size, files, meter)
     preprocess = Preprocess(width=size, height=size) if size else plain_input(network)
-    preprocess = replace(preprocess, resize=arguments.resize)
+    preprocess = replace(preprocess, resize=arguments.resize, resample=arguments.resample)
     if arguments.resize != "stretch":
         keys["resize"] = arguments.resize
+    if arguments.resample != "bilinear":
+        keys["resample"] = arguments.resample
     _start(arguments, network, original, name, meter)
     flips = not arguments.no_flips
     augment = replace(AUGMENT, flips=flips, mosaic=0.0 if arguments.no_mosaic else AUGMENT.mosaic)
@@ -269,7 +273,7 @@ def _digits(arguments: argparse.Namespace, meter: Meter) -> None:
     )  # fmt: skip
     size = arguments.size
     preprocess = Preprocess(width=size, height=size) if size else plain_input(network)
-    preprocess = replace(preprocess, resize=arguments.resize)
+    preprocess = replace(preprocess, resize=arguments.resize, resample=arguments.resample)
     _taught(arguments, network, data, Digits("validation"), config, preprocess, files, meter)
     _end(arguments, files, meter)
 
@@ -300,6 +304,8 @@ def _classifier(arguments: argparse.Namespace, source: Source, meter: Meter) -> 
         meter.report(f"input {side}x{side}; --size changes it")
     if arguments.resize != "stretch" or keys:
         keys["resize"] = arguments.resize
+    if arguments.resample != "bilinear":
+        keys["resample"] = arguments.resample
     write_atomic(files.names, "".join(f"{each}\n" for each in source.names).encode())
     write_atomic(files.recipe, recipe_text(source, name, keys, files).encode())
     task = ClassifierTask(load_recipe(str(files.recipe), (), ()))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from paredown.calibration.preprocess import Preprocess
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -78,7 +80,7 @@ def mosaic(
     images: Sequence[np.ndarray],
     boxes: Sequence[np.ndarray],
     classes: Sequence[np.ndarray],
-    size: tuple[int, int],
+    preprocess: Preprocess,
     random: np.random.Generator,
     visible: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,14 +90,14 @@ def mosaic(
         images: four of (H, W, 3) uint8.
         boxes: (N, 4) of each, cx, cy, w, h normalised to it.
         classes: (N,) of each.
-        size: height and width of what is made.
+        preprocess: of the network: says the size of what is made, and how images are resized.
         random: where chance comes from.
         visible: a box of which less than this share is seen is dropped.
 
     Returns:
         The image, (height, width, 3), and the boxes and classes that can be seen.
     """
-    height, width = size
+    height, width = preprocess.height, preprocess.width
     canvas = np.full((height, width, 3), 128, np.uint8)
     middle = (random.uniform(0.3, 0.7, 2) * (width, height)).astype(int)
     kept, kinds = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
@@ -106,7 +108,7 @@ def mosaic(
         start = middle - side * (1 - right, 1 - below)  # the image's corner lies at the middle
         low = np.maximum(start, (middle[0] * right, middle[1] * below))
         high = np.minimum(start + side, (width if right else middle[0], height if below else middle[1]))
-        part = cv2.resize(image, (int(side[0]), int(side[1])), interpolation=cv2.INTER_LINEAR)
+        part = preprocess.resized(image, int(side[0]), int(side[1]))
         (left, top), (stop_x, stop_y) = low - start, high - start
         canvas[low[1] : high[1], low[0] : high[0]] = part[top:stop_y, left:stop_x]
         corners = np.concatenate([found[:, :2] - found[:, 2:] / 2, found[:, :2] + found[:, 2:] / 2], 1)

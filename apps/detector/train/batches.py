@@ -82,9 +82,8 @@ class Batches:
             return _objects(sample)
         others = chance.integers(0, len(self.dataset), 3)
         four = [sample, *(self._sample(int(other)) for other in others)]
-        size = self.preprocess.height, self.preprocess.width
         images, boxes, classes = zip(*map(_objects, four), strict=True)
-        return mosaic(images, boxes, classes, size, chance, self.config.augment.visible)
+        return mosaic(images, boxes, classes, self.preprocess, chance, self.config.augment.visible)
 
     def _sample(self, index: int) -> Sample:
         sample = self._cache.get(index)

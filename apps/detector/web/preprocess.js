@@ -1,8 +1,8 @@
 /**
  * The preprocessing contract of calibration/preprocess.py, bit for bit: resize, colour order, then a table.
  *
- * A canvas resizes in its own way, so the pixels are resized here, as OpenCV's INTER_LINEAR does for 8 bits:
- * weights in 1/2048, and products shifted as its vector code shifts them.
+ * A canvas resizes in its own way, so the pixels are resized here: as OpenCV's INTER_LINEAR does for 8 bits,
+ * weights in 1/2048, and products shifted as its vector code shifts them; or as exact means.
  *
  * @typedef {object} Contract the fields of `Preprocess`
  * @property {number} width of the network's input, pixels
@@ -13,6 +13,7 @@
  * @property {number[]} std
  * @property {"nchw" | "nhwc"} layout
  * @property {number} fill grey level of the letterbox's border
+ * @property {"bilinear" | "area"} [resample] bilinear where it is left out
  *
  * @typedef {{left: number, top: number, width: number, height: number}} Rectangle whole pixels
  * @typedef {{data: Uint8Array | Uint8ClampedArray, width: number, height: number}} Picture RGBA, as ImageData
@@ -175,6 +176,51 @@ export function resize(picture, part, width, height) {
 }
 
 /**
+ * For each of `to` equal parts of an axis of `from` pixels: the first that it covers, and how much of each,
+ * in parts of `to`.
+ */
+function covered(from, to) {
+  return Array.from({ length: to }, (_, i) => {
+    const [start, stop] = [i * from, (i + 1) * from];
+    const first = div(start, to);
+    const shares = [];
+    for (let x = first; x * to < stop; x++) shares.push(Math.min(stop, (x + 1) * to) - Math.max(start, x * to));
+    return { first, shares };
+  });
+}
+
+/**
+ * Resizes a part of a picture: each pixel is the mean of what it covers, exact, halves rounded up.
+ *
+ * @param {Picture} picture
+ * @param {Rectangle} part of it
+ * @param {number} width of the result
+ * @param {number} height
+ * @returns {Uint8Array} height * width * 3: R, G, B
+ */
+export function average(picture, part, width, height) {
+  const { data } = picture;
+  const out = new Uint8Array(3 * width * height);
+  const area = part.width * part.height; // of each, in pixels / (width * height)
+  const columns = covered(part.width, width);
+  let o = 0;
+  for (const row of covered(part.height, height)) {
+    for (const column of columns) {
+      const sums = [0, 0, 0];
+      for (let y = 0; y < row.shares.length; y++) {
+        let at = 4 * ((part.top + row.first + y) * picture.width + part.left + column.first);
+        for (let x = 0; x < column.shares.length; x++, at += 4) {
+          const share = row.shares[y] * column.shares[x];
+          for (let c = 0; c < 3; c++) sums[c] += share * data[at + c];
+        }
+      }
+      for (let c = 0; c < 3; c++) out[o++] = div(2 * sums[c] + area, 2 * area);
+    }
+  }
+  return out;
+}
+
+/**
  * Resizes a picture into the network's input and orders its colours.
  *
  * @param {Contract} contract
@@ -183,7 +229,8 @@ export function resize(picture, part, width, height) {
  */
 export function pixels(contract, picture) {
   const { source, target } = placement(contract, picture.width, picture.height);
-  const resized = resize(picture, source, target.width, target.height);
+  const made = contract.resample === "area" ? average : resize;
+  const resized = made(picture, source, target.width, target.height);
   const count = channels(contract);
   const out = new Uint8Array(contract.width * contract.height * count).fill(contract.fill);
   for (let y = 0, i = 0; y < target.height; y++) {

@@ -26,6 +26,7 @@ TASKS = {
     "ForDepthEstimation": ("AutoModelForDepthEstimation", ("predicted_depth",)),
 }
 MOST_CONFIG = 16 * 2**20
+BOX_FILTER = 4  # of `resample`, as PIL counts them: averages
 
 
 class Outputs(nn.Module):
@@ -131,6 +132,8 @@ def _preprocessing(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any], 
         for ours, plain in (("mean", 0.0), ("std", 1.0)):
             made[ours] = [value / 255 for value in made.get(ours, [plain] * 3)]
     made["resize"] = "crop" if cropped or shortest else "stretch"
+    if config.get("resample") == BOX_FILTER:
+        made["resample"] = "area"
     said = ", ".join(f"{key} = {value}" for key, value in made.items())
     notes.append(f"{PREPROCESSOR} says for [preprocess]: {said}")
     return size, made, notes

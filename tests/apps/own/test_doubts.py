@@ -50,6 +50,14 @@ def rows(counts):
     return [[t, s, int(n)] for (t, s), n in np.ndenumerate(counts) if n]
 
 
+def test_training_with_averages_is_noticed(tmp_path):
+    path, made = tmp_path / "net.safetensors", Preprocess(64, 64, resample="area")
+    save_weights(path, nn.Linear(2, 2), {"paredown": json.dumps({"preprocess": made.to_dict()})})
+    (note,) = differences(path, Preprocess(64, 64), NAMES)
+    assert 'trained with preprocess.resample = "area", and this recipe has "bilinear"' in note
+    assert differences(path, made, NAMES) == []
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.permutations(range(5)), st.integers(3, 30), st.integers(0, 2))
 def test_names_in_another_order_are_noticed_and_right_ones_are_not(order, count, noise):
@@ -86,10 +94,9 @@ def test_a_better_way_to_resize_is_offered(tmp_path):
         format="imagefolder", names=str(tmp_path / "names.txt"), test=str(tmp_path / "test"),
         calibration=str(tmp_path / "calibration"),
     )  # fmt: skip
-    asked = PreprocessOverride(width=32, height=32)
     recipe = Recipe(
         app="apps.classifier", network="resnet20", weights=str(tmp_path / "net.safetensors"), data=data,
-        preprocess=asked,
+        preprocess=PreprocessOverride(width=32, height=32),
     )  # fmt: skip
 
     def predict(x):
@@ -102,3 +109,31 @@ def test_a_better_way_to_resize_is_offered(tmp_path):
         update={"preprocess": PreprocessOverride(width=32, height=32, resize="stretch")}
     )
     assert ClassifierTask(chosen).doubts(predict, {}) == []
+
+
+def test_averages_are_offered(tmp_path):
+    """The class is told by three quarters of an image, and bilinear looks at the fourth."""
+    for number in range(16):
+        kind = ("bright", "dark")[number % 2]
+        light = 255 * (kind == "bright")
+        image = np.full((128, 128, 3), light, np.uint8)
+        image.reshape(32, 4, 32, 4, 3)[:, 1:3, :, 1:3] = 255 - light  # a quarter, all that bilinear looks at
+        path = tmp_path / "images" / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+    (tmp_path / "names.txt").write_text("bright\ndark\n")
+    save_weights(tmp_path / "net.safetensors", nn.Linear(2, 2))
+    data = Data(format="imagefolder", names=str(tmp_path / "names.txt"), test=str(tmp_path / "images"),
+                calibration=str(tmp_path / "images"))  # fmt: skip
+    recipe = Recipe(
+        app="apps.classifier", network="resnet20", weights=str(tmp_path / "net.safetensors"), data=data,
+        preprocess=PreprocessOverride(width=32, height=32, mean=(0.5,), std=(0.5,)),
+    )  # fmt: skip
+
+    def predict(x):
+        light = float(x.mean())
+        return (np.array([[light, -light]], np.float32),)
+
+    (note,) = ClassifierTask(recipe).doubts(predict, {})
+    said = 'top1 is 1.0000 with preprocess.resample = "area" and 0.0000 with "bilinear", which is used'
+    assert said in note

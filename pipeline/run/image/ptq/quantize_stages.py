@@ -154,7 +154,7 @@ class QuantizeStages:
             from paredown.calibration.run import observe, spread
             from paredown.pipeline.run.image.ptq.equalize import Reach, equalize, pairs
 
-            graph = graph_in(inputs["trace"])
+            graph = folded_in(inputs["trace"])
             wanted = {graph[second].inputs[0] for _, second in pairs(graph)}
             chosen = spread(len(self.calibration), images)
             forward, found = _forward(graph, lambda name: name in wanted), dict[str, Reach]()
@@ -166,7 +166,7 @@ class QuantizeStages:
 
         params = EqualizeParams(images, self.preprocess.hash)
         inputs: dict[str, Stage | str] = {"trace": traced, "data": self.calibration.fingerprint()}
-        return Stage(f"equalize{self.suffix}", 1, params, inputs, build)
+        return Stage(f"equalize{self.suffix}", 2, params, inputs, build)
 
     def _calibrate(self) -> Stage:
         images, observer = self._images(self.recipe.calibration_images), self.recipe.observer
@@ -178,7 +178,7 @@ class QuantizeStages:
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.calibration.run import calibrate
 
-            graph = graph_in(inputs["trace"])
+            graph = folded_in(inputs["trace"])
             if observer == "auto":
                 self._choose(out, graph, images)
                 return
@@ -187,7 +187,7 @@ class QuantizeStages:
             (out / RANGES).write_text(ranges.to_json())
 
         inputs: dict[str, Stage | str] = {"trace": self.source, "data": self.calibration.fingerprint()}
-        version = 2 if observer == "auto" else 1  # what shares a scale shares an observer
+        version = 3 if observer == "auto" else 2  # without the affine nodes that layers take in
         return Stage(f"calibrate{self.suffix}", version, params, inputs, build)
 
     def _choose(self, out: Path, graph: Graph, images: int) -> None:
@@ -250,7 +250,7 @@ class QuantizeStages:
 
             ranges = Ranges.from_json((inputs["ranges"] / RANGES).read_text())
             ranges.check(self.preprocess)
-            graph = graph_in(inputs["trace"])
+            graph = folded_in(inputs["trace"])
             reach = params.input_range or ranges.ranges[graph.nodes[0].name]
             integer = quantize(graph, ranges.ranges, input_range=reach, weights=params.weights, most=most)
             if params.images:
@@ -259,7 +259,7 @@ class QuantizeStages:
             write_graph(out, *integer.dump())
             write_json(out / STARVED, [part.line() for part in starved(integer, ranges.ranges)])
 
-        return Stage(f"integer{self.suffix}", 4, params, inputs, build)
+        return Stage(f"integer{self.suffix}", 5, params, inputs, build)
 
     def _improved(self, graph: Graph, integer: IntegerGraph, params: IntegerParams) -> IntegerGraph:
         """Better codes and biases, on calibration images that are spread evenly over the set."""
@@ -275,6 +275,13 @@ class QuantizeStages:
         from paredown.pipeline.compress.training.data import ImageSubset, preprocessed
 
         return preprocessed(ImageSubset(self.calibration, chosen), self.preprocess)
+
+
+def folded_in(folder: Path) -> Graph:
+    """A traced graph, as it is quantized: layers take in the affine nodes beside them."""
+    from paredown.pipeline.graph.fusion import fold_affine
+
+    return fold_affine(graph_in(folder))
 
 
 def _forward(

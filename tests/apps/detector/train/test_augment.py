@@ -15,6 +15,7 @@ from paredown.apps.detector.train.config import TrainConfig
 from paredown.calibration.datasets import open_dataset
 from paredown.calibration.preprocess import Preprocess
 
+SQUARE = Preprocess(64, 64)
 COLOURS = np.array([[230, 0, 0], [0, 230, 0], [0, 0, 230], [230, 230, 230]])
 
 
@@ -33,7 +34,7 @@ def test_boxes_of_a_mosaic_stay_on_their_objects(seed):
             np.array([[(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]], np.float32)
         )
     classes = [np.array([number]) for number in range(4)]
-    made, found, kinds = mosaic(images, boxes, classes, (96, 128), rng, visible=0.3)
+    made, found, kinds = mosaic(images, boxes, classes, Preprocess(128, 96), rng, visible=0.3)
     assert made.shape == (96, 128, 3) and len(found) == len(kinds) <= 4
     assert found.dtype == np.float32 and (found[:, 2:] > 0).all()
     for (cx, cy, w, h), kind in zip(found * np.tile([128, 96], 2), kinds, strict=True):
@@ -45,16 +46,28 @@ def test_boxes_of_a_mosaic_stay_on_their_objects(seed):
         assert np.abs(np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) - expected).max() <= 3
 
 
+def test_images_of_a_mosaic_are_resized_as_the_networks_input_is():
+    """Columns of black and white, 16 times as many as there is room for: their mean is grey."""
+    image = np.zeros((64, 1024, 3), np.uint8)
+    image[:, ::2] = 255
+    none, nobody = np.zeros((0, 4)), np.zeros(0, int)
+    for resample in ("bilinear", "area"):
+        look = Preprocess(64, 64, resample=resample)
+        made, _, _ = mosaic([image] * 4, [none] * 4, [nobody] * 4, look, np.random.default_rng(0))
+        spread = made[20:44, 20:44].astype(int)
+        assert (np.abs(spread - 127.5).max() < 30) == (resample == "area")
+
+
 def test_what_is_hardly_seen_in_a_mosaic_has_no_box():
     image = np.zeros((64, 64, 3), np.uint8)
     box = np.array([[0.05, 0.05, 0.1, 0.1]], np.float32)  # far from the middle: cut off in three of four
     counts = {
-        len(mosaic([image] * 4, [box] * 4, [np.array([1])] * 4, (64, 64), np.random.default_rng(seed))[1])
+        len(mosaic([image] * 4, [box] * 4, [np.array([1])] * 4, SQUARE, np.random.default_rng(seed))[1])
         for seed in range(20)
     }
     assert max(counts) <= 4 and min(counts) < 4
     assert (
-        len(mosaic([image] * 4, [box[:0]] * 4, [np.zeros(0, int)] * 4, (64, 64), np.random.default_rng(0))[1])
+        len(mosaic([image] * 4, [box[:0]] * 4, [np.zeros(0, int)] * 4, SQUARE, np.random.default_rng(0))[1])
         == 0
     )
 
@@ -90,9 +103,7 @@ def test_what_is_ignored_stays_so_however_little_is_seen():
     box = np.array([[0.5, 0.5, 0.9, 0.9]], np.float32)
     for seed in range(10):
         made = [
-            mosaic(
-                [image] * 4, [box] * 4, [np.array([kind])] * 4, (64, 64), np.random.default_rng(seed), 0.99
-            )
+            mosaic([image] * 4, [box] * 4, [np.array([kind])] * 4, SQUARE, np.random.default_rng(seed), 0.99)
             for kind in (1, ~1)
         ]
         assert len(made[0][1]) < 4 == len(made[1][1]) and set(made[1][2].tolist()) == {~1}

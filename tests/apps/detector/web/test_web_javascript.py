@@ -39,6 +39,7 @@ def contracts(draw: st.DrawFn) -> Preprocess:
         std=tuple(draw(st.floats(0.01, 4)) for _ in range(count)),
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         fill=draw(st.integers(0, 255)),
+        resample=draw(st.sampled_from(["bilinear", "area"])),
     )
 
 
@@ -65,14 +66,15 @@ def test_inputs_are_pythons_bit_for_bit(node: Node, contract: Preprocess, image:
     np.testing.assert_array_equal(found, contract(image).ravel())
 
 
+@pytest.mark.parametrize("resample", ["bilinear", "area"])
 @pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize(
     "height, width", [(480, 640), (720, 1280), (1280, 720), (320, 320), (160, 160), (160, 320), (80, 80)]
 )
-def test_frames_of_cameras_are_resized_as_opencv_does(
-    node: Node, resize: str, height: int, width: int
+def test_frames_of_cameras_are_resized_as_python_does(
+    node: Node, resample: str, resize: str, height: int, width: int
 ) -> None:
-    contract = Preprocess(160, 160, resize=resize)
+    contract = Preprocess(160, 160, resize=resize, resample=resample)
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = node("preprocess.js", "pixels", contract.to_dict(), picture(image))
     np.testing.assert_array_equal(found, contract.pixels(image).ravel())

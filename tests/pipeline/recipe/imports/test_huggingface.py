@@ -78,10 +78,13 @@ def test_the_preprocessors_numbers_are_said(tmp_path: Path):
 )
 def test_the_names_of_the_classes_are_read(tmp_path: Path, given, labels):
     made("resnet", tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, "do_rescale": False}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": 32, "do_rescale": False, "resample": 4})
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     assert huggingface._labels(config | {"id2label": given}) == labels
     assert load(tmp_path).preprocess["std"] == [1 / 255] * 3
+    assert load(tmp_path).preprocess["resample"] == "area"  # PIL's Resampling.BOX
     with pytest.raises(InputError, match="takes images of 3 channels"):
         load(tmp_path, (1, 40, 48))
 
