@@ -1,17 +1,19 @@
 """Latency and memory on this machine, side by side in one run.
 
 All variants are loaded at once and timed in turn, so that whatever else the machine does hits all of them
-alike. Memory is the peak of a process of its own per variant.
+alike. Memory is the peak of another process.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from paredown.pipeline.lower.runtimes import Runner, runtime
 from paredown.targets.errors import DeviceError
 
 WARM_UP = 2
+ANSWER = "memory_mib "
 
 
 def interleaved(
@@ -87,10 +90,11 @@ class Eager:
 
 
 def peak_memory(programs: Mapping[str, tuple[str, Path, NDArray[np.generic]]]) -> dict[str, float]:
-    """Peak resident memory, in MiB, of a new process per program that loads it and runs it once.
+    """Peak resident memory, in MiB, of a process that loads a program and runs it once.
 
     The interpreter and its imports are part of it: on ExecuTorch that includes torch, which the Python
-    binding needs and a device's C++ runner does not.
+    binding needs and a device's C++ runner does not. Programs of one runtime share a process, since imports
+    take seconds: between two of them all that is free is given back, and the peak is reset.
 
     Args:
         programs: variant -> runtime, program file, an input to take shape and dtype from.
@@ -98,37 +102,72 @@ def peak_memory(programs: Mapping[str, tuple[str, Path, NDArray[np.generic]]]) -
     Raises:
         DeviceError: a process fails.
     """
+    peaks: dict[str, float] = {}
+    while left := [variant for variant in programs if variant not in peaks]:
+        together: dict[str, list[str]] = {}
+        for variant in left:
+            together.setdefault(programs[variant][0], []).append(variant)
+        peaks |= _peaks(programs, list(together.values()))
+    return {variant: peaks[variant] for variant in programs}
+
+
+def _peaks(
+    programs: Mapping[str, tuple[str, Path, NDArray[np.generic]]], processes: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """The peaks of at least the first variant of each process, where the kernel resets none."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    started = {}
-    for variant, (name, program, x) in programs.items():
-        asked = {"runtime": name, "program": str(program), "shape": x.shape, "dtype": str(x.dtype)}
-        started[variant] = subprocess.Popen(
-            [sys.executable, "-P", "-m", "paredown.pipeline.device.timing", json.dumps(asked)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    peaks = {}
+    started: list[tuple[Sequence[str], subprocess.Popen[str]]] = []
+    peaks: dict[str, float] = {}
     try:
-        for variant, process in started.items():
+        for variants in processes:
+            asked = [
+                {"runtime": name, "program": str(program), "shape": x.shape, "dtype": str(x.dtype)}
+                for name, program, x in (programs[variant] for variant in variants)
+            ]
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "paredown.pipeline.device.timing", json.dumps(asked)],
+                env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            started.append((variants, process))
+        for variants, process in started:
             out, errors = process.communicate()
+            told = [line for line in out.splitlines() if line.startswith(ANSWER)]
             if process.returncode != 0:
                 last = (errors.strip().splitlines() or ["no message"])[-1]
-                raise DeviceError(f"the {variant} program fails in a process of its own: {last}")
-            peaks[variant] = float(json.loads(out.splitlines()[-1])["memory_mib"])
+                name = variants[min(len(told), len(variants) - 1)]
+                raise DeviceError(f"the {name} program fails in a process of its own: {last}")
+            values = (float(line.removeprefix(ANSWER)) for line in told)
+            peaks |= dict(zip(variants, values, strict=False))
     finally:
-        for process in started.values():  # nothing to do unless we were interrupted or one failed
+        for _, process in started:  # nothing to do unless we were interrupted or one failed
             process.kill()
             process.wait()
     return peaks
 
 
 def _measure_memory(arguments: str) -> None:
-    asked = json.loads(arguments)
-    runner = runtime(asked["runtime"]).load(Path(asked["program"]).read_bytes(), 1, asked["program"])
-    runner(np.zeros(asked["shape"], asked["dtype"]))
-    # VmHWM, not getrusage: the latter also remembers the parent from before exec.
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"memory_mib": round(peak / 1024, 1)}))
+    """Prints the peak of each program, as long as there are peaks of their own."""
+    for number, asked in enumerate(json.loads(arguments)):
+        if number and not _reset_peak():
+            return
+        runner = runtime(asked["runtime"]).load(Path(asked["program"]).read_bytes(), 1, asked["program"])
+        runner(np.zeros(asked["shape"], asked["dtype"]))
+        # VmHWM, not getrusage: the latter also remembers the parent from before exec.
+        status = Path("/proc/self/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        print(f"{ANSWER}{peak / 1024:.1f}", flush=True)
+        del runner
+
+
+def _reset_peak() -> bool:
+    """Gives back what is free and forgets the peak; whether the kernel does that."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 if __name__ == "__main__":
