@@ -12,6 +12,7 @@ Points = Sequence[tuple[float, float]]
 WIDE, HIGH = 360, 230  # units of a chart; a phone shows one unit as one pixel
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 34
 MOST_NAMED = 4  # points of a plot
+SPAN = 0.01  # of the largest value: what the height of a plot of points shows at least
 COLOURS = 8  # classes c0 to c7 of the style sheet
 
 
@@ -151,8 +152,9 @@ def scatter(
         front: numbers of points, by x.
     """
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
-    apart = (max(ys) - min(ys)) * 0.15 or 0.01
-    frame = _Frame((0.0, max(xs) * 1.15), (min(ys) - apart, max(ys) + apart))
+    # What differs by less than a hundredth is not spread over the whole height.
+    middle, span = (min(ys) + max(ys)) / 2, max(max(ys) - min(ys), SPAN * max(map(abs, ys))) or SPAN
+    frame = _Frame((0.0, max(xs) * 1.15), (middle - 0.65 * span, middle + 0.65 * span))
     parts = frame.parts(x_label, y_label)
     if len(front) > 1:
         path = " ".join(f"{frame.x(points[i][1])},{frame.y(points[i][2])}" for i in front)
