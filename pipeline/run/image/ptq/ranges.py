@@ -194,8 +194,9 @@ class Simulation:
             dirty.add(node.name)
             x = self._images if node.kind == "input" else apply(node, *(values[name] for name in node.inputs))
             out = scales[node.name]
-            low, high = operation(clamp).limits(out) if clamp else (QMIN, QMAX)
-            values[node.name] = torch.fake_quantize_per_tensor_affine(
-                x, out.scale, out.zero_point, QMIN, QMAX
-            ).clamp(*((code - out.zero_point) * out.scale for code in (low, high)))
+            x = torch.fake_quantize_per_tensor_affine(x, out.scale, out.zero_point, QMIN, QMAX)
+            if clamp:
+                low, high = ((code - out.zero_point) * out.scale for code in operation(clamp).limits(out))
+                x = x.clamp(low, high)
+            values[node.name] = x
         return values
