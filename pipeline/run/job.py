@@ -168,6 +168,12 @@ class Job:
         """Whether it is likely that something will be, before anything is done."""
         return False
 
+    def ahead(self) -> None:
+        """Starts what other stages will need, where a second process is at work."""
+
+    def close(self) -> None:
+        """Ends what this job has started."""
+
     def warm(self) -> None:
         """Imports what scores need."""
 

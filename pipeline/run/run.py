@@ -160,6 +160,7 @@ class Run:
         if movable:
             self._beside = self._beside or Beside(self.job.settings)
             self._beside.offer(movable, [each.key for each in self.plan() if self.store.get(each.key)])
+            self.job.ahead()
         elif movable is not None:
             self._close_beside()
 
@@ -177,6 +178,7 @@ class Run:
             raise
         finally:
             self._close_beside()
+            self.job.close()
         self.log.line(result.verdict.line() if result.verdict else "done")
         return result
 

@@ -56,6 +56,7 @@ from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
+    from paredown.pipeline.device.timing import Peaks
     from paredown.pipeline.graph.graph import Graph
     from paredown.pipeline.lower.integer import IntegerGraph
 
@@ -88,6 +89,7 @@ class ImageJob(Job):
         training: the data that is trained on; None where nothing is.
         scores: variant -> what scores it.
         references: key of an integer graph -> its outputs, for the parity of all runtimes: see `check`.
+        peaks: what tells the memory of programs; None until it is started.
 
     Raises:
         UsageError: the target lacks a runtime that the recipe wants, or nothing runs on it here.
@@ -110,6 +112,7 @@ class ImageJob(Job):
         check_files(self.recipe)
         self.ships = dict(ships or {})
         self.references: dict[str, dict[int, Any]] = {}
+        self.peaks: Peaks | None = None
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
@@ -214,6 +217,19 @@ class ImageJob(Job):
 
     def _has_room(self) -> bool:
         return self.training is None and len(os.sched_getaffinity(0)) >= 2
+
+    def ahead(self) -> None:
+        """Starts what tells the memory of programs, which imports the runtimes first."""
+        if self.bench is not None and self.store.get(self.bench.key) is None:
+            from paredown.pipeline.device.timing import Peaks
+
+            self.peaks = self.peaks or Peaks(self.runtimes)
+
+    def close(self) -> None:
+        """See `Job`."""
+        if self.peaks is not None:
+            self.peaks.close()
+            self.peaks = None
 
     def warm(self) -> None:
         """See `Job`."""
