@@ -57,21 +57,19 @@ def paredown(folder: Path, words: str) -> Done:
     return Done(done.returncode, seconds, cpu, lines[-1].strip() if lines else "")
 
 
-def classes(folder: Path) -> str:
-    """The score of each class on the test images, before and after."""
+def classes(folder: Path) -> list[str]:
+    """The score of each class on the test images: what was trained, and what ships, here and on the board."""
     figures = json.loads((folder / RUN / "figures.json").read_text())
-    found: dict[tuple[str, str], float] = {}
-    for each in figures:  # those of this machine come first
-        found.setdefault((each["variant"], each["metric"]), each["value"])
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for each in figures:
+        name = each["metric"].removeprefix("class_score_")
+        if name in NAMES and each["variant"] in ("fp32", "litert"):
+            found.setdefault((each["where"]["name"], each["variant"]), {})[name] = each["value"]
     told = []
-    for name in NAMES:
-        before, after = (found.get((v, f"class_score_{name}")) for v in ("fp32", "litert"))
-        told.append(
-            f"{name} {before:.3f} in float32, {after:.3f} in int8"
-            if before is not None and after is not None
-            else f"{name} unknown"
-        )
-    return "; ".join(told)
+    for (where, variant), scores in found.items():
+        each_one = ", ".join(f"{name} {scores[name]:.3f}" for name in NAMES if name in scores)
+        told.append(f"mAP@50 of each class, {variant} on {where}: {each_one}.")
+    return told
 
 
 def main() -> None:
@@ -79,11 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=48, help="photos that are trained on")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder to work in, which stays")
     add_option(parser)
     asked = parser.parse_args()
     from blood_cells import blood_cells
 
-    folder = Path(tempfile.mkdtemp(prefix="newcomer-"))
+    folder = asked.keep or Path(tempfile.mkdtemp(prefix="newcomer-"))
     columns = ("command", "exit code", "seconds", "CPU seconds", "last line")
     small = f"--epochs {asked.epochs} --batch 8 --warmup 6 --threads 1"
     way = [
@@ -104,7 +103,8 @@ def main() -> None:
 
             for words in way:
                 step(words)
-            table.note(f"mAP@50 of each class on 16 test images: {classes(folder)}.")
+            for line in classes(folder):
+                table.note(line)
             for file in (cells / "Annotations").glob("test_*.xml"):
                 text = re.sub(r"<name>WBC</name>.*?</bndbox>", NOWHERE, file.read_text())
                 file.write_text(text)
@@ -113,7 +113,8 @@ def main() -> None:
             if bad.code != 3:
                 raise SystemExit(f"a bad class ends in exit code {bad.code}")
     finally:
-        shutil.rmtree(folder)
+        if not asked.keep:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
