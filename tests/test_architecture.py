@@ -40,7 +40,7 @@ NAMED_CODE = {
     "pipeline.device.language.speed:command": "the bundle's app, on the device",
     "pipeline.device.language.validate:_runs": "the bundle's app, on the device",
     "pipeline.lower.runtimes:_module": "one of RUNTIMES",
-    "pipeline.lower.runtimes:load": "one of RUNTIMES",
+    "pipeline.lower.runtimes:warm": "one of RUNTIMES",
     "pipeline.recipe.factory:_imported": "the recipe's own factory: a recipe is a program",
     "pipeline.recipe.task:import_app": "the recipe's app, or that of a bundle",
     "apps.cli.boards.camera:deploy": "one of APPS",

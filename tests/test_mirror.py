@@ -255,10 +255,7 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "pipeline/device/bench/test_profile.py": (
         "bench follows latency and knows each operation's share",
-        (
-            "pipeline/device/executor.py",
-            "pipeline/device/timing.py",
-        ),
+        ("pipeline/device/executor.py",),
     ),
     "pipeline/device/latency/test_latency.py": (
         "a table is made of measured layers",

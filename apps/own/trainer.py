@@ -29,6 +29,7 @@ from paredown.pipeline.compress.training.loop import (
     run_identity,
     update_average,
 )
+from paredown.pipeline.report.figures import CLASS
 from paredown.pipeline.store.checkpoint import damaged, load_run, save_checkpoint
 
 Row = dict[str, float]
@@ -232,12 +233,14 @@ def teach(run: Run, checkpoint: Path | None, listener: Listener) -> Mapping[str,
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             scores = lesson.score(run.average)
             if scores:
-                row[lesson.metric] = scores[lesson.metric]
+                told = (name for name in scores if name == lesson.metric or name.startswith(CLASS))
+                row |= {name: scores[name] for name in told}
                 better = run.judge(scores[lesson.metric])
         if listener.keep:
             listener.keep(run.average, run.history, better)
         if listener.report:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            shown = {name: value for name, value in row.items() if not name.startswith(CLASS)}
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
             listener.report(f"{figures}, {(time.monotonic() - started) / (run.step - before):.3f} s/step")
 
     def stopped() -> bool:

@@ -56,7 +56,11 @@ class Runtime:
 
     def load(self, data: bytes, threads: int = 1, where: object = "program") -> Runner:
         """A program's bytes to something that runs; `where` names it in errors."""
-        return importlib.import_module(self.loader or self._module.__name__).load(data, threads, where)
+        return self.warm().load(data, threads, where)
+
+    def warm(self) -> Any:
+        """The module that loads programs, imported."""
+        return importlib.import_module(self.loader or self._module.__name__)
 
 
 RUNTIMES = {

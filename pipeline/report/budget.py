@@ -155,12 +155,18 @@ def check_budget(budget: Budget, figures: Sequence[Figure], metric: Metric) -> t
     return violations(budget_limits(budget, figures, metric))
 
 
+def _short(value: float, allowed: float) -> str:
+    """Four digits; a thousandth of what is allowed is nothing."""
+    text = f"{value:.4g}"
+    return "0" if "e-" in text and abs(value) < allowed / 1000 else text
+
+
 def limit_rows(limits: Sequence[Limit]) -> list[tuple[str, str, str, str, str]]:
     """Limit, variant, what is allowed, what was reached, and the state of each, as tables have it."""
     rows = []
     for each in limits:
         name = f"{each.limit} ({each.of})" if each.of else each.limit
-        found = "-" if each.found is None else f"{each.found:.4g}"
+        found = "-" if each.found is None else _short(each.found, each.allowed)
         sign = "at least" if each.floor else "at most"
         rows.append((name, each.variant, f"{sign} {each.allowed:.4g}", found, each.state))
     return rows

@@ -160,9 +160,22 @@ class Job:
         """Head -> lines of a section of the report."""
         return {}
 
-    def movable(self, stage: Stage) -> Sequence[Stage]:
-        """Stages that are worth a second process, now that this one is done."""
-        return ()
+    def movable(self, stage: Stage) -> Sequence[Stage] | None:
+        """Stages that are worth a second process, now that this one is done; None where it does not tell."""
+        return None
+
+    def may_move(self) -> bool:
+        """Whether it is likely that something will be, before anything is done."""
+        return False
+
+    def ahead(self) -> None:
+        """Starts what other stages will need, where a second process is at work."""
+
+    def close(self) -> None:
+        """Ends what this job has started."""
+
+    def warm(self) -> None:
+        """Imports what scores need."""
 
     def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
         """Runs what there is to run, where no device proves it.

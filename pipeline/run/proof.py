@@ -12,6 +12,7 @@ from paredown.pipeline.device.validate import Validator, tag_of, time_figures
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.job import Proof
 from paredown.pipeline.store.event import Event
+from paredown.pipeline.store.files import read_json
 from paredown.targets.devices.programs import Program, Timing
 from paredown.targets.runners.litert import TensorInfo
 from paredown.targets.runners.vectors import test_inputs
@@ -103,6 +104,13 @@ class Prover:
             for variant in {rejected.get(name, name), shipped.get(name, name)}
         ]
         of = f"{found.scored} of the test images" if images is not None else "all test images"
+        if not whole and not self.smoke:  # the table shows those of the device, beside scores of all images
+            scores = {
+                name: read_json(job.path(job.scores[name]) / "score.json")[job.metric.name]
+                for name in job.runtimes
+            }
+            told = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+            of += f"; here, on all {job.images}, {job.metric.name} is: {told}"
         passed = "validated" if found.passed else "NOT valid"
         notes = [veto.line() for veto in self.vetoes]
         if self.timings and not self.executor.emulated:

@@ -129,7 +129,7 @@ class Run:
         settings = Settings(name, recipe, target, self.store, smoke, device, device_limit, tell, tick)
         self.job: Job = make_job(settings)
         self._beside: Beside | None = None
-        self._around = around
+        self._around, self._sharing = around, False
 
     def plan(self) -> tuple[Stage, ...]:
         """Every stage, in running order."""
@@ -151,9 +151,23 @@ class Run:
                     ledger.add(stage, artefact)
             if self._beside is not None:
                 self._beside.finish(stage)
-            elif self._around is None and (movable := self.job.movable(stage)):
-                there = [each.key for each in self.plan() if self.store.get(each.key)]
-                self._beside = Beside(self.job.settings, movable, there)
+            if self._sharing:
+                self._share(stage)
+
+    def _share(self, stage: Stage) -> None:
+        """Offers stages to the second process, now that it is known which are worth it."""
+        movable = self.job.movable(stage)
+        if movable:
+            self._beside = self._beside or Beside(self.job.settings)
+            self._beside.offer(movable, [each.key for each in self.plan() if self.store.get(each.key)])
+            self.job.ahead()
+        elif movable is not None:
+            self._close_beside()
+
+    def _close_beside(self) -> None:
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
 
     def execute(self) -> Result:
         """Runs what has to run, writes the run's folder, and checks the budget; the log says how it ended."""
@@ -163,9 +177,8 @@ class Run:
             self.log.line(f"ended: {str(error) or 'interrupted'}")
             raise
         finally:
-            if self._beside is not None:
-                self._beside.close()
-                self._beside = None
+            self._close_beside()
+            self.job.close()
         self.log.line(result.verdict.line() if result.verdict else "done")
         return result
 
@@ -173,6 +186,9 @@ class Run:
         ledger = Ledger.start(self.folder)
         self.log.begin()
         job, proof = self.job, None
+        self._sharing = self._around is None
+        if self._sharing and job.may_move():
+            self._beside = Beside(job.settings)
         if job.device is None:
             job = job.settle(lambda goals: self.reach(goals, ledger))
         else:

@@ -14,7 +14,14 @@ from torch import nn
 
 from paredown.apps.api.training.hold_out import hold_out, opened
 from paredown.apps.api.training.meter import Meter
-from paredown.apps.api.training.networks import SHIPPED, choose_size, shaped_cfg, start_from, write_cfg
+from paredown.apps.api.training.networks import (
+    SHIPPED,
+    choose_size,
+    shaped_cfg,
+    small_boxes,
+    start_from,
+    write_cfg,
+)
 from paredown.apps.api.training.outcome import Files, Keeper, metadata, recipe_text
 from paredown.apps.api.training.source import CLASSIFIER, Source, find_source
 from paredown.apps.detector.darknet.darknet import builtin_cfg, read_cfg
@@ -176,6 +183,8 @@ def _detector(arguments: argparse.Namespace, source: Source, meter: Meter) -> No
     if size is None and ":" not in name:
         size, said = choose_size(data)
         meter.report(f"{said}; --size changes it")
+    elif size is not None and (small := small_boxes(data, size)):
+        meter.report(small)
     network, named, keys, original = _network(arguments, name, data, size, files, meter)
     preprocess = Preprocess(width=size, height=size) if size else plain_input(network)
     preprocess = replace(preprocess, resize=arguments.resize, resample=arguments.resample)
@@ -192,7 +201,6 @@ def _detector(arguments: argparse.Namespace, source: Source, meter: Meter) -> No
     write_atomic(files.names, "".join(f"{each}\n" for each in source.names).encode())
     write_atomic(files.recipe, recipe_text(source, named, keys, files).encode())
     _taught(arguments, network, labelled, validation, config, preprocess, files, meter)
-    _end(arguments, files, meter)
 
 
 def _network(
@@ -249,6 +257,7 @@ def _taught(
         checkpoint=arguments.checkpoint or files.checkpoint, report=meter.report, tick=meter.tick,
         keep=keeper,
     )  # fmt: skip
+    _end(arguments, files, keeper, meter)
 
 
 def _digits(arguments: argparse.Namespace, meter: Meter) -> None:
@@ -275,7 +284,6 @@ def _digits(arguments: argparse.Namespace, meter: Meter) -> None:
     preprocess = Preprocess(width=size, height=size) if size else plain_input(network)
     preprocess = replace(preprocess, resize=arguments.resize, resample=arguments.resample)
     _taught(arguments, network, data, Digits("validation"), config, preprocess, files, meter)
-    _end(arguments, files, meter)
 
 
 # -- classifiers ---------------------------------------------------------------------------------------------
@@ -319,7 +327,7 @@ def _classifier(arguments: argparse.Namespace, source: Source, meter: Meter) -> 
     train_classifier(
         task, network, labelled, config, validation, checkpoint, meter.report, meter.tick, keeper
     )
-    _end(arguments, files, meter)
+    _end(arguments, files, keeper, meter)
 
 
 def _opening(config: TrainSettings, images: int, files: Files) -> str:
@@ -330,7 +338,9 @@ def _opening(config: TrainSettings, images: int, files: Files) -> str:
     ) + (f"\n{missing}" if missing else "")
 
 
-def _end(arguments: argparse.Namespace, files: Files, meter: Meter) -> None:
+def _end(arguments: argparse.Namespace, files: Files, keeper: Keeper, meter: Meter) -> None:
+    for line in keeper.best():
+        meter.report(line)
     if not arguments.checkpoint:
         files.checkpoint.unlink(missing_ok=True)
     plot = f", {files.plot}" if files.plot.exists() else ""

@@ -52,6 +52,17 @@ def choose_size(data: ImageSet) -> tuple[int, str]:
     )
 
 
+def small_boxes(data: ImageSet, size: int) -> str:
+    """A warning where small boxes vanish in an input of this size; empty where none do."""
+    side = float(np.quantile(box_sizes(data).min(axis=1), SMALL_SHARE)) * size
+    if side >= SMALL_PIXELS / 2 or choose_size(data)[0] <= size:
+        return ""
+    return (
+        f"input {size}x{size} is small for these boxes: a tenth have a shorter side below {side:.0f} pixels "
+        f"there; {choose_size(data)[0]} would be chosen without --size"
+    )
+
+
 def shaped_cfg(name: str, data: ImageSet, size: int, resize: str) -> tuple[Cfg, str]:
     """A network with [region] for the data's classes, and a sentence on its anchors.
 

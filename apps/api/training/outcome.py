@@ -17,10 +17,13 @@ from paredown.apps.detector.network import Yolo
 from paredown.apps.detector.network.weights import write_weights
 from paredown.apps.own.doubts import TRAINED
 from paredown.calibration.preprocess import Preprocess
+from paredown.pipeline.report.figures import CLASS
 from paredown.pipeline.store.checkpoint import save_weights
 from paredown.pipeline.store.store import write_atomic
 from paredown.targets.host.tools import lacks
 
+MOST_CLASSES = 10  # that are named in a line
+NEVER = 0.01  # a score below which a class is as good as never found
 HEAD = "# Written by `paredown train`. Make a bundle of it: paredown run {name} --target host\n"
 
 
@@ -92,14 +95,36 @@ class Keeper:
 
     def __init__(self, files: Files, facts: Mapping[str, str], validated: bool, metric: str) -> None:
         self.files, self.facts, self.validated, self.metric = files, dict(facts), validated, metric
+        self._history: Sequence[Mapping[str, float]] = ()
 
     def __call__(self, network: nn.Module, history: Sequence[Mapping[str, float]], better: bool) -> None:
         """Takes the state at the end of an epoch."""
+        self._history = history
         if better or not self.validated or not self.files.out.exists():
             self._save(self.files.out, network)
         self._save(self.files.last, network)
         if not lacks("matplotlib", "the plot"):
             plot(self.files.plot, history, self.metric)
+
+    def best(self) -> list[str]:
+        """What the best weights score, each class too, and what to do for classes that are never found."""
+        scored = [row for row in self._history if self.metric in row]
+        if not scored:
+            return []
+        row = max(scored, key=lambda row: row[self.metric])
+        classes = {name.removeprefix(CLASS): row[name] for name in row if name.startswith(CLASS)}
+        line = f"best: epoch {row['epoch']:.0f}, validation {self.metric} {row[self.metric]:.4f}"
+        if classes:
+            worst = sorted(classes, key=lambda name: classes[name])[:MOST_CLASSES]
+            left = len(classes) - len(worst)
+            line += "; " + ", ".join(f"{name} {classes[name]:.3f}" for name in worst)
+            line += f", {left} better ones" if left else ""
+        never = [name for name, score in classes.items() if score < NEVER]
+        if never:
+            more = f" and {len(never) - MOST_CLASSES} more" if len(never) > MOST_CLASSES else ""
+            hint = "more --epochs, a larger --size or more labelled boxes may help"
+            return [line, f"hardly found at all: {', '.join(never[:MOST_CLASSES])}{more}; {hint}"]
+        return [line]
 
     def _save(self, path: Path, network: nn.Module) -> None:
         if path.suffix == ".weights" and isinstance(network, Yolo):

@@ -15,102 +15,14 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from paredown.apps.detector.device.boxes.decode import Detections, iou_matrix
-from paredown.calibration.readers.records import Ignored
+from paredown.apps.detector.device.boxes.decode import Detections
+from paredown.apps.detector.scoring.matching import REAL, Flat, Labels, Ranked, flatten, rank_classes
 from paredown.pipeline.report.figures import CLASS
-from paredown.targets.errors import InputError
 
 Array = np.ndarray
-REAL, HARD, CROWD = 0, 1, 2  # kinds of labelled boxes; the last two are ignored
-
-
-class Labelled(Protocol):
-    """What scoring needs of an image: a Sample or a Record of `calibration.datasets` has it."""
-
-    @property
-    def boxes(self) -> Array:
-        """Float (N, 4) cx, cy, w, h, normalised to the image."""
-
-    @property
-    def classes(self) -> Array:
-        """Int (N,)."""
-
-    @property
-    def labelled(self) -> bool:
-        """Whether somebody looked for objects in this image."""
-
-    @property
-    def ignored(self) -> Ignored:
-        """Objects that no score counts."""
-
-
-class Labels(Protocol):
-    """A data set, or a list of samples; only boxes and classes are looked at."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Labelled: ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Flat:
-    """Boxes of many images in one list: xyxy, class, image and kind of each."""
-
-    boxes: Array
-    classes: Array
-    images: Array
-    kinds: Array
-
-    def of(self, category: int) -> _Flat:
-        return self.at(self.classes == category)
-
-    def at(self, chosen: Array) -> _Flat:
-        """Those at these places, or where a mask is true."""
-        return _Flat(self.boxes[chosen], self.classes[chosen], self.images[chosen], self.kinds[chosen])
-
-    @property
-    def real(self) -> Array:
-        """Classes of the boxes that are not ignored, each once."""
-        return np.unique(self.classes[self.kinds == REAL])
-
-
-def _corners(boxes: Array) -> Array:
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-
-
-def _flatten(detections: Sequence[Detections], labels: Labels) -> tuple[_Flat, Array, _Flat]:
-    """Returns detections, their scores and the boxes of the labels, ignored too, of the labelled images."""
-    if len(detections) != len(labels):
-        raise ValueError(f"detections of {len(detections)} images, labels of {len(labels)}")
-    found: list[tuple[Array, Array, Array, Array]] = []
-    truth: list[tuple[Array, Array, Array, Array]] = []
-    for image, seen in enumerate(detections):
-        label = labels[image]
-        if not label.labelled:
-            continue  # nobody knows what is there: a detection is neither right nor wrong
-        found.append((seen.boxes, seen.classes, np.full(len(seen), image), seen.scores))
-        ignored = label.ignored
-        for objects, kinds in (
-            (label, np.full(len(label.classes), REAL)),
-            (ignored, np.where(ignored.crowd, CROWD, HARD)),
-        ):
-            images = np.full(len(objects.classes), image)
-            truth.append((_corners(objects.boxes), objects.classes, images, kinds))
-    if not sum((kinds == REAL).sum() for *_, kinds in truth):
-        raise InputError("no labelled boxes to score against", hint="check data.test and data.label_names")
-    boxes, classes, images, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-    kinds = np.full(len(classes), REAL)
-    detected = _Flat(boxes.astype(np.float64).reshape(-1, 4), classes, images, kinds)
-    return (
-        detected,
-        scores.astype(np.float64),
-        _Flat(*(np.concatenate(part) for part in zip(*truth, strict=True))),
-    )
 
 
 def average_precision(correct: Array, labelled: int) -> float:
@@ -128,69 +40,6 @@ def average_precision(correct: Array, labelled: int) -> float:
     )  # recall rises by 1 / labelled at each
 
 
-def _covered(found: Array, regions: Array) -> Array:
-    """The largest share of each box's area that lies in one of the regions, (N,); 0 of a box without area."""
-    low = np.maximum(found[:, None, :2], regions[None, :, :2])
-    high = np.minimum(found[:, None, 2:], regions[None, :, 2:])
-    shared = (high - low).clip(0).prod(axis=-1).max(axis=1)
-    area = (found[:, 2:] - found[:, :2]).clip(0).prod(axis=-1)
-    return np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
-
-
-def _matched(found: _Flat, truth: _Flat, iou: float) -> tuple[Array, Array]:
-    """Says which detections (by descending score, one class) are right, and which count at all."""
-    claimed = np.full(len(found.boxes), -1)
-    excused = np.zeros(len(found.boxes), dtype=bool)
-    for image in np.unique(truth.images):
-        mine, theirs = np.flatnonzero(found.images == image), np.flatnonzero(truth.images == image)
-        if not len(mine):
-            continue
-        single, crowds = theirs[truth.kinds[theirs] != CROWD], theirs[truth.kinds[theirs] == CROWD]
-        if len(single):
-            overlaps = iou_matrix(found.boxes[mine], truth.boxes[single])
-            best = overlaps.argmax(axis=1)
-            claimed[mine] = np.where(overlaps.max(axis=1) >= iou, single[best], -1)
-        if len(crowds):
-            excused[mine] = _covered(found.boxes[mine], truth.boxes[crowds]) >= iou
-    claims = claimed >= 0
-    hard = claims.copy()
-    hard[claims] = truth.kinds[claimed[claims]] == HARD
-    _, first = np.unique(claimed, return_index=True)
-    correct = np.zeros(len(claimed), dtype=bool)
-    correct[first] = True
-    correct &= claims & ~hard
-    return correct, correct | ~(hard | excused)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """One class after matching: its detections by descending score, and its boxes; nothing ignored.
-
-    Attributes:
-        correct: bool (D,), which detections are right.
-        found: (D,), the image of each detection.
-        truth: (T,), the image of each labelled box.
-    """
-
-    category: int
-    correct: Array
-    found: Array
-    truth: Array
-
-
-def _ranked(detections: Sequence[Detections], labels: Labels, iou: float) -> list[_Ranked]:
-    """Matches every class that has a box, in the order of the classes."""
-    found, scores, truth = _flatten(detections, labels)
-    order = np.argsort(-scores, kind="stable")
-    found, result = found.at(order), []
-    for category in truth.real:
-        mine, seen = truth.of(category), found.of(category)
-        correct, counts = _matched(seen, mine, iou)
-        real = mine.images[mine.kinds == REAL]
-        result.append(_Ranked(int(category), correct[counts], seen.images[counts], real))
-    return result
-
-
 def class_average_precisions(
     detections: Sequence[Detections], labels: Labels, iou: float = 0.5
 ) -> dict[int, float]:
@@ -206,7 +55,7 @@ def class_average_precisions(
         InputError: if there is no labelled box at all.
         ValueError: if the numbers of images differ.
     """
-    ranked = _ranked(detections, labels, iou)
+    ranked = rank_classes(detections, labels, iou)
     return {one.category: average_precision(one.correct, len(one.truth)) for one in ranked}
 
 
@@ -251,7 +100,7 @@ def resampled_map50(detections: Sequence[Detections], labels: Labels) -> Callabl
 
     Arguments and errors as for `class_average_precisions`. NaN where a resample has no labelled box.
     """
-    ranked = _ranked(detections, labels, 0.5)
+    ranked = rank_classes(detections, labels, 0.5)
 
     def means(weights: Array) -> Array:
         values = np.stack([_weighted_average_precision(one, weights) for one in ranked])
@@ -262,7 +111,7 @@ def resampled_map50(detections: Sequence[Detections], labels: Labels) -> Callabl
     return means
 
 
-def _weighted_average_precision(one: _Ranked, weights: Array) -> Array:
+def _weighted_average_precision(one: Ranked, weights: Array) -> Array:
     """Average precision (R,) of a class where images count weights (R, images) times; NaN without a box."""
     labelled = weights[:, one.truth].sum(axis=1, dtype=np.float64)
     end = (
@@ -298,7 +147,7 @@ def best_map50(detections: Sequence[Detections], labels: Labels) -> float:
     none = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64))
     rest = len(labels) - len(detections)
     values = []
-    for one in _ranked([*detections, *[none] * rest], labels, 0.5):
+    for one in rank_classes([*detections, *[none] * rest], labels, 0.5):
         found = np.ones(int((one.truth >= len(detections)).sum()), bool)
         values.append(average_precision(np.concatenate([found, one.correct]), len(one.truth)))
     return float(np.mean(values))
@@ -309,10 +158,10 @@ def coco_map(detections: Sequence[Detections], labels: Labels) -> float:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    found, scores, truth = _flatten(detections, labels)
+    found, scores, truth = flatten(detections, labels)
     size = 1000.0  # pycocotools counts in pixels; with area range "all" the unit does not matter
 
-    def records(flat: _Flat) -> list[dict[str, object]]:
+    def records(flat: Flat) -> list[dict[str, object]]:
         sides = flat.boxes[:, 2:] - flat.boxes[:, :2]
         boxes = np.concatenate([flat.boxes[:, :2], sides], axis=1) * size
         return [
@@ -386,7 +235,7 @@ def class_curves(detections: Sequence[Detections], labels: Labels, weights: Arra
         weights: (R, images), how often an image counts in each resample.
     """
     found = {}
-    for one in _ranked(detections, labels, 0.5):
+    for one in rank_classes(detections, labels, 0.5):
         values = _weighted_average_precision(one, weights)
         values = values[~np.isnan(values)]
         ends = np.percentile(values, (2.5, 97.5)).tolist() if len(values) else None

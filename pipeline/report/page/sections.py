@@ -136,7 +136,7 @@ def pareto(points: Sequence[tuple[str, float, float]], metric: Mapping[str, Any]
 
 
 def _sensitivity(told: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The metric over the share of channels that stay, a small chart per group."""
+    """The metric over the share of channels that stay, a small chart per group that was tried."""
     found = []
     for curve in (told or {}).get("curves", ()):
         points = [
@@ -144,7 +144,7 @@ def _sensitivity(told: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             for point in curve["points"]
             if point["metric"] is not None
         ]
-        if points and told is not None:
+        if len(points) > 1 and told is not None:
             title = f"{told['metric']} over the share of channels of {curve['group']}"
             chart = svg.lines(
                 [(curve["group"], sorted(points))], title, "share of channels", told["metric"], (0, 1)

@@ -11,7 +11,8 @@ Points = Sequence[tuple[float, float]]
 
 WIDE, HIGH = 360, 230  # units of a chart; a phone shows one unit as one pixel
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 34
-MOST_NAMED = 4  # points of a plot
+MOST_NAMED, LONGEST = 4, 16  # points of a plot that are named beside their marks, and letters of a name
+SPAN = 0.01  # of the largest value: what the height of a plot of points shows at least
 COLOURS = 8  # classes c0 to c7 of the style sheet
 
 
@@ -20,6 +21,8 @@ def number(value: float, step: float = 0.0) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g}M"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 3
+    if not step and abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:,.{decimals}f}" if step else f"{value:.3g}"
 
 
@@ -141,7 +144,8 @@ def scatter(
 ) -> Markup:  # fmt: skip
     """Named points; those of the front are joined by a line.
 
-    More points than `MOST_NAMED` are named below, with their numbers: beside the marks they hide each other.
+    More points than `MOST_NAMED`, and long names, stand below, with their numbers: beside the marks they
+    hide each other.
 
     Args:
         points: name, x and y.
@@ -151,18 +155,20 @@ def scatter(
         front: numbers of points, by x.
     """
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
-    apart = (max(ys) - min(ys)) * 0.15 or 0.01
-    frame = _Frame((0.0, max(xs) * 1.15), (min(ys) - apart, max(ys) + apart))
+    # What differs by less than a hundredth is not spread over the whole height.
+    middle, span = (min(ys) + max(ys)) / 2, max(max(ys) - min(ys), SPAN * max(map(abs, ys))) or SPAN
+    frame = _Frame((0.0, max(xs) * 1.15), (middle - 0.65 * span, middle + 0.65 * span))
     parts = frame.parts(x_label, y_label)
     if len(front) > 1:
         path = " ".join(f"{frame.x(points[i][1])},{frame.y(points[i][2])}" for i in front)
         parts.append(Markup('<polyline class="front" points="{}"/>').format(path))
+    beside = len(points) <= MOST_NAMED and all(len(name) <= LONGEST for name, _, _ in points)
     taken: list[tuple[float, float]] = []
     for index, (name, x, y) in enumerate(points):
         cx, cy = frame.x(x), frame.y(y)
         parts.append(Markup('<circle class="dot c{}" cx="{}" cy="{}" r="4.5"/>').format(
             index % COLOURS, cx, cy))  # fmt: skip
-        if len(points) > MOST_NAMED:
+        if not beside:
             continue
         end = cx > WIDE * 0.6
         at = cy - 8 if cy > TOP + 14 else cy + 16
@@ -171,7 +177,7 @@ def scatter(
         taken.append((cx, at))
         parts.append(Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
             cx, at, "end" if end else "start", name))  # fmt: skip
-    if len(points) <= MOST_NAMED:
+    if beside:
         return _svg(parts, title)
     return _svg(parts, title) + legend([f"{name}: {number(x)} {x_label}, {y:.4f}" for name, x, y in points])
 

@@ -11,6 +11,7 @@ everything is reused imports none of them.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,10 +56,12 @@ from paredown.targets.errors import UsageError
 from paredown.targets.host.host import package_version
 
 if TYPE_CHECKING:
+    from paredown.pipeline.device.timing import Peaks
     from paredown.pipeline.graph.graph import Graph
     from paredown.pipeline.lower.integer import IntegerGraph
 
 WORTH_MACS = 5e9  # of all images that are scored; a second process takes seconds to start
+LIGHT = 1000  # multiply-accumulates of a light network for a pixel of its input
 FEWEST = 10  # timed inferences, below which nothing is taken back
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
@@ -86,6 +89,7 @@ class ImageJob(Job):
         training: the data that is trained on; None where nothing is.
         scores: variant -> what scores it.
         references: key of an integer graph -> its outputs, for the parity of all runtimes: see `check`.
+        peaks: what tells the memory of programs; None until it is started.
 
     Raises:
         UsageError: the target lacks a runtime that the recipe wants, or nothing runs on it here.
@@ -108,6 +112,7 @@ class ImageJob(Job):
         check_files(self.recipe)
         self.ships = dict(ships or {})
         self.references: dict[str, dict[int, Any]] = {}
+        self.peaks: Peaks | None = None
         self.task: Task = load_task(self.recipe)
         self.metric = metric_of(self.task)
         self.preprocess = self.task.preprocess
@@ -195,14 +200,43 @@ class ImageJob(Job):
         if stage is not self.original:
             set_threads(self.path(self.original))
 
-    def movable(self, stage: Stage) -> Sequence[Stage]:
+    def movable(self, stage: Stage) -> Sequence[Stage] | None:
         """Scores, once it is known that they take seconds, and no network that wants all cores itself."""
-        if stage is not self.original or self.training is not None or len(os.sched_getaffinity(0)) < 2:
-            return ()
+        if stage is not self.original:
+            return None
         macs = read_json(self.path(stage) / "size.json")["macs"]
-        if macs >= PARALLEL_MACS or macs * self.images < WORTH_MACS:
+        if not self._has_room() or macs >= PARALLEL_MACS or macs * self.images < WORTH_MACS:
             return ()
         return [each for each in self.scores.values() if self.store.get(each.key) is None]
+
+    def may_move(self) -> bool:
+        """As `movable`, of a network that is light for its input."""
+        if not self._has_room() or self.store.get(self.original.key) is not None:
+            return False
+        return LIGHT * math.prod(self.preprocess.input_shape[2:]) * self.images >= WORTH_MACS
+
+    def _has_room(self) -> bool:
+        return self.training is None and len(os.sched_getaffinity(0)) >= 2
+
+    def ahead(self) -> None:
+        """Starts what tells the memory of programs, which imports the runtimes first."""
+        if self.bench is not None and self.store.get(self.bench.key) is None:
+            from paredown.pipeline.device.timing import Peaks
+
+            self.peaks = self.peaks or Peaks(self.runtimes)
+
+    def close(self) -> None:
+        """See `Job`."""
+        if self.peaks is not None:
+            self.peaks.close()
+            self.peaks = None
+
+    def warm(self) -> None:
+        """See `Job`."""
+        from paredown.pipeline.lower import reference  # noqa: F401  torch, and every operation
+
+        for name in self.runtimes:
+            runtime(name).warm()
 
     @property
     def allows_float(self) -> bool:

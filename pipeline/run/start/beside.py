@@ -1,8 +1,9 @@
 """A second process that builds some stages of a run while this one builds others.
 
 Scores hang on nothing but their programs, and take half of a first run's time. The process makes the same
-plan from the same settings, builds what it is told by key, and publishes it in the store. Whatever goes wrong
-there is left to this process, which builds the stage itself and says what is wrong with it.
+plan from the same settings, builds what it is told by key, and publishes it in the store. It may be started
+before it is known what it will build: it takes seconds to import what it needs. Whatever goes wrong there is
+left to this process, which builds the stage itself and says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ class Beside:
 
     Args:
         settings: of the run.
-        stages: that may be built there, in the order of the plan; the last that is ready comes first, since
-            this process goes from the first to the last.
-        finished: keys of the stages that are there.
     """
 
-    def __init__(self, settings: Settings, stages: Sequence[Stage], finished: Collection[str]) -> None:
-        self._waiting = {stage.key: stage for stage in stages}
-        self._finished, self._open = set(finished), True
+    def __init__(self, settings: Settings) -> None:
+        self._waiting: dict[str, Stage] = {}
+        self._finished: set[str] = set()
+        self._open, self._offered = True, False
         self._seconds: dict[str, float | None] = {}  # of those that were built there; None while they are
         self._changed = threading.Condition()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -47,6 +46,20 @@ class Beside:
         asked = (settings.name, settings.recipe, settings.target, settings.store.root, settings.smoke)
         self._asked = pickle.dumps(asked)
         threading.Thread(target=self._feed, daemon=True).start()
+
+    def offer(self, stages: Sequence[Stage], finished: Collection[str]) -> None:
+        """Says what may be built there; once.
+
+        Args:
+            stages: in the order of the plan; the last that is ready comes first, since this process goes
+                from the first to the last.
+            finished: keys of the stages that are there.
+        """
+        with self._changed:
+            self._waiting = {stage.key: stage for stage in stages}
+            self._finished |= set(finished)
+            self._offered = True
+            self._changed.notify_all()
 
     def take(self, stage: Stage) -> float | None:
         """Waits for a stage if it is built there.
@@ -85,6 +98,9 @@ class Beside:
         tell, hear = self._process.stdin, self._process.stdout
         with contextlib.suppress(OSError, ValueError):
             tell.write(self._asked)
+            tell.flush()
+            with self._changed:
+                self._changed.wait_for(lambda: self._offered or not self._open)
             while self._open:
                 with self._changed:
                     self._changed.wait_for(lambda: not self._open or not self._waiting or self._next())
@@ -115,6 +131,7 @@ def serve() -> None:
     name, recipe, target, root, smoke = pickle.load(sys.stdin.buffer)
     job = make_job(Settings(name, recipe, target, Store(root), smoke))
     stages = {stage.key: stage for stage in plan(job.goals())}
+    job.warm()
     for line in sys.stdin.buffer:
         began = time.perf_counter()
         run_stage(job.store, stages[line.decode().strip()], prepare=job.prepare)

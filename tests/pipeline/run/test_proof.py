@@ -146,7 +146,10 @@ def test_the_local_machine_is_a_device_too(tiny: Tiny, tmp_path: Path) -> None:
     done = call("run", recipe, "--runs", tmp_path / "runs", *asked)
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert any("accuracy from its own outputs for 1 of the test images" in note for note in found["notes"])
+    scores = {f["value"] for f in found["figures"] if (f["variant"], f["metric"]) == ("litert", "map50")}
+    (note,) = (note for note in found["notes"] if "accuracy from its own outputs for 1 of the" in note)
+    assert "; here, on all 2, map50 is: litert " in note
+    assert note.rpartition(" ")[2] in {f"{score:.4f}" for score in scores}
 
 
 def test_this_machines_milliseconds_are_no_boards(tiny: Tiny, tmp_path: Path) -> None:

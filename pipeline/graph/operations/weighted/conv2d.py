@@ -60,6 +60,7 @@ class Conv2d(WeightedOperation):
     """
 
     aten = ("conv2d", "conv1d")
+    plain_sums = True
     rules = {
         **WeightedOperation.rules,
         U55: (

@@ -29,6 +29,7 @@ class Linear(WeightedOperation):
 
     folds = True
     aten = ("linear", "matmul", "mm", "addmm")
+    plain_sums = True
 
     def takes(self, node: Any) -> bool:
         return target(node) == "linear" or len(shape_of(_arguments(node)[0])) == 2

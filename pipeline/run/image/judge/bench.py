@@ -32,7 +32,7 @@ def bench_stage(job: ImageJob) -> Stage:
 
     def build(out: Path, inputs: Inputs) -> None:
         from paredown.pipeline.compress.coupling.surgery import load_pruned
-        from paredown.pipeline.device.timing import Eager, interleaved, peak_memory
+        from paredown.pipeline.device.timing import Eager, Peaks, interleaved
         from paredown.pipeline.lower.predict.islands import island_times, islands
 
         image = job.preprocess(job.calibration[0].image)[None]
@@ -48,7 +48,8 @@ def bench_stage(job: ImageJob) -> Stage:
             x = image if variant.endswith(FLOAT) else codes
             runners[variant] = (runtime(name).load(program_in(inputs[variant]), threads, variant), x)
             programs[variant] = (name, inputs[variant] / "program", x)
-        memory = peak_memory(programs)
+        job.peaks = job.peaks or Peaks(job.runtimes)
+        memory = job.peaks.measure(programs)
         times = interleaved(runners, runs, job.tick)
         figures = {
             name: {

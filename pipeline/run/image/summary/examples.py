@@ -86,7 +86,8 @@ def examples(before: Told, after: Told, data: Dataset, pictures: Pictures, runti
     for old, new in worst(before, after):
         sample = data[old["index"]]
         made = [_jpeg(picture) for picture in pictures(sample, old, new)]
-        rows.append({"name": sample.name.rpartition("/")[2], "before": old["quality"],
+        name = "/".join(sample.name.split("/")[-2:])  # with its class, where that is the folder
+        rows.append({"name": name, "before": old["quality"],
                      "after": new["quality"], "pictures": made})  # fmt: skip
     return {"columns": ["labels", "fp32", f"{runtime}, int8"], "rows": rows, "words": WORDS}
 

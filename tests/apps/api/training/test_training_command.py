@@ -15,8 +15,8 @@ from blood_cells import NAMES, blood_cells
 from safetensors import safe_open
 from tiny_project import call
 
-from paredown.apps.api.training.networks import box_sizes, choose_size, shaped_cfg, start_from
-from paredown.apps.api.training.outcome import Files
+from paredown.apps.api.training.networks import box_sizes, choose_size, shaped_cfg, small_boxes, start_from
+from paredown.apps.api.training.outcome import Files, Keeper
 from paredown.apps.detector.network import Yolo
 from paredown.calibration.datasets import open_dataset
 from paredown.pipeline.recipe.file import load_recipe
@@ -39,6 +39,10 @@ def test_anchors_and_input_size_suit_the_boxes(cells):
     data = open_dataset("voc", cells / "ImageSets/Main/train.txt", names=NAMES)
     size, said = choose_size(data)
     assert size % 32 == 0 and 160 <= size <= 256 and f"input {size}x{size}" in said
+    sides = np.sort((box_sizes(data) * 32).min(axis=1))
+    assert f"shorter side below {sides[len(sides) // 10]:.0f} pixels" in small_boxes(data, 32)
+    assert f"; {size} would be chosen without --size" in small_boxes(data, 32)
+    assert small_boxes(data, size) == ""
     cfg, told = shaped_cfg("yolov2-nano", data, size, "stretch")
     assert cfg.classes == 3 and (cfg.net.width, cfg.net.height) == (size, size)
     smallest = np.array(cfg.region.anchors).prod(1).min() * 16**2
@@ -72,6 +76,8 @@ def test_a_set_of_three_classes_is_trained_and_its_recipe_reads(cells, tmp_path)
     assert done.code == 0 and done.out == ""
     for words in ("3 classes: Platelets, RBC, WBC", "anchors by k-means", "map50", "next: paredown run"):
         assert words in done.err
+    told = next(line for line in done.err.splitlines() if line.startswith("best: epoch "))
+    assert all(f"{name} 0." in told for name in NAMES), told
     recipe = load_recipe(str(files.recipe), (), ())
     assert recipe.app == "apps.detector" and Path(recipe.weights) == files.out
     assert files.names.read_text().split() == list(NAMES) and not files.checkpoint.exists()
@@ -84,6 +90,24 @@ def test_a_set_of_three_classes_is_trained_and_its_recipe_reads(cells, tmp_path)
 
     task = DetectorTask(recipe)
     assert task.network().classes == 3 and len(task.data("test")) == 3
+
+
+def test_the_best_epoch_says_its_classes_and_which_are_never_found(tmp_path):
+    keeper = Keeper(Files(tmp_path / "x.safetensors"), {}, True, "map50")
+    assert keeper.best() == []
+    rows = [
+        {"epoch": 1, "loss": 3.0, "map50": 0.45, "class_score_red": 0.9, "class_score_tiny": 0.0},
+        {"epoch": 2, "loss": 2.0},
+        {"epoch": 3, "loss": 1.0, "map50": 0.4, "class_score_red": 0.7, "class_score_tiny": 0.1},
+    ]
+    keeper._history = rows
+    best, never = keeper.best()
+    assert best == "best: epoch 1, validation map50 0.4500; tiny 0.000, red 0.900"
+    assert never.startswith("hardly found at all: tiny; more --epochs")
+    many = {f"class_score_{n}": n / 20 for n in range(1, 15)}
+    keeper._history = [{"epoch": 4, "map50": 0.5, **many}]
+    (only,) = keeper.best()
+    assert only.endswith("10 0.500, 4 better ones") and "; 1 0.050, 2 0.100, " in only
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def test_numbers_are_told_apart():
     assert [svg.number(v, 0.001) for v in (0.989, 0.990)] == ["0.989", "0.990"]
     assert [svg.number(v, 500) for v in (0, 500, 1000)] == ["0", "500", "1,000"]
     assert svg.number(2_500_000, 500_000) == "2.5M" and svg.number(0.123456) == "0.123"
+    assert svg.number(1477.2) == "1,477"
 
 
 def test_points_have_their_names_beside_or_below_them():
@@ -68,6 +69,20 @@ def test_points_have_their_names_beside_or_below_them():
     tree, _, _ = marks(svg.scatter([("a", 1.0, 0.5), ("b", 1.0, 0.5)], "t", "KiB", "y"))
     (dot, *_), names = tree.iter("circle"), [t for t in tree.iter("text") if t.text in ("a", "b")]
     assert all(abs(float(each.get("y")) - float(dot.get("cy"))) >= 8 for each in names), "none on the mark"
+
+
+def test_long_names_stand_below():
+    plot = svg.scatter([("digits host executorch", 1.0, 0.5), ("b", 2.0, 0.5)], "t", "KiB", "y")
+    assert "<li>" in plot and "digits host executorch: 1 KiB" in plot
+
+
+def test_differences_of_rounding_are_not_spread_over_the_height():
+    """Two scores a millionth apart are at one height; two that differ by half use most of it."""
+    for apart, least, most in ((1e-6, 0, 0.1), (0.5, 130, svg.HIGH)):
+        tree, _, _ = marks(svg.scatter([("a", 1.0, 0.9), ("b", 2.0, 0.9 - apart)], "t", "KiB", "y"))
+        first, second = (float(dot.get("cy")) for dot in tree.iter("circle"))
+        assert least <= abs(first - second) <= most
+        assert all(len(text.text or "") <= 6 for text in tree.iter("text")), "numbers of an axis are short"
 
 
 def test_nothing_is_an_empty_chart():

@@ -27,7 +27,7 @@ def test_the_lowest_quality_comes_first_then_the_largest_loss():
 
 def test_pictures_are_small_and_drawn_thrice():
     image = np.zeros((900, 1200, 3), np.uint8)
-    sample = Sample("folder/a.png", image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), True)
+    sample = Sample("far/folder/a.png", image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), True)
     calls = []
 
     def drawn(small, found):
@@ -37,7 +37,7 @@ def test_pictures_are_small_and_drawn_thrice():
     made = examples(told(1.0), told(0.5), [sample], by_details(drawn), "litert")
     assert calls == [((225, SIDE, 3), found) for found in (None, [0], [0])]
     (row,) = made["rows"]
-    assert (row["name"], row["before"], row["after"]) == ("a.png", 1.0, 0.5)
+    assert (row["name"], row["before"], row["after"]) == ("folder/a.png", 1.0, 0.5)
     for picture in row["pictures"]:
         data = np.frombuffer(base64.b64decode(picture), np.uint8)
         assert cv2.imdecode(data, cv2.IMREAD_COLOR).shape == (225, SIDE, 3) and len(data) < 20_000

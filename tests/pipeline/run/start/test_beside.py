@@ -45,7 +45,9 @@ def opened(
 ) -> Beside:
     monkeypatch.setattr(beside, "SERVE", ("-c", ANSWERS.format(dies=dies)))
     settings = Settings("x", None, None, Store(tmp_path))  # type: ignore[arg-type]
-    return Beside(settings, moved, [there.key])
+    other = Beside(settings)
+    other.offer(moved, [there.key])
+    return other
 
 
 def built(other: Beside, count: int) -> None:
@@ -82,6 +84,21 @@ def test_what_a_process_that_died_has_not_built_is_left_to_this_one(tmp_path, mo
     assert other._process.returncode is not None
 
 
+def test_it_can_be_started_before_it_is_known_what_it_builds(tmp_path, monkeypatch):
+    first, moved = stages(3)
+    monkeypatch.setattr(beside, "SERVE", ("-c", ANSWERS.format(dies=99)))
+    other = Beside(Settings("x", None, None, Store(tmp_path)))  # type: ignore[arg-type]
+    assert other.take(first) is None, "nothing was offered"
+    other.finish(first)
+    other.offer(moved, [])
+    built(other, 2)
+    assert [other.take(stage) for stage in moved] == [1.5, 0.5]
+    other.close()
+    idle = Beside(Settings("x", None, None, Store(tmp_path)))  # type: ignore[arg-type]
+    idle.close()
+    assert idle._process.returncode is not None
+
+
 @pytest.mark.slow
 def test_a_run_with_a_second_process_makes_the_same_artefacts(tmp_path, monkeypatch):
     recipe = make_project(tmp_path)
@@ -98,5 +115,5 @@ def test_a_run_with_a_second_process_makes_the_same_artefacts(tmp_path, monkeypa
         assert len(scores) == 4
         found.append(scores)
         ledger = json.loads((runs / "tiny/host/stages.json").read_text())
-        assert all(entry["outcome"] == "built" for entry in ledger["stages"])
+        assert ledger and all(entry["outcome"] == "built" for entry in ledger)
     assert found[0] == found[1]
