@@ -70,6 +70,8 @@ def start(
         if expected is not None:
             expected.check_installed(app.releases / release)
         before, was_running, was_service = app.release(), app.running(), app.unit.exists()
+        last = read(app.home / "window.json")
+        older = last.get("before") if last.get("release") == before else None
         file = app.releases / f"{release}.json"
         old_command = file.read_bytes() if file.exists() else None
         end(app, GRACE_S, forget=not service)
@@ -96,6 +98,7 @@ def start(
             if old_command is not None:
                 write(file, old_command)
             switch(app, before)
+            _prune(app, {before, older})  # else each that fails would stay there
             if not was_running:
                 raise
             _launch(app, was_service, sources)

@@ -245,6 +245,19 @@ def test_one_that_does_not_start_gives_way_to_the_one_before(service, home):
     assert service.status()["running"]
 
 
+def test_releases_that_fail_do_not_stay(service, home):
+    for release in ("r1", "r2"):
+        install(service, release)
+        service.start(release, "app", ["stay"])
+    bad = archive(app_py="raise SystemExit(3)", targets__runners__prove_py="print('{}')")
+    for release in ("r3", "r4", "r5"):
+        service.install(bad, release, {})
+        with pytest.raises(DeviceError, match="release r2 runs again"):
+            service.start(release, "app", ["stay"])
+    assert current(home) == "r2" and "r2" in releases(home)
+    assert not releases(home) & {"r3", "r4", "r5"}
+
+
 def test_one_that_never_gets_ready_gives_way_too(service, home, monkeypatch):
     monkeypatch.setattr("paredown.targets.devices.service.service.READY_S", 0.3)
     install(service)
