@@ -65,8 +65,9 @@ def check_thresholds(app: Mapping[str, Any]) -> None:
         KeyError: one is missing.
     """
     for key in ("show_threshold", "nms_iou"):
-        if not 0 <= float(app[key]) <= 1:
-            raise ValueError(f"{key} = {app[key]}")
+        share = app[key]
+        if not isinstance(share, int | float) or not 0 <= share <= 1:  # "0.5" is no number
+            raise ValueError(f"{key} = {share!r}")
 
 
 @dataclass(frozen=True, eq=False)

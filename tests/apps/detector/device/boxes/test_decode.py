@@ -233,3 +233,11 @@ def test_draw_survives_boxes_beyond_the_image_and_unknown_classes():
     assert picture.any()
     nothing = detect(tuple(a * 0 - 50 for a in random_outputs(0)), ANCHORS)
     assert not draw(np.zeros((40, 60, 3), np.uint8), nothing, []).any()
+
+
+@pytest.mark.parametrize("key", ["show_threshold", "nms_iou"])
+@pytest.mark.parametrize("value", ["0.5", "1", None, [0.5], -0.1, 1.5, float("nan")])
+def test_thresholds_are_shares(key, value):
+    with pytest.raises(ValueError, match=key):
+        check_thresholds({"show_threshold": 0.5, "nms_iou": 1, key: value})
+    check_thresholds({"show_threshold": 0, "nms_iou": 1})
