@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lines import lines_of
 
-from paredown.apps.detector.device.boxes.decode import Detections, decode, detect, iou_matrix, nms
+from paredown.apps.detector.device.boxes.decode import (
+    Detections,
+    check_thresholds,
+    decode,
+    detect,
+    iou_matrix,
+    nms,
+)
 from paredown.apps.detector.device.drawing.draw import class_colour, draw
 
 pytestmark = pytest.mark.unit
