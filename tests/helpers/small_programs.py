@@ -50,7 +50,7 @@ def small_programs() -> Programs:
     graph = trace(Small().eval(), (1, 3, 8, 8))
     values = graph.run(torch.rand(8, 3, 8, 8))
     ranges = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
-    integer = quantize(graph, ranges, input_range=(0.0, 1.0))
+    integer = quantize(graph, ranges, input_range=(0.0, 1.0), most=63)  # exact on every x86, too
     codes = np.random.default_rng(0).integers(-128, 128, (5, 3, 8, 8)).astype(np.int8)
     outputs = [part for code in codes for part in reference.predict(integer, code[None])]
     return Programs(
