@@ -27,6 +27,7 @@ CHROMIUM = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
 DARK = "--blink-settings=preferredColorScheme=0"
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 75)
 DONE = "paredown-has-ended"
 
 
@@ -93,11 +94,11 @@ def main() -> None:
         page.write_text(f"<body style='margin:0'>{svg.replace('<svg ', '<svg width=980 ', 1)}")
         shot = photographed(page, folder / "terminal.png", 980, 1600)
         rows = np.flatnonzero((shot != 255).any((1, 2)))
-        cv2.imwrite(str(IMAGES / "terminal.png"), shot[: rows[-1] + 1])
+        cv2.imwrite(str(IMAGES / "terminal.jpg"), shot[: rows[-1] + 1], JPEG)
         (report,) = (folder / "runs").glob("*/*/report.html")
         phone = photographed(report, folder / "phone.png", 420, 1700)
         desk = photographed(report, folder / "desk.png", 1100, 1700, DARK)
-        cv2.imwrite(str(IMAGES / "report.jpg"), beside([phone, desk]), [cv2.IMWRITE_JPEG_QUALITY, 82])
+        cv2.imwrite(str(IMAGES / "report.jpg"), beside([phone, desk]), JPEG)
 
 
 if __name__ == "__main__":
