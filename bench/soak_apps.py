@@ -197,6 +197,6 @@ class ChatSoak(Soak):
             self.asked = time.monotonic()
             self.number += 1
             self._send(json.dumps({"reset": True}))
+            self.asked_at = time.monotonic()  # before: an answer may be faster than this thread
             self._send(json.dumps({"prompt": "Hello", "number": self.number}))
-            self.asked_at = time.monotonic()
         return "done" in self.app.last and self.app.at > self.asked_at
