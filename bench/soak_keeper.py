@@ -129,9 +129,6 @@ class KeeperSoak(Soak):
             + [("disk", "full")] * (2 if self.disk.small else 0)
         )
 
-    def _service(self, device: Any) -> Service:
-        return Service(device, NAME)
-
     def _deploy(self, way: str) -> None:
         """A new release; what is expected to run afterwards is noted."""
         self.number, self.cut = self.number + 1, 0

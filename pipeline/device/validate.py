@@ -433,12 +433,16 @@ def bundle_program(bundle: Bundle, model: Model) -> Program:
     """A model of a bundle, ready to be run.
 
     Raises:
-        InputError: the bundle lacks it.
+        InputError: the bundle lacks it, or it is no program of its runtime.
     """
+    from paredown.pipeline.lower.executorch.verify.plan import check_program
+
     outputs = tuple(TensorInfo(tuple(output.shape), model.dtype) for output in model.outputs)
     source = TensorInfo(tuple(model.input.shape), model.dtype)
     threads, where = bundle.manifest.recipe.bench.threads, f"{bundle.path}:{model.file}"
     data = bundle.read(model.file)
+    if str(model.runtime) == "executorch":  # here, so that boards get none that was not looked at
+        check_program(data, where)
     return Program(str(model.runtime), data, source, outputs, threads, where)
 
 

@@ -28,10 +28,15 @@ def bring(bundle: Bundle, device: Device, runtimes: Collection[str], tell: Tell 
         tell: hears what is being brought.
 
     Raises:
-        InputError: the bundle holds code that is not this version's.
+        InputError: the bundle holds code that is not this version's, or a damaged program.
         DeviceError: the device failed, or there is no compiler for its architecture.
     """
+    from paredown.pipeline.lower.executorch.verify.plan import check_program
+
     require_known_code(bundle)
+    for model in bundle.manifest.language:
+        if model.runtime == "executorch" and model.runtime in runtimes:
+            check_program(bundle.read(model.file), f"{bundle.path}:{model.file}")
     tell(Event(f"bundle: to {device.address}", "running"))
     others = {model.file for model in bundle.manifest.language if model.runtime not in runtimes}
     members = {name: data for name, data in bundle.members.items() if name not in others}

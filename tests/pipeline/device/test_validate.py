@@ -15,6 +15,7 @@ from paredown.pipeline.bundle.archive import pack, unpack
 from paredown.pipeline.device import executor, validate
 from paredown.pipeline.lower.integer import IntegerGraph
 from paredown.pipeline.store.files import read_graph
+from paredown.targets.errors import InputError
 
 
 def layers(tiny) -> tuple[list, list]:
@@ -412,3 +413,13 @@ def test_in_a_process_of_its_own_stdout_is_one_document(tiny):
     assert done.code == 0, done.err
     assert json.loads(done.out)["passed"]
     assert "{" not in done.err and "Traceback" not in done.err
+
+
+def test_a_damaged_program_is_refused_before_any_device_gets_it():
+    whole = unpack(Path(__file__).parents[2] / "golden/format-4/detector.paredown")
+    (model,) = (each for each in whole.manifest.models if each.runtime == "executorch")
+    cut = {**whole.members, model.file: whole.members[model.file][:5000]}
+    with pytest.raises(
+        InputError, match=r"model\.pte: not an ExecuTorch program: .* reaches beyond the file"
+    ):
+        validate.bundle_program(dataclasses.replace(whole, members=cut), model)
