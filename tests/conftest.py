@@ -16,19 +16,31 @@ import pytest
 from hypothesis import settings
 from tiny_project import Tiny, call, make_project
 
+from paredown.targets.host.garbage import look_less_often
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where files are distributed over processes, they keep the order that is given below.
-
-    Python looks for circles of garbage less often: torch makes millions of objects that stay, and looking
-    through them again and again is a quarter of what its import and an export take.
-    """
-    gc.set_threshold(50_000, 20, 20)
+    """Where files are distributed over processes, they keep the order that is given below."""
+    look_less_often()
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A session of unit tests does not import files that have none, nor the other one files of nothing else.
+
+    Imports are most of what collecting takes: half a minute of torch, ExecuTorch and transformers.
+    """
+    asked = config.option.markexpr
+    if collection_path.suffix != ".py" or "unit" not in asked:
+        return None
+    text = collection_path.read_text()
+    if asked == "unit":
+        return collection_path.name.startswith("test_") and "mark.unit" not in text or None
+    return asked.endswith("not unit") and "\npytestmark = pytest.mark.unit\n" in text or None
 
 
 @pytest.hookimpl(trylast=True)
@@ -82,17 +94,15 @@ def _operators_once() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Property tests that lower to ExecuTorch, two seconds each time, take a third of their examples.
+    """Property tests take a third of their examples, others each time: an export takes a tenth of a second.
 
     With PAREDOWN_EXAMPLES=all they take all of them.
     """
     function, key = getattr(item, "function", None), "_hypothesis_internal_use_settings"
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    runtime = str(getattr(params.get("runtime"), "__name__", params.get("runtime")))
     whole = getattr(function, key, None)
-    if whole is None or "executorch" not in runtime or os.environ.get("PAREDOWN_EXAMPLES") == "all":
+    if whole is None or os.environ.get("PAREDOWN_EXAMPLES") == "all":
         return (yield)
-    setattr(function, key, settings(whole, max_examples=-(-whole.max_examples // 3)))
+    setattr(function, key, settings(whole, max_examples=max(3, whole.max_examples // 3)))
     try:
         return (yield)
     finally:

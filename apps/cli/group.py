@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from paredown.targets.errors import ParedownError, UsageError
+from paredown.targets.host.garbage import look_less_often
 
 #: What a user wants to do, in the order of the work; each command names one.
 MAKE, PROVE, USE, LOOK = "Make a bundle", "Prove a bundle", "Use a bundle", "Look inside"
@@ -59,6 +60,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
+        look_less_often()
         with _told():
             return super().invoke(ctx)
 

@@ -138,21 +138,26 @@ class Run:
     def reach(self, goals: Sequence[Stage], ledger: Ledger | None = None) -> None:
         """Runs what these goals need, in order; what is in the ledger already has been run."""
         for stage in plan(goals):
-            if ledger is not None and stage.name in ledger.entries:
-                continue
-            seconds = self._beside.take(stage) if self._beside else None
-            if seconds is None:
-                with self._around(stage) if self._around else contextlib.nullcontext():
-                    run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
-            else:
-                artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
-                self.tell(Event(stage.name, "done", seconds))
-                if ledger is not None:
-                    ledger.add(stage, artefact)
-            if self._beside is not None:
-                self._beside.finish(stage)
-            if self._sharing:
-                self._share(stage)
+            while self._beside and (other := self._beside.meanwhile(stage)):
+                self._reach(other, ledger)
+            if ledger is None or stage.name not in ledger.entries:
+                self._reach(stage, ledger)
+
+    def _reach(self, stage: Stage, ledger: Ledger | None) -> None:
+        """Runs a stage, or takes it from the second process."""
+        seconds = self._beside.take(stage) if self._beside else None
+        if seconds is None:
+            with self._around(stage) if self._around else contextlib.nullcontext():
+                run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
+        else:
+            artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
+            self.tell(Event(stage.name, "done", seconds))
+            if ledger is not None:
+                ledger.add(stage, artefact)
+        if self._beside is not None:
+            self._beside.finish(stage)
+        if self._sharing:
+            self._share(stage)
 
     def _share(self, stage: Stage) -> None:
         """Offers stages to the second process, now that it is known which are worth it."""

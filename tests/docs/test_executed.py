@@ -121,7 +121,6 @@ def test_the_camera_runs(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_the_sessions_with_the_apps_are_what_they_say(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from executed import SHORT, at_once, environment, python, slow
 from manual import DOCS, ROOT, blocks
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample]
+pytestmark = pytest.mark.slow
 
 
 def test_the_commands_of_compression_run(tmp_path: Path) -> None:
@@ -46,6 +46,7 @@ def test_the_chat_runs(tmp_path: Path) -> None:
         assert at_once([*command, *SHORT.get(command[0], [])], tmp_path).strip()
 
 
+@pytest.mark.sample
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     silent = {**environment(), "NO_MKDOCS_2_WARNING": "1"}

@@ -435,7 +435,7 @@ TARGETS = {
         Target("bundle, members", _bundle, _listing, _open_bundle),
         Target("bundle, inner documents", _bundle, _inner, _use_bundle),
         Target("packed programs", _packed, _resummed, _expand),
-        Target("programs", _programs, _table, _run_apart, share=40, patience=6),
+        Target("programs", _programs, _table, _run_apart, share=20, patience=6),
         Target("programs, before they run", _pte, _table, _verify),
         Target("tflite, edited", _tflite, of_bytes, _edit),
         Target("figures", _figures, json_bytes(), _read_figures),
@@ -452,7 +452,7 @@ TARGETS = {
         Target("signatures", _envelope, _payload, _read_envelope),
         Target("target card", _card, of_text, _read_card),
         Target("language config", _config, json_bytes(), _read_config),
-        Target("forged bundles", _bundle, forge, use, share=12, patience=6),
+        Target("forged bundles", _bundle, forge, use, share=6, patience=6),
         Target("gguf", _gguf, of_bytes, _read_gguf),
     )
 }

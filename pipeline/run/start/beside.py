@@ -2,8 +2,9 @@
 
 Scores hang on nothing but their programs, and take half of a first run's time. The process makes the same
 plan from the same settings, builds what it is told by key, and publishes it in the store. It may be started
-before it is known what it will build: it takes seconds to import what it needs. Whatever goes wrong there is
-left to this process, which builds the stage itself and says what is wrong with it.
+before it is known what it will build: it takes seconds to import what it needs. As long as another of these
+stages can be built, this process does not wait for it. Whatever goes wrong there is left to this process,
+which builds the stage itself and says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from paredown.pipeline.run.job import Settings
 from paredown.pipeline.run.start.jobs import make_job
 from paredown.pipeline.store.stage import Stage, plan, run_stage
 from paredown.pipeline.store.store import Store
+from paredown.targets.host.garbage import look_less_often
 
 SERVE = ("-P", "-m", "paredown.pipeline.run.start.beside")
 
@@ -72,6 +74,20 @@ class Beside:
             self._changed.wait_for(lambda: self._seconds.get(stage.key, 0.0) is not None)
             return self._seconds.get(stage.key)
 
+    def meanwhile(self, stage: Stage) -> Stage | None:
+        """What this process can build while a stage is built there, which is then left to it.
+
+        Returns:
+            The first that is ready; None where the stage is not at work there, or nothing else can be built.
+        """
+        with self._changed:
+            if self._seconds.get(stage.key, 0.0) is not None:
+                return None
+            other = next(filter(self._ready, self._waiting.values()), None)
+            if other is not None:
+                del self._waiting[other.key]
+            return other
+
     def finish(self, stage: Stage) -> None:
         """Hears of a stage whose artefact is there now."""
         with self._changed:
@@ -88,10 +104,10 @@ class Beside:
 
     def _next(self) -> Stage | None:
         """The last stage that can be built now."""
-        for stage in reversed(self._waiting.values()):
-            if all(source.key in self._finished for source in stage.sources.values()):
-                return stage
-        return None
+        return next(filter(self._ready, reversed(self._waiting.values())), None)
+
+    def _ready(self, stage: Stage) -> bool:
+        return all(source.key in self._finished for source in stage.sources.values())
 
     def _feed(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -126,6 +142,7 @@ class Beside:
 
 def serve() -> None:
     """What the process does: takes a run's settings, then keys; answers each with the seconds it took."""
+    look_less_often()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a user's code prints is no answer
     name, recipe, target, root, smoke = pickle.load(sys.stdin.buffer)

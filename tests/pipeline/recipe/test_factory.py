@@ -55,7 +55,9 @@ def run_there(folder: Path, *words: object) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("package", OURS)
+@pytest.mark.parametrize(
+    "package", [OURS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OURS[1:])]
+)
 def test_a_package_may_be_called_as_one_of_ours(project, tmp_path, package):
     for folder in (project, tmp_path):
         asked = ("-m", "paredown.apps.cli", "run", project / f"{package}.toml", "--dry-run", "--json")

@@ -13,7 +13,10 @@ from paredown.pipeline.bundle.archive import unpack
 from paredown.targets.runners.litert import Runner
 
 
-@pytest.mark.parametrize("target, delegate", [("iphone", "coreml"), ("android-vulkan", "vulkan")])
+@pytest.mark.parametrize(
+    "target, delegate",
+    [("iphone", "coreml"), pytest.param("android-vulkan", "vulkan", marks=pytest.mark.slow)],
+)
 def test_a_phone_gets_a_program_in_one_delegate(
     tiny: Tiny, tmp_path: Path, target: str, delegate: str
 ) -> None:

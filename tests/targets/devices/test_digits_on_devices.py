@@ -16,7 +16,7 @@ from needs import needs
 from ports import free_port
 from tiny_project import call
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample]
+pytestmark = pytest.mark.slow
 
 IMAGES = 8
 TARGET, BOARD = "raspberry-pi-5", "emulated:raspberry-pi-5"
@@ -101,6 +101,7 @@ def test_the_same_bundle_over_adb(proved: dict[str, Any], runs: Path, adb_board:
     assert there["litert", "latency_p50"]["tag"] == "measured"
 
 
+@pytest.mark.sample
 def test_digits_on_microcontrollers(runs: Path) -> None:
     done = call("run", "digits", "--target", "cortex-m4", "--limit", IMAGES, "--runs", runs, "--json")
     assert done.code == 0, done.err

@@ -336,7 +336,9 @@ def one_thread():
 
 @needs_shared
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("voc") else []) for n in TABLE]
+)
 def test_yololite_scores_what_the_table_says(name: str):
     network, (names, *expected) = yololite(name), TABLE[name]
     folder = SHARED / "yololite-yolov2"

@@ -21,7 +21,7 @@ from paredown.apps.detector.web.site import build, fetched
 from paredown.pipeline.bundle.archive import Bundle, extract, unpack
 from paredown.pipeline.bundle.vectors import unpacked
 
-pytestmark = [pytest.mark.slow, pytest.mark.sample]
+pytestmark = pytest.mark.slow
 
 PLAIN = f"{socket.gethostname().lower()}.local"  # a name that the server takes, of no secure context
 HALF_A_PIXEL = 0.5
@@ -137,6 +137,7 @@ def as_python(seen: Seen, detector: Detector) -> bool:
     return farthest(seen, expected, SURE) < HALF_A_PIXEL
 
 
+@pytest.mark.sample
 def test_camera_boxes_are_pythons_and_the_page_works_offline(
     browser: Browser, site: Path, detector: Detector
 ) -> None:
@@ -261,6 +262,7 @@ def test_another_camera_is_chosen(site: Path, tmp_path: Path) -> None:
         browser.close()
 
 
+@pytest.mark.sample
 def test_the_browsers_files_compute_the_integer_graphs_codes(
     browser: Browser, site: Path, bundle: Bundle, runs: Path
 ) -> None:

@@ -134,16 +134,16 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mobilenet_v2" else []) for n in NETWORKS]
+)
 def test_networks(name: str):
     make, side = NETWORKS[name]
     assert_surgery(randomized(make()).eval(), (1, 3, side, side), 3 if name == "everything" else 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.sample] if n == "yolov2-voc" else []) for n in LARGE]
-)
+@pytest.mark.parametrize("name", LARGE)
 def test_large_networks(name: str):
     make, side = LARGE[name]
     assert_surgery(randomized(make()).eval(), (1, 3, side, side), 1)

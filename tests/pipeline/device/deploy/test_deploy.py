@@ -165,7 +165,6 @@ def test_two_apps_do_not_share_a_camera(tiny, device, home, app, own):
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_a_drone_app_speaks_to_its_autopilot_until_a_better_one_does(
     tiny, device, home, live, tmp_path, any_code
 ):
@@ -226,7 +225,6 @@ def test_what_is_wrong_with_the_bundle_is_known_before_anything_is_sent(tiny, de
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_a_device_takes_what_its_keys_signed_and_nothing_else(tiny, device, home, live, tmp_path):
     """One life of a device: whatever it refuses, the app that runs goes on."""
 

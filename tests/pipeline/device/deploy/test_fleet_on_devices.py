@@ -234,7 +234,6 @@ target = "raspberry-pi-4"
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_a_rollout_that_is_killed_goes_on_with_the_same_command(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

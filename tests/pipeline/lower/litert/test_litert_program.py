@@ -208,7 +208,6 @@ def is_per_channel(quantization) -> bool:
     return scale is not None and scale.size > 1
 
 
-@pytest.mark.sample
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [Residual, Passthrough])
 def test_litert_torch_converts_to_the_same_numbers(network, tmp_path):

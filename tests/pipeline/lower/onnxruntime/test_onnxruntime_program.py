@@ -169,6 +169,7 @@ def test_every_layer_is_fused_to_a_kernel_on_codes(net):
     onnx.checker.check_model(onnx.load_from_string(lowered.data), full_check=True)
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_in_this_process_and_a_new_one():
     graph = quantized(randomized(Residual()))
     program = (

@@ -187,6 +187,7 @@ def test_a_break_costs_the_bytes_that_go_out_and_come_back():
     assert sum(operation.macs for operation in placement.operations) == 9 * 8 * (3 * 144 + 8 * 16)
 
 
+@pytest.mark.slow
 def test_executorch_keeps_what_litert_does_not_but_for_pools_that_skip_and_concats_of_one():
     def function(x, a, b, *more):
         x = F.max_pool2d(leaky(a(x)), 3, 2, 1)

@@ -31,6 +31,7 @@ def built() -> nn.Module:
     return network(mixed, a=conv(4, 8, 3), b=conv(4, 8), c=conv(8, 4))
 
 
+@pytest.mark.slow
 def test_inspect_and_both_runtimes_agree_and_parity_grants_a_code():
     graph = trace(built(), SHAPE, opaque=True)
     report = inspect_graph(graph, HOST, usual_runtimes(HOST), (-1.0, 1.0), "net")

@@ -137,6 +137,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     task, language = loaded("rounding=nearest", "distil_steps=6", "distil_tokens=32")
     network = task.network()

@@ -73,6 +73,28 @@ def test_the_last_come_first_and_what_this_process_has_taken_is_left_to_it(tmp_p
     other.close()
 
 
+def test_while_a_stage_is_built_there_another_is_built_here(tmp_path, monkeypatch):
+    go = tmp_path / "go"
+    waits = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+    monkeypatch.setattr(beside, "SERVE", ("-c", waits + ANSWERS.format(dies=99)))
+    first, moved = stages(4)
+    late = Stage("late", 1, Params(9), {"score": moved[0]}, first.build)
+    other = Beside(Settings("x", None, None, Store(tmp_path)))  # type: ignore[arg-type]
+    other.offer([*moved, late], [first.key])
+    for _ in range(1_000):
+        if moved[2].key in other._seconds:
+            break
+        time.sleep(0.01)
+    assert other.meanwhile(moved[0]) is None, "it is not built there: this process builds it itself"
+    assert [other.meanwhile(moved[2]) for _ in range(3)] == [moved[0], moved[1], None]
+    other.finish(moved[0])
+    assert other.meanwhile(moved[2]) is late
+    go.touch()
+    assert other.take(moved[2]) == 0.5 and other.meanwhile(moved[2]) is None
+    assert [other.take(stage) for stage in (*moved[:2], late)] == [None] * 3
+    other.close()
+
+
 @pytest.mark.parametrize("dies", [0, 1])
 def test_what_a_process_that_died_has_not_built_is_left_to_this_one(tmp_path, monkeypatch, dies):
     first, moved = stages(4)

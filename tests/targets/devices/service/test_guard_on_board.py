@@ -16,7 +16,6 @@ from paredown.targets.errors import DeviceError
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_a_raspberry_pi_verifies_signatures_by_itself(tmp_path: Path) -> None:
     needs("qemu-aarch64", "qemu-user")
     needs("proot", "proot")

@@ -298,6 +298,7 @@ def wheel(folder: Path, name: str, module: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_installed_into_an_environment_of_its_own(service, home, tmp_path):
     """As a device needs it whose own Python is managed by its system."""
     package = wheel(tmp_path, "paredown_probe", "paredown_probe")

@@ -38,7 +38,10 @@ def together(functions: dict) -> torch.nn.Module:
     return network(lambda m, x: tuple(function(x) for function in functions.values()))
 
 
-@pytest.mark.parametrize("low_high", [(-3.0, 3.0), (-0.3, 1.0), (-8.0, 6.5)])
+@pytest.mark.parametrize(
+    "low_high",
+    [(-0.3, 1.0), *(pytest.param(each, marks=pytest.mark.slow) for each in ((-3.0, 3.0), (-8.0, 6.5)))],
+)
 @pytest.mark.parametrize("inside", [True, False])
 def test_all_256_codes_are_the_runtimes_and_a_plain_loops(inside, low_high):
     functions = INSIDE if inside else LOOKED_UP

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_networks import inputs_for, ranges_of
-from operation_checks import RUNTIMES, assert_cut, assert_float, both
+from operation_checks import RUNTIMES, assert_cut, assert_float, both, executorch, litert
 from prune_networks import conv, network
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def test_a_batch_is_computed_image_by_image_and_stored(name):
         torch.testing.assert_close(each.run(x)[each.outputs[0]], wanted, rtol=1e-5, atol=1e-5)
 
 
-@both
+@pytest.mark.parametrize("runtime", [litert, pytest.param(executorch, marks=pytest.mark.slow)])
 def test_programs_are_within_a_code_of_the_integer_graph(runtime):
     def run(m: torch.nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         y = m.a(x)
@@ -85,7 +85,7 @@ def test_the_float_programs_compute_what_torch_computes(name):
 @both
 def test_random_shapes_and_axes(runtime):
     rng = np.random.default_rng(3)
-    for _ in range(4):
+    for _ in range(2 if runtime is RUNTIMES["executorch"] else 4):
         shape = (1, *(int(n) for n in rng.integers(2, 7, int(rng.integers(1, 4)))))
         axis = int(rng.integers(1, len(shape)))
         graph = trace(network(lambda m, x, axis=axis: torch.maximum(x.cumsum(axis), x * 0.5)), shape)

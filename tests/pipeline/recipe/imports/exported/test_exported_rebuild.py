@@ -91,7 +91,7 @@ def test_what_networks_do_is_done_again(tmp_path: Path):
         trace(found.module, shape)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_networks_keep_their_names_and_norms(tmp_path: Path, name: str):
     network = settled(build(name, 10))
     for found in (

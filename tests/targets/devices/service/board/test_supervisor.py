@@ -87,6 +87,7 @@ def test_one_that_is_killed_is_started_again_and_says_why(app: App) -> None:
     assert "paredown: it was killed by SIGKILL" in (app.home / "log").read_text()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_and_started_again(app: App) -> None:
     """Even if it does not listen: it is killed, after the seconds that an app has to complete its files."""
     start(app, "r1", "deaf", "hang", hang_s=1.0)
