@@ -33,7 +33,8 @@ BATCH = 2000
 SAMPLE = 60  # inputs whose lines are looked at
 #: What takes long to import, once for all processes.
 IMPORTED = [
-    "tests.fuzz.targets", "torch", "cv2", "paredown.apps.api.model", "paredown.pipeline.device.validate",
+    "tests.fuzz.targets", "torch", "cv2", "paredown.apps.api.model",
+    "paredown.pipeline.device.validate.validate",
     "paredown.pipeline.recipe.imports.read", "paredown.apps.detector.darknet.darknet",
 ]  # fmt: skip
 COLUMNS = ["target", "inputs", "read", "refused", "findings", "lines reached", "inputs a second"]

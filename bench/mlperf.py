@@ -26,7 +26,8 @@ from deployed import asked, execute, tabled
 from paredown.apps.api.finished import Asked, bundle
 from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.device.executor import Here
-from paredown.pipeline.device.validate import bundle_program, validate
+from paredown.pipeline.device.validate.programs import bundle_program
+from paredown.pipeline.device.validate.validate import validate
 from paredown.pipeline.run.job import BUNDLE
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.targets.cards.card import load_card

@@ -87,7 +87,7 @@ def validate(
         InputError: the bundle or the recipe's data is broken.
         DeviceError: the device cannot be reached, or failed.
     """
-    from paredown.pipeline.device.validate import validate as prove
+    from paredown.pipeline.device.validate.validate import validate as prove
 
     return prove(bundle, device, limit=limit, score=score)
 

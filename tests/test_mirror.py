@@ -71,6 +71,10 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         "preprocessing and data are shown by the bundle that is made with them",
         ("apps/api/finished_input.py",),
     ),
+    "pipeline/device/test_validate.py": (
+        "vectors and scores are judged by the validation of a bundle",
+        ("pipeline/device/validate/",),
+    ),
     "pipeline/store/test_stage.py": (
         "events and ledgers are what stages write",
         ("pipeline/store/event.py", "pipeline/store/ledger.py"),

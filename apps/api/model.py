@@ -118,7 +118,7 @@ class Model:
 
     def _open(self, bundle: Bundle, folder: Path) -> Opened:
         from paredown.pipeline.bundle.finished.apart import run_apart
-        from paredown.pipeline.device.validate import bundle_program
+        from paredown.pipeline.device.validate.programs import bundle_program
 
         if self.app == "apps.chat":
             from paredown.apps.chat.device.chat import open_session, parser

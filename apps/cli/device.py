@@ -63,7 +63,7 @@ def validate(
     and the budget. Exit code 3 = one of the checks failed.
     """
     with handled(as_json):
-        from paredown.pipeline.device.validate import validate as prove
+        from paredown.pipeline.device.validate.validate import validate as prove
         from paredown.pipeline.recipe.file import load_recipe
 
         with screen(quiet, verbose) as (tell, tick):

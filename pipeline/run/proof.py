@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from paredown.pipeline.device.executor import SIMULATED, Executor, open_executor, stands_for
 from paredown.pipeline.device.rollback import FLOAT, Veto, fastest, veto
-from paredown.pipeline.device.validate import Validator, tag_of, time_figures
+from paredown.pipeline.device.validate.programs import tag_of, time_figures
+from paredown.pipeline.device.validate.validate import Validator
 from paredown.pipeline.report.figures import ORIGINAL, Figure
 from paredown.pipeline.run.job import Proof
 from paredown.pipeline.store.event import Event

@@ -99,7 +99,7 @@ def _use_bundle(path: Path) -> None:
     """Opens it, reads its vectors and figures, and detects on an image."""
     from paredown.apps.api.model import Model
     from paredown.pipeline.bundle.archive import unpack
-    from paredown.pipeline.device.validate import bundle_program
+    from paredown.pipeline.device.validate.programs import bundle_program
     from paredown.pipeline.report.figures import parse_figures
 
     bundle = unpack(path)
@@ -146,7 +146,7 @@ def _run_apart(path: Path) -> None:
     from dataclasses import replace
 
     from paredown.pipeline.bundle.finished.apart import run_apart
-    from paredown.pipeline.device.validate import bundle_program
+    from paredown.pipeline.device.validate.programs import bundle_program
 
     bundle = _golden()
     (model,) = (model for model in bundle.manifest.models if model.file == path.name)

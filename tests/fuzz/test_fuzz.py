@@ -61,7 +61,7 @@ def test_the_traps_of_forged_bundles_work(monkeypatch):
     monkeypatch.setattr(forgeries, "COMMANDS", (("validate", "B", "--times", "1", "--limit", "1"),))
     target = replace(TARGETS["forged bundles"], mutate=forge)
     assert [finding for _, finding in attempts(target, [0])] == [None]
-    monkeypatch.setattr("paredown.pipeline.device.validate.check_no_code", lambda recipe: None)
+    monkeypatch.setattr("paredown.pipeline.device.validate.validate.check_no_code", lambda recipe: None)
     ((_, finding),) = attempts(target, [0])
     assert finding and finding.what == "wrote ['executed'] outside"
 

@@ -76,7 +76,7 @@ def _watch(run: Any, context: typer.Context, path: Path) -> None:
     from paredown.apps.detector.device.camera import tell_stderr
     from paredown.pipeline.bundle.archive import extract, unpack
     from paredown.pipeline.bundle.finished.apart import run_apart
-    from paredown.pipeline.device.validate import bundle_program
+    from paredown.pipeline.device.validate.programs import bundle_program
     from paredown.targets.errors import InputError
 
     bundle = unpack(path)

@@ -11,7 +11,7 @@ from paredown.pipeline.bundle.archive import unpack
 from paredown.pipeline.device.bench.profile import Profile, profile
 from paredown.pipeline.device.bench.sustained import Burst, Probe, ends, sustain, whole
 from paredown.pipeline.device.executor import SIMULATED, Executor, OnDevice, open_executor
-from paredown.pipeline.device.validate import bundle_program, tag_of, time_figures
+from paredown.pipeline.device.validate.programs import bundle_program, tag_of, time_figures
 from paredown.pipeline.lower.litert.slices import divisible
 from paredown.pipeline.report.figures import Figure
 from paredown.pipeline.store.event import Event, Tell, nobody

@@ -18,7 +18,7 @@ from tiny_project import call
 from paredown.apps.api.finished import Asked, bundle
 from paredown.pipeline.bundle.archive import extract, pack, unpack
 from paredown.pipeline.bundle.vectors import digest
-from paredown.pipeline.device.validate import validate
+from paredown.pipeline.device.validate.validate import validate
 from paredown.targets.cards.card import load_card
 from paredown.targets.errors import DeviceError, InputError, UsageError
 from paredown.targets.runners.prove import prove

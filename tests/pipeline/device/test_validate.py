@@ -12,7 +12,8 @@ import pytest
 from tiny_project import Tiny, call, copy_project, paredown
 
 from paredown.pipeline.bundle.archive import pack, unpack
-from paredown.pipeline.device import executor, validate
+from paredown.pipeline.device import executor
+from paredown.pipeline.device.validate import programs, validate
 from paredown.pipeline.lower.integer import IntegerGraph
 from paredown.pipeline.store.files import read_graph
 from paredown.targets.errors import InputError
@@ -422,4 +423,4 @@ def test_a_damaged_program_is_refused_before_any_device_gets_it():
     with pytest.raises(
         InputError, match=r"model\.pte: not an ExecuTorch program: .* reaches beyond the file"
     ):
-        validate.bundle_program(dataclasses.replace(whole, members=cut), model)
+        programs.bundle_program(dataclasses.replace(whole, members=cut), model)

@@ -86,7 +86,7 @@ class JudgingJob(ImageJob):
 
         def build(out: Path, inputs: Inputs) -> None:
             from paredown.pipeline.device.executor import open_executor
-            from paredown.pipeline.device.validate import time_figures
+            from paredown.pipeline.device.validate.programs import time_figures
             from paredown.targets.devices.programs import Program
             from paredown.targets.runners.litert import TensorInfo
             from paredown.targets.runners.vectors import test_inputs

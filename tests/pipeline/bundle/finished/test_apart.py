@@ -12,7 +12,7 @@ from paredown.pipeline.bundle.finished import apart
 from paredown.pipeline.bundle.finished.apart import run_apart
 from paredown.pipeline.bundle.finished.child import LOADS
 from paredown.pipeline.device.executor import Here
-from paredown.pipeline.device.validate import bundle_program
+from paredown.pipeline.device.validate.programs import bundle_program
 from paredown.pipeline.lower.runtimes import RUNTIMES
 from paredown.targets.errors import InputError
 from paredown.targets.runners.litert import TensorInfo
