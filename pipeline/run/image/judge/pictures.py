@@ -66,4 +66,4 @@ def examples_stage(job: ImageJob) -> Stage | None:
         inputs |= {"original": job.original, "program": job.lower[name]}
         reads = job.read(name)
     inputs["data"] = job.test.fingerprint()
-    return Stage("examples", 1, PreviewParams(name), inputs, build, reads)
+    return Stage("examples", 2, PreviewParams(name), inputs, build, reads)

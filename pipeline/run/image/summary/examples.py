@@ -24,7 +24,7 @@ Pictures = Callable[[Sample, Mapping[str, Any], Mapping[str, Any]], Sequence[Any
 
 
 def worst(before: Told, after: Told, count: int = COUNT) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Pairs of the same image, the lowest quality first, then the largest loss.
+    """Pairs of the same image, the lowest quality first, then the largest loss; none in which all is right.
 
     Args:
         before: `images` of the details of the original network.
@@ -32,7 +32,7 @@ def worst(before: Told, after: Told, count: int = COUNT) -> list[tuple[Mapping[s
         count: at most so many.
     """
     known = {each["index"]: each for each in before}
-    pairs = [(known[each["index"]], each) for each in after if each["index"] in known]
+    pairs = [(known[each["index"]], each) for each in after if each["index"] in known and each["quality"] < 1]
 
     def order(pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[float, float, int]:
         return pair[1]["quality"], pair[1]["quality"] - pair[0]["quality"], pair[1]["index"]

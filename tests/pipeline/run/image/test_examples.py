@@ -22,7 +22,8 @@ def told(*qualities):
 def test_the_lowest_quality_comes_first_then_the_largest_loss():
     pairs = worst(told(1.0, 0.5, 0.9, 1.0), told(1.0, 0.2, 0.5, 0.5), 3)
     assert [new["index"] for _, new in pairs] == [1, 3, 2]
-    assert worst(told(1.0), told(1.0, 0.0)) == [(told(1.0)[0], told(1.0)[0])], "of what both have"
+    assert worst(told(1.0), told(0.9, 0.0)) == [(told(1.0)[0], told(0.9)[0])], "of what both have"
+    assert worst(told(0.5, 1.0), told(1.0, 1.0)) == [], "in which all is right"
 
 
 def test_pictures_are_small_and_drawn_thrice():
