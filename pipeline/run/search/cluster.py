@@ -247,11 +247,10 @@ def perform_there(asked: bytes) -> tuple[Outcome, dict[str, bytes]]:
         worker.log_event(request.topic, {"number": request.number, "event": asdict(event)})
 
     outcome = _asked(worker, work, request.threads, hear)
+    if request.seen is not None or outcome.error:
+        return outcome, {}
     folder = work.root / work.name / work.target.name
-    made = request.seen is None and not outcome.error
-    return outcome, {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()
-    } if made else {}
+    return outcome, {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def _check(request: Request, address: str) -> None:
