@@ -103,10 +103,11 @@ def run(
         recipe = recipe_of(recipe, runs, data, task, mean, scale, channels, shape)
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.run import Run, recipe_name
+        from paredown.pipeline.run.start.together import follows
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        with screen(quiet, verbose) as (tell, tick):
+        with screen(quiet or follows(), verbose) as (tell, tick):
             work = Run(
                 recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
                 device_limit=limit, tell=tell, tick=tick,
@@ -114,6 +115,9 @@ def run(
             )  # fmt: skip
             if dry_run:
                 _print_plan(work, resolved, as_json)
+                return
+            if follows():
+                work.help()
                 return
             result = work.execute()
         _print_run(result, as_json)

@@ -23,6 +23,7 @@ from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only
 from paredown.pipeline.run.start.beside import Beside
 from paredown.pipeline.run.start.jobs import make_job
+from paredown.pipeline.run.start.together import follow, lead, release
 from paredown.pipeline.store.event import Event, EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
 from paredown.pipeline.store.stage import Around, Artefact, Stage, alone, plan, run_stage, stored
@@ -141,9 +142,7 @@ class Run:
                 continue
             seconds = self._beside.take(stage) if self._beside else None
             if seconds is None:
-                run_stage(
-                    self.store, stage, self.tell, ledger, self.job.prepare, self._around or alone
-                )  # fmt: skip
+                run_stage(self.store, stage, self.tell, ledger, self._prepare, self._around or alone)
             else:
                 artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
                 self.tell(Event(stage.name, "done", seconds))
@@ -153,6 +152,20 @@ class Run:
                 self._beside.finish(stage)
             if self._sharing:
                 self._share(stage)
+
+    def _prepare(self, stage: Stage) -> None:
+        self.job.prepare(stage)
+        lead(stage)
+
+    def help(self) -> None:
+        """Takes part in the trainings of this run that another process makes; see `start.together`."""
+
+        def build(stage: Stage, folder: Path) -> None:
+            self.job.prepare(stage)
+            sources = {**stage.sources, **stage.reads}
+            stage.build(folder, {role: stored(self.store, source) for role, source in sources.items()})
+
+        follow(self.plan, build)
 
     def _share(self, stage: Stage) -> None:
         """Offers stages to the second process, now that it is known which are worth it."""
@@ -180,6 +193,7 @@ class Run:
             self._close_beside()
             self.job.close()
         self.log.line(result.verdict.line() if result.verdict else "done")
+        release()
         return result
 
     def _execute(self) -> Result:

@@ -34,6 +34,7 @@ while True:
     work = Plain(sys.stdin.buffer).load()
     name, _, what = work.name.partition("-")
     print(json.dumps(dict(stage="s", state="done", seconds=1.0, detail=work.name)), flush=True)
+    (work.root / f"{name}.pid").write_text(f"{os.getpid()}\\n")
     mark = work.root / name
     mark.write_text((mark.read_text() if mark.exists() else "") + f"{os.getppid()}\\n")
     if what == "dies":
@@ -94,6 +95,19 @@ def test_a_scheduler_that_is_lost_is_one_line_and_the_work_ends(cluster, tmp_pat
         next(outcomes)
     assert str(raised.value) in (f"{cluster.address}: the scheduler {words}; {AGAIN}"
                                  for words in ("was lost", "lost the sweep"))  # fmt: skip
+
+
+def test_what_nobody_waits_for_any_more_is_ended_and_the_worker_is_free_again(cluster, tmp_path):
+    worker = cluster.worker()
+    outcomes = DaskWorkers(cluster.address).outcomes(works(tmp_path, "a", "b-waits"), never)
+    next(outcomes)
+    pid = until(tmp_path / "b.pid")
+    outcomes.close()  # type: ignore[attr-defined]
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() and worker.poll() is None
+    assert [made.built > 0 for _, made in DaskWorkers(cluster.address).outcomes(works(tmp_path, "c"), never)]
 
 
 def test_a_cluster_without_workers_is_one_line(cluster, tmp_path):
