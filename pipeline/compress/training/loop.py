@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from paredown.pipeline.compress.training.ranks import Ranks
+from paredown.pipeline.compress.ranks import Ranks
 from paredown.targets.errors import UsageError
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.compress.ranks import ranks
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.features import FeatureTap, Listener, feature_loss
 from paredown.pipeline.compress.training.loop import (
@@ -38,7 +39,6 @@ from paredown.pipeline.compress.training.loop import (
     run_identity,
     update_average,
 )
-from paredown.pipeline.compress.training.ranks import ranks
 from paredown.pipeline.compress.training.sparsify import (
     LayerSparsity,
     SparsitySchedule,

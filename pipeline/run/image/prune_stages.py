@@ -16,8 +16,7 @@ from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TRAINING_IMAGES, TrainingSplit
 from paredown.pipeline.run.job import Settings
-from paredown.pipeline.run.params import TraceParams
-from paredown.pipeline.run.start.together import processes
+from paredown.pipeline.run.params import TraceParams, processes
 from paredown.pipeline.store.event import Event
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored

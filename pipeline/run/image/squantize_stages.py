@@ -13,7 +13,7 @@ from paredown.pipeline.run.image.prune_stages import NETWORK, PruneStages
 from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.job import Settings
-from paredown.pipeline.run.start.together import processes
+from paredown.pipeline.run.params import processes
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
 from paredown.targets.host.host import package_version

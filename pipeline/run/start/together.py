@@ -12,15 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from paredown.pipeline.run.params import processes
 from paredown.pipeline.store.stage import Stage
 
 TRAININGS = ("recover", "squantize")
-
-
-def processes() -> int | None:
-    """How many processes torchrun started, for a training's key; None = it is this one alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-    return size if size > 1 else None
 
 
 def follows() -> bool:
@@ -57,7 +52,7 @@ def _said(key: str | None) -> str:
     """What the first process says to all."""
     from torch.distributed import broadcast_object_list
 
-    from paredown.pipeline.compress.training.ranks import ranks
+    from paredown.pipeline.compress.ranks import ranks
 
     ranks()
     told = [key]

@@ -10,8 +10,9 @@ import sys
 import pytest
 from tiny_project import ROOT, call, make_project
 
+from paredown.pipeline.run.params import processes
 from paredown.pipeline.run.start import together
-from paredown.pipeline.run.start.together import follows, lead, processes, release
+from paredown.pipeline.run.start.together import follows, lead, release
 
 SHORT = ("prune.macs=0.7", "prune.multiple=4", "recover.epochs=4", "recover.batch=2",
          "squantize.weight_bits=4", "squantize.epochs=4", "squantize.batch=2",

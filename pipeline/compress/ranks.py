@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from paredown.targets.errors import UsageError
 
-WAIT = datetime.timedelta(days=30)  # for a process that is at other stages
+WAIT_DAYS = 30  # for a process that is at other stages
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def ranks() -> Ranks:
 
     if not distributed.is_initialized():
         try:
-            distributed.init_process_group("gloo", timeout=WAIT)
+            distributed.init_process_group("gloo", timeout=datetime.timedelta(days=WAIT_DAYS))
         except (RuntimeError, ValueError) as error:  # torch's own errors of a store or a socket are these
             reason = " ".join(str(error).split())
             raise UsageError(f"the processes do not find each other: {reason}", where="torchrun") from error

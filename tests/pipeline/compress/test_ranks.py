@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 from ports import free_port
-from test_recover import QUICK, Net, Toy
 from torch import Tensor, nn
 
+from paredown.pipeline.compress.ranks import Ranks, ranks
+from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.loop import descend
-from paredown.pipeline.compress.training.ranks import Ranks, ranks
 from paredown.pipeline.compress.training.recover import Recovered, recover
 from paredown.targets.errors import UsageError
 
 #: What docs/search.md states for batch norm that is frozen: of the largest weight of a tensor.
 TOLERANCE = 1e-5
+QUICK = RecoverConfig(method="both", epochs=4, warmup=2, checkpoint_every=1, lr=0.05, ema=0.9, patience=99)
 
 
 def at_once(size: int, do: Callable[[Any], Any]) -> list[Any]:
@@ -44,12 +45,25 @@ def at_once(size: int, do: Callable[[Any], Any]) -> list[Any]:
     return [found[rank] for rank in range(size)]
 
 
-def still() -> Net:
+class Corners:
+    """Which half of the image is bright; a pure function of the step."""
+
+    per_epoch = 3
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        chance = torch.Generator().manual_seed(step)
+        images, labels = torch.rand(8, 3, 8, 8, generator=chance), torch.arange(8) % 2
+        images[labels == 1, :, :4] += 1
+        return images, labels
+
+
+def still() -> nn.Module:
     """A network that draws nothing, so that a share of the batch is all that differs."""
     torch.manual_seed(5)
-    network = Net()
-    network.drop = nn.Identity()  # type: ignore[assignment]
-    return network
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1),
+        nn.ReLU(), nn.Flatten(), nn.Linear(32, 2),
+    )  # fmt: skip
 
 
 def trained(norm: Any, checkpoint: Path | None = None, tick: Any = None) -> Recovered:
@@ -57,9 +71,9 @@ def trained(norm: Any, checkpoint: Path | None = None, tick: Any = None) -> Reco
     for parameter in student.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     return recover(
-        student, Toy(), replace(QUICK, norm=norm), label_loss=nn.functional.cross_entropy, teacher=still(),
-        distil=nn.functional.mse_loss, checkpoint=checkpoint, tick=tick,
-        evaluate=lambda network: -float(network(Toy()(99)[0]).detach().square().mean()),
+        student, Corners(), replace(QUICK, norm=norm), label_loss=nn.functional.cross_entropy,
+        teacher=still(), distil=nn.functional.mse_loss, checkpoint=checkpoint, tick=tick,
+        evaluate=lambda network: -float(network(Corners()(99)[0]).detach().square().mean()),
     )  # fmt: skip
 
 
