@@ -71,8 +71,12 @@ class Requests(logging.Handler):
 
 
 def ledger(folder: Path) -> dict[str, Any]:
-    """Key -> entry of a run's ledger."""
-    return {entry["key"]: entry for entry in json.loads((folder / "stages.json").read_text())}
+    """Key -> entry of a run's ledger, with the seconds of an earlier one where that built the stage."""
+    before = folder / "stages.previous.json"
+    earlier = json.loads(before.read_text()) if before.exists() else []
+    built = {entry["key"]: entry for entry in earlier if entry["outcome"] == "built"}
+    now = json.loads((folder / "stages.json").read_text())
+    return {entry["key"]: built.get(entry["key"], entry) for entry in now}
 
 
 def costs(runs: list[Path]) -> list[tuple[bool, Cost, Cost]]:

@@ -30,6 +30,7 @@ import json, os, pathlib, pickle, signal, sys, time
 class Plain(pickle.Unpickler):
     def find_class(self, module, name):
         return pathlib.PosixPath if "Path" in name else type(name, (), {})
+parent = os.getppid()
 while True:
     work = Plain(sys.stdin.buffer).load()
     name, _, what = work.name.partition("-")
@@ -40,6 +41,8 @@ while True:
     if what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     while what == "waits" and not (work.root / "go").exists():
+        if os.getppid() != parent:  # as our own process ends with who asked it
+            sys.exit()
         time.sleep(0.05)
     print(json.dumps(dict(built=int(os.environ["PAREDOWN_THREADS"]), reused=os.getppid())), flush=True)
 """
