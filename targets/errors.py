@@ -62,6 +62,6 @@ class InputError(ParedownError):
 
 
 class DeviceError(ParedownError):
-    """A device cannot be reached, or failed while working for us (exit code 5)."""
+    """A device, cluster or shared store cannot be reached, or failed while working for us (exit code 5)."""
 
     exit_code = 5

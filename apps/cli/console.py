@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -19,6 +19,9 @@ from paredown.apps.cli.group import recipe_names, target_names
 from paredown.pipeline.store.event import Event, Tell
 from paredown.targets.errors import ParedownError, UsageError
 
+if TYPE_CHECKING:
+    from paredown.pipeline.store.shared.shared import SharedStore
+
 FOR_MODELS = ("--mean", "--scale", "--channels", "--shape")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Settings = Annotated[
@@ -26,6 +29,15 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, as bench.runs=20; repeatable."),
 ]
 Root = Annotated[Path, typer.Option("--runs", help="Folder of the runs and of stored results.")]
+StoreURL = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        envvar="PAREDOWN_STORE",
+        help="Share results with other machines: a folder, or a URL as s3://bucket/folder.",
+    ),
+]
 RecipeName = Annotated[
     str, typer.Argument(help="A known recipe (`digits`) or a .toml file.", autocompletion=recipe_names)
 ]
@@ -227,6 +239,13 @@ def screen(quiet: bool = False, verbose: bool = False) -> Iterator[tuple[Tell, C
                 progress.update(bar, completed=done, total=total, count=f"{done}/{total}")
 
         yield tell, tick
+
+
+def shared_store(url: str | None, tell: Tell) -> SharedStore | None:
+    """Opens what --store says; what goes wrong there later is a line."""
+    from paredown.pipeline.store.shared.shared import open_shared
+
+    return url and open_shared(url, lambda line: tell(Event("shared store", "done", None, line))) or None
 
 
 @contextlib.contextmanager

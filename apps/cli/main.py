@@ -32,6 +32,7 @@ from paredown.apps.cli.console import (
     Scale,
     Settings,
     Smoke,
+    StoreURL,
     TargetName,
     TaskName,
     Verbose,
@@ -40,6 +41,7 @@ from paredown.apps.cli.console import (
     recipe_folders,
     recipe_of,
     screen,
+    shared_store,
     tables,
 )
 from paredown.apps.cli.group import LOOK, MAKE, Commands, target_names
@@ -68,6 +70,7 @@ def run(
     target: TargetName = "host",
     set_: Settings = None,
     runs: Root = Path("runs"),
+    store: StoreURL = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole recipe and the plan; run nothing.")
     ] = False,
@@ -100,16 +103,21 @@ def run(
         recipe = recipe_of(recipe, runs, data, task, mean, scale, channels, shape)
         from paredown.pipeline.recipe.file import load_recipe
         from paredown.pipeline.run.run import Run, recipe_name
+        from paredown.pipeline.run.start.together import follows
         from paredown.targets.cards.card import load_card
 
         resolved = load_recipe(recipe, set_ or (), recipe_folders())
-        with screen(quiet, verbose) as (tell, tick):
+        with screen(quiet or follows(), verbose) as (tell, tick):
             work = Run(
                 recipe_name(recipe), resolved, load_card(target), runs, smoke=smoke, device=device,
                 device_limit=limit, tell=tell, tick=tick,
+                shared=None if dry_run else shared_store(store, tell),
             )  # fmt: skip
             if dry_run:
                 _print_plan(work, resolved, as_json)
+                return
+            if follows():
+                work.help()
                 return
             result = work.execute()
         _print_run(result, as_json)

@@ -5,6 +5,7 @@ A field marked optional is no part of a stage's key where it is None.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,3 +96,9 @@ class TraceParams:
     shape: tuple[int, ...]
     torch: str
     network: Mapping[str, Any] | None = field(default=None, metadata=OPTIONAL)
+
+
+def processes() -> int | None:
+    """How many processes torchrun started, for a training's key; None = it is this one alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return size if size > 1 else None

@@ -6,9 +6,8 @@ the stages' artefacts each time, so a run in which nothing changed takes a secon
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +23,11 @@ from paredown.pipeline.report.verdict import Verdict, decide
 from paredown.pipeline.run.job import BUNDLE, PREVIEW, Job, Settings, Tick, images_only
 from paredown.pipeline.run.start.beside import Beside
 from paredown.pipeline.run.start.jobs import make_job
+from paredown.pipeline.run.start.together import follow, lead, release
 from paredown.pipeline.store.event import Event, EventLog, Tell, nobody
 from paredown.pipeline.store.ledger import Ledger
-from paredown.pipeline.store.stage import Artefact, Stage, plan, run_stage, stored
-from paredown.pipeline.store.store import Store, write_atomic
+from paredown.pipeline.store.stage import Around, Artefact, Stage, alone, plan, run_stage, stored
+from paredown.pipeline.store.store import Shared, Store, write_atomic
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import ParedownError, UsageError
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 FIGURES, REPORT, RECIPE = "figures.json", "report.md", "recipe.toml"
 STORE, LOG = ".store", "run.log"
-#: A context in which a stage is run.
-Around = Callable[[Stage], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,7 @@ class Run:
         tick: progress within a stage.
         around: a context for each stage where other runs are at work in the same store; this one then has no
             second process. None = it is alone.
+        shared: where other machines have their artefacts; None = only this one's are there.
 
     Raises:
         UsageError: the target lacks a runtime that the recipe wants, or a key is set that this kind of recipe
@@ -111,6 +110,7 @@ class Run:
         tell: Tell = nobody,
         tick: Tick = lambda done, total: None,
         around: Around | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """Checks recipe and card against each other, and opens the data; nothing is run."""
         if device is not None:
@@ -122,7 +122,7 @@ class Run:
         recipe = recipe.model_copy(update=there)
         for wanted in recipe.lower.runtimes:
             target.runtime(wanted)
-        self.folder, self.store = root / name / target.name, Store(root / STORE)
+        self.folder, self.store = root / name / target.name, Store(root / STORE, shared)
         self.log = EventLog(self.folder / LOG, tell)
         tell = self.log
         self.name, self.target, self.tell = name, target, tell
@@ -147,8 +147,7 @@ class Run:
         """Runs a stage, or takes it from the second process."""
         seconds = self._beside.take(stage) if self._beside else None
         if seconds is None:
-            with self._around(stage) if self._around else contextlib.nullcontext():
-                run_stage(self.store, stage, self.tell, ledger, self.job.prepare)
+            run_stage(self.store, stage, self.tell, ledger, self._prepare, self._around or alone)
         else:
             artefact = Artefact(stored(self.store, stage), stage.key, False, seconds, "missing")
             self.tell(Event(stage.name, "done", seconds))
@@ -158,6 +157,20 @@ class Run:
             self._beside.finish(stage)
         if self._sharing:
             self._share(stage)
+
+    def _prepare(self, stage: Stage) -> None:
+        self.job.prepare(stage)
+        lead(stage)
+
+    def help(self) -> None:
+        """Takes part in the trainings of this run that another process makes; see `start.together`."""
+
+        def build(stage: Stage, folder: Path) -> None:
+            self.job.prepare(stage)
+            sources = {**stage.sources, **stage.reads}
+            stage.build(folder, {role: stored(self.store, source) for role, source in sources.items()})
+
+        follow(self.plan, build)
 
     def _share(self, stage: Stage) -> None:
         """Offers stages to the second process, now that it is known which are worth it."""
@@ -185,6 +198,7 @@ class Run:
             self._close_beside()
             self.job.close()
         self.log.line(result.verdict.line() if result.verdict else "done")
+        release()
         return result
 
     def _execute(self) -> Result:

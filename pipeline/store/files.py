@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PARALLEL_MACS = 1_000_000_000  # of one inference; below this torch runs on one thread
+#: Has torch's threads for large networks, where another machine's results are to be the same as here.
+THREADS = "PAREDOWN_THREADS"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -50,4 +52,9 @@ def set_threads(original: Path) -> None:
     import torch
 
     small = read_json(original / "size.json")["macs"] < PARALLEL_MACS
-    torch.set_num_threads(1 if small else len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1 if small else most_threads())
+
+
+def most_threads() -> int:
+    """Threads of torch for large networks: the cores of this process, or those of who gave it its work."""
+    return int(os.environ.get(THREADS) or len(os.sched_getaffinity(0)))

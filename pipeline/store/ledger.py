@@ -101,7 +101,9 @@ def explain(ledger: Ledger, previous: Ledger | None) -> list[str]:
         old = before.get(name)
         changes = _changes(entry, old, makers) if old else []
         if entry.outcome == "reused":
-            if old is None:
+            if entry.found == "shared":
+                reason = "; ".join([*changes, "another machine had made the artefact"])
+            elif old is None:
                 reason = "another run had made the same artefact"
             else:
                 reason = (

@@ -6,6 +6,7 @@ equal artefacts, so a stage whose artefact is in the store is not run again, in 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -102,7 +103,8 @@ class Artefact:
         key: its address.
         reused: whether it was there already.
         seconds: how long the stage took, or the check of the store where it was reused.
-        found: what the store held before: "present", "missing" or "damaged: ...".
+        found: what the store held before: "present", "missing" or "damaged: ..."; "shared" = the shared store
+            had it.
     """
 
     path: Path
@@ -135,14 +137,24 @@ def plan(goals: Iterable[Stage]) -> tuple[Stage, ...]:
     return tuple(found.values())
 
 
+#: A context in which a stage is run.
+Around = Callable[[Stage], contextlib.AbstractContextManager[None]]
+
+
+def alone(stage: Stage) -> contextlib.AbstractContextManager[None]:
+    """The context of a stage where nothing else is at work in the same store."""
+    return contextlib.nullcontext()
+
+
 def run_stage(
     store: Store,
     stage: Stage,
     tell: Tell = nobody,
     ledger: Ledger | None = None,
     prepare: Callable[[Stage], None] = lambda stage: None,
+    around: Around = alone,
 ) -> Artefact:
-    """Runs a stage, or takes its artefact from the store where a sound one is there.
+    """Runs a stage, or takes its artefact from the store, or the shared one, where a sound one is there.
 
     Args:
         store: where artefacts live; those of the stage's inputs must be there.
@@ -150,26 +162,45 @@ def run_stage(
         tell: hears when the stage begins and when it ends.
         ledger: the run's ledger, which gets the result.
         prepare: called before a build, and not where the artefact is reused.
+        around: held meanwhile, where other processes are at work in the same store.
 
     Raises:
         InputError: the store cannot be written; and whatever the stage itself raises.
     """
     began = time.perf_counter()
-    key = stage.key
-    finding = store.checked(key)
-    path, reused = finding.path, finding.path is not None
-    if path is None:
-        tell(
-            Event(stage.name, "running", detail="" if finding.problem == "missing" else str(finding.problem))
-        )
-        folders = {role: stored(store, source) for role, source in {**stage.sources, **stage.reads}.items()}
-        prepare(stage)
-        path = store.publish(key, lambda out: stage.build(out, folders), stage.recipe())
-    artefact = Artefact(path, key, reused, time.perf_counter() - began, finding.problem or "present")
+    with contextlib.ExitStack() as stack:
+        shared = store.shared
+        if shared is not None and store.checked(stage.key).path is None:
+            # other machines' turn comes before that of this machine's processes, in all of them
+            stack.enter_context(shared.turn(stage.key, lambda owner: tell(_waits(stage, owner))))
+        with around(stage):
+            path, found = _made(store, stage, tell, prepare)
+        if shared is not None:
+            shared.push(stage.key, path)
+    reused = found in ("present", "shared")
+    artefact = Artefact(path, stage.key, reused, time.perf_counter() - began, found)
     tell(Event(stage.name, "reused" if reused else "done", artefact.seconds))
     if ledger is not None:
         ledger.add(stage, artefact)
     return artefact
+
+
+def _made(store: Store, stage: Stage, tell: Tell, prepare: Callable[[Stage], None]) -> tuple[Path, str]:
+    """The folder of a stage's artefact, and what there was before."""
+    finding = store.checked(stage.key)
+    if finding.path is not None:
+        return finding.path, "present"
+    if store.shared is not None and (pulled := store.shared.pull(stage.key, store)) is not None:
+        return pulled, "shared"
+    tell(Event(stage.name, "running", detail="" if finding.problem == "missing" else finding.problem))
+    folders = {role: stored(store, source) for role, source in {**stage.sources, **stage.reads}.items()}
+    prepare(stage)
+    path = store.publish(stage.key, lambda out: stage.build(out, folders), stage.recipe())
+    return path, finding.problem
+
+
+def _waits(stage: Stage, owner: str) -> Event:
+    return Event(stage.name, "running", detail=f"{owner} builds it, waiting")
 
 
 def stored(store: Store, stage: Stage) -> Path:

@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from paredown.targets.errors import InputError
 
@@ -44,15 +44,40 @@ class StoreFault:
     problem: str = ""
 
 
+class Shared(Protocol):
+    """Where other machines keep and find artefacts; see `pipeline.store.shared.shared`.
+
+    Attributes:
+        url: of it.
+    """
+
+    url: str
+
+    def turn(self, key: str, waits: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+        """Holds an artefact's lock, or waits until whoever holds it has made it.
+
+        Args:
+            key: 64 hex digits.
+            waits: hears once whom this process waits for.
+        """
+
+    def pull(self, key: str, store: Store) -> Path | None:
+        """Brings an artefact into a store; None where there is no sound one."""
+
+    def push(self, key: str, folder: Path) -> None:
+        """Gives an artefact to the others, unless they have it."""
+
+
 class Store:
     """A folder of artefacts. Any number of processes may read and publish at once.
 
     Args:
         root: the folder; made on the first publish.
+        shared: where other machines have theirs; None = this machine works alone.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, shared: Shared | None = None) -> None:
+        self.root, self.shared = root, shared
         self._hashed: set[str] = set()  # keys whose bytes were looked at by this process
 
     def get(self, key: str, verify: bool = False) -> Path | None:
@@ -75,12 +100,8 @@ class Store:
         """Like `get`, and says what is wrong where there is no sound artefact."""
         path = self._folder(key)
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            files = {
-                str(name): (int(entry["bytes"]), str(entry["sha256"]))
-                for name, entry in manifest["files"].items()
-            }
-            if manifest["key"] != key:
+            found, _, files = read_manifest((path / MANIFEST).read_bytes())
+            if found != key:
                 return StoreFault(None, f"damaged: {MANIFEST} belongs to another artefact")
         except FileNotFoundError:
             return StoreFault(None, f"damaged: no {MANIFEST}" if path.exists() else "missing")
@@ -128,7 +149,7 @@ class Store:
         """Removes the temporary folders of processes that are gone; returns how many there were."""
         removed = 0
         for path in self._temporary_root.glob("*"):
-            if not _owner_lives(path.name):
+            if not owner_lives(path.name):
                 _remove(path)
                 removed += 1
         return removed
@@ -145,7 +166,7 @@ class Store:
     @contextlib.contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
         """A folder to build in, named after its owner; gone at the end, published or not."""
-        folder = self._temporary_root / f"{_owner()}.{uuid.uuid4().hex[:8]}.{key[:12]}"
+        folder = self._temporary_root / f"{owner_name()}.{uuid.uuid4().hex[:8]}.{key[:12]}"
         try:
             self._temporary_root.mkdir(parents=True, exist_ok=True)
             self.sweep()
@@ -178,10 +199,10 @@ class Store:
             # place, and may take it between our two moves.
             with self._locked():
                 while not self.get(key, verify=True):
-                    target.rename(self._temporary_root / f"{_owner()}.{uuid.uuid4().hex[:8]}.damaged")
+                    target.rename(self._temporary_root / f"{owner_name()}.{uuid.uuid4().hex[:8]}.damaged")
                     if _moved(folder, target):
                         break
-            for path in self._temporary_root.glob(f"{_owner()}.*.damaged"):
+            for path in self._temporary_root.glob(f"{owner_name()}.*.damaged"):
                 _remove(path)
         _sync(self.root)
 
@@ -190,6 +211,19 @@ class Store:
         with (self.root / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the process goes, however it goes
             yield
+
+
+def read_manifest(text: bytes) -> tuple[str, dict[str, Any], dict[str, tuple[int, str]]]:
+    """What an `artefact.json` says: key, facts, and name -> bytes and sha256 of each file.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is none.
+    """
+    manifest = json.loads(text)
+    files = {
+        str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
+    }
+    return manifest["key"], dict(manifest["meta"]), files
 
 
 def _moved(folder: Path, target: Path) -> bool:
@@ -324,17 +358,17 @@ def _cannot(what: str, where: Path, error: OSError) -> InputError:
     return InputError(f"cannot {what} this folder: {error.strerror or error}", where=where)
 
 
-def _owner() -> str:
+def owner_name() -> str:
     """This process, so that others can tell whether it lives: machine, pid, and when it began."""
-    return f"{_machine()}.{os.getpid()}.{_began(os.getpid())}"
+    return f"{machine_name()}.{os.getpid()}.{_began(os.getpid())}"
 
 
-def _owner_lives(name: str) -> bool:
+def owner_lives(name: str) -> bool:
     """Whether the process that a temporary folder is named after may still be at work."""
     machine, _, rest = name.partition(".")
     pid, _, rest = rest.partition(".")
     began = rest.partition(".")[0]
-    if machine != _machine() or not pid.isdigit():
+    if machine != machine_name() or not pid.isdigit():
         return True  # another machine's, or nothing of ours: not for us to judge
     try:
         os.kill(int(pid), 0)
@@ -345,7 +379,8 @@ def _owner_lives(name: str) -> bool:
     return began in ("0", _began(int(pid)))
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """What this machine calls itself, in letters, digits and hyphens."""
     return re.sub(r"[^\w\-]", "-", socket.gethostname()) or "machine"
 
 

@@ -12,7 +12,8 @@ from paredown.targets.errors import DeviceError
 
 #: Package -> the extra of paredown that brings it.
 EXTRAS = {
-    "matplotlib": "charts", "gguf": "gguf", "h5py": "keras", "onnxruntime": "onnxruntime", "segno": "phone",
+    "matplotlib": "charts", "distributed": "dask", "gguf": "gguf", "h5py": "keras",
+    "onnxruntime": "onnxruntime", "segno": "phone", "s3fs": "s3",
 }  # fmt: skip
 
 

@@ -15,12 +15,14 @@ from paredown.apps.cli.console import (
     Root,
     Settings,
     Smoke,
+    StoreURL,
     TargetName,
     Verbose,
     handled,
     print_json,
     recipe_folders,
     screen,
+    shared_store,
     tables,
 )
 from paredown.apps.cli.group import MAKE, recipe_names
@@ -28,6 +30,7 @@ from paredown.targets.errors import UsageError
 
 if TYPE_CHECKING:
     from paredown.pipeline.run.search.table import Row
+    from paredown.pipeline.run.search.workers import Executor
 
 app = typer.Typer()
 
@@ -49,6 +52,11 @@ def sweep(
     ] = None,
     set_: Settings = None,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes at once.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Use a dask cluster's workers instead: tcp://host:8786."),
+    ] = None,
+    store: StoreURL = None,
     emulated: Annotated[
         bool, typer.Option("--emulated", help="Prove each point on its target's emulated board.")
     ] = False,
@@ -81,11 +89,14 @@ def sweep(
                 f"`{targets}` has an empty name", where="--targets", hint="write host,raspberry-pi-5"
             )
         points = make_points(names, cards, axes, set_ or (), recipe_folders())
+        executor = _cluster(scheduler, jobs)
         folder = out or runs / "sweeps" / "+".join(dict.fromkeys(point.of for point in points))
         with screen(quiet, verbose) as (tell, _):
+            shared_store(store, tell)  # what is wrong with it is told before anything runs
             result = make(
-                points, runs, folder, jobs=jobs, smoke=smoke, emulated=emulated, limit=limit, tell=tell
-            )
+                points, runs, folder, jobs=jobs, smoke=smoke, emulated=emulated, limit=limit, tell=tell,
+                executor=executor, shared=store,
+            )  # fmt: skip
         if as_json:
             print_json(result.to_dict())
         else:
@@ -121,6 +132,7 @@ def fit(
     ] = None,
     set_: Settings = None,
     runs: Root = Path("runs"),
+    store: StoreURL = None,
     smoke: Smoke = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -144,7 +156,7 @@ def fit(
         with screen(quiet, verbose) as (tell, tick):
             made = find(
                 recipe_name(recipe), resolved, load_card(target), runs, asked, device=device, limit=limit,
-                smoke=smoke, tell=tell, tick=tick,
+                smoke=smoke, tell=tell, tick=tick, shared=shared_store(store, tell),
             )  # fmt: skip
         if as_json:
             print_json(made.to_dict())
@@ -160,6 +172,18 @@ def fit(
                 tables().print(line, markup=False, soft_wrap=True)
         if not made.met:
             raise typer.Exit(3)
+
+
+def _cluster(scheduler: str | None, jobs: int) -> Executor | None:
+    """What does the work instead of processes on this machine."""
+    if scheduler is None:
+        return None
+    if jobs != 1:
+        raise UsageError("is for workers on this machine", where="--jobs",
+                         hint="a cluster has its own: `dask worker --nworkers N`")  # fmt: skip
+    from paredown.pipeline.run.search.cluster import DaskWorkers
+
+    return DaskWorkers(scheduler)
 
 
 def _print(rows: Sequence[Row]) -> None:

@@ -98,8 +98,9 @@ def licence_of(name: str) -> str:
         found = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return ""
-    classifiers = found.get_all("Classifier") or []
-    return licence_text(found["License-Expression"], found["License"], classifiers)
+    # not found["License"]: where something imports the package importlib_metadata, that raises
+    expression, plain = ((found.get_all(name) or [None])[0] for name in ("License-Expression", "License"))
+    return licence_text(expression, plain, found.get_all("Classifier") or [])
 
 
 def licence_text(expression: str | None, plain: str | None, classifiers: Iterable[str]) -> str:

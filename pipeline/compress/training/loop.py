@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from paredown.pipeline.compress.ranks import Ranks
 from paredown.targets.errors import UsageError
 
 
@@ -116,6 +117,7 @@ def descend(
     rate: float,
     mask: Callable[[], None] = lambda: None,
     device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> float:
     """Takes one step down a loss.
 
@@ -127,16 +129,20 @@ def descend(
         rate: learning rate of this step.
         mask: changes gradients before they are clipped.
         device: where it is computed; named in errors.
+        ranks: the processes that take this step together, each with a share of the batch; None = this alone.
 
     Returns:
-        The loss; or the first of loss and norm of the gradient that is not finite, and no step was taken.
+        The loss, of several processes their mean; or the first of loss and norm of the gradient that is not
+        finite, and no step was taken.
     """
-    value = float(loss.detach())
+    ranks, parameters = ranks or Ranks(), list(parameters)
+    value = ranks.mean(float(loss.detach()))
     optimizer.zero_grad()
     if not math.isfinite(value):
         return value
     with explained(device):
         loss.backward()
+    ranks.average_gradients(parameters)
     mask()
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
     if not math.isfinite(norm):

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.pipeline.compress.ranks import ranks
 from paredown.pipeline.compress.training.config import RecoverConfig
 from paredown.pipeline.compress.training.features import FeatureTap, Listener, feature_loss
 from paredown.pipeline.compress.training.loop import (
@@ -167,6 +168,7 @@ class _Run:
         self.config, self.batches, self.losses = config, batches, losses
         self.evaluate, self.sparsity = evaluate, sparsity
         self.heard: _Heard  # while it is listened to
+        self.ranks = ranks()
         self.steps, self.step = max(1, round(config.epochs * batches.per_epoch)), 0
         self.every = config.evaluate_every or batches.per_epoch
         if sparsity and sparsity.target > (most := sparsest(student, sparsity.weights, sparsity.floor)):
@@ -206,12 +208,12 @@ class _Run:
         start = self._snapshot()
         if self.sparsity:
             prune_weights(start, self.sparsity.target, self.sparsity.weights, self.sparsity.floor)
-        self.baseline = self.best = float(self.evaluate(start))
+        self.baseline = self.best = self.ranks.mean(float(self.evaluate(start)))
         self.best_state = start.state_dict()
 
     def advance(self) -> float:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
-        images, labels = self.batches(self.step)
+        images, labels = self.ranks.share(*self.batches(self.step))
         device = self.config.device
         order = torch.channels_last if images.ndim == 4 else torch.preserve_format
         images = images.to(device, memory_format=order)
@@ -219,16 +221,17 @@ class _Run:
             labels = labels.to(device)
         cards = range(torch.cuda.device_count() if device.startswith("cuda") else 0)
         with torch.random.fork_rng(cards):  # what the network draws depends on the step alone
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step + 2**40 * self.ranks.rank)
             with explained(device):
                 loss = self.losses(self.network, images, labels, self.heard)
         value = descend(
             loss, self.optimizer, self.network.parameters(), clip=self.config.clip, device=device,
             rate=learning_rate(self.config, self.step, self.steps),
-            mask=lambda: apply_masks(self.network, self.masks, gradients=True),
+            mask=lambda: apply_masks(self.network, self.masks, gradients=True), ranks=self.ranks,
         )  # fmt: skip
         if not math.isfinite(value):
             return value
+        self.ranks.average_statistics(self.network)
         apply_masks(self.network, self.masks)
         update_average(self.average, self.network, self.step, self.config.ema)
         self.step += 1
@@ -262,7 +265,7 @@ class _Run:
         settled = self.sparsity is None or self.step >= self.sparsity.last(self.steps)
         if self.evaluate is not None and settled:
             candidate = self._snapshot()
-            row["metric"] = metric = float(self.evaluate(candidate))
+            row["metric"] = metric = self.ranks.mean(float(self.evaluate(candidate)))
             if not metric <= _number(self.best) and math.isfinite(metric):
                 self.best, self.best_step, self.without_gain = metric, self.step, 0
                 self.best_state = candidate.state_dict()
@@ -286,7 +289,9 @@ class _Run:
         return Recovered(network, history, *scores, self.step, self.stopped, zeros, self.seconds, name)
 
     def save(self, path: Path) -> None:
-        """Writes everything that a resumed run needs."""
+        """Writes everything that a resumed run needs; of several processes the first does."""
+        if self.ranks.rank:
+            return
         state: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN_STATE}
         for name in ("network", "average", "optimizer"):
             state[name] = getattr(self, name).state_dict()

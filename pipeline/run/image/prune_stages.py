@@ -7,7 +7,7 @@ looked at. What comes out is a plain thinner network, a state dict and its trace
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +16,10 @@ from paredown.pipeline.recipe.task import Task
 from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TRAINING_IMAGES, TrainingSplit
 from paredown.pipeline.run.job import Settings
-from paredown.pipeline.run.params import TraceParams
+from paredown.pipeline.run.params import TraceParams, processes
 from paredown.pipeline.store.event import Event
 from paredown.pipeline.store.files import read_json, write_json
-from paredown.pipeline.store.stage import Inputs, Stage, stored
+from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
 from paredown.pipeline.store.store import file_hash
 from paredown.targets.cards.card import ChannelMultiple
 from paredown.targets.host.host import package_version
@@ -76,6 +76,7 @@ class RecoverParams:
     preprocess: str
     smoke: bool
     torch: str
+    processes: int | None = field(default=None, metadata=OPTIONAL)
 
 
 class PruneStages:
@@ -267,7 +268,7 @@ class PruneStages:
         params = RecoverParams(
             self.recipe.recover.settings(), self.recipe.prune.weight_sparsity,
             self.training.held_out_images, self.training.preprocess.hash, self.smoke,
-            package_version("torch"),
+            package_version("torch"), processes(),
         )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:

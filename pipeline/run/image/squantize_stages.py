@@ -13,6 +13,7 @@ from paredown.pipeline.run.image.prune_stages import NETWORK, PruneStages
 from paredown.pipeline.run.image.read import graph_in, write_traced
 from paredown.pipeline.run.image.split import TrainingSplit
 from paredown.pipeline.run.job import Settings
+from paredown.pipeline.run.params import processes
 from paredown.pipeline.store.files import read_json, write_json
 from paredown.pipeline.store.stage import OPTIONAL, Inputs, Stage, stored
 from paredown.targets.host.host import package_version
@@ -44,6 +45,7 @@ class SquantizeParams:
     smoke: bool
     torch: str
     weight_range: int | None = field(default=None, metadata=OPTIONAL)
+    processes: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class SquantizeStages:
         params = SquantizeParams(
             wanted.settings(), training.held_out_images, self.recipe.recover.seed, training.shape,
             training.preprocess.hash, self.smoke, package_version("torch"), self.recipe.quantize.weight_range,
+            processes(),
         )  # fmt: skip
 
         def build(out: Path, inputs: Inputs) -> None:

@@ -64,6 +64,7 @@ def sweep(
     limit: int | None = None,
     tell: Tell = nobody,
     executor: Executor | None = None,
+    shared: str | None = None,
 ) -> Sweep:
     """Makes every point.
 
@@ -77,13 +78,15 @@ def sweep(
         limit: test images that are scored there at most.
         tell: hears of events, the point's label in front.
         executor: does the work instead of processes on this machine.
+        shared: URL of the store that machines share.
 
     Raises:
         UsageError: a target that is not emulated, where that is asked for.
         InputError: table or page cannot be written.
     """
     works = [
-        Work(p.name, p.recipe, p.target, root, smoke, _board(p) if emulated else None, limit) for p in points
+        Work(p.name, p.recipe, p.target, root, smoke, _board(p) if emulated else None, limit, shared)
+        for p in points
     ]
     rows: dict[int, Row] = {}
     code = 0

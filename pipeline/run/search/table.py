@@ -117,14 +117,15 @@ def heads_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def marked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows, those marked that no other one beats: of the same target, metric and unit of cost."""
-    return tuple(replace(row, best=_unbeaten(row, rows)) for row in rows)
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.score is not None:
+            groups.setdefault(_peers(row), []).append(row)
+    return tuple(replace(row, best=_unbeaten(row, groups.get(_peers(row), ()))) for row in rows)
 
 
-def _unbeaten(row: Row, rows: Sequence[Row]) -> bool:
-    if row.score is None:
-        return False
-    alike = [each for each in rows if _peers(row) == _peers(each) and each.score is not None]
-    return not any(_beats(each, row) for each in alike)
+def _unbeaten(row: Row, alike: Sequence[Row]) -> bool:
+    return row.score is not None and not any(_beats(each, row) for each in alike)
 
 
 def _peers(row: Row) -> tuple[str, str, str]:

@@ -19,15 +19,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.run.run import Run
+from paredown.pipeline.run.run import STORE, Run
 from paredown.pipeline.run.search.sharing import Sharing
 from paredown.pipeline.store.event import Event
+from paredown.pipeline.store.shared.shared import open_shared
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import ParedownError
 
@@ -47,6 +48,7 @@ class Work:
         smoke: handfuls of samples everywhere.
         device: that proves it; None = this machine alone.
         limit: test images that are scored there at most.
+        shared: URL of the store that machines share; None = there is none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Work:
     smoke: bool = False
     device: str | None = None
     limit: int | None = None
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,15 @@ def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
         counts[event.state] = counts.get(event.state, 0) + 1
         tell(event)
 
+    def said(line: str) -> None:
+        tell(Event("shared store", "done", None, line))
+
     began, error, code = time.perf_counter(), "", 0
     try:
+        shared = None if work.shared is None else open_shared(work.shared, said, strict=False)
         run = Run(
             work.name, work.recipe, work.target, work.root, smoke=work.smoke, device=work.device,
-            device_limit=work.limit, tell=heard, around=Sharing(work.root / ".store").around,
+            device_limit=work.limit, tell=heard, around=Sharing(work.root / STORE).around, shared=shared,
         )  # fmt: skip
         run.execute()
     except ParedownError as found:
@@ -176,25 +183,21 @@ class LocalWorkers:
                 worker = worker or self._start(lane)
                 if worker is None:
                     return
-                outcome = _ask(worker, works[number], functools.partial(_tell, told, number))
+                outcome = ask(worker, works[number], functools.partial(_tell, told, number))
                 if outcome is None:
-                    ends.append(_ended(worker.wait()))
+                    ends.append(ended(worker.wait()))
                     worker = None
-            told.put((number, outcome or Outcome(error=f"its worker {' and again '.join(ends)}", code=1)))
+            told.put((number, outcome or died(ends)))
         if worker is not None:
             worker.kill()
             worker.wait()
 
     def _start(self, lane: int) -> subprocess.Popen[bytes] | None:
-        """A new worker; None where all is over. Ctrl-C is ours to answer, so it has a session of its own."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        """A new worker; None where all is over."""
         with self._starting:
             if self._ended:
                 return None
-            self._running[lane] = subprocess.Popen(
-                [sys.executable, *SERVE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                start_new_session=True,
-            )  # fmt: skip
+            self._running[lane] = start_worker()
             return self._running[lane]
 
 
@@ -202,7 +205,20 @@ def _tell(told: _Told, number: int, event: Event) -> None:
     told.put((number, event))
 
 
-def _ask(worker: subprocess.Popen[bytes], work: Work, hear: Callable[[Event], None]) -> Outcome | None:
+def start_worker(variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A process that serves. Ctrl-C is for who started it to answer, so it has a session of its own.
+
+    Args:
+        variables: of its environment, beside those of this process.
+    """
+    paths = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.Popen(
+        [sys.executable, *SERVE], env={**os.environ, "PYTHONPATH": paths, **(variables or {})},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def ask(worker: subprocess.Popen[bytes], work: Work, hear: Callable[[Event], None]) -> Outcome | None:
     """Has a worker do a piece of work; None where it died."""
     assert worker.stdin is not None and worker.stdout is not None
     with contextlib.suppress(OSError, ValueError):
@@ -216,7 +232,12 @@ def _ask(worker: subprocess.Popen[bytes], work: Work, hear: Callable[[Event], No
     return None
 
 
-def _ended(code: int) -> str:
+def died(ends: Sequence[str]) -> Outcome:
+    """What comes of work whose every worker ended so."""
+    return Outcome(error=f"its worker {' and again '.join(ends)}", code=1)
+
+
+def ended(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
         return f"ended with code {code}"

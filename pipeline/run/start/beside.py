@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from paredown.pipeline.run.job import Settings
 from paredown.pipeline.run.start.jobs import make_job
 from paredown.pipeline.store.stage import Stage, plan, run_stage
-from paredown.pipeline.store.store import Store
+from paredown.pipeline.store.store import Shared, Store
 from paredown.targets.host.garbage import look_less_often
 
 SERVE = ("-P", "-m", "paredown.pipeline.run.start.beside")
@@ -45,7 +45,9 @@ class Beside:
             [sys.executable, *SERVE], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        asked = (settings.name, settings.recipe, settings.target, settings.store.root, settings.smoke)
+        store = settings.store
+        url = store.shared.url if store.shared else None
+        asked = (settings.name, settings.recipe, settings.target, store.root, url, settings.smoke)
         self._asked = pickle.dumps(asked)
         threading.Thread(target=self._feed, daemon=True).start()
 
@@ -145,14 +147,21 @@ def serve() -> None:
     look_less_often()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a user's code prints is no answer
-    name, recipe, target, root, smoke = pickle.load(sys.stdin.buffer)
-    job = make_job(Settings(name, recipe, target, Store(root), smoke))
+    name, recipe, target, root, url, smoke = pickle.load(sys.stdin.buffer)
+    job = make_job(Settings(name, recipe, target, Store(root, _shared(url)), smoke))
     stages = {stage.key: stage for stage in plan(job.goals())}
     job.warm()
     for line in sys.stdin.buffer:
         began = time.perf_counter()
         run_stage(job.store, stages[line.decode().strip()], prepare=job.prepare)
         print(time.perf_counter() - began, file=answers, flush=True)
+
+
+def _shared(url: str | None) -> Shared | None:
+    """Where other machines have their artefacts; the first process says what goes wrong there."""
+    from paredown.pipeline.store.shared.shared import open_shared
+
+    return None if url is None else open_shared(url, lambda line: None, strict=False)
 
 
 if __name__ == "__main__":

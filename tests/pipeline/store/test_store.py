@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from paredown.pipeline.store.store import MANIFEST, Store, _owner, canonical_json, file_hash, write_atomic
+from paredown.pipeline.store.store import MANIFEST, Store, canonical_json, file_hash, owner_name, write_atomic
 from paredown.targets.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -349,7 +349,7 @@ def test_the_temporary_folder_of_a_live_process_is_left_alone(store):
 def test_a_reused_pid_is_not_the_owner(store):
     """A process of the same number that began at another time; where nobody knows when, it may be the one."""
     store.publish(OTHER, build)
-    machine, pid, began = _owner().rsplit(".", 2)
+    machine, pid, began = owner_name().rsplit(".", 2)
     assert pid == str(os.getpid()) and began.isdigit() and began != "0"
     for name in (f"{machine}.{pid}.{int(began) + 1}.aa.x", f"{machine}.{pid}.{began}.bb.x",
                  f"{machine}.{pid}.0.cc.x"):  # fmt: skip

@@ -19,7 +19,7 @@ from paredown.pipeline.run.run import STORE, Result, Run
 from paredown.pipeline.run.search.fit.strategy import Candidate, Found, Measured, Wanted, search, told
 from paredown.pipeline.run.search.fit.world import StoreWorld, recipe_for
 from paredown.pipeline.store.event import Event, Tell, nobody
-from paredown.pipeline.store.store import Store, write_atomic
+from paredown.pipeline.store.store import Shared, Store, write_atomic
 from paredown.targets.cards.card import Target
 from paredown.targets.errors import UsageError
 
@@ -117,6 +117,7 @@ def fit(
     smoke: bool = False,
     tell: Tell = nobody,
     tick: Tick = lambda done, total: None,
+    shared: Shared | None = None,
 ) -> Fit:
     """Looks for the mildest network that keeps a budget, and makes its bundle.
 
@@ -133,6 +134,7 @@ def fit(
         smoke: handfuls of samples everywhere.
         tell: hears of events.
         tick: progress within a stage.
+        shared: where other machines have their artefacts.
 
     Raises:
         UsageError: limits that contradict each other or the device, nothing to fit, another `fit` is at work.
@@ -166,8 +168,8 @@ def fit(
             say(f"the recipe's {key} is not used: it is what fit chooses")
         seconds = None if asked.hours is None else 3600 * asked.hours
         world = StoreWorld(
-            name + SUFFIX, recipe, target, Store(root / STORE), limit=timed, device=device, seconds=seconds,
-            smoke=smoke, tell=tell, tick=tick,
+            name + SUFFIX, recipe, target, Store(root / STORE, shared), limit=timed, device=device,
+            seconds=seconds, smoke=smoke, tell=tell, tick=tick,
         )  # fmt: skip
         found = _searched(world, wanted, say)
         result = None
@@ -176,7 +178,7 @@ def fit(
             proof = None if device in (None, *LOCAL) else device
             result = Run(
                 name + SUFFIX, final, target, root, smoke=smoke, device=proof, device_limit=limit,
-                tell=world.heard, tick=tick, around=world.sharing.around,
+                tell=world.heard, tick=tick, around=world.sharing.around, shared=shared,
             ).execute()  # fmt: skip
         options = {
             "cost": f"--{(timed or 'latency_ms').replace('_', '-')}",

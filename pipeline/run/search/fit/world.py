@@ -175,8 +175,7 @@ class StoreWorld:
             if stage.key in self._there:  # every candidate needs it: nobody has to hear that again and again
                 self.reused += 1
                 continue
-            with self.sharing.around(stage):
-                run_stage(self._store, stage, self.heard, None, job.prepare)
+            run_stage(self._store, stage, self.heard, None, job.prepare, self.sharing.around)
             self._there.add(stage.key)
 
     def _cost(self, job: JudgingJob) -> float | None:

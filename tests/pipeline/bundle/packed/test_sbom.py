@@ -9,7 +9,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from paredown.pipeline.bundle.packed.sbom import bundle_sbom, licence_text, package
+from paredown.pipeline.bundle.packed import sbom
+from paredown.pipeline.bundle.packed.sbom import bundle_sbom, licence_of, licence_text, package
 
 MANIFEST = {
     "name": "net", "app": "apps.detector", "target": "host",
@@ -61,3 +62,11 @@ def test_a_licence_is_named_in_few_words(given, found):
 def test_a_package_that_is_not_here_has_no_licence_but_a_hash():
     made = package("no-such-package", "1", digest="a" * 64)
     assert "licenses" not in made and made["hashes"][0]["content"] == "a" * 64
+
+
+def test_a_licence_is_found_by_the_package_importlib_metadata_too(monkeypatch):
+    """dask brings it; it puts itself in Python's place, and raises for what is missing."""
+    importlib_metadata = pytest.importorskip("importlib_metadata")
+    wanted = {name: licence_of(name) for name in ("numpy", "torch", "pydantic", "none-such")}
+    monkeypatch.setattr(sbom, "metadata", importlib_metadata)
+    assert {name: licence_of(name) for name in wanted} == wanted and wanted["numpy"]
