@@ -17,6 +17,7 @@ from paredown.pipeline.compress.grids.block_grid import BlockGrid
 from paredown.pipeline.compress.grids.weight import ROW_SCALE, weight_bytes
 from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
 from paredown.pipeline.recipe.language_task import LanguageTask
+from paredown.pipeline.recipe.schema import Language
 from paredown.targets.errors import BudgetError
 
 LOW, HIGH = 4, 8
@@ -28,7 +29,7 @@ def measure_loss(
     task: LanguageTask,
     network: nn.Module,
     bits: Mapping[str, int],
-    block: int,
+    language: Language,
     tick: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """What each matrix of 4 bits loses, as JSON has it.
@@ -37,7 +38,7 @@ def measure_loss(
         task: of the network.
         network: in full precision; it comes back as it was.
         bits: of every matrix, by name.
-        block: weights that share a scale at 4 bits; 0 = a whole output channel.
+        language: the recipe's section: who shares a scale at 4 bits.
         tick: progress.
     """
     pieces = task.pieces("calibration")
@@ -47,7 +48,11 @@ def measure_loss(
         return run(network, sample)
 
     parts = {name: (name,) for name, each in bits.items() if each == LOW}
-    grids = {LOW: BlockGrid(LOW, block or None), HIGH: BlockGrid(HIGH, None)}
+    linears, _ = task.matrices(network)
+    high = BlockGrid(HIGH, None)
+    grids = {
+        name: {LOW: BlockGrid(LOW, language.block_of(name in linears) or None), HIGH: high} for name in parts
+    }
     found, sizes = measure_divergence(network, parts, grids, logits, activation_bits=8, tick=tick)
     shapes = {name: plain_weight(network, name).shape for name in bits if name not in parts}
     fixed = sum(weight_bytes(rows, columns, HIGH) + ROW_SCALE * rows for rows, columns in shapes.values())

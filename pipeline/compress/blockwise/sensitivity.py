@@ -29,7 +29,7 @@ Tick = Callable[[int, int], None]
 def measure_divergence(
     network: nn.Module,
     parts: Mapping[str, Sequence[str]],
-    grids: Mapping[int, BlockGrid],
+    grids: Mapping[str, Mapping[int, BlockGrid]],
     logits: Callable[[nn.Module], Tensor],
     activation_bits: int | None = None,
     tick: Tick | None = None,
@@ -39,7 +39,8 @@ def measure_divergence(
     Args:
         network: in full precision; it comes back as it was.
         parts: name -> the linear layers and embeddings that have the same number of bits.
-        grids: bits -> the codes; 8 has to be among them, and counts as lossless, as in `choose_bits`.
+        grids: name of a part -> bits -> the codes; 8 has to be among them, and counts as lossless, as in
+            `choose_bits`.
         logits: of the network on calibration tokens, (tokens, classes).
         activation_bits: see `BlockLinear`.
         tick: takes (points done, points in all).
@@ -49,21 +50,21 @@ def measure_divergence(
         per token, with its 95 % confidence interval over the tokens; and part -> bits -> bytes.
     """
     expected = logits(network).log_softmax(-1)
-    fewer = sorted((bits for bits in grids if bits < INT8), reverse=True)
+    steps = sum(bits < INT8 for part in parts for bits in grids[part])
     curves, sizes, done = [], dict[str, dict[int, float]](), 0
     for part, names in parts.items():
         points = [Point(INT8, 0.0, 0.0, 0.0)]
         weights = {name: plain_weight(network, name) for name in names}
         sizes[part] = {}
-        for bits in (INT8, *fewer):
-            found = {name: nearest(weight, grids[bits]) for name, weight in weights.items()}
+        for bits in sorted(grids[part], reverse=True):
+            found = {name: nearest(weight, grids[part][bits]) for name, weight in weights.items()}
             sizes[part][bits] = float(sum(weight.bytes for weight in found.values()))
             if bits < INT8:
                 with in_codes(network, found, activation_bits):
                     points.append(_point(bits, expected, logits(network)))
                 done += 1
                 if tick:
-                    tick(done, len(parts) * len(fewer))
+                    tick(done, steps)
         curves.append(Curve(part, INT8, tuple(points)))
     return Sensitivity(METRIC, len(expected), Point(0, 0.0, 0.0, 0.0), tuple(curves)), sizes
 

@@ -30,7 +30,9 @@ TOKENS = torch.cat(calibration().batches)
 def test_points_are_those_of_a_network_with_one_part_in_codes() -> None:
     network = Talker()
     before = dict(network.named_modules())
-    found, sizes = measure_divergence(network, PARTS, GRIDS, lambda n: n(TOKENS).flatten(0, 1))
+    found, sizes = measure_divergence(
+        network, PARTS, dict.fromkeys(PARTS, GRIDS), lambda n: n(TOKENS).flatten(0, 1)
+    )
     assert dict(network.named_modules()) == before and network.head.weight is network.embed.weight
     assert found.images == TOKENS.numel() and found.baseline.metric == 0
     for curve in found.curves:
@@ -46,7 +48,9 @@ def test_points_are_those_of_a_network_with_one_part_in_codes() -> None:
 
 
 def test_the_choice_is_the_best_of_all_within_the_budget() -> None:
-    found, sizes = measure_divergence(Talker(), PARTS, GRIDS, lambda n: n(TOKENS).flatten(0, 1))
+    found, sizes = measure_divergence(
+        Talker(), PARTS, dict.fromkeys(PARTS, GRIDS), lambda n: n(TOKENS).flatten(0, 1)
+    )
     drop = {c.group: {p.width: max(0.0, -p.metric) for p in c.points} for c in found.curves}
     rest = 100.0
     whole = rest + sum(each[INT8] for each in sizes.values())

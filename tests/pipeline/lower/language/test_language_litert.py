@@ -17,7 +17,10 @@ from paredown.pipeline.lower.language.network import LanguageFacts
 from paredown.targets.errors import InputError
 
 REACH = 20  # positions of a short text: beyond the window, below the context
-KINDS = {"int8 rows": Codes(8, 0), "int4 rows": Codes(4, 0), "int4 blocks": Codes(4, 32)}
+KINDS = {
+    "int8 rows": Codes(8, 0), "int4 rows": Codes(4, 0), "int4 blocks": Codes(4, 32),
+    "int4 rows, the output layer in blocks": Codes(4, 32, rows=True),
+}  # fmt: skip
 
 
 def lowered(gemma, chunk: int = FACTS.chunk) -> bytes:
