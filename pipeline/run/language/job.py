@@ -69,10 +69,12 @@ class BalanceParams:
 
 @dataclass(frozen=True)
 class BitSenseParams:
-    """Whose bits have a choice, who shares a scale, and on how many tokens it is judged."""
+    """Whose bits have a choice, how they are rounded, and on how many tokens it is judged."""
 
     bits: Mapping[str, int]
     blocks: Mapping[str, int]
+    rounding: str
+    sparsity: float
     tokens: int
     window: int
     torch: str
@@ -288,9 +290,10 @@ class LanguageJob(Job):
 
         bits = {"linear": int(language.weight_bits), "embedding": int(language.embedding_bits)}
         params = BitSenseParams(
-            bits, blocks_of(language), language.calibration_tokens, language.window, package_version("torch")
-        )
-        return Stage("sense", 1, params, self._inputs(), build)
+            bits, blocks_of(language), language.rounding, language.sparsity, language.calibration_tokens,
+            language.window, package_version("torch"),
+        )  # fmt: skip
+        return Stage("sense", 2, params, self._inputs(), build)
 
     def _quantize(self) -> Stage:
         language, sense = self.language, self.sense

@@ -103,8 +103,8 @@ class SquantizeFacts:
         for name, size in self.wire.items():
             notes.append(
                 f"{name}: the program in the bundle is {self.state_bytes / size:.1f}x smaller than the "
-                f"float32 state dict ({size:,} of {self.state_bytes:,} bytes; biases and scales included), the "
-                f"whole file with the code that runs there {self.state_bytes / file:.1f}x"
+                f"float32 state dict ({size:,} of {self.state_bytes:,} bytes; biases and scales included), "
+                f"the whole file with the code that runs there {self.state_bytes / file:.1f}x"
             )
         if len(self.wire) > 1:
             notes.append(f"in this bundle the programs share their codes: {self.together:,} bytes together")

@@ -91,7 +91,7 @@ def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     [
         ("distil_lr=1e-4", {"distil"}),
         ("weights_mib=0.5", {"quantize", "distil"}),
-        ("sparsity=0.4", {"quantize", "distil"}),
+        ("sparsity=0.4", {"sense", "quantize", "distil"}),
         ("ffn=0.5", {"prune", "sense", "quantize", "distil"}),
         ("balance=true", {"balance", "sense", "quantize", "distil"}),
         ("embedding_block=64", {"sense", "quantize", "distil"}),
