@@ -116,10 +116,10 @@ def prepare(race: Race, folder: Path, install: Sequence[str]) -> None:
     if done.exists() and done.read_text() == "\n".join(race.packages):
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    subprocess.run(list(install), check=True)
-    if race.beside:
+    if race.beside:  # first: what ours has already, pip does not download
         (site,) = (folder / "lib").glob("python*/site-packages")
         (site / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    subprocess.run(list(install), check=True)
     done.write_text("\n".join(race.packages))
 
 
