@@ -4,10 +4,11 @@
         --calibration wiki.valid.txt --work quality
 
 Without weights and texts it measures the tiny Gemma that ships with paredown, on Python's own help. Prints
-Markdown, a row as soon as it is known. Everything is made as a recipe's run makes it for ExecuTorch, with a
-scale per block of 32; activations are int8 per token wherever weights are codes. Codes, rows and training's
-state stay in --work: a killed bench goes on there. Rounding, the choice of bits and training never see the
-test's text; each row's text is read once.
+Markdown, a row as soon as it is known. Everything is made as a recipe's run makes it, with a scale per block
+of 32 unless the row says otherwise; activations are int8 per token wherever weights are codes. Codes, rows
+and training's state stay in --work: a killed bench goes on there. Rounding, the choice of bits and training
+never see the test's text; each row's text is read once. The interval is the paired bootstrap's over windows,
+each resample scored by the row and by float32.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ import torch
 from record import Table, add_option
 from torch import nn
 
-from paredown.apps.chat.perplexity import Quality, agreement, measure
+from paredown.apps.chat.perplexity import Quality, agreement, eager, measure
+from paredown.pipeline.compress.blockwise.channels import read_factors, write_factors
 from paredown.pipeline.compress.blockwise.codes import find_codes, read_codes, recipe_bits, write_codes
-from paredown.pipeline.compress.blockwise.ffn_network import read_thinner, write_thinner
+from paredown.pipeline.compress.blockwise.ffn_pruning import read_thinner, write_thinner
 from paredown.pipeline.compress.blockwise.mixed_bits import measure_loss, mix
 from paredown.pipeline.compress.blockwise.modules import put
 from paredown.pipeline.compress.blockwise.qat_training import train
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.recipe.language_task import LanguageTask, load_language_task
-from paredown.pipeline.recipe.schema import Language
+from paredown.pipeline.recipe.schema import Language, Recipe
+from paredown.pipeline.report.drop import draws
 from paredown.pipeline.store.files import read_json, write_json
 
 RECIPES = Path(__file__).parents[1] / "apps" / "chat" / "recipes"
@@ -43,7 +46,14 @@ MB = 10**6
 
 Codes = Mapping[str, BlockWeight]
 
-HEADS = ("weights", "MB", "perplexity", "change from fp32", "same top token")
+#: The recipe's keys of rows with other scales.
+CHANGED: dict[str, dict[str, Any]] = {
+    "layers": {"block": 0, "embedding_block": BLOCK},
+    "rows": {"block": 0, "embedding_block": 0},
+}
+
+HEADS = ("weights", "MB", "perplexity", "change from fp32", "95 % interval", "same top token")
+AT_ONCE = 512  # tokens: low-bit layers make their weights anew for each call
 
 
 @dataclass(frozen=True)
@@ -51,17 +61,15 @@ class Bench:
     """A recipe's language model, measured in one variant after the other.
 
     Attributes:
-        task: calibrates and trains.
-        judge: the same with the test's windows.
-        language: the recipe's section.
+        recipe: of all variants.
+        judge: a task with the test's windows.
         work: where everything stays.
         budget: MiB of mixed codes.
         table: takes the rows.
     """
 
-    task: LanguageTask
+    recipe: Recipe
     judge: LanguageTask
-    language: Language
     work: Path
     budget: float
     table: Table
@@ -78,14 +86,16 @@ class Bench:
         """By the recipe's rounding."""
         return self._rounded()
 
-    def mixed(self) -> Codes:
+    def mixed(self, **changes: Any) -> Codes:
         """Int8 where it helps most, within the budget."""
-        path = self.work / "sensitivity.json"
-        network = self.task.network()
-        bits = recipe_bits(self.task, network, self.language)
+        language = self.language(**changes)
+        blocks = f"{language.block_of(True)}-{language.block_of(False)}"
+        path = self.work / f"sensitivity-{blocks}.json"
+        task, network = self.network(**changes)
+        bits = recipe_bits(task, network, language)
         if not path.exists():
-            write_json(path, measure_loss(self.task, network, bits, BLOCK, _tick))
-        return self._rounded(mix(read_json(path), bits, self.budget))
+            write_json(path, measure_loss(task, network, bits, language, _tick))
+        return self._rounded(mix(read_json(path), bits, self.budget), **changes)
 
     def sparse(self) -> Codes:
         """SQuantizer's grid with 40 % zeros, within 4 bits."""
@@ -94,15 +104,30 @@ class Bench:
     def trained(self) -> Codes:
         """Mixed bits, then the recipe's training; the norms that it learned are left in a file."""
         start = self.codes("mixed", self.mixed)
-        checkpoint = self.work / "distil.pt"
-        codes, found = train(self.task, self.task.network(), start, self.language, checkpoint, _tick)
+        checkpoint, (task, network) = self.work / "distil.pt", self.network()
+        codes, found = train(task, network, start, self.language(), checkpoint, _tick)
         torch.save(dict(found.floats), self.work / "floats.pt")
         return codes
 
     def _rounded(self, bits: Mapping[str, int] | None = None, **changes: Any) -> Codes:
-        network, language = self.task.network(), self.language.model_copy(update=changes)
-        bits = bits or recipe_bits(self.task, network, language)
-        return find_codes(self.task, network, language, bits, BLOCK, _tick)
+        (task, network), language = self.network(**changes), self.language(**changes)
+        return find_codes(task, network, language, bits or recipe_bits(task, network, language), _tick)
+
+    def language(self, **changes: Any) -> Language:
+        """The recipe's section, changed."""
+        return self.recipe.language.model_copy(update=changes)
+
+    def network(self, **changes: Any) -> tuple[LanguageTask, nn.Module]:
+        """The task of the changed recipe, and its network in full precision, balanced where that says so."""
+        language = self.language(**changes)
+        task = load_language_task(self.recipe.model_copy(update={"language": language}))
+        network = task.network()
+        if language.balances:
+            path = self.work / "channels.safetensors"
+            if not path.exists():
+                write_factors(path, task, network)
+            read_factors(path, task, network)
+        return task, network
 
     def codes(self, name: str, make: Callable[[], Codes]) -> Codes:
         """Those of --work, or new ones."""
@@ -113,13 +138,14 @@ class Bench:
 
     def row(self, name: str, label: str, network: nn.Module, size: float, whole: Quality | None) -> Quality:
         """Measures, unless it was measured before, and prints."""
-        path = self.work / f"{name}.json"
+        pieces = self.judge.pieces("test")
+        path = self.work / f"{name}-{len(pieces)}x{pieces.shape[1]}.json"
         if path.exists():
             known = json.loads(path.read_text())
             arrays = (np.array(known[name]) for name in ("best", "losses"))
             quality = Quality(known["perplexity"], known["tokens"], *arrays)
         else:
-            quality = measure(self.judge.predict(network), self.judge.pieces("test"))
+            quality = measure(eager(network, AT_ONCE), pieces)
             write_json(
                 path,
                 {
@@ -127,28 +153,40 @@ class Bench:
                     for name, value in vars(quality).items()
                 },
             )
-        change = f"{quality.perplexity / whole.perplexity - 1:+.1%}" if whole else ""
-        same = f"{agreement(quality, whole):.1%}" if whole else ""
-        self.table.row(label, f"{size / MB:.2f}", f"{quality.perplexity:.3f}", change, same)
+        cells = compared(quality, whole) if whole else ("", "", "")
+        self.table.row(label, f"{size / MB:.2f}", f"{quality.perplexity:.3f}", *cells)
         return quality
+
+
+def compared(quality: Quality, whole: Quality) -> tuple[str, str, str]:
+    """How far a row is from float32 on the same windows: perplexity, its interval, and the same answers."""
+    weights = draws(len(whole.losses))
+    ratios = quality.resampled(weights) / whole.resampled(weights) - 1
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    change = quality.perplexity / whole.perplexity - 1
+    return f"{change:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{agreement(quality, whole):.1%}"
 
 
 def rows(bench: Bench, only: list[str]) -> None:
     """Prints a row per variant."""
+    within = f"int8 within {bench.budget:g} MiB, GPTQ"
     makers: dict[str, tuple[str, Callable[[], Codes]]] = {
         "int8": ("int8", bench.int8),
         "nearest": ("int4, nearest", bench.nearest),
         "gptq": ("int4, GPTQ", bench.gptq),
-        "mixed": (f"int4 with int8 within {bench.budget:g} MiB, GPTQ", bench.mixed),
-        "trained": (f"the same after {bench.language.distil_steps} steps of training", bench.trained),
+        "mixed": (f"int4 with {within}", bench.mixed),
+        "layers": (f"layers with a scale per row, {within}", lambda: bench.mixed(**CHANGED["layers"])),
+        "rows": (f"all with a scale per row, {within}", lambda: bench.mixed(**CHANGED["rows"])),
+        "trained": (f"mixed after {bench.language().distil_steps} steps of training", bench.trained),
         "sparse": ("int4, 40 % zeros, GPTQ", bench.sparse),
     }
-    plain = bench.task.network()
+    task, plain = bench.network()
     whole = bench.row("fp32", "fp32", plain, _floats(plain), None)
     for name, (label, make) in makers.items():
         if only and name not in only:
             continue
-        network, codes = copy.deepcopy(plain), bench.codes(name, make)
+        codes = bench.codes(name, make)
+        network = bench.network(**CHANGED[name])[1] if name in CHANGED else copy.deepcopy(plain)
         put(network, codes, activation_bits=8)
         if name == "trained":
             network.load_state_dict(torch.load(bench.work / "floats.pt", weights_only=True), strict=False)
@@ -156,7 +194,7 @@ def rows(bench: Bench, only: list[str]) -> None:
         bench.row(name, label, network, size, whole)
     if not only or "thinner" in only:
         path = bench.work / "ffn.safetensors"
-        facts = write_thinner(path, bench.task, 0.75, BLOCK)
+        facts = write_thinner(path, task, 0.75, BLOCK)
         read_thinner(path, plain)
         label = f"fp32, feed-forward {facts['before']} -> {facts['after']} channels"
         bench.row("thinner", label, plain, _floats(plain), whole)
@@ -193,12 +231,13 @@ def main() -> None:
     recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, *options.set])
     scored = {"window": options.window, "test_tokens": options.window * options.windows}
     judge = recipe.model_copy(update={"language": recipe.language.model_copy(update=scored)})
-    tasks = load_language_task(recipe), load_language_task(judge)
     tokens = options.windows * (options.window - 1)
     print(f"{tokens:,} tokens scored, in windows of {options.window:,}\n")
     with Table("gemma-quality", HEADS, options.record) as table:
         table.note(f"{tokens:,} tokens scored, in windows of {options.window:,}.")
-        rows(Bench(*tasks, recipe.language, options.work, options.mib, table), options.only)
+        drawn = len(draws(options.windows))
+        table.note(f"Interval: {drawn:,} resamples of the windows, paired with float32.")
+        rows(Bench(recipe, load_language_task(judge), options.work, options.mib, table), options.only)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pipeline/run/language/test_language_changes.py": (
         "what a recipe changes, and what for",
         (
-            "pipeline/compress/blockwise/ffn_network.py",
             "pipeline/compress/blockwise/mixed_bits.py",
             "pipeline/compress/blockwise/qat_training.py",
             "pipeline/recipe/language_task.py",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from paredown.apps.chat.device.tokens.tokens import Tokens
     from paredown.apps.chat.device.tokens.turns import Turns
     from paredown.apps.chat.network.config import GemmaConfig
+    from paredown.pipeline.compress.blockwise.channels import Channels
     from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
     from paredown.pipeline.compress.blockwise.layerwise import Calibration
     from paredown.pipeline.lower.language.network import LanguageFacts
@@ -92,7 +93,7 @@ class ChatTask:
 
         Blocks keep an outlier to themselves, and 8 bits have room for it.
         """
-        if self.language.block or self.language.embedding_bits != LOW_BITS:
+        if self.language.block_of(linear=False) or self.language.embedding_bits != LOW_BITS:
             return {}
         from paredown.apps.chat.network.balance import outliers
         from paredown.apps.chat.weights.rows import EMBEDDING, HEAD, ROWS
@@ -146,8 +147,10 @@ class ChatTask:
         linears = config.layers * (attention + 3 * config.width * round(config.ffn * (language.ffn or 1)))
         rows = config.vocabulary * config.width * (1 if config.tied else 2)
         weights = (linears * language.weight_bits + rows * language.embedding_bits) // 8
-        block = language.block or config.width
-        scales = SCALE_BYTES * (linears + rows) // block
+        scales = sum(
+            SCALE_BYTES * count // (language.block_of(linear) or config.width)
+            for linear, count in ((True, linears), (False, rows))
+        )
         held = weights + scales
         if language.weights_mib is not None:  # which mixed bits fill up
             held = max(held, int(language.weights_mib * 2**20))
@@ -186,6 +189,12 @@ class ChatTask:
 
         parts = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         return [GatedFfn(*(f"{layer}.{part}" for part in parts)) for layer in self._layers]
+
+    def channels(self, network: Any) -> list[Channels]:
+        """Of every layer."""
+        from paredown.apps.chat.network.balance import layer_channels
+
+        return layer_channels(network)
 
     def lesson(self, pieces: NDArray[np.int64]) -> Callable[[Any, NDArray[np.int64]], Tensor]:
         """Whole pieces, with the head's rows for their tokens alone."""

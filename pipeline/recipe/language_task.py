@@ -16,6 +16,7 @@ from paredown.targets.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paredown.pipeline.compress.blockwise.channels import Channels
     from paredown.pipeline.compress.blockwise.ffn_pruning import GatedFfn
     from paredown.pipeline.compress.blockwise.layerwise import Calibration
 
@@ -64,6 +65,9 @@ class LanguageTask(Protocol):
 
     def ffns(self, network: Any) -> Sequence[GatedFfn]:
         """Names of the feed-forward layers' matrices."""
+
+    def channels(self, network: Any) -> Sequence[Channels]:
+        """What the layers' matrices read, and what writes it, wherever factors can move between the two."""
 
     def calibration(self, network: Any, pieces: NDArray[np.int64]) -> Calibration:
         """How the network is run on pieces, for rounding."""

@@ -284,7 +284,12 @@ class Language(Schema):
     embedding_bits: Literal[4, 8] = 4
     """Bits of the embedding, which is the last layer too."""
     block: int = Field(default=32, ge=0)
-    """Weights that share a scale; 0 = a whole output channel."""
+    """Weights of a linear layer that share a scale; 0 = a whole output channel, the fastest."""
+    embedding_block: Annotated[int, Field(ge=0)] | None = None
+    """The same of the embedding, which is the last layer too; unset, that of `block`."""
+    balance: bool | None = None
+    """Whether channels between layers are brought to like sizes before rounding, which a norm or the layer
+    before makes good; unset, where layers of 4 bits have a scale per output channel."""
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`gptq` rounds so that the outputs on the calibration texts change least."""
     weights_mib: Annotated[float, Field(gt=0)] | None = None
@@ -316,6 +321,15 @@ class Language(Schema):
     litertlm: bool = False
     """Whether a model.litertlm is written too, for LiteRT-LM: LiteRT's codes, a cache as long as the context
     on every layer, and the tokenizer. It needs the package litert-lm-builder."""
+
+    def block_of(self, linear: bool) -> int:
+        """Weights that share a scale: of a linear layer, or of embedding and last layer; 0 = a whole row."""
+        return self.block if linear or self.embedding_block is None else self.embedding_block
+
+    @property
+    def balances(self) -> bool:
+        """Whether channels are balanced."""
+        return self.block == 0 and self.weight_bits == 4 if self.balance is None else self.balance
 
     @model_validator(mode="after")
     def _fits(self) -> Language:

@@ -24,10 +24,17 @@ TOKENS = np.random.default_rng(0).integers(3, 256, 56).tolist()  # seven windows
 
 @dataclass(frozen=True)
 class Codes:
-    """How linear layers and the embedding are held: so many bits, a scale per block or (0) per row."""
+    """How linear layers and the embedding are held: so many bits, a scale per block or (0) per row.
+
+    `rows`: the layers have a scale per row, the embedding and the output layer alone one per block.
+    """
 
     bits: int
     block: int
+    rows: bool = False
+
+    def of(self, name: str) -> Codes:
+        return Codes(self.bits, 0) if self.rows and "layers." in name else self
 
 
 def network(codes: Codes | None = None, tied: bool = True) -> Gemma:
@@ -39,7 +46,7 @@ def network(codes: Codes | None = None, tied: bool = True) -> Gemma:
     if codes is not None:
         linear = {name: m for name, m in made.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
         linear = {name: m for name, m in linear.items() if not tied or isinstance(m, nn.Linear)}
-        put(made, {name: rounded(m.weight.detach(), codes) for name, m in linear.items()}, 8)
+        put(made, {name: rounded(m.weight.detach(), codes.of(name)) for name, m in linear.items()}, 8)
     return made
 
 

@@ -36,15 +36,15 @@ def own_embeddings(network: nn.Module, head: str) -> list[str]:
     return [name for name, each in named if isinstance(each, nn.Embedding) and each.weight is not shared]
 
 
-def grid(bits: int, linear: bool, language: Language, block: int) -> BlockGrid:
+def grid(bits: int, linear: bool, language: Language) -> BlockGrid:
     """The codes that a matrix can have.
 
     Args:
         bits: 4 or 8; runtimes have codes of 8 bits with a scale per row alone.
         linear: whether the matrix is a layer's; embedding and output layer have no zeros of their own.
         language: the recipe's section.
-        block: weights that share a scale; 0 = a whole output channel.
     """
+    block = language.block_of(linear)
     size = block if block and bits == 4 else None
     if not linear or not language.sparsity:
         return BlockGrid(bits, size)
@@ -56,7 +56,6 @@ def find_codes(
     network: nn.Module,
     language: Language,
     bits: Bits,
-    block: int,
     tick: Callable[[int, int], None],
 ) -> dict[str, BlockWeight]:
     """Rounds as the recipe says.
@@ -66,11 +65,10 @@ def find_codes(
         network: in full precision, thinner or not; its matrices become low-bit ones.
         language: the recipe's section.
         bits: of every matrix.
-        block: see `grid`.
         tick: progress.
     """
     linears, _ = task.matrices(network)
-    grids = {name: grid(each, name in linears, language, block) for name, each in bits.items()}
+    grids = {name: grid(each, name in linears, language) for name, each in bits.items()}
     if language.rounding == "nearest":
         return put_nearest(network, grids, activation_bits=8)
     pieces = task.pieces("calibration")

@@ -136,7 +136,7 @@ class _Walk:
                 codes = nearest(weight, grid)
             self._put({name: codes})
         first = self.calibration.layers[:1]
-        _run_all(
+        run_until(
             self.network, first, self.calibration, lambda name, args, kwargs: self.hidden.append(args[0])
         )
 
@@ -150,7 +150,7 @@ class _Walk:
             else:
                 self.others.setdefault(name, []).append((args[1:], kwargs))
 
-        _run_all(self.network, [*self.calibration.layers, *linears], self.calibration, seen)
+        run_until(self.network, [*self.calibration.layers, *linears], self.calibration, seen)
         return moments
 
     def inside(self, layer: str, config: RoundingConfig) -> None:
@@ -223,11 +223,11 @@ def input_moments(network: nn.Module, names: Sequence[str], calibration: Calibra
         InputError: a name that is missing, or one that no run reaches.
     """
     moments: dict[str, Tensor] = {}
-    _run_all(network, names, calibration, lambda name, args, kwargs: _add(moments, name, args[0]))
+    run_until(network, names, calibration, lambda name, args, kwargs: _add(moments, name, args[0]))
     return moments
 
 
-def _run_all(network: nn.Module, names: Sequence[str], calibration: Calibration, seen: Seen) -> None:
+def run_until(network: nn.Module, names: Sequence[str], calibration: Calibration, seen: Seen) -> None:
     """Runs every batch until each of these modules was called once."""
     for batch in calibration.batches if names else ():
         left = set(names)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.pipeline.compress.allocate.allocate import Allocation
-from paredown.pipeline.compress.blockwise.modules import plain_weight, put
-from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest
+from paredown.pipeline.compress.blockwise.modules import put
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.compress.sensitivity.sensitivity import Curve, Point, Sensitivity
 from paredown.pipeline.compress.squantize.bits import INT8, choose_bits
@@ -29,7 +28,8 @@ Tick = Callable[[int, int], None]
 def measure_divergence(
     network: nn.Module,
     parts: Mapping[str, Sequence[str]],
-    grids: Mapping[int, BlockGrid],
+    bits: Sequence[int],
+    find: Callable[[str, int], BlockWeight],
     logits: Callable[[nn.Module], Tensor],
     activation_bits: int | None = None,
     tick: Tick | None = None,
@@ -39,7 +39,8 @@ def measure_divergence(
     Args:
         network: in full precision; it comes back as it was.
         parts: name -> the linear layers and embeddings that have the same number of bits.
-        grids: bits -> the codes; 8 has to be among them, and counts as lossless, as in `choose_bits`.
+        bits: those to measure, and 8, which counts as lossless, as in `choose_bits`.
+        find: the codes of a layer, by its name, with so many bits.
         logits: of the network on calibration tokens, (tokens, classes).
         activation_bits: see `BlockLinear`.
         tick: takes (points done, points in all).
@@ -49,18 +50,17 @@ def measure_divergence(
         per token, with its 95 % confidence interval over the tokens; and part -> bits -> bytes.
     """
     expected = logits(network).log_softmax(-1)
-    fewer = sorted((bits for bits in grids if bits < INT8), reverse=True)
+    fewer = sorted((each for each in bits if each < INT8), reverse=True)
     curves, sizes, done = [], dict[str, dict[int, float]](), 0
     for part, names in parts.items():
         points = [Point(INT8, 0.0, 0.0, 0.0)]
-        weights = {name: plain_weight(network, name) for name in names}
         sizes[part] = {}
-        for bits in (INT8, *fewer):
-            found = {name: nearest(weight, grids[bits]) for name, weight in weights.items()}
-            sizes[part][bits] = float(sum(weight.bytes for weight in found.values()))
-            if bits < INT8:
+        for width in (INT8, *fewer):
+            found = {name: find(name, width) for name in names}
+            sizes[part][width] = float(sum(weight.bytes for weight in found.values()))
+            if width < INT8:
                 with in_codes(network, found, activation_bits):
-                    points.append(_point(bits, expected, logits(network)))
+                    points.append(_point(width, expected, logits(network)))
                 done += 1
                 if tick:
                     tick(done, len(parts) * len(fewer))
@@ -94,8 +94,15 @@ def in_codes(
     network: nn.Module, weights: Mapping[str, BlockWeight], activation_bits: int | None = None
 ) -> Iterator[None]:
     """Has codes in a network for a while, see `put`; then it is what it was."""
+    with for_a_while(network):
+        put(network, weights, activation_bits)
+        yield
+
+
+@contextmanager
+def for_a_while(network: nn.Module) -> Iterator[None]:
+    """Gives a network its modules back that were replaced meanwhile."""
     before = dict(network.named_modules(remove_duplicate=False))
-    put(network, weights, activation_bits)
     try:
         yield
     finally:

@@ -48,7 +48,7 @@ def lower_language(
     _add(writer, plain, memory, weights, 1, "decode")
     if reach is not None:
         _add(writer, plain, memory, weights, 1, f"decode_{reach}", reach)
-    builder = aligned_builder()
+    builder = aligned_builder(once=True)
     builder.Finish(writer.model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 

@@ -24,6 +24,8 @@ from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.runners.expand import nibbles
 from paredown.targets.runners.litert import Runner, load
 
+_COMPARED = 1 << 18  # bytes of an array that may be there already
+
 __all__ = ["load", "lower_float", "lower_integer"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -369,12 +371,29 @@ class Writer:
         return entry
 
 
-def aligned_builder() -> Any:
-    """A builder that aligns vectors to 16 bytes, as TFLite's schema demands and its generator forgets."""
+def aligned_builder(once: bool = False) -> Any:
+    """A builder that aligns vectors to 16 bytes, as TFLite's schema demands and its generator forgets.
+
+    Args:
+        once: whether equal arrays are written once: scales and zero points of weights that tensors of
+            several subgraphs hold. Large ones, which are buffers' data, are not compared.
+    """
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
+        made: dict[tuple[str, bytes], int]
+
+        def CreateNumpyVector(self, x: NDArray[Any]) -> Any:  # noqa: N802  the base's name
+            if not once or x.nbytes > _COMPARED:
+                return super().CreateNumpyVector(x)
+            key = x.dtype.str, x.tobytes()
+            if key not in self.made:
+                self.made[key] = super().CreateNumpyVector(x)
+            return self.made[key]
+
         def StartVector(self, size: int, count: int, alignment: int) -> Any:  # noqa: N802  the base's name
             return super().StartVector(size, count, max(alignment, 16))
 
-    return Builder(1 << 20)
+    builder = Builder(1 << 20)
+    builder.made = {}
+    return builder

@@ -1,9 +1,9 @@
 """The job of a language model, as stages: what each makes, from what, with which parameters.
 
-    prune -> sense -> quantize -> distil -> lower-RUNTIME -> score-VARIANT -> bundle
+    prune -> balance -> sense -> quantize -> distil -> lower-RUNTIME -> score-VARIANT -> bundle
 
-Weights become codes once: both runtimes hold the same. `prune`, `sense` and `distil` are there where the
-recipe asks for them. Scores of programs come from feeding them token by token, as a chat does.
+Weights become codes once: both runtimes hold the same. `prune`, `balance`, `sense` and `distil` are there
+where the recipe asks for them. Scores of programs come from feeding them token by token, as a chat does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SUFFIX = {"executorch": "pte", "litert": "tflite"}
 PERPLEXITY = Metric("perplexity", less_is_better=True)
 CODES, FLOATS = "codes.safetensors", "floats.safetensors"
-PRUNED, SENSE = "ffn.safetensors", "sensitivity.json"
+PRUNED, FACTORS, SENSE = "ffn.safetensors", "channels.safetensors", "sensitivity.json"
 SMOKE = {"calibration_tokens": 64, "test_tokens": 64, "window": 32, "rounding": "nearest"}
 SMOKE_STEPS = 2
 QUANTIZE_KEYS = (
@@ -58,11 +58,23 @@ class FfnPruneParams:
 
 
 @dataclass(frozen=True)
+class BalanceParams:
+    """What channels are balanced on."""
+
+    network: Mapping[str, Any]
+    tokens: int
+    window: int
+    torch: str
+
+
+@dataclass(frozen=True)
 class BitSenseParams:
-    """Whose bits have a choice, and on how many tokens it is judged."""
+    """Whose bits have a choice, how they are rounded, and on how many tokens it is judged."""
 
     bits: Mapping[str, int]
-    block: int
+    blocks: Mapping[str, int]
+    rounding: str
+    sparsity: float
     tokens: int
     window: int
     torch: str
@@ -74,7 +86,7 @@ class QuantizeParams:
 
     network: Mapping[str, Any]
     language: Mapping[str, Any]
-    block: int
+    blocks: Mapping[str, int]
     torch: str
 
 
@@ -102,6 +114,7 @@ class LanguageJob(Job):
     Attributes:
         task: of the recipe's app.
         prune: what makes feed-forward layers thinner; None where none is asked for.
+        balance: what finds channels' factors; None where nothing is balanced.
         sense: what measures what bits cost; None where bits are not mixed.
         quantize: what finds the codes.
         distil: what trains them; None where they are not trained.
@@ -135,6 +148,7 @@ class LanguageJob(Job):
         self._check_memory()
         multiple = self.target.channel_multiple.linear
         self.prune = self._prune(language.ffn, multiple) if language.ffn is not None else None
+        self.balance = self._balance() if language.balances else None
         self.sense = self._sense() if language.weights_mib else None
         self.quantize = self._quantize()
         self.distil = self._distil() if language.distil_steps else None
@@ -194,12 +208,16 @@ class LanguageJob(Job):
         return self.distil or self.quantize
 
     def _plain(self, inputs: Inputs) -> nn.Module:
-        """The network in full precision, pruned where the recipe says so."""
+        """The network in full precision, pruned and balanced where the recipe says so."""
         network: nn.Module = self.task.network()
         if "prune" in inputs:
-            from paredown.pipeline.compress.blockwise.ffn_network import read_thinner
+            from paredown.pipeline.compress.blockwise.ffn_pruning import read_thinner
 
             read_thinner(inputs["prune"] / PRUNED, network)
+        if "balance" in inputs:
+            from paredown.pipeline.compress.blockwise.channels import read_factors
+
+            read_factors(inputs["balance"] / FACTORS, self.task, network)
         return network
 
     def _network(self, inputs: Inputs, role: str) -> nn.Module:
@@ -222,17 +240,21 @@ class LanguageJob(Job):
 
     def _inputs(self) -> dict[str, Stage | str]:
         """What stages that look at the network, pruned or not, and at the calibration texts start from."""
-        return {**self._sources(), **self._pruned()}
+        return {**self._sources(), **self._changed()}
 
     def _pruned(self) -> dict[str, Stage]:
         return {"prune": self.prune} if self.prune else {}
+
+    def _changed(self) -> dict[str, Stage]:
+        """What the plain network is read from beside its weights."""
+        return self._pruned() | ({"balance": self.balance} if self.balance else {})
 
     def _prune(self, share: float, multiple: int) -> Stage:
         language, task = self.language, self.task
         multiple = math.lcm(multiple, language.block or 1)  # a row of `down` is cut into whole blocks
 
         def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.compress.blockwise.ffn_network import write_thinner
+            from paredown.pipeline.compress.blockwise.ffn_pruning import write_thinner
 
             write_json(out / PLAN, write_thinner(out / PRUNED, task, share, multiple))
 
@@ -241,6 +263,19 @@ class LanguageJob(Job):
             package_version("torch"),
         )  # fmt: skip
         return Stage("prune", 1, params, {**self._sources()}, build)
+
+    def _balance(self) -> Stage:
+        language = self.language
+
+        def build(out: Path, inputs: Inputs) -> None:
+            from paredown.pipeline.compress.blockwise.channels import write_factors
+
+            write_factors(out / FACTORS, self.task, self._plain(inputs))
+
+        params = BalanceParams(
+            self.task.network_id, language.calibration_tokens, language.window, package_version("torch")
+        )
+        return Stage("balance", 1, params, {**self._sources(), **self._pruned()}, build)
 
     def _sense(self) -> Stage:
         language = self.language
@@ -251,13 +286,14 @@ class LanguageJob(Job):
 
             network = self._plain(inputs)
             bits = recipe_bits(self.task, network, language)
-            write_json(out / SENSE, measure_loss(self.task, network, bits, language.block, self.tick))
+            write_json(out / SENSE, measure_loss(self.task, network, bits, language, self.tick))
 
         bits = {"linear": int(language.weight_bits), "embedding": int(language.embedding_bits)}
         params = BitSenseParams(
-            bits, language.block, language.calibration_tokens, language.window, package_version("torch")
-        )
-        return Stage("sense", 1, params, self._inputs(), build)
+            bits, blocks_of(language), language.rounding, language.sparsity, language.calibration_tokens,
+            language.window, package_version("torch"),
+        )  # fmt: skip
+        return Stage("sense", 2, params, self._inputs(), build)
 
     def _quantize(self) -> Stage:
         language, sense = self.language, self.sense
@@ -271,11 +307,11 @@ class LanguageJob(Job):
             bits = recipe_bits(self.task, network, language)
             if "sense" in inputs and language.weights_mib is not None:
                 bits = mix(read_json(inputs["sense"] / SENSE), bits, language.weights_mib)
-            found = find_codes(self.task, network, language, bits, language.block, self.tick)
+            found = find_codes(self.task, network, language, bits, self.tick)
             write_codes(out / CODES, found)
             write_json(out / COUNTS, count(found))
 
-        params = QuantizeParams(self.task.network_id, wanted, language.block, package_version("torch"))
+        params = QuantizeParams(self.task.network_id, wanted, blocks_of(language), package_version("torch"))
         return Stage("quantize", 2, params, self._inputs() | ({"sense": sense} if sense else {}), build)
 
     def _distil(self) -> Stage:
@@ -300,7 +336,7 @@ class LanguageJob(Job):
         wanted = language.model_dump(include=set(DISTIL_KEYS))
         params = DistilParams(wanted, package_version("torch"))
         inputs: dict[str, Stage | str] = {"codes": quantize, "train": self.task.fingerprint("train")}
-        stage = Stage("distil", 1, params, inputs, build, self._pruned())
+        stage = Stage("distil", 1, params, inputs, build, self._changed())
         return stage
 
     def _lower(self, name: str) -> Stage:
@@ -309,14 +345,14 @@ class LanguageJob(Job):
 
         package = {"executorch": "executorch", "litert": "litert-torch"}[name]
         params = self._lower_params(name, package)
-        return Stage(f"lower-{name}", 2, params, {"codes": self.codes}, build, self._pruned())
+        return Stage(f"lower-{name}", 2, params, {"codes": self.codes}, build, self._changed())
 
     def _package(self) -> Stage:
         def build(out: Path, inputs: Inputs) -> None:
             (out / LITERTLM).write_bytes(self.task.litertlm(self._network(inputs, "codes")))
 
         params = self._lower_params("litertlm", "litert-lm-builder")
-        return Stage("litertlm", 1, params, {"codes": self.codes}, build, self._pruned())
+        return Stage("litertlm", 1, params, {"codes": self.codes}, build, self._changed())
 
     def _lower_params(self, runtime: str, package: str) -> LowerParams:
         language = self.language
@@ -342,7 +378,7 @@ class LanguageJob(Job):
             "test": self.task.fingerprint("test"), "weights": self.task.weights_hash(),
         }  # fmt: skip
         inputs |= {"source": source} if source is not None else {}
-        reads = self._pruned() if source is not None and source is not self.prune else {}
+        reads = self._changed() if source is not None and source is not self.prune else {}
         return Stage(f"score-{variant}", 2, params, inputs, build, reads)
 
     # -- the last stages -------------------------------------------------------------------------------------
@@ -403,6 +439,11 @@ class LanguageJob(Job):
 
         params = self.bundle_params(self.task, machine=False)
         return Stage("bundle", 3, params, {stage.name: stage for stage in self.made()}, build)
+
+
+def blocks_of(language: Language) -> dict[str, int]:
+    """Weights that share a scale, of each kind of matrix; 0 = a whole row."""
+    return {"linear": language.block_of(True), "embedding": language.block_of(False)}
 
 
 def check_target(target: Target) -> None:

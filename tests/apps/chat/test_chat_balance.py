@@ -8,9 +8,10 @@ import pytest
 import torch
 from gemma_models import oracle, ours
 
-from paredown.apps.chat.network.balance import balance_head, outliers
+from paredown.apps.chat.network.balance import balance_head, layer_channels, outliers
 from paredown.apps.chat.network.cache import empty_cache
 from paredown.apps.chat.network.network import Gemma
+from paredown.pipeline.compress.blockwise.channels import multiply
 from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest
 
 
@@ -54,3 +55,20 @@ def test_codes_with_a_scale_per_row_lose_less():
     balanced = torch.ones(64)
     balanced[9] = factor
     assert lost(balanced) < 0.5 * lost(torch.ones(64))
+
+
+def test_layers_with_other_channels_compute_what_they_did():
+    network = ours(oracle())
+    tokens, cache = torch.randint(4, 96, (1, 12)), empty_cache(network.config, 12, 12)
+    chance, factors, matrices = torch.Generator().manual_seed(2), {}, set()
+    for group in layer_channels(network):
+        reader = network.get_submodule(group.readers[0])
+        factors[group.readers[0]] = torch.randn(reader.in_features, generator=chance).exp()
+        matrices |= set(group.readers)
+    with torch.no_grad():
+        before, _ = network(tokens, torch.arange(12), cache)
+        multiply(network, layer_channels(network), factors)
+        after, _ = network(tokens, torch.arange(12), cache)
+    linears = {name for name, each in network.named_modules() if isinstance(each, torch.nn.Linear)}
+    assert matrices == {name for name in linears if "o_proj" not in name} - {"lm_head"}
+    assert (after - before).abs().max() <= 1e-4 * before.abs().max()

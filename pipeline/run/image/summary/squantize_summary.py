@@ -82,8 +82,12 @@ class SquantizeFacts:
                 found.append(("squantize", VARIANT, name, self.history[metric], "1"))
         return found
 
-    def notes(self) -> list[str]:
-        """Plain sentences: what was reached, what it is worth in bytes, and in time."""
+    def notes(self, file: int) -> list[str]:
+        """Plain sentences: what was reached, what it is worth in bytes, and in time.
+
+        Args:
+            file: bytes of the whole bundle: all its programs, the code that runs there, and its papers.
+        """
         history = self.history
         notes = training_notes("squantize", history)
         notes.append(
@@ -98,8 +102,9 @@ class SquantizeFacts:
             )
         for name, size in self.wire.items():
             notes.append(
-                f"{name}: {self.state_bytes / size:.1f}x smaller in the bundle than the float32 state dict "
-                f"({size:,} of {self.state_bytes:,} bytes; biases, scales and the program itself included)"
+                f"{name}: the program in the bundle is {self.state_bytes / size:.1f}x smaller than the "
+                f"float32 state dict ({size:,} of {self.state_bytes:,} bytes; biases and scales included), "
+                f"the whole file with the code that runs there {self.state_bytes / file:.1f}x"
             )
         if len(self.wire) > 1:
             notes.append(f"in this bundle the programs share their codes: {self.together:,} bytes together")

@@ -124,6 +124,10 @@ class Summary:
         """What the ledger counts."""
         return SquantizeFacts.from_dict(read_json(self.job.path(self.job.bundle) / LEDGER))
 
+    def _squantize_notes(self) -> list[str]:
+        (size,) = {int(each.value) for each in self.job.bundle_sizes()}
+        return self.squantized.notes(size)
+
     def notes(self) -> tuple[str, ...]:
         """Plain sentences that belong beside the table."""
         notes = [f"data.{split}: {census.line()}" for split, census in self._counts().items()]
@@ -131,7 +135,7 @@ class Summary:
         notes += read_json(doubts) if doubts.exists() else []
         notes += traced_notes(self.job.path(self.job.original))
         notes += prune_notes(self.job.pruning) if self.job.pruning else []
-        notes += self.squantized.notes() if self.recipe.squantize.active else []
+        notes += self._squantize_notes() if self.recipe.squantize.active else []
         notes += self.job.quantizing.notes()
         notes += self.job.drop_notes()
         for name in self.job.runtimes:

@@ -10,8 +10,11 @@ from blocks_networks import LINEARS, Talker, calibration
 
 from paredown.pipeline.compress.blockwise.distil import divergence
 from paredown.pipeline.compress.blockwise.layerwise import put_nearest
+from paredown.pipeline.compress.blockwise.modules import plain_weight
 from paredown.pipeline.compress.blockwise.sensitivity import choose_block_bits, measure_divergence
-from paredown.pipeline.compress.grids.block_grid import BlockGrid
+from paredown.pipeline.compress.grids.block_grid import BlockGrid, nearest
+from paredown.pipeline.compress.grids.weight import BlockWeight
+from paredown.pipeline.compress.sensitivity.sensitivity import Sensitivity
 from paredown.pipeline.compress.squantize.bits import INT8
 from paredown.targets.errors import BudgetError
 
@@ -27,10 +30,17 @@ PARTS = {
 TOKENS = torch.cat(calibration().batches)
 
 
+def measured(network: Talker) -> tuple[Sensitivity, dict[str, dict[int, float]]]:
+    def find(name: str, bits: int) -> BlockWeight:
+        return nearest(plain_weight(network, name), GRIDS[bits])
+
+    return measure_divergence(network, PARTS, tuple(GRIDS), find, lambda n: n(TOKENS).flatten(0, 1))
+
+
 def test_points_are_those_of_a_network_with_one_part_in_codes() -> None:
     network = Talker()
     before = dict(network.named_modules())
-    found, sizes = measure_divergence(network, PARTS, GRIDS, lambda n: n(TOKENS).flatten(0, 1))
+    found, sizes = measured(network)
     assert dict(network.named_modules()) == before and network.head.weight is network.embed.weight
     assert found.images == TOKENS.numel() and found.baseline.metric == 0
     for curve in found.curves:
@@ -46,7 +56,7 @@ def test_points_are_those_of_a_network_with_one_part_in_codes() -> None:
 
 
 def test_the_choice_is_the_best_of_all_within_the_budget() -> None:
-    found, sizes = measure_divergence(Talker(), PARTS, GRIDS, lambda n: n(TOKENS).flatten(0, 1))
+    found, sizes = measured(Talker())
     drop = {c.group: {p.width: max(0.0, -p.metric) for p in c.points} for c in found.curves}
     rest = 100.0
     whole = rest + sum(each[INT8] for each in sizes.values())

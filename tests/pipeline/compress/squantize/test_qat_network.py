@@ -217,7 +217,7 @@ def test_a_layer_that_would_be_all_zero_is_kept_alive_and_named(network: Net):
     rows = ledger(graph, quantize(graph, ranges, input_range=(-4.0, 4.0)))
     history = {"baseline": None, "int8_activations": []}
     facts = SquantizeFacts(rows, history, 1000, {}, {}, 0, {})
-    (note,) = [n for n in facts.notes() if "would have left nothing" in n]
+    (note,) = [n for n in facts.notes(2000) if "would have left nothing" in n]
     assert "nothing of b;" in note
     row = next(row for row in rows if row.name == "b")
     assert row.weights - row.zeros == 1
@@ -231,7 +231,9 @@ def test_what_zeros_buy_is_said_as_the_card_has_it():
     sizes = {"executorch": 800, "litert": 900}
     facts = SquantizeFacts((), history, 4000, sizes, {"executorch": 400, "litert": 500}, 700, buys)
     assert facts == SquantizeFacts.from_dict(facts.to_dict())
-    words = facts.notes()
+    words = facts.notes(2000)
+    (line,) = [n for n in words if n.startswith("executorch: the program")]
+    assert "is 10.0x smaller" in line and line.endswith("runs there 2.0x")  # 4000 / 400, 4000 / 2000
     assert any(n.startswith("executorch: these zeros") and "nothing in time" in n for n in words)
     assert "litert: on this target zeros buy storage, low bits buy time" in words
     times = {"litert": {"latency_p50": 2.0}, "litert-original": {"latency_p50": 3.0}}

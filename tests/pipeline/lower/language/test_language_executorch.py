@@ -20,7 +20,7 @@ from paredown.pipeline.compress.blockwise.modules import held
 from paredown.pipeline.lower.language.executorch import lower_language
 from paredown.targets.errors import InputError
 
-BLOCKS = Codes(4, 32)
+BLOCKS, MIXED = Codes(4, 32), Codes(4, 32, rows=True)
 
 
 def lowered(gemma):
@@ -33,10 +33,10 @@ def packed(weight):
     return (halves[:, 1::2] << 4 | halves[:, ::2]).numpy().tobytes()
 
 
-@pytest.fixture(scope="module")
-def coded():
+@pytest.fixture(scope="module", params=[BLOCKS, MIXED], ids=["blocks", "mixed"])
+def coded(request):
     needs("g++", "g++")
-    gemma = network(BLOCKS)
+    gemma = network(request.param)
     made = lowered(gemma)
     return gemma, made.data, made.subgraphs
 
@@ -71,7 +71,9 @@ class TestCodes:
         gemma, data, _ = coded
         for tensor in held(gemma).values():
             assert packed(tensor.weight) in data
-            assert tensor.weight.scales.to(torch.bfloat16).view(torch.uint8).numpy().tobytes() in data
+            scales = tensor.weight.scales
+            held_as = torch.float32 if tensor.weight.per_row else torch.bfloat16
+            assert scales.to(held_as).contiguous().view(torch.uint8).numpy().tobytes() in data
 
     def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
         gemma, data, _ = coded

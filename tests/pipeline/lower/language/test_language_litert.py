@@ -17,7 +17,10 @@ from paredown.pipeline.lower.language.network import LanguageFacts
 from paredown.targets.errors import InputError
 
 REACH = 20  # positions of a short text: beyond the window, below the context
-KINDS = {"int8 rows": Codes(8, 0), "int4 rows": Codes(4, 0), "int4 blocks": Codes(4, 32)}
+KINDS = {
+    "int8 rows": Codes(8, 0), "int4 rows": Codes(4, 0), "int4 blocks": Codes(4, 32),
+    "int4 rows, the output layer in blocks": Codes(4, 32, rows=True),
+}  # fmt: skip
 
 
 def lowered(gemma, chunk: int = FACTS.chunk) -> bytes:
@@ -135,6 +138,9 @@ def test_the_file_holds_the_networks_codes_and_scales_once(coded):
             scales = np.asarray(halves, np.uint8).view(np.float16).astype(np.float32)
         found[tensor.buffer] = (codes.view(torch.int8).reshape(rows, columns), scales.reshape(rows, -1))
     weights = [tensor.weight for tensor in held(gemma).values()]
+    for weight in weights:
+        if weight.per_row:  # in the tables of three signatures' tensors
+            assert data.count(weight.scales.numpy().tobytes()) == 1
     assert len(found) == len(weights) == 15  # seven matrices a layer, and the embedding that is the head too
     for weight in weights:
         assert any(

@@ -23,6 +23,7 @@ from paredown.targets.errors import BudgetError, InputError
 
 RECIPES = Path(__file__).parents[4] / "apps" / "chat" / "recipes"
 SETTINGS = ("ffn=0.7", "weights_mib=0.4", "sparsity=0.3", "distil_steps=4", "distil_tokens=64")
+MIXED = ("block=0", "embedding_block=32", "weights_mib=0.4", "distil_steps=2", "distil_tokens=64")
 
 
 def loaded(*settings: str) -> tuple[LanguageTask, Language]:
@@ -90,8 +91,10 @@ def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     [
         ("distil_lr=1e-4", {"distil"}),
         ("weights_mib=0.5", {"quantize", "distil"}),
-        ("sparsity=0.4", {"quantize", "distil"}),
+        ("sparsity=0.4", {"sense", "quantize", "distil"}),
         ("ffn=0.5", {"prune", "sense", "quantize", "distil"}),
+        ("balance=true", {"balance", "sense", "quantize", "distil"}),
+        ("embedding_block=64", {"sense", "quantize", "distil"}),
     ],
 )
 def test_a_key_runs_its_own_stage_and_those_behind_it_again(
@@ -104,8 +107,8 @@ def test_a_key_runs_its_own_stage_and_those_behind_it_again(
         return {stage.name: stage.key for stage in plan}
 
     before, after = keys(), keys(changed)
-    ours = ("prune", "sense", "quantize", "distil")
-    differ = {name.split("-")[0] for name in before if before[name] != after[name] and name.startswith(ours)}
+    ours = ("prune", "balance", "sense", "quantize", "distil")
+    differ = {name for name in ours if before.get(name) != after.get(name)}
     assert differ == runs_again and before["lower-litert"] != after["lower-litert"]
 
 
@@ -119,10 +122,30 @@ def test_both_programs_of_all_of_it_score_as_their_codes_do(tmp_path: Path) -> N
         assert cells[name, "perplexity"] == pytest.approx(cells["codes", "perplexity"], rel=0.01)
 
 
+def test_layers_and_output_layer_share_scales_as_each_is_asked_to() -> None:
+    task, language = loaded("block=0", "embedding_block=32", "rounding=nearest")
+    network = task.network()
+    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
+    assert codes["lm_head"].block == 32
+    assert all(weight.per_row for name, weight in codes.items() if name != "lm_head")
+    parts = task.device_bytes(language), *(task.device_bytes(loaded(f"block={b}")[1]) for b in (0, 32))
+    assert parts[1] < parts[0] < parts[2]
+
+
+def test_a_program_with_balanced_channels_scores_as_its_codes_do(tmp_path: Path) -> None:
+    words = [word for each in MIXED for word in ("--set", f"language.{each}")]
+    more = ("--set", 'lower.runtimes=["litert"]')
+    assert call("run", "gemma3-tiny", "--runs", tmp_path, "--smoke", *more, *words).code == 0
+    cells = figures(tmp_path / "gemma3-tiny" / "host")
+    assert cells["litert", "perplexity"] == pytest.approx(cells["codes", "perplexity"], rel=0.02)
+    assert cells["codes", "perplexity"] < 1.3 * cells["fp32", "perplexity"]
+    assert len(list(tmp_path.glob(".store/*/channels.safetensors"))) == 1
+
+
 def test_a_short_training_brings_the_probabilities_nearer(tmp_path: Path) -> None:
     task, language = loaded("rounding=nearest", "distil_steps=24", "distil_tokens=128", "distil_lr=5e-5")
     network = task.network()
-    codes = find_codes(task, network, language, recipe_bits(task, network, language), 32, quiet)
+    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
     trained, found = train(task, task.network(), codes, language, tmp_path / "run.pt", quiet)
     assert found.best_step > 0 and found.best > 0.97 * found.baseline
     other = task.network()
@@ -141,7 +164,7 @@ class Killed(Exception):
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     task, language = loaded("rounding=nearest", "distil_steps=6", "distil_tokens=32")
     network = task.network()
-    codes = find_codes(task, network, language, recipe_bits(task, network, language), 32, quiet)
+    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
 
     def taught(checkpoint: str, tick: Any = quiet) -> list[list[int]]:
         trained, _ = train(task, task.network(), codes, language, tmp_path / checkpoint, tick)
@@ -157,11 +180,11 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
 
 
 def test_bits_go_where_they_are_worth_most() -> None:
-    task, language = loaded("calibration_tokens=128", "window=64")
+    task, language = loaded("calibration_tokens=128", "window=64", "block=0")
     network = task.network()
     bits = {name: each for name, each in recipe_bits(task, network, language).items() if "layers.0" in name}
     bits["lm_head"] = 8
-    measured = json.loads(json.dumps(measure_loss(task, network, bits, 0, quiet)))
+    measured = json.loads(json.dumps(measure_loss(task, network, bits, language, quiet)))
     losses = {c["group"]: -c["points"][1]["metric"] for c in measured["sensitivity"]["curves"]}
     assert set(losses) == set(bits) - {"lm_head"} and min(losses.values()) > 0
     whole = measured["fixed"] + sum(each["8"] for each in measured["bytes"].values())
