@@ -79,9 +79,7 @@ class SharedStore:
             text = (folder / MANIFEST).read_bytes()
             files = read_manifest(text)[2]
             for digest, name in {digest: name for name, (_, digest) in files.items()}.items():
-                if not files[name][0] or not self.objects.has(
-                    _blob(digest)
-                ):  # empty: no first byte
+                if not files[name][0] or not self.objects.has(_blob(digest)):  # empty: no first byte
                     self.objects.write_file(_blob(digest), folder / name)
             self.objects.write(_artefact(key), text)
             self._there.add(key)
