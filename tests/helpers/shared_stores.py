@@ -68,10 +68,6 @@ class Failing(MemoryFileSystem):
         self._may(Failing.reads)
         return super().cat_file(*words, **options)
 
-    def info(self, *words: Any, **options: Any) -> dict[str, Any]:
-        self._may(Failing.reads)
-        return super().info(*words, **options)
-
 
 @contextlib.contextmanager
 def failing() -> Iterator[str]:

@@ -119,13 +119,15 @@ class DaskWorkers:
 
     def _request(self, number: int, work: Work, topic: str, stack: contextlib.ExitStack) -> Request:
         """What a task gets; without a shared store the runs' folder gets a file that workers have to see."""
-        root, seen = work.root.absolute(), None
-        if work.shared is None:
+        root, seen, shared = work.root.absolute(), None, work.shared
+        if shared is not None and "://" not in shared:  # a folder: a worker works elsewhere
+            shared = str(Path(shared).absolute())
+        if shared is None:
             seen = root / f".{topic}"
             if not seen.exists():
                 write_atomic(seen, b"")
                 stack.callback(seen.unlink, missing_ok=True)
-        return Request(number, replace(work, root=root), topic, most_threads(), _facts(), seen)
+        return Request(number, replace(work, root=root, shared=shared), topic, most_threads(), _facts(), seen)
 
     def _outcome(self, work: Work, future: Any) -> Outcome:
         """What came of a piece of work; its run's folder is written here where it was made elsewhere."""

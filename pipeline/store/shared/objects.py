@@ -59,7 +59,7 @@ class Objects:
 
     Attributes:
         url: as it was given.
-        count: operation -> how many there were ("get", "put", "head", "delete").
+        count: operation -> how many there were ("get", "put", "delete").
         moved: bytes that were read ("in") and written ("out").
 
     Raises:
@@ -130,11 +130,11 @@ class Objects:
             return self._done(make)
         return False
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a name; None where there are none."""
-        self.count["head"] += 1
-        found = self._done(lambda: self._fs.info(self._path(name)), None)
-        return None if found is None else int(found["size"])
+    def has(self, name: str) -> bool:
+        """Whether a name has bytes: asks for the first; to ask for the size would cost a listing, too."""
+        self.count["get"] += 1
+        found: bytes | None = self._done(lambda: self._fs.cat_file(self._path(name), start=0, end=1), None)
+        return bool(found)
 
     def remove(self, name: str) -> None:
         """Takes a name away, if it is there."""

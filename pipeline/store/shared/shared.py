@@ -78,8 +78,8 @@ class SharedStore:
         with self._troubled():
             text = (folder / MANIFEST).read_bytes()
             files = read_manifest(text)[2]
-            for digest, name, size in {(digest, name, size) for name, (size, digest) in files.items()}:
-                if self.objects.size(_blob(digest)) != size:
+            for digest, name in {digest: name for name, (_, digest) in files.items()}.items():
+                if not files[name][0] or not self.objects.has(_blob(digest)):  # empty: no first byte
                     self.objects.write_file(_blob(digest), folder / name)
             self.objects.write(_artefact(key), text)
             self._there.add(key)
@@ -87,7 +87,7 @@ class SharedStore:
     def _made(self, key: str) -> bool:
         """Whether an artefact is there, as far as its last file tells."""
         with self._troubled():
-            return self._reads and self.objects.size(_artefact(key)) is not None
+            return self._reads and self.objects.has(_artefact(key))
         return False
 
     def _brought(self, key: str, text: bytes, store: Store) -> Path:

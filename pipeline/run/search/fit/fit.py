@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -220,6 +221,8 @@ def _budget(recipe: Recipe, target: Target, asked: Asked) -> Any:
     }  # fmt: skip
     for name, value in {**given, "hours": asked.hours}.items():
         option = f"--{name.replace('_', '-')}" if name != "accuracy_drop" else "--drop"
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"`{value:g}` is no limit", where=option, hint="give a number more than 0")
         if value is not None and (value < 0 or (value == 0 and name != "accuracy_drop")):
             raise UsageError(f"`{value:g}` can never be kept", where=option, hint="give more than 0")
     if asked.drop is not None and asked.drop > 1:

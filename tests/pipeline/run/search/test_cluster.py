@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -160,6 +161,19 @@ def test_a_worker_that_cannot_give_the_same_results_is_refused(tmp_path, changed
     _check(request, "tcp://w:1")
     with pytest.raises(_RefusedError, match=line):
         _check(replace(request, **changed), "tcp://w:1")
+
+
+def test_a_worker_is_told_whole_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (work,) = works(Path("runs"), "a")
+    workers = DaskWorkers("tcp://host:8786")
+    for given, told in (("store", f"{tmp_path}/store"), ("s3://bucket/x", "s3://bucket/x")):
+        request = workers._request(0, replace(work, shared=given), "topic", contextlib.ExitStack())
+        assert (request.work.root, request.work.shared) == (tmp_path / "runs", told) and request.seen is None
+    with contextlib.ExitStack() as stack:
+        seen = workers._request(0, work, "topic", stack).seen
+        assert seen == tmp_path / "runs" / ".topic" and seen.exists()
+    assert not seen.exists()
 
 
 @pytest.mark.slow

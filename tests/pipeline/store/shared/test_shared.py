@@ -51,6 +51,7 @@ class Machine:
             (out / "sub").mkdir()
             (out / "a").write_bytes(b"of %d" % number)
             (out / "sub" / "b").write_bytes(SAME)
+            (out / "empty").write_bytes(b"")
 
         return Stage("made", 1, Params(number), {}, build)
 

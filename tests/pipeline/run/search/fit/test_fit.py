@@ -48,6 +48,9 @@ def recipe(tmp_path: Path) -> Path:
     [
         ("host", [], "budget: there is no limit to fit to; give --latency-ms"),
         ("host", ["--bundle-kib", "0"], "--bundle-kib: `0` can never be kept"),
+        ("host", ["--latency-ms", "0"], "--latency-ms: `0` can never be kept; give more than 0"),
+        ("host", ["--instructions-m", "nan"], "--instructions-m: `nan` is no limit; give a number"),
+        ("host", ["--hours", "inf", "--drop", "0.1"], "--hours: `inf` is no limit"),
         ("host", ["--drop", "2"], "--drop: `2` is more than all of the score; give a fraction"),
         ("host", ["--hours", "-1", "--drop", "0.1"], "--hours: `-1` can never be kept"),
         ("host", ["--latency-ms", "1", "--instructions-m", "1"], "contradict each other"),
