@@ -5,8 +5,8 @@
 
 `boards` runs each file's program on photos, stretched to its input, here and on the board, and compares every
 code. `score` brings the photos to 224x224 in several ways, and asks LiteRT's interpreter for the class;
-beside it stands what `paredown bundle` says of the same way as keys of its preprocessing. By hand it is OpenCV
-and Pillow that resize.
+beside it stands what `paredown bundle` says of the same way as keys of its preprocessing. By hand it is
+OpenCV and Pillow that resize.
 """
 
 from __future__ import annotations

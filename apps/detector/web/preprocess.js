@@ -25,7 +25,8 @@
  */
 
 const ONE = 2048;
-const PARTS = 2 ** 22; // what a weight of Pillow's, or a product of two of OpenCV's, is counted in
+const PARTS = 2 ** 22; // what a weight of Pillow's is counted in
+const CUBIC_PARTS = 2 ** 20; // and one of the sixteen nearest
 const LONGEST = 4; // sides of a ratio beyond which an image is cut before it is resized to a shorter side
 
 /** @param {Contract} contract */
@@ -241,15 +242,15 @@ function cubic(x, a) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-/** For each of `to` pixels the four nearest and their weights in 1/2048, as OpenCV's INTER_CUBIC. */
+/** For each of `to` pixels the four nearest and their weights in 1/2^20, those of OpenCV's INTER_CUBIC. */
 function nearestFour(from, to) {
   return Array.from({ length: to }, (_, i) => {
     const position = (2 * i + 1) * from - to;
     const before = div(position, 2 * to);
     const x = (position - before * 2 * to) / (2 * to);
-    const weights = [-1, 0, 1].map((place) => cubic(Math.abs(x - place), -0.75));
-    weights.push(1 - weights[0] - weights[1] - weights[2]);
-    return weights.map((weight, k) => [Math.min(Math.max(before - 1 + k, 0), from - 1), rint(weight * ONE)]);
+    const weights = [-1, 0, 1].map((place) => rint(cubic(Math.abs(x - place), -0.75) * CUBIC_PARTS));
+    weights.push(CUBIC_PARTS - weights[0] - weights[1] - weights[2]);
+    return weights.map((weight, k) => [Math.min(Math.max(before - 1 + k, 0), from - 1), weight]);
   });
 }
 
@@ -276,8 +277,10 @@ function filter(kind, from, to) {
   });
 }
 
+const clip = (level) => Math.min(Math.max(level, 0), 255);
+
 /** A sum in 1/2^22 to a level, halves rounded up. */
-const level = (sum) => Math.min(Math.max(Math.floor((sum + PARTS / 2) / PARTS), 0), 255);
+const level = (sum) => clip(Math.floor((sum + PARTS / 2) / PARTS));
 
 /**
  * Resizes a part of a picture by weights for each axis: across, then down.
@@ -292,7 +295,9 @@ const level = (sum) => Math.min(Math.max(Math.floor((sum + PARTS / 2) / PARTS), 
 export function weighed(picture, part, width, height, kind) {
   const { data } = picture;
   const made = kind === "bicubic" ? nearestFour : (from, to) => filter(kind, from, to);
-  const between = kind === "bicubic" ? (sum) => sum : level; // Pillow keeps levels between its two passes
+  // Pillow keeps levels between its two passes.
+  const between = kind === "bicubic" ? (sum) => sum : level;
+  const last = kind === "bicubic" ? (sum) => clip(rint(sum / CUBIC_PARTS ** 2)) : level;
   const across = new Float64Array(3 * width * part.height);
   let o = 0;
   const columns = made(part.width, width);
@@ -312,7 +317,7 @@ export function weighed(picture, part, width, height, kind) {
     for (let x = 0; x < 3 * width; x++) {
       let sum = 0;
       for (const [place, weight] of taps) sum += weight * across[3 * width * place + x];
-      out[o++] = level(sum);
+      out[o++] = last(sum);
     }
   }
   return out;
