@@ -128,7 +128,7 @@ def _nearest_four(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     before, part = np.divmod((2 * np.arange(count, dtype=np.int64) + 1) * length - count, 2 * count)
     x = part / (2 * count)
     weights = [np.rint(_cubic(np.abs(x - place), -0.75) * 2.0**_CUBIC_BITS) for place in (-1, 0, 1)]
-    weights.append(2.0**_CUBIC_BITS - sum(weights))
+    weights.append(2.0**_CUBIC_BITS - weights[0] - weights[1] - weights[2])
     places = before[:, None] + np.arange(-1, 3)
     return np.clip(places, 0, length - 1), np.stack(weights, 1).astype(np.int64)
 

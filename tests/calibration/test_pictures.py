@@ -101,7 +101,7 @@ def test_pillows_filters_are_its_own_bytes(height, width, rows, columns, kind):
 
 @pytest.mark.parametrize("size", [(480, 640), (224, 224), (192, 288), (1080, 1920), (97, 101), (2, 1)])
 def test_bicubic_is_opencvs_but_for_its_rounding(size):
-    """OpenCV counts weights in float32 and, on most processors, sums in it."""
+    """OpenCV computes in float32, or counts weights in 1/2048, as the processor has it."""
     image = noise(*size)
     want = cv2.resize(image, (224, 224), interpolation=cv2.INTER_CUBIC).astype(int)
     apart = np.abs(resample(image, 224, 224, "bicubic") - want)
