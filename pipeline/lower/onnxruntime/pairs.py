@@ -63,10 +63,12 @@ def _searched(
     """The first factors with which no pair differs; where there are none, those with the fewest."""
     best, least = (np.float32(own[0]), np.float32(own[1])), 1 << 30
     for tried in _beside(kind, own):
-        wrong = sum(
-            int(np.count_nonzero(_made(kind, tried, zeros, forms) != np.frombuffer(truth, np.uint8)))
-            for forms, truth in zip(_forms(spread), truths, strict=True)
-        )
+        wrong = 0
+        for forms, truth in zip(_forms(spread), truths, strict=True):
+            made = _made(kind, tried, zeros, forms)
+            wrong += int(np.count_nonzero(made != np.frombuffer(truth, np.uint8)))
+            if wrong >= least:
+                break
         if wrong < least:
             best, least = tried, wrong
         if not wrong:
