@@ -5,12 +5,14 @@
 
 `boards` runs each file's program on photos, stretched to its input, here and on the board, and compares every
 code. `score` brings the photos to 224x224 in several ways, and asks LiteRT's interpreter for the class;
-beside it stands what `paredown bundle` says where its preprocessing has that way.
+beside it stands what `paredown bundle` says of the same way as keys of its preprocessing. By hand it is
+OpenCV and Pillow that resize.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ import numpy as np
 from cases import SHARED
 from mobilenet import classes
 from numpy.typing import NDArray
+from PIL import Image
 from record import Table, add_option
 
 from paredown.apps.api.finished import Asked, bundle
@@ -87,6 +90,11 @@ def resized(kind: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
     return lambda image: np.asarray(cv2.resize(image, (SIDE, SIDE), interpolation=kind))
 
 
+def pillow(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """To 224x224 by Pillow's bicubic filter."""
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
 def score(work: Path, table: Table) -> None:
     """A row for each way."""
     from ai_edge_litert.interpreter import Interpreter
@@ -101,17 +109,20 @@ def score(work: Path, table: Table) -> None:
     (work / "names.txt").write_text("".join(f"{index:04}\n" for index in range(len(lines))))
     images = [cv2.imread(str(file)) for file in files]
     linear, cubic, area = (resized(kind) for kind in (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA))
+    keys = ("resize", "shorter_side", "resample")
     ways = (
-        ("the largest square, bilinear", lambda image: linear(square(image)), "crop"),
-        ("the whole photo, bilinear", linear, "stretch"),
-        ("the centre of 224x224", centre, None),
-        ("the largest square, mean of what a pixel covers", lambda image: area(square(image)), None),
-        ("the largest square, bicubic", lambda image: cubic(square(image)), None),
-    )
+        ("shorter side 256, then the centre of 224, as Keras's own table", centre, ("crop", 256, "bicubic")),
+        ("the largest square, bilinear", lambda image: linear(square(image)), ("crop",)),
+        ("the whole photo, bilinear", linear, ("stretch",)),
+        ("the largest square, area", lambda image: area(square(image)), ("crop", None, "area")),
+        ("the largest square, bicubic", lambda image: cubic(square(image)), ("crop", None, "bicubic")),
+        ("the largest square, pillow-bicubic", lambda image: pillow(square(image)),
+         ("crop", None, "pillow-bicubic")),
+    )  # fmt: skip
     interpreter = Interpreter(str(MODEL / FILE), num_threads=1)
     interpreter.allocate_tensors()
     place, out = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    for name, way, resize in ways:
+    for name, way, asked_for in ways:
         right = [0, 0]
         for image, wanted in zip(images, truth, strict=True):
             interpreter.set_tensor(place, np.ascontiguousarray(way(image)[None, ..., ::-1]))
@@ -120,14 +131,13 @@ def score(work: Path, table: Table) -> None:
             # of equal scores the first, as `numpy.argmax` has it
             right[0] += int(scores.argmax() == wanted)
             right[1] += int(wanted in np.argsort(-scores, kind="stable")[:5])
-        by_hand, ours = [f"{count / len(images):.4f}" for count in right], ["-", "-"]
-        if resize:
-            (work / "p.toml").write_text(f'resize = "{resize}"\n')
-            asked = Asked((MODEL / FILE,), work / "p.toml", work / "names.txt", work / "photos", "classify")
-            made = bundle(asked, load_card("host"), work / "mnv2.paredown")
-            found = {each.metric: each.value for each in made.figures}
-            ours = [f"{found[metric]:.4f}" for metric in ("top1", "top5")]
-        table.row(name, *by_hand, *ours)
+        by_hand = [f"{count / len(images):.4f}" for count in right]
+        said = {key: value for key, value in zip(keys, asked_for, strict=False) if value}
+        (work / "p.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items()))
+        asked = Asked((MODEL / FILE,), work / "p.toml", work / "names.txt", work / "photos", "classify")
+        made = bundle(asked, load_card("host"), work / "mnv2.paredown")
+        found = {each.metric: each.value for each in made.figures}
+        table.row(name, *by_hand, *(f"{found[metric]:.4f}" for metric in ("top1", "top5")))
 
 
 def main() -> None:

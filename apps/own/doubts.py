@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from paredown.calibration.datasets import Dataset, First, classes_of
-from paredown.calibration.preprocess import Preprocess, Resize
+from paredown.calibration.preprocess import YOUNGER, Preprocess, Resize
 from paredown.pipeline.recipe.task import Predict
 from paredown.targets.errors import InputError
 
@@ -47,7 +47,7 @@ def differences(weights: Path, preprocess: Preprocess, names: Sequence[str]) -> 
     known, notes = trained_with(weights), []
     before, now = known.get("preprocess"), asdict(preprocess)
     if isinstance(before, dict):
-        before = {"resample": "bilinear", **before}
+        before = {**YOUNGER, **before}
         now |= {key: list(value) for key, value in now.items() if isinstance(value, tuple)}
         for key in (key for key in now if key in before and before[key] != now[key]):
             notes.append(

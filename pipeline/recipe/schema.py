@@ -32,9 +32,13 @@ class PreprocessOverride(Schema):
     """Input height, in pixels."""
     resize: Literal["stretch", "letterbox", "crop"] | None = None
     """How an image is brought to that size."""
-    resample: Literal["bilinear", "area"] | None = None
-    """Its pixels: `bilinear` of the four nearest, or `area`, the mean of all that one covers, as images are
-    often made smaller for training."""
+    shorter_side: int | None = Field(default=None, ge=1)
+    """With `resize = "crop"`: the image's shorter side becomes this many pixels, and the input is its centre,
+    as in "256, then the centre of 224"; without it the input is the largest part."""
+    resample: Literal["bilinear", "area", "bicubic", "pillow-bilinear", "pillow-bicubic"] | None = None
+    """Its pixels: `bilinear` of the four nearest, `bicubic` of the sixteen nearest, `area`, the mean of all
+    that one covers, as images are often made smaller for training; `pillow-bilinear` and `pillow-bicubic` are
+    the filters of Pillow, torchvision and Hugging Face."""
     colour: Literal["rgb", "bgr", "grey"] | None = None
     """The order of the input's channels."""
     mean: Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=4)] | None = None

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.preprocess import RESAMPLES, Preprocess
 from paredown.targets.errors import InputError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def contracts(draw: st.DrawFn) -> Preprocess:
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         dtype=draw(st.sampled_from(["float32", "int8"])),
         fill=draw(st.integers(0, 255)),
-        resample=draw(st.sampled_from(["bilinear", "area"])),
+        resample=draw(st.sampled_from(RESAMPLES)),
     )
 
 
@@ -87,34 +88,31 @@ def test_crop_takes_the_centre():
     assert (Preprocess(7, 7, resize="crop").pixels(image.transpose(1, 0, 2)) == 255).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(sides, sides, sides, sides)
-def test_an_average_is_of_all_that_a_pixel_covers(height, width, rows, columns):
-    """Against a larger picture that repeats every pixel, cut into a block for each; in whole numbers."""
-    image = noise(height, width, seed=height)
-    got = Preprocess(columns, rows, colour="bgr", resample="area").pixels(image)
-    large = image.repeat(rows, axis=0).repeat(columns, axis=1)
-    blocks = large.reshape(rows, height, columns, width, 3).astype(np.int64)
-    count = height * width
-    np.testing.assert_array_equal(got, (2 * blocks.sum(axis=(1, 3)) + count) // (2 * count))
+@pytest.mark.parametrize("size", [(300, 400), (512, 300), (256, 256), (375, 500), (97, 101)])
+def test_a_crop_of_a_shorter_side_is_the_centre_of_the_whole_image_resized(size):
+    """As Keras's and Hugging Face's own: shorter side to 256, then the centre of 224; Pillow does it here."""
+    image, contract = noise(*size), Preprocess(224, 192, "crop", shorter_side=256, resample="pillow-bicubic")
+    short = min(size)
+    height, width = (side * 256 // short for side in size)
+    whole = Image.fromarray(image[..., ::-1]).resize((width, size[0]), 3).resize((width, height), 3)
+    left, top = (width - 224) // 2, (height - 192) // 2
+    want = np.asarray(whole.crop((left, top, left + 224, top + 192)))
+    np.testing.assert_array_equal(contract.pixels(image), want)
 
 
-@pytest.mark.parametrize("size", [(480, 640), (96, 96), (192, 288), (1080, 1920), (97, 101)])
-def test_averages_are_opencvs_area_but_for_the_rounding_of_halves(size):
-    image = noise(*size)
-    want = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA).astype(int)
-    apart = np.abs(Preprocess(96, 96, colour="bgr", resample="area").pixels(image) - want)
-    assert apart.max() <= 1 and (apart > 0).mean() < 0.1
-
-
-def test_averages_of_a_picture_of_many_pixels_do_not_overflow():
-    """255 of 11 million pixels are more than 31 bits hold."""
-    assert (Preprocess(5, 7, resample="area").pixels(np.full((2900, 3900, 3), 255, np.uint8)) == 255).all()
+@pytest.mark.parametrize("size", [(3, 4000), (4000, 3), (1, 1), (40, 161)])
+def test_images_of_an_extreme_ratio_are_cut_before_they_are_resized(size):
+    contract = Preprocess(8, 8, "crop", shorter_side=10)
+    assert contract.pixels(noise(*size)).shape == (8, 8, 3)
+    there = contract.geometry(*size).to_image(np.array([[0.0, 0.0, 1.0, 1.0]]))[0]
+    centre = (there[:2] + there[2:]) / 2
+    np.testing.assert_allclose(centre, 0.5, atol=1 / 2 / min(4, min(size)))
 
 
 def test_contracts_of_before_there_were_averages_are_the_same():
     contract = Preprocess(8, 8)
-    assert "resample" not in contract.to_dict() and Preprocess.from_dict(contract.to_dict()) == contract
+    assert not {"resample", "shorter_side"} & set(contract.to_dict())
+    assert Preprocess.from_dict(contract.to_dict()) == contract
     other = Preprocess(8, 8, resample="area")
     assert other.to_dict()["resample"] == "area" and other.hash != contract.hash
     assert Preprocess.from_dict(json.loads(json.dumps(other.to_dict()))) == other
@@ -158,7 +156,7 @@ def test_geometry_round_trip(contract, height, width, data):
     assert back.dtype == boxes.dtype and (back >= 0).all() and (back <= 1).all()
 
 
-@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop", "shorter"])
 @pytest.mark.parametrize("size", [(60, 100), (100, 60), (33, 91)])
 def test_geometry_says_where_the_pixels_went(resize, size):
     """A bright rectangle is found in the input where ``to_input`` says it is."""
@@ -166,7 +164,8 @@ def test_geometry_says_where_the_pixels_went(resize, size):
     image = np.zeros((height, width, 3), np.uint8)
     top, bottom, left, right = int(height * 0.4), int(height * 0.6), int(width * 0.45), int(width * 0.55)
     image[top:bottom, left:right] = 255
-    contract = Preprocess(320, 256, resize=resize, fill=0)
+    kind = {"resize": "crop", "shorter_side": 350} if resize == "shorter" else {"resize": resize}
+    contract = Preprocess(320, 256, fill=0, **kind)
     found = contract.pixels(image)[:, :, 0] > 127
     rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
     seen = np.array([columns[0] / 320, rows[0] / 256, (columns[-1] + 1) / 320, (rows[-1] + 1) / 256])
@@ -205,6 +204,8 @@ def test_hash_is_pinned_and_every_field_enters():
         Preprocess(416, 416, layout="nhwc"),
         Preprocess(416, 416, dtype="int8"),
         Preprocess(416, 416, fill=127),
+        Preprocess(416, 416, resample="bicubic"),
+        Preprocess(416, 416, resize="crop", shorter_side=512),
     ]
     assert len({contract.hash for contract in [base, *others]}) == len(others) + 1
 
@@ -225,7 +226,10 @@ def test_one_spelling_of_equal_contracts():
         ({"height": 10**9}, "preprocess.height"),
         ({"fill": 256}, "preprocess.fill"),
         ({"resize": "squash"}, "letterbox"),
-        ({"resample": "cubic"}, "'cubic' is not one of bilinear, area"),
+        ({"resample": "cubic"}, "'cubic' is not one of bilinear, area, bicubic, pillow-bilinear"),
+        ({"shorter_side": 16}, "preprocess.shorter_side: is for resize = \"crop\", and resize is 'stretch'"),
+        ({"shorter_side": 7, "resize": "crop"}, "7 is not a whole number within 8..16384"),
+        ({"shorter_side": 8.5, "resize": "crop"}, "preprocess.shorter_side"),
         ({"colour": ["rgb"]}, "preprocess.colour"),
         ({"layout": None}, "nchw"),
         ({"dtype": "uint8"}, "float32, int8"),

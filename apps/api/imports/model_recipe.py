@@ -20,6 +20,7 @@ APPS = {
 }  # fmt: skip
 #: Mean and scale of value 0 to 255 with which most public networks were trained: ImageNet's.
 MEAN, SCALE = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+PLACING = ("resize", "shorter_side", "resample")
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,11 @@ def _preprocess(found: Imported, asked: Asked, task: str, model: Path, said: lis
             raise UsageError(f"{len(values)} numbers for {count} channels, or not above 0", where=option)
     means, scales = (v * count if len(v) == 1 else v for v in (mean, scale))
     said.append(f"photos are brought to {shape[3]}x{shape[2]}")
+    placing = {key: found.preprocess[key] for key in PLACING if key in found.preprocess}
+    if placing.get("shorter_side", 0) < max(shape[2:]):  # the file's, and another input was asked for
+        placing.pop("shorter_side", None)
     return {
         "width": shape[3], "height": shape[2], "colour": colour,
         "mean": [round(v / 255, 7) for v in means], "std": [round(v / 255, 7) for v in scales],
-        **{key: found.preprocess[key] for key in ("resize", "resample") if key in found.preprocess},
+        **placing,
     }  # fmt: skip

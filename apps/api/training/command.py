@@ -34,7 +34,7 @@ from paredown.apps.detector.train.train import plain_input, train
 from paredown.apps.own.trainer import TrainSettings
 from paredown.calibration.census import Census
 from paredown.calibration.datasets import Dataset, ImageSet
-from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.preprocess import RESAMPLES, Preprocess
 from paredown.pipeline.compress.training.data import ImageSubset
 from paredown.pipeline.compress.training.loop import device_name, training_device
 from paredown.pipeline.recipe.factory import from_factory
@@ -75,8 +75,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="labelled images that are not trained on (default: those of the data set, else a fifth of it)")
     add("--resize", default="stretch", choices=("stretch", "letterbox", "crop"),
         help="how an image gets the network's size (default: %(default)s)")
-    add("--resample", default="bilinear", choices=("bilinear", "area"),
-        help="its pixels: of the four nearest, or the mean of all they cover (default: %(default)s)")
+    add("--resample", default="bilinear", choices=RESAMPLES,
+        help="its pixels: of the four nearest, the mean of all they cover, of sixteen, or as Pillow's "
+             "filters (default: %(default)s)")
     add("--epochs", type=int, help="passes over the training images (default: 30 to 200, by their number)")
     add("--batch", type=int, help="images per step (default: 16, or 32 of classifiers and `digits`)")
     add("--patience", type=int, help="scores without a gain after which it stops; 0 = never (default: 12)")

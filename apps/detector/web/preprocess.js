@@ -2,7 +2,8 @@
  * The preprocessing contract of calibration/preprocess.py, bit for bit: resize, colour order, then a table.
  *
  * A canvas resizes in its own way, so the pixels are resized here: as OpenCV's INTER_LINEAR does for 8 bits,
- * weights in 1/2048, and products shifted as its vector code shifts them; or as exact means.
+ * weights in 1/2048, and products shifted as its vector code shifts them; or as sums of whole numbers, those of
+ * calibration/pictures.py.
  *
  * @typedef {object} Contract the fields of `Preprocess`
  * @property {number} width of the network's input, pixels
@@ -13,7 +14,9 @@
  * @property {number[]} std
  * @property {"nchw" | "nhwc"} layout
  * @property {number} fill grey level of the letterbox's border
- * @property {"bilinear" | "area"} [resample] bilinear where it is left out
+ * @property {"bilinear" | "area" | "bicubic" | "pillow-bilinear" | "pillow-bicubic"} [resample] bilinear where
+ *   it is left out
+ * @property {number} [shorter_side] of a crop, pixels
  *
  * @typedef {{left: number, top: number, width: number, height: number}} Rectangle whole pixels
  * @typedef {{data: Uint8Array | Uint8ClampedArray, width: number, height: number}} Picture RGBA, as ImageData
@@ -22,6 +25,9 @@
  */
 
 const ONE = 2048;
+const PARTS = 2 ** 22; // what a weight of Pillow's is counted in
+const CUBIC_PARTS = 2 ** 20; // and one of the sixteen nearest
+const LONGEST = 4; // sides of a ratio beyond which an image is cut before it is resized to a shorter side
 
 /** @param {Contract} contract */
 const channels = (contract) => (contract.colour === "grey" ? 1 : 3);
@@ -47,6 +53,16 @@ export function placement(contract, imageWidth, imageHeight) {
     else target.width = Math.max(1, div(imageWidth * height, imageHeight));
     target.left = div(width - target.width, 2);
     target.top = div(height - target.height, 2);
+  } else if (contract.shorter_side) {
+    source.width = Math.min(imageWidth, LONGEST * imageHeight);
+    source.height = Math.min(imageHeight, LONGEST * imageWidth);
+    const short = Math.min(source.width, source.height);
+    target.width = div(source.width * contract.shorter_side, short);
+    target.height = div(source.height * contract.shorter_side, short);
+    source.left = div(imageWidth - source.width, 2);
+    source.top = div(imageHeight - source.height, 2);
+    target.left = -div(target.width - width, 2);
+    target.top = -div(target.height - height, 2);
   } else if (contract.resize === "crop") {
     if (wide) source.width = Math.max(1, div(imageHeight * width, height));
     else source.height = Math.max(1, div(imageWidth * height, width));
@@ -220,6 +236,99 @@ export function average(picture, part, width, height) {
   return out;
 }
 
+/** The cubic convolution kernel at a distance >= 0: 0 from 2 on. */
+function cubic(x, a) {
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+/** For each of `to` pixels the four nearest and their weights in 1/2^20, those of OpenCV's INTER_CUBIC. */
+function nearestFour(from, to) {
+  return Array.from({ length: to }, (_, i) => {
+    const position = (2 * i + 1) * from - to;
+    const before = div(position, 2 * to);
+    const x = (position - before * 2 * to) / (2 * to);
+    const weights = [-1, 0, 1].map((place) => rint(cubic(Math.abs(x - place), -0.75) * CUBIC_PARTS));
+    weights.push(CUBIC_PARTS - weights[0] - weights[1] - weights[2]);
+    return weights.map((weight, k) => [Math.min(Math.max(before - 1 + k, 0), from - 1), weight]);
+  });
+}
+
+/** For each of `to` pixels those that it covers, and beyond, and their weights in 1/2^22, as Pillow's. */
+function filter(kind, from, to) {
+  const scale = from / to;
+  const wide = Math.max(scale, 1);
+  const reach = (kind === "pillow-bicubic" ? 2 : 1) * wide;
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale;
+    const first = Math.max(Math.trunc(centre - reach + 0.5), 0);
+    const stop = Math.min(Math.trunc(centre + reach + 0.5), from);
+    const weights = [];
+    let total = 0;
+    for (let place = first; place < stop; place++) {
+      const x = Math.abs((place - centre + 0.5) * (1 / wide));
+      weights.push(kind === "pillow-bicubic" ? cubic(x, -0.5) : Math.max(1 - x, 0));
+      total += weights[weights.length - 1];
+    }
+    return weights.map((weight, k) => {
+      const scaled = (weight / total) * PARTS;
+      return [first + k, Math.trunc(scaled + (scaled < 0 ? -0.5 : 0.5))];
+    });
+  });
+}
+
+const clip = (level) => Math.min(Math.max(level, 0), 255);
+
+/** A sum in 1/2^22 to a level, halves rounded up. */
+const level = (sum) => clip(Math.floor((sum + PARTS / 2) / PARTS));
+
+/**
+ * Resizes a part of a picture by weights for each axis: across, then down.
+ *
+ * @param {Picture} picture
+ * @param {Rectangle} part of it
+ * @param {number} width of the result
+ * @param {number} height
+ * @param {string} kind "bicubic", "pillow-bilinear" or "pillow-bicubic"
+ * @returns {Uint8Array} height * width * 3: R, G, B
+ */
+export function weighed(picture, part, width, height, kind) {
+  const { data } = picture;
+  const made = kind === "bicubic" ? nearestFour : (from, to) => filter(kind, from, to);
+  // Pillow keeps levels between its two passes.
+  const between = kind === "bicubic" ? (sum) => sum : level;
+  const last = kind === "bicubic" ? (sum) => clip(rint(sum / CUBIC_PARTS ** 2)) : level;
+  const across = new Float64Array(3 * width * part.height);
+  let o = 0;
+  const columns = made(part.width, width);
+  for (let y = 0; y < part.height; y++) {
+    const row = 4 * ((part.top + y) * picture.width + part.left);
+    for (const taps of columns) {
+      for (let c = 0; c < 3; c++) {
+        let sum = 0;
+        for (const [place, weight] of taps) sum += weight * data[row + 4 * place + c];
+        across[o++] = between(sum);
+      }
+    }
+  }
+  const out = new Uint8Array(3 * width * height);
+  o = 0;
+  for (const taps of made(part.height, height)) {
+    for (let x = 0; x < 3 * width; x++) {
+      let sum = 0;
+      for (const [place, weight] of taps) sum += weight * across[3 * width * place + x];
+      out[o++] = last(sum);
+    }
+  }
+  return out;
+}
+
+/** Resizes a part of a picture as `resample` says. */
+function resampled(resample, ...given) {
+  if (resample === "area") return average(...given);
+  return !resample || resample === "bilinear" ? resize(...given) : weighed(...given, resample);
+}
+
 /**
  * Resizes a picture into the network's input and orders its colours.
  *
@@ -229,13 +338,16 @@ export function average(picture, part, width, height) {
  */
 export function pixels(contract, picture) {
   const { source, target } = placement(contract, picture.width, picture.height);
-  const made = contract.resample === "area" ? average : resize;
-  const resized = made(picture, source, target.width, target.height);
+  const resized = resampled(contract.resample, picture, source, target.width, target.height);
   const count = channels(contract);
   const out = new Uint8Array(contract.width * contract.height * count).fill(contract.fill);
-  for (let y = 0, i = 0; y < target.height; y++) {
-    let o = count * ((target.top + y) * contract.width + target.left);
-    for (let x = 0; x < target.width; x++, i += 3) {
+  const [left, top] = [Math.max(target.left, 0), Math.max(target.top, 0)];
+  const width = Math.min(target.left + target.width, contract.width) - left; // a crop may be larger than the input
+  const height = Math.min(target.top + target.height, contract.height) - top;
+  for (let y = 0; y < height; y++) {
+    let i = 3 * ((top - target.top + y) * target.width + left - target.left);
+    let o = count * ((top + y) * contract.width + left);
+    for (let x = 0; x < width; x++, i += 3) {
       const [r, g, b] = [resized[i], resized[i + 1], resized[i + 2]];
       if (count === 1) {
         out[o++] = (r * 9798 + g * 19235 + b * 3735 + (1 << 14)) >> 15; // BT.601, as OpenCV rounds it

@@ -18,6 +18,7 @@ from paredown.pipeline.graph.operations.activation.leaky_relu import multipliers
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.operations.moving.slice import ranges_of
 from paredown.pipeline.lower.integer import Affine, IntegerNode
+from paredown.pipeline.lower.onnxruntime.pairs import factors
 from paredown.pipeline.lower.onnxruntime.writer import OFFSET, Value, Writer
 
 Emitter = Callable[[Writer, Any, Sequence[Any], Sequence[Value]], Value]
@@ -131,7 +132,13 @@ def conv_transpose2d(writer: Writer, node: Any, feeds: Sequence[Any], values: Se
 
 
 def joined(writer: Writer, node: Any, feeds: Sequence[Any], values: Sequence[Value]) -> Value:
-    """Of several real values; ONNX Runtime has Add and Mul on codes."""
+    """Of two real values; ONNX Runtime has Add and Mul on codes, here in units of the output's."""
+    if isinstance(node, IntegerNode):
+        held = [
+            writer.real(replace(value, affine=Affine(float(factor), feed.out.zero_point))).name
+            for value, feed, factor in zip(values, feeds, factors(node, feeds), strict=True)
+        ]
+        return units(writer, node, writer.op(OPERATORS[node.kind], held, f"{node.name}/units"))
     names = [writer.real(value).name for value in values]
     return finished(writer, node, writer.op(OPERATORS[node.kind], names, f"{node.name}/real"))
 

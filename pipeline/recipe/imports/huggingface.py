@@ -26,7 +26,7 @@ TASKS = {
     "ForDepthEstimation": ("AutoModelForDepthEstimation", ("predicted_depth",)),
 }
 MOST_CONFIG = 16 * 2**20
-BOX_FILTER = 4  # of `resample`, as PIL counts them: averages
+RESAMPLES = {2: "pillow-bilinear", 3: "pillow-bicubic", 4: "area"}  # as Pillow counts its filters
 
 
 class Outputs(nn.Module):
@@ -132,8 +132,10 @@ def _preprocessing(path: Path) -> tuple[tuple[int, int] | None, dict[str, Any], 
         for ours, plain in (("mean", 0.0), ("std", 1.0)):
             made[ours] = [value / 255 for value in made.get(ours, [plain] * 3)]
     made["resize"] = "crop" if cropped or shortest else "stretch"
-    if config.get("resample") == BOX_FILTER:
-        made["resample"] = "area"
+    if cropped and shortest and size and config["size"]["shortest_edge"] != size[0]:
+        made["shorter_side"] = config["size"]["shortest_edge"]
+    if config.get("resample") in RESAMPLES:
+        made["resample"] = RESAMPLES[config["resample"]]
     said = ", ".join(f"{key} = {value}" for key, value in made.items())
     notes.append(f"{PREPROCESSOR} says for [preprocess]: {said}")
     return size, made, notes

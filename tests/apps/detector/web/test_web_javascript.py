@@ -12,7 +12,7 @@ from web_node import Node, picture
 
 from paredown.apps.detector.device.boxes.decode import YoloHead, YoloHeads, detect
 from paredown.apps.detector.device.boxes.heads import Heads, heads_of
-from paredown.calibration.preprocess import Preprocess
+from paredown.calibration.preprocess import RESAMPLES, Preprocess
 
 ANCHORS = [[1.0, 1.5], [3.0, 2.0]]
 sides = st.integers(1, 90)
@@ -30,16 +30,20 @@ def node() -> Iterator[Node]:
 def contracts(draw: st.DrawFn) -> Preprocess:
     colour = draw(st.sampled_from(["rgb", "bgr", "grey"]))
     count = 1 if colour == "grey" else 3
+    width, height = draw(sides), draw(sides)
+    placing = {"resize": draw(st.sampled_from(["stretch", "letterbox", "crop"]))}
+    if placing["resize"] == "crop" and draw(st.booleans()):
+        placing["shorter_side"] = max(width, height) + draw(st.integers(0, 20))
     return Preprocess(
-        draw(sides),
-        draw(sides),
-        resize=draw(st.sampled_from(["stretch", "letterbox", "crop"])),
+        width,
+        height,
         colour=colour,
         mean=tuple(draw(means) for _ in range(count)),
         std=tuple(draw(st.floats(0.01, 4)) for _ in range(count)),
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         fill=draw(st.integers(0, 255)),
-        resample=draw(st.sampled_from(["bilinear", "area"])),
+        resample=draw(st.sampled_from(RESAMPLES)),
+        **placing,
     )
 
 
@@ -66,15 +70,16 @@ def test_inputs_are_pythons_bit_for_bit(node: Node, contract: Preprocess, image:
     np.testing.assert_array_equal(found, contract(image).ravel())
 
 
-@pytest.mark.parametrize("resample", ["bilinear", "area"])
-@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("resample", RESAMPLES)
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "crop", "shorter"])
 @pytest.mark.parametrize(
     "height, width", [(480, 640), (720, 1280), (1280, 720), (320, 320), (160, 160), (160, 320), (80, 80)]
 )
 def test_frames_of_cameras_are_resized_as_python_does(
     node: Node, resample: str, resize: str, height: int, width: int
 ) -> None:
-    contract = Preprocess(160, 160, resize=resize, resample=resample)
+    kind = {"resize": "crop", "shorter_side": 182} if resize == "shorter" else {"resize": resize}
+    contract = Preprocess(160, 160, resample=resample, **kind)
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = node("preprocess.js", "pixels", contract.to_dict(), picture(image))
     np.testing.assert_array_equal(found, contract.pixels(image).ravel())
@@ -87,7 +92,16 @@ def test_an_integer_network_gets_the_values_of_pythons_codes(
 ) -> None:
     """What the program's own float32 quantization makes of the inputs is what Python's makes in float64."""
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    whole = Preprocess(**{**contract.to_dict(), "width": 16, "height": 16, "layout": "nchw"})
+    whole = Preprocess(
+        **{
+            **contract.to_dict(),
+            "width": 16,
+            "height": 16,
+            "layout": "nchw",
+            "resize": "stretch",
+            "shorter_side": None,
+        }
+    )
     affine = {"scale": scale, "zero_point": zero}
     values = node("preprocess.js", "table", whole.to_dict(), affine)
     codes = np.clip(np.rint(values * np.float32(1 / scale)) + zero, -128, 127).astype(np.int8)

@@ -51,7 +51,7 @@ def test_the_preprocessors_numbers_are_said(tmp_path: Path):
     made("resnet", tmp_path)
     with pytest.raises(InputError, match="does not say the size of its images"):
         load(tmp_path)
-    said = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True,
+    said = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True, "resample": 3,
             "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     found = load(tmp_path)
@@ -63,6 +63,8 @@ def test_the_preprocessors_numbers_are_said(tmp_path: Path):
         "resize": "crop",
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
+        "shorter_side": 36,
+        "resample": "pillow-bicubic",
     }
     assert found.labels == ()  # LABEL_0, LABEL_1 and so on say nothing
     assert load(tmp_path, (3, 40, 48)).shape == (1, 3, 40, 48)
