@@ -177,7 +177,7 @@ def test_a_worker_is_told_whole_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.sample)])
+@pytest.mark.parametrize("place", ["folder", "s3"])
 def test_a_cluster_makes_what_one_machine_makes_bit_for_bit_though_a_worker_is_killed(tmp_path, place):
     recipe, runs = make_project(tmp_path), tmp_path / "many"
     points = make_points([str(recipe)], ["host"], read_axes(["squantize.weight_bits=2,4"]), LIGHT)
