@@ -22,6 +22,7 @@ class LowerParams:
         int4: kinds of layers whose weights may be int4 there.
         context: most tokens of a conversation.
         chunk: tokens of a prompt that are read at once.
+        cpu: of the machine on whose kernels the program was tried.
     """
 
     runtime: str
@@ -30,6 +31,7 @@ class LowerParams:
     int4: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     context: int | None = field(default=None, metadata=OPTIONAL)
     chunk: int | None = field(default=None, metadata=OPTIONAL)
+    cpu: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

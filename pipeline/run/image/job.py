@@ -53,7 +53,7 @@ from paredown.pipeline.run.params import LowerParams, TraceParams
 from paredown.pipeline.store.files import PARALLEL_MACS, read_json, set_threads
 from paredown.pipeline.store.stage import Inputs, Stage
 from paredown.targets.errors import UsageError
-from paredown.targets.host.host import package_version
+from paredown.targets.host.host import package_version, this_machine
 
 if TYPE_CHECKING:
     from paredown.pipeline.device.timing import Peaks
@@ -410,10 +410,11 @@ def check_target(target: Any) -> None:
 
 
 def _lower_version(name: str) -> int:
-    """Since 4 ExecuTorch's programs are those of our own writer, OpenVINO's are in its fastest form."""
-    return 4 if name in ("executorch", "openvino") else 3
+    """Since 4 ExecuTorch's programs are ours, OpenVINO's in its fastest form, ONNX Runtime's sums exact."""
+    return 4 if name in ("executorch", "openvino", "onnxruntime") else 3
 
 
 def _lower_params(name: str, int4: tuple[str, ...] = ()) -> LowerParams:
     package = runtime(name).package
-    return LowerParams(name, package_version(package), package, int4)
+    cpu = this_machine().cpu if name == "onnxruntime" else None  # its scales are those with exact sums here
+    return LowerParams(name, package_version(package), package, int4, cpu=cpu)
