@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -27,10 +28,10 @@ def number(value: float, step: float = 0.0) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round values from low to high, about so many."""
-    if not high > low:
-        return [low]
+    """Round values from low to high, about so many; the lowest alone where nothing lies between."""
     raw = (high - low) / count
+    if not raw >= sys.float_info.min:
+        return [low]
     step = 10 ** math.floor(math.log10(raw))
     step *= next(each for each in (1, 2, 5, 10) if each * step >= raw)
     first = math.ceil(low / step - 1e-9)

@@ -6,7 +6,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paredown.pipeline.report.page import svg
@@ -34,6 +34,7 @@ def test_points_lie_inside(points):
 
 
 @given(st.lists(st.lists(values, min_size=1, max_size=9), min_size=1, max_size=4))
+@example([[5e-324]])
 def test_strips_and_bars_are_whole(rows):
     named = [(f"<{i}>", row) for i, row in enumerate(rows)]
     tree, _, _ = marks(svg.strips(named, "t", "ms"))
