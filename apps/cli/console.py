@@ -245,7 +245,9 @@ def shared_store(url: str | None, tell: Tell) -> SharedStore | None:
     """Opens what --store says; what goes wrong there later is a line."""
     from paredown.pipeline.store.shared.shared import open_shared
 
-    return url and open_shared(url, lambda line: tell(Event("shared store", "done", None, line))) or None
+    if not url:
+        return None
+    return open_shared(url, lambda line: tell(Event("shared store", "done", None, line)))
 
 
 @contextlib.contextmanager

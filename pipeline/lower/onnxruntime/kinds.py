@@ -18,14 +18,12 @@ from paredown.pipeline.graph.operations.activation.leaky_relu import multipliers
 from paredown.pipeline.graph.operations.kinds import operation
 from paredown.pipeline.graph.operations.moving.slice import ranges_of
 from paredown.pipeline.lower.integer import Affine, IntegerNode
-from paredown.pipeline.lower.onnxruntime.pairs import factors
+from paredown.pipeline.lower.onnxruntime.pairs import PAIRS, factors
 from paredown.pipeline.lower.onnxruntime.writer import OFFSET, Value, Writer
 
 Emitter = Callable[[Writer, Any, Sequence[Any], Sequence[Value]], Value]
 #: Kinds that are one operator of real values.
-OPERATORS: Mapping[str, str] = {
-    "add": "Add", "sub": "Sub", "mul": "Mul", "softmax": "Softmax", "log_softmax": "LogSoftmax",
-}  # fmt: skip
+OPERATORS: Mapping[str, str] = {**PAIRS, "softmax": "Softmax", "log_softmax": "LogSoftmax"}
 #: Moves a value off a half, by less than a float32 product is off itself.
 NUDGE = 2.0**-18
 

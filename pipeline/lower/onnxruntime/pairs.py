@@ -22,7 +22,7 @@ from paredown.pipeline.lower.integer import IntegerNode
 from paredown.pipeline.lower.onnxruntime.writer import IR_VERSION, OFFSET, OPSET, helper
 from paredown.targets.runners.onnxruntime.runner import runtime
 
-OPERATORS = {"add": "Add", "sub": "Sub", "mul": "Mul"}
+PAIRS = {"add": "Add", "sub": "Sub", "mul": "Mul"}
 REACH = 8  # steps of 2^-22 beside a factor of a sum, of 2^-24 beside that of a product
 Factors = tuple[np.float32, np.float32]
 Codes = NDArray[np.uint8]
@@ -104,7 +104,7 @@ def _made(kind: str, tried: Factors, zeros: tuple[int, ...], forms: tuple[Codes,
     """The codes that ONNX Runtime makes of two tensors, flat."""
     onnx, ort = helper(), runtime()
     make, types = onnx.helper, onnx.TensorProto
-    nodes, held, names = [], [], []
+    held, names = [], []
     for name, scale, zero in zip("abc", (*tried, np.float32(1)), zeros, strict=True):
         held.append(make.make_tensor(f"{name}/scale", types.FLOAT, [], [float(scale)]))
         held.append(make.make_tensor(f"{name}/zero", types.UINT8, [], [zero + OFFSET]))
@@ -112,7 +112,7 @@ def _made(kind: str, tried: Factors, zeros: tuple[int, ...], forms: tuple[Codes,
     nodes = [
         make.make_node("DequantizeLinear", ["a", *names[0]], ["x"]),
         make.make_node("DequantizeLinear", ["b", *names[1]], ["y"]),
-        make.make_node(OPERATORS[kind], ["x", "y"], ["z"]),
+        make.make_node(PAIRS[kind], ["x", "y"], ["z"]),
         make.make_node("QuantizeLinear", ["z", *names[2]], ["c"]),
     ]
     ins = [
