@@ -378,8 +378,8 @@ class Lower(Schema):
     runtimes: tuple[RuntimeName, ...] = Field(default=("executorch", "litert"), strict=False, min_length=1)
     """The runtimes to make a file for, in the order of the report; unset, those that the target has."""
     allow_float: bool | None = None
-    """Whether a runtime ships the network in float32 where int8 is slower on the device, or on this machine
-    if it is the target, by more than the times vary; unset, yes."""
+    """Whether a runtime ships the network in float32 where int8 is slower by a tenth on the device, or on this
+    machine if it is the target; unset, yes."""
 
     def on(self, there: Collection[str]) -> Lower:
         """The section for a target that has these runtimes: of the default only those."""

@@ -46,15 +46,19 @@ def test_the_main_job_leaves_what_is_listed(folder: Path) -> None:
 
 
 def test_the_table_of_the_main_job_is_what_it_prints(folder: Path) -> None:
-    figures = json.loads((folder / "runs" / "digits" / "host" / "figures.json").read_text())
+    run = folder / "runs" / "digits" / "host"
+    figures, report = (json.loads((run / name).read_text()) for name in ("figures.json", "report.json"))
     cells = {(f["variant"], f["metric"]): f["value"] for f in figures}
     (printed,) = (block.text for block in blocks("text") if block.page == "README.md")
     lines = [line.split() for line in printed.splitlines() if re.match(r" ?\w+.* \d", line)]
     rows = {line[0]: line[1:] for line in lines}
     for variant in ("fp32", "integer", "executorch", "litert"):
         assert float(rows[variant][0]) == pytest.approx(cells[variant, "map50"], abs=0.003)
+    # a busy clock may prefer a float32 program, which has no codes; that is said then
+    rolled_back = {note.partition(":")[0] for note in report["notes"] if ": rolled back: " in note}
     for runtime in ("executorch", "litert"):
-        assert cells[runtime, "parity_lsb"] == 0 and cells[runtime, "undelegated_ops"] == 0
+        assert cells[runtime, "undelegated_ops"] == 0
+        assert cells.get((runtime, "parity_lsb")) == (None if runtime in rolled_back else 0)
         assert cells["fp32", "map50"] - cells[runtime, "map50"] <= 0.005
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from paredown.calibration.datasets import Dataset, Kept
 from paredown.pipeline.device.executor import SIMULATED
-from paredown.pipeline.device.rollback import FLOAT, slower_than_float
+from paredown.pipeline.device.rollback import FEWEST, FLOAT, slower_than_float
 from paredown.pipeline.lower.runtimes import runtime
 from paredown.pipeline.recipe.file import check_files
 from paredown.pipeline.recipe.task import (
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
 WORTH_MACS = 5e9  # of all images that are scored; a second process takes seconds to start
 LIGHT = 1000  # multiply-accumulates of a light network for a pixel of its input
-FEWEST = 10  # timed inferences, below which nothing is taken back
 INSTEAD = "-instead"  # what judges a program that was rolled back to
 PRUNED = "pruned.safetensors"
 
