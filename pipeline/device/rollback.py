@@ -69,7 +69,7 @@ def fastest(times: Mapping[str, float], runtimes: Sequence[str]) -> list[str]:
 
 
 def slower_than_float(times: Mapping[str, Mapping[str, float]], runtimes: Sequence[str]) -> list[Veto]:
-    """The runtimes on which int8 is slower than float32 on this machine, by a tenth and more than the times vary.
+    """The runtimes on which int8 is slower than float32 here, by a tenth and by more than the times vary.
 
     Args:
         times: variant -> metric -> what was measured side by side.

@@ -378,7 +378,7 @@ class Lower(Schema):
     runtimes: tuple[RuntimeName, ...] = Field(default=("executorch", "litert"), strict=False, min_length=1)
     """The runtimes to make a file for, in the order of the report; unset, those that the target has."""
     allow_float: bool | None = None
-    """Whether a runtime ships the network in float32 where int8 is slower by a tenth on the device, or on this
+    """Whether a runtime ships the network in float32 where int8 is slower by a tenth, on the device or this
     machine if it is the target; unset, yes."""
 
     def on(self, there: Collection[str]) -> Lower:
