@@ -19,6 +19,8 @@ def clean(value: Any) -> Any:
     """A text without characters that control a terminal or turn the direction of writing."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
+    if value.replace("\n", "").replace("\t", "").isprintable():  # nearly all are, and there are many
+        return value
     kept = (c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     return "".join(kept)
 
