@@ -114,8 +114,9 @@ def ncnn_float(folder: Path, x: np.ndarray) -> Call:
         raise RuntimeError(f"pnnx makes nothing: {said.stderr[-200:]}")
     net = ncnn.Net()
     net.opt.num_threads = 1
-    net.load_param(str(folder / "model.ncnn.param"))
-    net.load_model(str(folder / "model.ncnn.bin"))
+    if net.load_param(str(folder / "model.ncnn.param")) or net.load_model(str(folder / "model.ncnn.bin")):
+        left = [line for line in said.stderr.splitlines() if line.startswith("ignore")]
+        raise RuntimeError(f"ncnn does not load what pnnx makes: {'; '.join(left) or 'it says nothing'}")
     outputs = sorted(net.output_names(), key=lambda name: int(name.removeprefix("out")))
 
     def call(x: np.ndarray) -> list[np.ndarray]:
