@@ -254,7 +254,7 @@ class _Signatures(Protocol):
 def _signatures(path: Path, threads: int) -> _Signatures:
     """By LiteRT's own interface, which works in one cache; where it is older, by the interpreter's."""
     try:
-        from ai_edge_litert import options  # noqa: F401  (as old as the arguments used)
+        from ai_edge_litert import compiled_model, options  # noqa: F401  (as old as the arguments used)
     except ImportError:
         return _Interpreted(path, threads)
     return _Compiled(path, threads)
