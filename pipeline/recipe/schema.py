@@ -379,7 +379,7 @@ class Lower(Schema):
     """The runtimes to make a file for, in the order of the report; unset, those that the target has."""
     allow_float: bool | None = None
     """Whether a runtime ships the network in float32 where int8 is slower by a tenth, on the device or this
-    machine if it is the target; unset, yes."""
+    machine if it is the target; unset, yes, but not where the budget limits the bundle's bytes."""
 
     def on(self, there: Collection[str]) -> Lower:
         """The section for a target that has these runtimes: of the default only those."""

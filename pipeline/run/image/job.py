@@ -239,8 +239,9 @@ class ImageJob(Job):
 
     @property
     def allows_float(self) -> bool:
-        """Whether a program in float32 may ship where int8 is slower."""
-        return self.recipe.lower.allow_float is not False
+        """Whether a program in float32 may ship where int8 is slower: not against a limit of bytes."""
+        wanted = self.recipe.lower.allow_float
+        return self.recipe.budget.over(self.target.budget).bundle_kib is None if wanted is None else wanted
 
     def settle(self, reach: Callable[[Sequence[Stage]], None]) -> Job:
         """See `Job`; on this machine a runtime on which int8 is slower ships float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from paredown.pipeline.run.params import SampleParams
 from paredown.pipeline.store.stage import Inputs, Stage
 
 if TYPE_CHECKING:
+    from paredown.calibration.datasets import Dataset
     from paredown.pipeline.run.image.job import ImageJob
 
 
 NOTHING = "nothing"  # instead of a sample, where no image fits
+SCORES = 256  # bytes of a sample's scores and of its lines in the manifest, compressed
 
 
 def sample_stage(job: ImageJob) -> Stage | None:
@@ -31,9 +34,8 @@ def sample_stage(job: ImageJob) -> Stage | None:
     Returns:
         None where the recipe wants none, the data come with paredown, or the app is the user's own code.
     """
-    recipe = job.recipe
-    count = COUNT if recipe.data.sample is None else recipe.data.sample
-    if not count or recipe.data.format in EMBEDDED_DATA or recipe.app not in APPS:
+    recipe, count = job.recipe, _wanted(job)
+    if not count:
         return None
 
     def build(out: Path, inputs: Inputs) -> None:
@@ -47,6 +49,24 @@ def sample_stage(job: ImageJob) -> Stage | None:
     )
     inputs: dict[str, Stage | str] = {**job.lower, "data": job.test.fingerprint()}
     return Stage("sample", 1, params, inputs, build, {f"graph-{n}": s for n, s in job.integers.items()})
+
+
+def sample_bytes(job: ImageJob, data: Dataset) -> int:
+    """About how many bytes a bundle gets by a sample of these images."""
+    count = _wanted(job)
+    if not count:
+        return 0
+    members = sample_files(data, len(data), count, arrays_of(job.task), sample_licence(job))
+    listed = members.pop(MEMBER, b"")  # still without scores
+    return sum(map(len, members.values())) + len(zlib.compress(listed)) + SCORES if listed else 0
+
+
+def _wanted(job: ImageJob) -> int:
+    """How many images; 0 where the data come with paredown, or the app is the user's own code."""
+    recipe = job.recipe
+    if recipe.data.format in EMBEDDED_DATA or recipe.app not in APPS:
+        return 0
+    return COUNT if recipe.data.sample is None else recipe.data.sample
 
 
 def sample_licence(job: ImageJob) -> str:

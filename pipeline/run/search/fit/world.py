@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paredown.pipeline.recipe.schema import Recipe
+from paredown.pipeline.run.image.packed.sample import sample_bytes
 from paredown.pipeline.run.image.prune_stages import NETWORK
 from paredown.pipeline.run.image.read import graph_in
 from paredown.pipeline.run.job import BUNDLE, Settings
@@ -149,7 +151,7 @@ class StoreWorld:
         """KiB of a candidate's bundle, made."""
         job = self._job(candidate)
         self._reach(job, [job.bundle])
-        return (job.path(job.bundle) / BUNDLE).stat().st_size / 1024
+        return (job.path(job.bundle) / BUNDLE).stat().st_size / 1024 + self._sample
 
     def time_left(self, candidate: Candidate) -> bool:
         """See `World`."""
@@ -157,12 +159,21 @@ class StoreWorld:
 
     # -- how -------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _sample(self) -> float:
+        """KiB of the test images that the chosen one's bundle will hold; candidates' bundles hold none."""
+        job = JudgingJob(self._settings(self._recipe))
+        return sample_bytes(job, job.task.data("test")) / 1024
+
     def _job(self, candidate: Candidate) -> JudgingJob:
         recipe = recipe_for(self._recipe, candidate)
-        return JudgingJob(
-            Settings(self._name, recipe, self._target, self._store, self._smoke, None, None, self.heard,
-                     self._tick)
-        )  # fmt: skip
+        data = recipe.data.model_copy(update={"sample": 0})
+        return JudgingJob(self._settings(recipe.model_copy(update={"data": data})))
+
+    def _settings(self, recipe: Recipe) -> Settings:
+        return Settings(
+            self._name, recipe, self._target, self._store, self._smoke, None, None, self.heard, self._tick
+        )
 
     def heard(self, event: Event) -> None:
         """Counts, and passes on."""
