@@ -105,14 +105,16 @@ def in_units(weight: Tensor, per: Per) -> tuple[Tensor, Tensor]:
 
     Returns:
         The weight divided by its units; and these: a scalar of 1, or (out, 1, ...), the largest |weight| of
-        each output channel; of a channel that is all zero, the layer's.
+        each output channel. A dead channel, all of whose weights are beside the layer's largest one less than
+        a float32 can add to it, is zero, in the layer's units: its noise would fill a grid of its own.
     """
     if per == "layer":
         return weight, weight.new_ones(())
     top = weight.detach().abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
     largest = top.max()
-    units = torch.where(top == 0, torch.where(largest == 0, 1.0, largest), top)
-    return weight / units, units
+    dead = top <= torch.finfo(torch.float32).eps / 2 * largest
+    units = torch.where(dead, torch.where(largest == 0, 1.0, largest), top)
+    return torch.where(dead, 0.0, weight / units), units
 
 
 def threshold_at(weight: Tensor, sigma: Tensor | float) -> Tensor:

@@ -132,8 +132,9 @@ class SquantizeStages:
 
         inputs: dict[str, Stage | str] = {"network": before, "data": training.fingerprint}
         reads = {"original": self.original, "recovered": self.pruning.recover} if self.pruning else {}
-        # 5: activations of few bits anywhere, not behind a ReLU alone; without them the result is as it was.
-        version = 5 if (wanted.activation_bits or 8) < 8 else 4
+        # 5: activations of few bits anywhere, not behind a ReLU alone; 6: dead channels are zero. Where
+        # neither is there the result is as it was.
+        version = 6 if wanted.per == "channel" else 5 if (wanted.activation_bits or 8) < 8 else 4
         stage = Stage("squantize", version, params, inputs, build, reads)
         return stage
 

@@ -143,6 +143,20 @@ def test_a_channel_of_zeros_stays_zero_beside_others():
     assert not codes[0].any() and codes[1].all() and torch.allclose(steps, torch.tensor(9 / 7))
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_noise_of_dead_channels_fills_no_grid(grid: str):
+    """Weight decay leaves some channels at 1e-18; a share of zeros counts them, and none of them is lived."""
+    alive = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
+    weight = torch.cat([alive, 1e-18 * alive])
+    config = GridConfig(4, grid, per="channel")
+    for sparsity in (0.25, 0.5, 0.75):
+        codes, steps = encode(weight, sigma_for(weight, sparsity, "channel"), config)
+        assert not codes[6:].any() and torch.isfinite(codes * steps).all()
+    assert int((codes == 0).sum()) == 360
+    plain, own = encode(alive, sigma_for(alive, 0.5, "channel"), config)
+    assert torch.equal(codes[:6], plain) and torch.equal(steps[:6], own)
+
+
 def test_sigma_of_a_gaussian_gives_the_published_sparsities():
     weights = torch.from_numpy(np.random.default_rng(1).normal(0, 1, 400_000).astype(np.float32))
     for sigma, zeros in ((-0.5, 0.380), (0.0, 0.575), (0.1, 0.609), (0.5, 0.728), (1.0, 0.839)):
