@@ -71,14 +71,14 @@ def test_forked_children_end_as_started_ones_do(tmp_path):
     """A good program, and one that ends its process by a signal."""
     programs = TARGETS["programs"]
     seeds = programs.seeds()
-    (tmp_path / "model.tflite").write_bytes(seeds["model.tflite"])
-    (tmp_path / "model.pte").write_bytes(one(programs, seeds, 3)[1])
+    (tmp_path / "model.pte").write_bytes(seeds["model.pte"])
+    (tmp_path / "model.tflite").write_bytes(one(programs, seeds, 926)[1])
     np.save(tmp_path / INPUTS, np.zeros((1, 3, 32, 32), np.int8))
 
     def ends():
-        yield str(in_child(tmp_path / "model.tflite", "litert", tmp_path, (USUAL,)))
+        yield str(in_child(tmp_path / "model.pte", "executorch", tmp_path, (USUAL,)))
         with pytest.raises(InputError, match="ended by signal") as died:
-            in_child(tmp_path / "model.pte", "executorch", tmp_path, (USUAL,))
+            in_child(tmp_path / "model.tflite", "litert", tmp_path, (USUAL,))
         yield str(died.value)
 
     started = list(ends())
