@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -149,7 +149,7 @@ class Mqtt:
         if broker.tls:
             try:
                 client.tls_set(ca_certs=broker.authorities and str(broker.authorities))
-            except (OSError, ssl.SSLError) as error:
+            except OSError as error:  # that of TLS is one, too
                 raise InputError(f"no file of certificates: {error}", where=broker.authorities) from error
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         self._open(live)
@@ -187,9 +187,9 @@ class Mqtt:
             self._client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
         except (OSError, ValueError) as error:
             self._said = str(error)
-            if not live or isinstance(error, ssl.SSLError):
+            if not live or _of_tls(error):
                 hint = "nothing took the connection: is a broker running there, and is the port right?"
-                if isinstance(error, ssl.SSLError):
+                if _of_tls(error):
                     hint = "--mqtt-ca FILE names who vouches for its certificate"
                 raise DeviceError(f"no MQTT broker answers: {error}", where=place, hint=hint) from error
             self._log(f"MQTT broker {place}: {error}, trying again")
@@ -257,6 +257,12 @@ class Mqtt:
             "device": {"identifiers": [node], "name": topic, "manufacturer": "paredown"},
         }  # fmt: skip
         self._client.publish(place, json.dumps(config), qos=1, retain=True)
+
+
+def _of_tls(error: BaseException) -> bool:
+    """Whether TLS says it. What nobody has imported says nothing: some boards have no library for it."""
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLError)
 
 
 def _plain(text: str) -> str:

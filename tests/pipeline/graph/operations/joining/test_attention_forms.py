@@ -219,8 +219,7 @@ def test_torch_s_own_layers_need_no_float(name):
     ],
 )
 def test_torch_s_own_layers_are_exact_on_both_runtimes(name):
-    outside = {"litert": ("GELU", "GELU")} if name == "layers" else {}
-    assert_network_exact(LAYERS[name]().eval(), SHAPE, **outside)
+    assert_network_exact(LAYERS[name]().eval(), SHAPE)
 
 
 @pytest.mark.parametrize("name", ["layer", "layer, norm first", "masked"])
