@@ -15,9 +15,8 @@ The keys and values are mutable buffers that are written in place by `index_put_
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from paredown.pipeline.compress.blockwise.modules import BlockEmbedding, BlockLi
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.lower.executorch.constants import share_constants
 from paredown.pipeline.lower.executorch.program import quiet_toolchain
+from paredown.pipeline.lower.language.fast_exporter import fast_exporter
 from paredown.pipeline.lower.language.network import LanguageFacts, copied
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
@@ -53,7 +53,7 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
     Raises:
         InputError: XNNPACK has no such layer.
     """
-    with quiet_toolchain(), _shared_histories():
+    with quiet_toolchain(), fast_exporter():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
@@ -79,18 +79,6 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
     rest = tuple(name for name in names if name not in _NO_OPERATIONS)
     data = share_constants(bytes(program.buffer))
     return Lowered(data, names.count("executorch_call_delegate"), rest)
-
-
-@contextlib.contextmanager
-def _shared_histories() -> Iterator[None]:
-    """Spares a sixth of the time: each of some hundred passes copies every node's history, which grows."""
-    from torch.fx.traceback import NodeSource
-
-    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # nobody changes one
-    try:
-        yield
-    finally:
-        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 def _exported(network: nn.Module, length: int) -> torch.export.ExportedProgram:
