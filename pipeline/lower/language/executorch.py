@@ -15,8 +15,9 @@ The keys and values are mutable buffers that are written in place by `index_put_
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from paredown.targets.errors import InputError
 
 #: Not computation: what the runtime's own delegate and views are called.
 _NO_OPERATIONS = {"executorch_call_delegate", "getitem", "sym_size.int"}
+_BLOCK = 32  # of our own kernel
 
 
 def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) -> Lowered:
@@ -61,6 +63,8 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
         _register()
         methods = {"forward": _exported(_Step(_quantized(decode), True), 1)}
         methods |= {"prefill": _exported(_Step(_quantized(prefill), False), facts.chunk)}
+        if names := _ours(decode):
+            methods |= {"step": _exported(_Step(_quantized(decode, names), True), 1)}
         edge = to_edge_transform_and_lower(
             methods,
             partitioner=[XnnpackPartitioner()],
@@ -118,13 +122,18 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
         if len({shape[:-2] for shape in shapes}) > 1 or len(shapes[0]) != 4:
             return None
         swapped = y.target is aten.transpose.int and {axis % 4 for axis in y.args[1:]} == {2, 3}
-        left, right = (call(aten.flatten.using_ints, side, 0, 1) for side in (x, y.args[0] if swapped else y))
+        left, right = (flat(side) for side in (x, y.args[0] if swapped else y))
         if swapped:
             product = call(aten.bmm.default, right, call(aten.transpose.int, left, 1, 2))
             product = call(aten.transpose.int, product, 1, 2)
         else:
             product = call(aten.bmm.default, left, right)
         return call(aten.unflatten.int, product, 0, list(shapes[0][:2]))
+
+    def flat(x: Any) -> Any:
+        if x.target is aten.unsqueeze.default and x.args[1] == 0:
+            return x.args[0]  # the cache: as reshape XNNPACK would copy it
+        return call(aten.flatten.using_ints, x, 0, 1)
 
     def call(target: Any, *args: Any) -> Any:
         made = graph.call_function(target, args)
@@ -158,9 +167,39 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _register() -> None:
-    """The quantized operations live in a module that registers them when imported."""
+@functools.cache
+def _register() -> torch.library.Library:
+    """The quantized operations are registered when their module is imported, ours here."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+    library = torch.library.Library("paredown", "DEF")  # as long as it is kept
+    given = "Tensor x, Tensor codes, Tensor scales"
+    library.define(f"output_layer({given}) -> Tensor")
+    library.define(f"output_layer.out({given}, *, Tensor(a!) out) -> Tensor(a!)")
+
+    def output_layer(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], len(codes))  # its shape: nobody computes with it here
+
+    def output_layer_out(x: Tensor, codes: Tensor, scales: Tensor, *, out: Tensor) -> Tensor:
+        return out
+
+    library.impl("output_layer", output_layer, "CompositeExplicitAutograd")
+    library.impl("output_layer.out", output_layer_out, "CompositeExplicitAutograd")
+    return library
+
+
+def _ours(network: nn.Module) -> frozenset[str]:
+    """Names of the output layers that `step` computes by our own kernel: those that are the embedding too."""
+    embeddings = [module.tensor for module in network.modules() if isinstance(module, BlockEmbedding)]
+    return frozenset(
+        name
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, BlockLinear)
+        and module.bias is None
+        and any(module.tensor is each for each in embeddings)
+        and (module.tensor.weight.bits, module.tensor.weight.block) == (4, _BLOCK)
+        and module.tensor.weight.codes.shape[1] % (2 * _BLOCK) == 0
+    )
 
 
 def _metadata(facts: LanguageFacts) -> dict[str, Any]:
@@ -177,11 +216,18 @@ def _metadata(facts: LanguageFacts) -> dict[str, Any]:
     }
 
 
-def _quantized(network: nn.Module) -> nn.Module:
-    """A copy whose low-bit layers are written as the operations that XNNPACK and the kernels look for."""
+def _quantized(network: nn.Module, ours: Collection[str] = ()) -> nn.Module:
+    """A copy whose low-bit layers are written as the operations that XNNPACK and the kernels look for.
+
+    Args:
+        network: is left as it is.
+        ours: names of linear layers that our own kernel computes.
+    """
     network = copied(network)
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, BlockLinear):
+        if name in ours:
+            network.set_submodule(name, _OutputLayer(module.tensor.weight))
+        elif isinstance(module, BlockLinear):
             network.set_submodule(name, _DynamicLinear(name, module.tensor.weight, module.bias))
         elif isinstance(module, BlockEmbedding):
             network.set_submodule(name, _SharedEmbedding(module.tensor.weight))
@@ -237,6 +283,28 @@ class _DynamicLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
+def _halves(codes: Tensor) -> Tensor:
+    """Two int4 codes a byte, each plus 8, the first one in the lower half, as XNNPACK has them."""
+    above = (codes + 8).to(torch.uint8)
+    return above[:, 1::2] << 4 | above[:, ::2]
+
+
+class _OutputLayer(nn.Module):
+    """A linear layer by our own kernel: int4 codes in blocks of 32, inputs rounded to int8."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: BlockWeight) -> None:
+        super().__init__()
+        self.register_buffer("codes", _halves(weight.codes))
+        self.register_buffer("scales", weight.scales.to(torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.ops.paredown.output_layer.default(x, self.codes, self.scales)
+        return found
+
+
 class _SharedEmbedding(nn.Module):
     """Look-ups in codes that lie as XNNPACK has them, for the output layer and the embedding to share them.
 
@@ -251,11 +319,7 @@ class _SharedEmbedding(nn.Module):
     def __init__(self, weight: BlockWeight) -> None:
         super().__init__()
         self.halves = weight.bits == 4
-        codes = weight.codes
-        if self.halves:
-            above = (codes + 8).to(torch.uint8)
-            codes = above[:, 1::2] << 4 | above[:, ::2]
-        self.register_buffer("codes", codes)
+        self.register_buffer("codes", _halves(weight.codes) if self.halves else weight.codes)
         self.register_buffer("scales", weight.scales if weight.per_row else weight.scales.to(torch.bfloat16))
 
     def forward(self, tokens: Tensor) -> Tensor:

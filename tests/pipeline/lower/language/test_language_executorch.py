@@ -17,7 +17,7 @@ from needs import needs
 from paredown.apps.chat.device.models import ExecutorchModel, load_model
 from paredown.apps.chat.network.network import Stateful
 from paredown.pipeline.compress.blockwise.modules import held
-from paredown.pipeline.lower.language.executorch import lower_language
+from paredown.pipeline.lower.language.executorch import _ours, lower_language
 from paredown.targets.errors import InputError
 
 BLOCKS, MIXED = Codes(4, 32), Codes(4, 32, rows=True)
@@ -60,6 +60,18 @@ class TestCodes:
         for token in TOKENS:
             single = model.feed([token])
         assert np.abs(chunks - single).max() < 1e-3
+
+    def test_our_output_layer_gives_what_xnnpacks_gives(self, coded):
+        """The wheel's own runtime has `forward` alone; the same whole numbers, added in another order."""
+        from executorch.extension.pybindings import _C as binding
+
+        data, ours = coded[1], load_model(coded[1], "executorch")
+        module = binding._load_for_executorch_from_buffer(data)
+        assert {"forward", "prefill", "step"} < set(module.method_names())
+        for position, token in enumerate(TOKENS):
+            given = (torch.tensor([[token]]), torch.tensor([position]))
+            stock = module.run_method("forward", given)[0].numpy()[0]
+            assert np.abs(ours.feed([token]) - stock).max() < 1e-5 * np.ptp(stock)
 
     def test_ctrl_c_in_a_terminal_does_not_end_the_process_that_computes(self, coded):
         model = load_model(coded[1], "executorch")
@@ -166,6 +178,21 @@ def test_float_logits_are_those_of_eager_torch_past_several_windows():
     model = load_model(lowered(gemma).data, "executorch")
     found = np.stack([model.feed([token]) for token in TOKENS])
     assert np.abs(found - eager(gemma)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("codes", "tied", "names"),
+    [
+        (BLOCKS, True, {"gemma.lm_head"}),
+        (MIXED, True, {"gemma.lm_head"}),
+        (BLOCKS, False, set()),
+        (Codes(4, 0), True, set()),
+        (Codes(8, 0), True, set()),
+        (None, True, set()),
+    ],
+)
+def test_our_output_layer_is_for_int4_blocks_that_the_embedding_shares(codes, tied, names):
+    assert _ours(Stateful(network(codes, tied), FACTS.context, FACTS.chunk)) == names
 
 
 def test_what_xnnpack_does_not_have_is_refused():
