@@ -164,7 +164,7 @@ class Body(nn.Module):
         x = x * self.embed_scale.to(x.dtype)
         rope, unseen, slots = {}, {}, {}
         for local in sorted(set(self.config.local)):  # worked out once for each kind of layer
-            length = cache[self.config.local.index(local)][0].shape[-2]
+            length = cache[self.config.local.index(local)][0].shape[2]
             angles = positions.float()[:, None, None] * (self.rope_local if local else self.rope_global)
             rope[local] = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
             unseen[local] = mask(positions, length, self.config.window if local else None).to(x.dtype)
@@ -243,12 +243,12 @@ class Stateful(nn.Module):
         super().__init__()
         self.gemma, self.keep = gemma, keep
         for number, (keys, values) in enumerate(empty_cache(gemma.config, context, chunk)):
-            self.register_buffer(f"keys_{number}", keys[0], persistent=False)
-            self.register_buffer(f"values_{number}", values[0], persistent=False)
+            self.register_buffer(f"keys_{number}", keys, persistent=False)
+            self.register_buffer(f"values_{number}", values, persistent=False)
 
     @property
     def cache(self) -> Cache:
-        """The buffers, without the axis of the batch: XNNPACK copies what it reshapes, all of it."""
+        """The buffers."""
         return tuple(
             (self.get_buffer(f"keys_{number}"), self.get_buffer(f"values_{number}"))
             for number in range(self.gemma.config.layers)
@@ -265,13 +265,8 @@ class Stateful(nn.Module):
             Logits as `Gemma.forward`; with "last" (1, vocabulary), as the runner takes them.
         """
         positions = input_pos + torch.arange(tokens.shape[1], device=tokens.device)
-        logits, _ = self.gemma(tokens, positions, self.cache, self.keep, _write_in_place)
+        logits, _ = self.gemma(tokens, positions, self.cache, self.keep, Tensor.index_copy_)
         return logits[:, -1] if self.keep == "last" else logits
-
-
-def _write_in_place(memory: Tensor, axis: int, slots: Tensor, rows: Tensor) -> Tensor:
-    """A `Write` into (kv_heads, slots, head_dim), to be read with the axis of the batch again."""
-    return memory.index_copy_(axis - 1, slots, rows.flatten(0, 1)).unsqueeze(0)
 
 
 def make_unset(config: GemmaConfig) -> Gemma:

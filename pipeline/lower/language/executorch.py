@@ -122,18 +122,13 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
         if len({shape[:-2] for shape in shapes}) > 1 or len(shapes[0]) != 4:
             return None
         swapped = y.target is aten.transpose.int and {axis % 4 for axis in y.args[1:]} == {2, 3}
-        left, right = (flat(side) for side in (x, y.args[0] if swapped else y))
+        left, right = (call(aten.flatten.using_ints, side, 0, 1) for side in (x, y.args[0] if swapped else y))
         if swapped:
             product = call(aten.bmm.default, right, call(aten.transpose.int, left, 1, 2))
             product = call(aten.transpose.int, product, 1, 2)
         else:
             product = call(aten.bmm.default, left, right)
         return call(aten.unflatten.int, product, 0, list(shapes[0][:2]))
-
-    def flat(x: Any) -> Any:
-        if x.target is aten.unsqueeze.default and x.args[1] == 0:
-            return x.args[0]  # the cache: as reshape XNNPACK would copy it
-        return call(aten.flatten.using_ints, x, 0, 1)
 
     def call(target: Any, *args: Any) -> Any:
         made = graph.call_function(target, args)
