@@ -63,8 +63,8 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
         _register()
         methods = {"forward": _exported(_Step(_quantized(decode), True), 1)}
         methods |= {"prefill": _exported(_Step(_quantized(prefill), False), facts.chunk)}
-        if names := _ours(decode):
-            methods |= {"step": _exported(_Step(_quantized(decode, names), True), 1)}
+        if ours := _ours(decode):
+            methods |= {"step": _exported(_Step(_quantized(decode, ours), True), 1)}
         edge = to_edge_transform_and_lower(
             methods,
             partitioner=[XnnpackPartitioner()],
