@@ -157,7 +157,7 @@ class Program:
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
-        raise RuntimeError(f"{self.name} ended by itself")
+        raise SystemExit(f"gemma_peers.py: {self.path} does not load or run")
 
 
 def programs(options: argparse.Namespace) -> list[Program]:

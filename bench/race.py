@@ -70,6 +70,12 @@ def missing(race: Race, given: Mapping[str, Sequence[str]]) -> list[str]:
     return [INPUTS[name] for name in race.needs if not given.get(name)]
 
 
+def absent(race: Race, given: Mapping[str, Sequence[str]]) -> list[str]:
+    """The files and folders among its inputs that are not there; a value is a path, or NAME=PATH."""
+    values = [value for name in (*race.needs, *race.takes) for value in given.get(name, ())]
+    return [value for value in values if not Path(value.partition("=")[2] or value).exists()]
+
+
 def environment(race: Race, peers: Path) -> Path:
     """Where a race's environment is: races with the same packages share one."""
     parts = [package.partition("=")[0] for package in race.packages]
@@ -157,6 +163,9 @@ def main(words: Sequence[str]) -> int:
     options = parser.parse_args(own)
     given = {name: getattr(options, name) for name in INPUTS}
     names, failed = chosen(options.races, given), []
+    for name in names if not options.plan else ():
+        if lost := absent(RACES[name], given):
+            raise SystemExit(f"race.py: {name}: there is no {', no '.join(lost)}")
     for name in names:
         install, bench = commands(name, given, options.peers.resolve(), extra, options.record)
         print(f"{name}: {shlex.join(install)}\n{name}: {shlex.join(bench)}", flush=True)

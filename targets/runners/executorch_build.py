@@ -23,8 +23,8 @@ from paredown.targets.host.tools import output_of, tool
 SOURCE = Path(__file__).with_name("executorch") / "run.cpp"
 #: Runs language models.
 LANGUAGE = Path(__file__).with_name("executorch") / "language.cpp"
-#: What both include.
-HEADER = Path(__file__).with_name("executorch") / "runner.h"
+#: What they include.
+HEADERS = tuple(Path(__file__).with_name("executorch") / f"{name}.h" for name in ("runner", "output_layer"))
 #: The wheel for a foreign architecture with its sha256, in pip's words.
 WHEELS = Path(__file__).with_name("executorch") / "wheels.txt"
 LIBRARIES = (
@@ -51,7 +51,7 @@ def build(arch: str, cache: Path) -> Path:
     compiler = _compiler(arch)
     version = output_of([compiler, "-dumpfullversion"], "asking the compiler for its version").strip()
     executorch = _version()
-    sources = SOURCE.read_bytes() + LANGUAGE.read_bytes() + HEADER.read_bytes()
+    sources = b"".join(path.read_bytes() for path in (SOURCE, LANGUAGE, *HEADERS))
     key = key_of(sources, arch, version, executorch, repr((FLAGS, LINK, LIBRARIES)))
 
     def make(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_peer_of_our_process_has_us_behind_it(
 
 
 def test_an_environment_is_made_once(race: ModuleType, tmp_path: Path, started: list[list[str]]) -> None:
-    words = ["torch-pruning", "torch-pruning-yolo", "--cifar", "CIFAR", "--peers", str(tmp_path)]
+    words = ["torch-pruning", "torch-pruning-yolo", "--cifar", str(tmp_path), "--peers", str(tmp_path)]
     assert race.main(words) == race.main(words) == 0
     assert [words[1:3] == ["-m", "venv"] for words in started].count(True) == 1
     (race.environment(race.RACES["torch-pruning"], tmp_path) / race.DONE).write_text("another")
@@ -86,7 +86,8 @@ def test_an_environment_is_made_once(race: ModuleType, tmp_path: Path, started: 
 def test_one_that_fails_does_not_stop_the_rest(
     race: ModuleType, tmp_path: Path, started: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert race.main(["ptq", "torch-pruning-yolo", "--zoo", "ZOO", "--peers", str(tmp_path)]) == 1
+    words = ["ptq", "torch-pruning-yolo", "--zoo", str(tmp_path), "--peers", str(tmp_path)]
+    assert race.main(words) == 1
     assert "yolo" in started[-1] and capsys.readouterr().err == "failed: ptq\n"
 
 
@@ -103,7 +104,12 @@ def test_without_names_those_are_run_that_can_be(
 
 @pytest.mark.parametrize(
     ("words", "line"),
-    [(["ptq"], "race.py: ptq needs --zoo"), (["ludo"], "race.py: no race `ludo`; there are x86, gemma,")],
+    [
+        (["ptq"], "race.py: ptq needs --zoo"),
+        (["ludo"], "race.py: no race `ludo`; there are x86, gemma,"),
+        (["ptq", "--zoo", "nowhere"], "race.py: ptq: there is no nowhere"),
+        (["gemma", "--program", "a=b.pte", "--gguf", "c=d.gguf"], "gemma: there is no a=b.pte, no c=d.gguf"),
+    ],
 )
 def test_what_cannot_be_run_is_one_line(race: ModuleType, words: list[str], line: str) -> None:
     with pytest.raises(SystemExit, match=line):

@@ -26,7 +26,8 @@ TOKENS = np.random.default_rng(0).integers(3, 256, 56).tolist()  # seven windows
 class Codes:
     """How linear layers and the embedding are held: so many bits, a scale per block or (0) per row.
 
-    `rows`: the layers have a scale per row, the embedding and the output layer alone one per block.
+    `rows`: the layers have a scale per row, int8 for values, and the embedding and the output layer alone one
+    per block.
     """
 
     bits: int
@@ -34,7 +35,9 @@ class Codes:
     rows: bool = False
 
     def of(self, name: str) -> Codes:
-        return Codes(self.bits, 0) if self.rows and "layers." in name else self
+        if not self.rows or "layers." not in name:
+            return self
+        return Codes(8 if "v_proj" in name else self.bits, 0)
 
 
 def network(codes: Codes | None = None, tied: bool = True) -> Gemma:

@@ -37,7 +37,8 @@ def share_constants(data: bytes) -> bytes:
     head = bytearray(data[:base])
     program = Program.GetRootAs(head, 0)
     tables = [program.Segments(number) for number in range(program.SegmentsLength())]
-    segments = [data[base + table.Offset() :][: table.Size()] for table in tables]
+    spans = [(base + table.Offset(), table.Size()) for table in tables]
+    segments = [data[start : start + size] for start, size in spans]
     listed = program.ConstantSegment()
     starts = [listed.Offsets(number) for number in range(listed.OffsetsLength())]
     constants = [segments[0][start:end] for start, end in pairwise([*starts, len(segments[0])])]

@@ -15,9 +15,9 @@ The keys and values are mutable buffers that are written in place by `index_put_
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ from paredown.pipeline.compress.blockwise.modules import BlockEmbedding, BlockLi
 from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.lower.executorch.constants import share_constants
 from paredown.pipeline.lower.executorch.program import quiet_toolchain
+from paredown.pipeline.lower.language.fast_exporter import fast_exporter
 from paredown.pipeline.lower.language.network import LanguageFacts, copied
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
 
 #: Not computation: what the runtime's own delegate and views are called.
 _NO_OPERATIONS = {"executorch_call_delegate", "getitem", "sym_size.int"}
+_BLOCK = 32  # of our own kernel
 
 
 def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) -> Lowered:
@@ -53,7 +55,7 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
     Raises:
         InputError: XNNPACK has no such layer.
     """
-    with quiet_toolchain(), _shared_histories():
+    with quiet_toolchain(), fast_exporter():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
@@ -61,6 +63,8 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
         _register()
         methods = {"forward": _exported(_Step(_quantized(decode), True), 1)}
         methods |= {"prefill": _exported(_Step(_quantized(prefill), False), facts.chunk)}
+        if ours := _ours(decode):
+            methods |= {"step": _exported(_Step(_quantized(decode, ours), True), 1)}
         edge = to_edge_transform_and_lower(
             methods,
             partitioner=[XnnpackPartitioner()],
@@ -79,18 +83,6 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
     rest = tuple(name for name in names if name not in _NO_OPERATIONS)
     data = share_constants(bytes(program.buffer))
     return Lowered(data, names.count("executorch_call_delegate"), rest)
-
-
-@contextlib.contextmanager
-def _shared_histories() -> Iterator[None]:
-    """Spares a sixth of the time: each of some hundred passes copies every node's history, which grows."""
-    from torch.fx.traceback import NodeSource
-
-    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # nobody changes one
-    try:
-        yield
-    finally:
-        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 def _exported(network: nn.Module, length: int) -> torch.export.ExportedProgram:
@@ -170,9 +162,39 @@ def _rewrite(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _register() -> None:
-    """The quantized operations live in a module that registers them when imported."""
+@functools.cache
+def _register() -> torch.library.Library:
+    """The quantized operations are registered when their module is imported, ours here."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+    library = torch.library.Library("paredown", "DEF")  # as long as it is kept
+    given = "Tensor x, Tensor codes, Tensor scales"
+    library.define(f"output_layer({given}) -> Tensor")
+    library.define(f"output_layer.out({given}, *, Tensor(a!) out) -> Tensor(a!)")
+
+    def output_layer(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], len(codes))  # its shape: nobody computes with it here
+
+    def output_layer_out(x: Tensor, codes: Tensor, scales: Tensor, *, out: Tensor) -> Tensor:
+        return out
+
+    library.impl("output_layer", output_layer, "CompositeExplicitAutograd")
+    library.impl("output_layer.out", output_layer_out, "CompositeExplicitAutograd")
+    return library
+
+
+def _ours(network: nn.Module) -> frozenset[str]:
+    """Names of the output layers that `step` computes by our own kernel: those that are the embedding too."""
+    embeddings = [module.tensor for module in network.modules() if isinstance(module, BlockEmbedding)]
+    return frozenset(
+        name
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, BlockLinear)
+        and module.bias is None
+        and any(module.tensor is each for each in embeddings)
+        and (module.tensor.weight.bits, module.tensor.weight.block) == (4, _BLOCK)
+        and module.tensor.weight.codes.shape[1] % (2 * _BLOCK) == 0
+    )
 
 
 def _metadata(facts: LanguageFacts) -> dict[str, Any]:
@@ -189,11 +211,18 @@ def _metadata(facts: LanguageFacts) -> dict[str, Any]:
     }
 
 
-def _quantized(network: nn.Module) -> nn.Module:
-    """A copy whose low-bit layers are written as the operations that XNNPACK and the kernels look for."""
+def _quantized(network: nn.Module, ours: Collection[str] = ()) -> nn.Module:
+    """A copy whose low-bit layers are written as the operations that XNNPACK and the kernels look for.
+
+    Args:
+        network: is left as it is.
+        ours: names of linear layers that our own kernel computes.
+    """
     network = copied(network)
     for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, BlockLinear):
+        if name in ours:
+            network.set_submodule(name, _OutputLayer(module.tensor.weight))
+        elif isinstance(module, BlockLinear):
             network.set_submodule(name, _DynamicLinear(name, module.tensor.weight, module.bias))
         elif isinstance(module, BlockEmbedding):
             network.set_submodule(name, _SharedEmbedding(module.tensor.weight))
@@ -249,6 +278,28 @@ class _DynamicLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
 
+def _halves(codes: Tensor) -> Tensor:
+    """Two int4 codes a byte, each plus 8, the first one in the lower half, as XNNPACK has them."""
+    above = (codes + 8).to(torch.uint8)
+    return above[:, 1::2] << 4 | above[:, ::2]
+
+
+class _OutputLayer(nn.Module):
+    """A linear layer by our own kernel: int4 codes in blocks of 32, inputs rounded to int8."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: BlockWeight) -> None:
+        super().__init__()
+        self.register_buffer("codes", _halves(weight.codes))
+        self.register_buffer("scales", weight.scales.to(torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.ops.paredown.output_layer.default(x, self.codes, self.scales)
+        return found
+
+
 class _SharedEmbedding(nn.Module):
     """Look-ups in codes that lie as XNNPACK has them, for the output layer and the embedding to share them.
 
@@ -263,11 +314,7 @@ class _SharedEmbedding(nn.Module):
     def __init__(self, weight: BlockWeight) -> None:
         super().__init__()
         self.halves = weight.bits == 4
-        codes = weight.codes
-        if self.halves:
-            above = (codes + 8).to(torch.uint8)
-            codes = above[:, 1::2] << 4 | above[:, ::2]
-        self.register_buffer("codes", codes)
+        self.register_buffer("codes", _halves(weight.codes) if self.halves else weight.codes)
         self.register_buffer("scales", weight.scales if weight.per_row else weight.scales.to(torch.bfloat16))
 
     def forward(self, tokens: Tensor) -> Tensor:

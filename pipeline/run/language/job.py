@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIX = {"executorch": "pte", "litert": "tflite"}
+LOWERINGS = {"executorch": 3, "litert": 2}  # versions of the stages
 PERPLEXITY = Metric("perplexity", less_is_better=True)
 CODES, FLOATS = "codes.safetensors", "floats.safetensors"
 PRUNED, FACTORS, SENSE = "ffn.safetensors", "channels.safetensors", "sensitivity.json"
@@ -345,7 +346,7 @@ class LanguageJob(Job):
 
         package = {"executorch": "executorch", "litert": "litert-torch"}[name]
         params = self._lower_params(name, package)
-        return Stage(f"lower-{name}", 2, params, {"codes": self.codes}, build, self._changed())
+        return Stage(f"lower-{name}", LOWERINGS[name], params, {"codes": self.codes}, build, self._changed())
 
     def _package(self) -> Stage:
         def build(out: Path, inputs: Inputs) -> None:

@@ -10,6 +10,7 @@
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
+#include "output_layer.h"
 #include "runner.h"
 
 #include <executorch/extension/module/module.h>
@@ -60,7 +61,10 @@ class Model {
   // Memory is shared because both methods work in one cache.
   explicit Model(const std::string& path)
       : path_(path), module_(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, true) {
-    runner::load(module_, path);
+    runner::open(module_, path);
+    const auto methods = module_.method_names();
+    if (methods.ok() && methods->contains("step") && output_layer::install()) single_ = "step";
+    runner::load(module_, path, single_);
     vocabulary = fact("get_vocab_size");
     context = fact("get_max_context_len");
     chunk = fact("get_max_seq_len");
@@ -81,7 +85,7 @@ class Model {
       done += part;
       position += part;
     }
-    for (; done < tokens.size(); ++done) call("forward", {tokens[done]}, position++);
+    for (; done < tokens.size(); ++done) call(single_, {tokens[done]}, position++);
     if (!wanted) return nullptr;
     const auto& logits = kept_.at(0).toTensor();
     if (logits.scalar_type() != ScalarType::Float || logits.numel() != vocabulary) {
@@ -113,6 +117,7 @@ class Model {
 
   const std::string path_;
   Module module_;
+  std::string single_ = "forward";  // the method that reads one token
   std::vector<executorch::runtime::EValue> kept_;
 };
 

@@ -51,17 +51,23 @@ inline void start_runtime(uint32_t threads) {
   }
 }
 
-// Loads everything, so that the first inference is like the others, and checks offsets, so that a damaged
-// file is an error and no crash.
-inline void load(executorch::extension::Module& module, const std::string& path) {
-  using executorch::runtime::Error;
+[[noreturn]] inline void refuse(const std::string& path) {
+  throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or damaged?" +
+                               complaint() + "; make it again with `paredown run`");
+}
+
+// Opens a program and checks its offsets, so that a damaged file is an error and no crash.
+inline void open(executorch::extension::Module& module, const std::string& path) {
   const auto checked = executorch::runtime::Program::Verification::InternalConsistency;
-  const bool sound = std::filesystem::is_regular_file(path) && module.load(checked) == Error::Ok &&
-                     module.load_forward() == Error::Ok;
-  if (!sound) {
-    throw Failure(kBadInput, path + ": not an ExecuTorch program that this runtime loads, truncated or " +
-                                 "damaged?" + complaint() + "; make it again with `paredown run`");
-  }
+  const bool file = std::filesystem::is_regular_file(path);
+  if (!file || module.load(checked) != executorch::runtime::Error::Ok) refuse(path);
+}
+
+// Loads everything of a method, so that the first inference is like the others.
+inline void load(executorch::extension::Module& module, const std::string& path,
+                 const std::string& method = "forward") {
+  open(module, path);
+  if (module.load_method(method) != executorch::runtime::Error::Ok) refuse(path);
 }
 
 // Of a program: what it does, or one line of why it cannot.

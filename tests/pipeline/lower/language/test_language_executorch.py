@@ -17,7 +17,7 @@ from needs import needs
 from paredown.apps.chat.device.models import ExecutorchModel, load_model
 from paredown.apps.chat.network.network import Stateful
 from paredown.pipeline.compress.blockwise.modules import held
-from paredown.pipeline.lower.language.executorch import lower_language
+from paredown.pipeline.lower.language.executorch import _ours, lower_language
 from paredown.targets.errors import InputError
 
 BLOCKS, MIXED = Codes(4, 32), Codes(4, 32, rows=True)
@@ -29,6 +29,8 @@ def lowered(gemma):
 
 
 def packed(weight):
+    if weight.bits == 8:
+        return weight.codes.numpy().tobytes()
     halves = (weight.codes + 8).to(torch.uint8)
     return (halves[:, 1::2] << 4 | halves[:, ::2]).numpy().tobytes()
 
@@ -59,6 +61,18 @@ class TestCodes:
             single = model.feed([token])
         assert np.abs(chunks - single).max() < 1e-3
 
+    def test_our_output_layer_gives_what_xnnpacks_gives(self, coded):
+        """The wheel's own runtime has `forward` alone; the same whole numbers, added in another order."""
+        from executorch.extension.pybindings import _C as binding
+
+        data, ours = coded[1], load_model(coded[1], "executorch")
+        module = binding._load_for_executorch_from_buffer(data)
+        assert {"forward", "prefill", "step"} < set(module.method_names())
+        for position, token in enumerate(TOKENS):
+            given = (torch.tensor([[token]]), torch.tensor([position]))
+            stock = module.run_method("forward", given)[0].numpy()[0]
+            assert np.abs(ours.feed([token]) - stock).max() < 1e-5 * np.ptp(stock)
+
     def test_ctrl_c_in_a_terminal_does_not_end_the_process_that_computes(self, coded):
         model = load_model(coded[1], "executorch")
         before = model.feed(TOKENS[:5])
@@ -78,7 +92,8 @@ class TestCodes:
     def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
         gemma, data, _ = coded
         assert data.count(packed(gemma.model.embed_tokens.tensor.weight)) == 1
-        assert not any(tensor.weight.codes.numpy().tobytes() in data for tensor in held(gemma).values())
+        weights = [tensor.weight for tensor in held(gemma).values()]
+        assert not any(each.codes.numpy().tobytes() in data for each in weights if each.bits == 4)
 
     def test_each_layer_is_one_subgraph_more(self, coded):
         """The keys and values are written between two of them; a norm or a rotation cuts none."""
@@ -163,6 +178,21 @@ def test_float_logits_are_those_of_eager_torch_past_several_windows():
     model = load_model(lowered(gemma).data, "executorch")
     found = np.stack([model.feed([token]) for token in TOKENS])
     assert np.abs(found - eager(gemma)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("codes", "tied", "names"),
+    [
+        (BLOCKS, True, {"gemma.lm_head"}),
+        (MIXED, True, {"gemma.lm_head"}),
+        (BLOCKS, False, set()),
+        (Codes(4, 0), True, set()),
+        (Codes(8, 0), True, set()),
+        (None, True, set()),
+    ],
+)
+def test_our_output_layer_is_for_int4_blocks_that_the_embedding_shares(codes, tied, names):
+    assert _ours(Stateful(network(codes, tied), FACTS.context, FACTS.chunk)) == names
 
 
 def test_what_xnnpack_does_not_have_is_refused():
