@@ -57,6 +57,7 @@ class Runner:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }  # fmt: skip
         try:
+            _check_whole(data)
             core = self._openvino.Core()
             self.model = core.compile_model(core.read_model(data), "CPU", asked)
             self.input = _info(self.model.input(0))
@@ -98,6 +99,40 @@ class Runner:
                 f"the model takes {dtype} {shape} and stops on {x.dtype} {x.shape}", where=self._where
             ) from error
         return self._request.infer
+
+
+def _check_whole(data: bytes) -> None:
+    """Refuses a file that is cut off: OpenVINO computes with what is left of it.
+
+    The fields of a protobuf message have a tag and, these of a model all but numbers, a length. The last one
+    that is written is the version of the operators (field 8).
+
+    Raises:
+        ValueError, IndexError: a field goes on where the file ends, or that one is not there.
+    """
+    at, fields = 0, set()
+
+    def number() -> int:
+        nonlocal at
+        found = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            found |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return found
+
+    while at < len(data):
+        tag = number()
+        fields.add(tag >> 3)
+        kind = tag & 7
+        if kind == 0:
+            number()
+        else:
+            length = number() if kind == 2 else {1: 8, 5: 4}.get(kind, len(data))
+            at += length
+    if at > len(data) or 8 not in fields:
+        raise ValueError("cut off")
 
 
 def _info(described: Any) -> TensorInfo:
