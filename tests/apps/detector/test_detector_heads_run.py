@@ -57,7 +57,7 @@ def test_v8_heads_are_trained_pruned_squantized_and_proven_on_both_runtimes(tmp_
     recipe.write_text(RECIPE + whole)
     figures = proven(recipe, "map50")
     assert figures["fp32", "map50"] > 0.9 and figures["litert", "map50"] > 0.8
-    (bundle,) = tmp_path.rglob("bundle.paredown")
+    (bundle,) = tmp_path.rglob("host/bundle.paredown")
     image = cv2.imread(str(tmp_path / "images" / "test" / "00.png"))
     with paredown.load(bundle) as model:
         assert len(model.detect(image)) >= 1
