@@ -231,8 +231,12 @@ def test_float32_ships_on_this_machine_where_int8_is_slower(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("litert", "more"),
-    [(1.14, ()), (1.5, ("--set", "lower.allow_float=false"))],
-    ids=["within the spread", "not allowed"],
+    [
+        (1.14, ()),
+        (1.5, ("--set", "lower.allow_float=false")),
+        (1.5, ("--set", "budget.bundle_kib=900")),
+    ],
+    ids=["within the spread", "not allowed", "bytes are limited"],
 )
 def test_int8_ships_where_it_is_no_slower_for_sure(
     tiny: Tiny, tmp_path: Path, monkeypatch: Any, litert: float, more: tuple[str, ...]

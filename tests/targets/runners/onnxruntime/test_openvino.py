@@ -30,6 +30,14 @@ def test_an_input_of_another_shape_or_type_is_bad_input():
         runner.bound(np.zeros((1, 3, 8, 8), np.float32))
 
 
+def test_a_file_that_is_cut_off_anywhere_is_bad_input():
+    """OpenVINO itself takes some, which lack the operators' version or outputs."""
+    program = small_programs().int8["openvino"]
+    for lost in (1, 5, 6, 7, 30, 31, len(program) // 2):
+        with pytest.raises(InputError, match="truncated or damaged"):
+            load(program[:-lost])
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_bad_input_or_run(data):
