@@ -22,7 +22,7 @@ from pathlib import Path
 
 from record import Table, add_option
 
-TIMES, SECONDS = "bench", "history.json"
+TIMES, SECONDS = "bench", ("history.json", "ledger.json")
 
 
 def spent() -> float:
@@ -38,7 +38,7 @@ def made(store: Path) -> dict[str, str]:
         manifest = json.loads(path.read_bytes())
         if manifest["meta"]["stage"] != TIMES:
             for name, entry in manifest["files"].items():
-                if name != SECONDS:
+                if name not in SECONDS:
                     found[f"{manifest['key']}/{name}"] = entry["sha256"]
     return found
 
