@@ -103,9 +103,8 @@ def veto(
         return timing.million_instructions if emulated else timing.percentile(50)
 
     shipped, best = cost(""), ""
-    # from the last rewrite back to the first
-    for variant, times in ((ORIGINAL, NOISE), (FLOAT, WORTH))[: 2 if allow_float else 1]:
-        least = 1.0 if emulated else times  # counts are exact
+    # from the last rewrite back to the first; counts are exact
+    for variant, least in ((ORIGINAL, 1.0 if emulated else NOISE), (FLOAT, WORTH))[: 2 if allow_float else 1]:
         if runtime + variant in timings and cost(best) > least * cost(variant):
             best = variant
     return Veto(runtime, best, shipped, cost(best), unit) if best else None

@@ -252,7 +252,7 @@ class _Signatures(Protocol):
 
 
 def _signatures(path: Path, threads: int) -> _Signatures:
-    """By LiteRT's own interface, which works in one cache; where it is older, by the interpreter's."""
+    """By LiteRT's own interface, in one cache; by the slower interpreter where that cannot be imported."""
     try:
         from ai_edge_litert import compiled_model, options  # noqa: F401  (as old as the arguments used)
     except ImportError:

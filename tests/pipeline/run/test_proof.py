@@ -140,7 +140,10 @@ def test_counts_are_exact_and_times_are_not() -> None:
     assert found is not None and found.variant == "-fp32" and (found.cost, found.instead) == (3.0, 1.0)
     # nine runs are too few for a clock, and float32 is four times the bytes: a tenth of the time is worth it
     assert veto("litert", timings(3.0, 2.0, 1.0, runs=9), emulated=False) is None
-    assert veto("litert", timings(1.09, 9.0, 1.0), emulated=False) is None
+    for emulated in (False, True):
+        assert veto("litert", timings(1.09, 9.0, 1.0), emulated) is None
+        found = veto("litert", timings(1.11, 9.0, 1.0), emulated)
+        assert found is not None and found.variant == "-fp32"
 
 
 def test_the_local_machine_is_a_device_too(tiny: Tiny, tmp_path: Path) -> None:

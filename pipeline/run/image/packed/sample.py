@@ -57,8 +57,10 @@ def sample_bytes(job: ImageJob, data: Dataset) -> int:
     if not count:
         return 0
     members = sample_files(data, len(data), count, arrays_of(job.task), sample_licence(job))
-    listed = members.pop(MEMBER, b"")  # still without scores
-    return sum(map(len, members.values())) + len(zlib.compress(listed)) + SCORES if listed else 0
+    if not members:
+        return 0
+    listed = members.pop(MEMBER)  # still without scores
+    return sum(map(len, members.values())) + len(zlib.compress(listed)) + SCORES
 
 
 def _wanted(job: ImageJob) -> int:
