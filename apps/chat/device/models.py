@@ -7,9 +7,10 @@ import functools
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -194,8 +195,9 @@ class LitertModel(_Model):
         if len(head) < 16 or head[4:8] != b"TFL3":
             raise InputError("not a TFLite model (truncated or damaged?)", where=where or path)
         try:
+            engine = _engine()
             with quiet():
-                self._signatures = _signatures(path, threads)
+                self._signatures = engine(path, threads)
                 shapes = self._signatures.shapes
                 self.chunk = shapes["tokens"][1]
                 held = [shape[2] for name, shape in shapes.items() if name not in _GIVEN]
@@ -251,13 +253,15 @@ class _Signatures(Protocol):
         """Frees it."""
 
 
-def _signatures(path: Path, threads: int) -> _Signatures:
-    """By LiteRT's own interface, in one cache; by the slower interpreter where that cannot be imported."""
+def _engine() -> Callable[[Path, int], _Signatures]:
+    """LiteRT's own interface, in one cache; the slower interpreter where that cannot be imported."""
     try:
-        from ai_edge_litert import compiled_model, options  # noqa: F401  (as old as the arguments used)
-    except ImportError:
-        return _Interpreted(path, threads)
-    return _Compiled(path, threads)
+        with quiet():
+            from ai_edge_litert import compiled_model, options  # noqa: F401  (as old as the arguments used)
+    except ImportError as error:
+        print(f"note: {error}: the slower interpreter of LiteRT answers", file=sys.stderr)
+        return _Interpreted
+    return _Compiled
 
 
 class _Compiled:

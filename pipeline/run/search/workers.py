@@ -19,14 +19,15 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from paredown.pipeline.recipe.schema import Recipe
 from paredown.pipeline.run.run import STORE, Run
-from paredown.pipeline.run.search.sharing import Sharing
+from paredown.pipeline.run.search.sharing import BusyError, Sharing
 from paredown.pipeline.store.event import Event
 from paredown.pipeline.store.shared.shared import open_shared
 from paredown.targets.cards.card import Target
@@ -49,6 +50,7 @@ class Work:
         device: that proves it; None = this machine alone.
         limit: test images that are scored there at most.
         shared: URL of the store that machines share; None = there is none.
+        patient: whether it waits for another worker's training; else it is `busy`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Work:
     device: str | None = None
     limit: int | None = None
     shared: str | None = None
+    patient: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Outcome:
         seconds: of the whole run.
         error: why there is no result; empty where there is one.
         code: the exit code that the error has.
+        busy: it stopped before a stage for which it would have waited for long.
     """
 
     built: int = 0
@@ -78,9 +82,16 @@ class Outcome:
     seconds: float = 0.0
     error: str = ""
     code: int = 0
+    busy: bool = False
+
+    def after(self, before: Outcome) -> Outcome:
+        """Both tries of one run: what the first built is there for the second."""
+        return replace(
+            self, built=before.built + self.built, reused=max(0, self.reused - before.built),
+            seconds=round(before.seconds + self.seconds, 1),
+        )  # fmt: skip
 
 
-_Waiting = queue.SimpleQueue[int]
 _Told = queue.SimpleQueue[tuple[int, Event | Outcome]]
 #: Hears of an event of a piece of work, by its number.
 Hear = Callable[[int, Event], None]
@@ -112,20 +123,56 @@ def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
     def said(line: str) -> None:
         tell(Event("shared store", "done", None, line))
 
-    began, error, code = time.perf_counter(), "", 0
+    began, error, code, busy = time.perf_counter(), "", 0, False
     try:
         shared = None if work.shared is None else open_shared(work.shared, said, strict=False)
         run = Run(
             work.name, work.recipe, work.target, work.root, smoke=work.smoke, device=work.device,
-            device_limit=work.limit, tell=heard, around=Sharing(work.root / STORE).around, shared=shared,
+            device_limit=work.limit, tell=heard, shared=shared,
+            around=Sharing(work.root / STORE, patient=work.patient).around,
         )  # fmt: skip
         run.execute()
+    except BusyError:
+        busy = True
+        tell(Event("put off", "done", None, "another run's long stage has to end first"))
     except ParedownError as found:
         error, code = str(found), found.exit_code
     except Exception as found:  # a bug of ours or of the user's own code: the other points go on
         traceback.print_exc()
         error, code = f"{type(found).__name__}: {found}", 1
-    return Outcome(counts["done"], counts["reused"], round(time.perf_counter() - began, 1), error, code)
+    seconds = round(time.perf_counter() - began, 1)
+    return Outcome(counts["done"], counts["reused"], seconds, error, code, busy)
+
+
+class _Waiting:
+    """Pieces of work that nobody does yet. One that is busy goes to the end.
+
+    Args:
+        count: how many there are.
+        alone: whether one worker does all, who then waits for no other.
+    """
+
+    def __init__(self, count: int, alone: bool) -> None:
+        self._numbers, self._before = deque(range(count)), dict[int, Outcome]()
+        self._alone, self._vain, self._lock = alone, 0, threading.Lock()
+
+    def take(self) -> tuple[int, bool] | None:
+        """The next, and whether it is patient: all that wait have been tried since anything was built."""
+        with self._lock:
+            if not self._numbers:
+                return None
+            return self._numbers.popleft(), self._alone or self._vain > len(self._numbers)
+
+    def give(self, number: int, outcome: Outcome) -> Outcome | None:
+        """Hears how it went; None where it is busy, and waits again."""
+        with self._lock:
+            self._vain = self._vain + 1 if outcome.busy and not outcome.built else 0
+            outcome = outcome.after(self._before.pop(number, Outcome()))
+            if not outcome.busy:
+                return outcome
+            self._numbers.append(number)
+            self._before[number] = outcome
+            return None
 
 
 class LocalWorkers:
@@ -142,9 +189,7 @@ class LocalWorkers:
 
     def outcomes(self, works: Sequence[Work], hear: Hear) -> Iterator[tuple[int, Outcome]]:
         """See `Executor`."""
-        waiting: _Waiting = queue.SimpleQueue()
-        for number in range(len(works)):
-            waiting.put(number)
+        waiting = _Waiting(len(works), alone=self._jobs == 1)
         told: _Told = queue.SimpleQueue()
         threads = [
             threading.Thread(target=self._feed, args=(lane, works, waiting, told), daemon=True)
@@ -173,21 +218,23 @@ class LocalWorkers:
         """What a thread does for its worker."""
         worker: subprocess.Popen[bytes] | None = None
         while not self._ended:
-            try:
-                number = waiting.get_nowait()
-            except queue.Empty:
+            taken = waiting.take()
+            if taken is None:
                 break
+            number, work = taken[0], replace(works[taken[0]], patient=taken[1])
             ends: list[str] = []
             outcome = None
             while outcome is None and len(ends) < TRIES:
                 worker = worker or self._start(lane)
                 if worker is None:
                     return
-                outcome = ask(worker, works[number], functools.partial(_tell, told, number))
+                outcome = ask(worker, work, functools.partial(_tell, told, number))
                 if outcome is None:
                     ends.append(ended(worker.wait()))
                     worker = None
-            told.put((number, outcome or died(ends)))
+            outcome = waiting.give(number, outcome or died(ends))
+            if outcome is not None:
+                told.put((number, outcome))
         if worker is not None:
             worker.kill()
             worker.wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import ai_edge_litert
 import numpy as np
 import pytest
 import torch
@@ -74,6 +77,17 @@ def test_a_text_is_read_alike_through_either_interface(whole, engine, tmp_path):
         for key in {"decode", f"decode_{REACH}"} & set(signatures.keys):
             assert np.abs(signatures.run(key, *given) - expected[place]).max() < 1e-3
     signatures.close()
+
+
+def test_where_the_faster_interface_is_missing_the_slower_one_answers_and_says_so(whole, monkeypatch, capfd):
+    gemma, data = whole
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.compiled_model", None)
+    monkeypatch.delattr(ai_edge_litert, "compiled_model", raising=False)
+    model = load_model(data, "litert")
+    found, expected = model.feed(TOKENS[:9]), eager(gemma)[8]
+    assert np.abs(found - expected).max() < 1e-3
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and notes[0].endswith("the slower interpreter of LiteRT answers")
 
 
 def test_what_is_read_without_logits_counts_as_read(whole):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paredown.pipeline.run.search.sharing import Sharing
+import pytest
+
+from paredown.pipeline.run.search.sharing import BusyError, Sharing
 from paredown.pipeline.store.stage import Stage
 
 
@@ -81,6 +83,42 @@ def test_a_killed_process_gives_its_locks_back(tmp_path):
     assert second.inside.wait(30)
     second.end()
     first.process.join(30)
+
+
+def test_who_is_not_patient_waits_for_no_training(tmp_path):
+    training = Other(tmp_path, "squantize", 1)
+    assert training.inside.wait(30)
+    hurried = Sharing(tmp_path, patient=False)
+    for name, number in (("squantize", 1), ("bench", 0)):
+        with pytest.raises(BusyError), hurried.around(stage(name, number)):
+            pytest.fail("it went in")
+    for name, number in (("squantize", 2), ("integer", 1)):  # another training, and what needs no quiet
+        with hurried.around(stage(name, number)):
+            pass
+    training.end()
+    for name, number in (("squantize", 1), ("bench", 0)):
+        with hurried.around(stage(name, number)):
+            pass
+
+
+def test_who_is_not_patient_waits_for_what_is_short(tmp_path):
+    first = Other(tmp_path, "integer", 1)
+    assert first.inside.wait(30)
+    context = multiprocessing.get_context("fork")
+    went = context.Event()
+
+    def wait() -> None:
+        with Sharing(tmp_path, patient=False).around(stage("integer", 1)):
+            went.set()
+
+    second = context.Process(target=wait)
+    second.start()
+    while not blocked(second.pid):
+        time.sleep(0.01)
+    assert not went.is_set()
+    first.end()
+    assert went.wait(30)
+    second.join(30)
 
 
 def blocked(pid: int | None) -> bool:

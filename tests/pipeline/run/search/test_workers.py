@@ -11,7 +11,7 @@ import pytest
 from tiny_project import ROOT
 
 from paredown.pipeline.run.search import workers
-from paredown.pipeline.run.search.workers import LocalWorkers, Outcome, Work
+from paredown.pipeline.run.search.workers import LocalWorkers, Outcome, Work, _Waiting
 from paredown.pipeline.store.event import Event
 
 #: Stands for a worker: tells an event, dies as often as the work's name says, then answers.
@@ -55,6 +55,27 @@ def test_outcomes_and_events_come_back_and_a_killed_worker_is_replaced(folder, j
     assert found[2] == Outcome(error="its worker was killed (SIGKILL) and again was killed (SIGKILL)", code=1)
     assert {(number, event.detail) for number, event in heard} == set(enumerate("a b-1 c-2 d".split()))
     assert [number for number, _ in heard].count(2) == 2, "it was tried twice, and not a third time"
+
+
+def test_busy_work_comes_back_and_waits_when_nothing_else_is_left():
+    waiting, busy = _Waiting(3, alone=False), Outcome(busy=True)
+    assert waiting.take() == (0, False)  # another worker trains in it
+    assert waiting.take() == (1, False)
+    assert waiting.give(1, Outcome(built=2, reused=5, seconds=1.0, busy=True)) is None
+    assert waiting.take() == (2, False)
+    assert waiting.give(2, busy) is None
+    assert waiting.take() == (1, False), "something was built since: it may go on"
+    assert waiting.give(1, busy) is None
+    assert waiting.take() == (2, True), "all have been tried in vain"
+    assert waiting.give(2, Outcome(built=1, reused=7)) == Outcome(built=1, reused=7)
+    assert waiting.take() == (1, False)
+    assert waiting.give(1, Outcome(built=3, reused=9, seconds=2.0)) == Outcome(5, 7, 3.0)
+    assert waiting.take() is None
+
+
+def test_a_single_worker_is_always_patient():
+    waiting = _Waiting(2, alone=True)
+    assert [waiting.take(), waiting.take(), waiting.take()] == [(0, True), (1, True), None]
 
 
 def test_workers_end_with_the_one_who_asked(folder):
