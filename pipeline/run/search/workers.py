@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -147,30 +148,38 @@ def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
 class _Waiting:
     """Pieces of work that nobody does yet. One that is busy goes to the end.
 
+    Neighbours share the most, a training too. So each worker has a part of them, and takes from the end of
+    the longest one when its own is done.
+
     Args:
         count: how many there are.
-        alone: whether one worker does all, who then waits for no other.
+        workers: how many do them; a single one waits for no other.
     """
 
-    def __init__(self, count: int, alone: bool) -> None:
-        self._numbers, self._before = deque(range(count)), dict[int, Outcome]()
-        self._alone, self._vain, self._lock = alone, 0, threading.Lock()
+    def __init__(self, count: int, workers: int) -> None:
+        ends = [count * part // workers for part in range(workers + 1)]
+        self._parts = [deque(range(*each)) for each in itertools.pairwise(ends)]
+        self._before = dict[int, Outcome]()
+        self._vain, self._lock = 0, threading.Lock()
 
-    def take(self) -> tuple[int, bool] | None:
+    def take(self, worker: int) -> tuple[int, bool] | None:
         """The next, and whether it is patient: all that wait have been tried since anything was built."""
         with self._lock:
-            if not self._numbers:
+            mine, longest = self._parts[worker], max(self._parts, key=len)
+            if not longest:
                 return None
-            return self._numbers.popleft(), self._alone or self._vain > len(self._numbers)
+            number = mine.popleft() if mine else longest.pop()
+            left = sum(len(part) for part in self._parts)
+            return number, len(self._parts) == 1 or self._vain > left
 
-    def give(self, number: int, outcome: Outcome) -> Outcome | None:
+    def give(self, worker: int, number: int, outcome: Outcome) -> Outcome | None:
         """Hears how it went; None where it is busy, and waits again."""
         with self._lock:
             self._vain = self._vain + 1 if outcome.busy and not outcome.built else 0
             outcome = outcome.after(self._before.pop(number, Outcome()))
             if not outcome.busy:
                 return outcome
-            self._numbers.append(number)
+            self._parts[worker].append(number)
             self._before[number] = outcome
             return None
 
@@ -189,11 +198,12 @@ class LocalWorkers:
 
     def outcomes(self, works: Sequence[Work], hear: Hear) -> Iterator[tuple[int, Outcome]]:
         """See `Executor`."""
-        waiting = _Waiting(len(works), alone=self._jobs == 1)
+        lanes = max(1, min(self._jobs, len(works)))
+        waiting = _Waiting(len(works), lanes)
         told: _Told = queue.SimpleQueue()
         threads = [
             threading.Thread(target=self._feed, args=(lane, works, waiting, told), daemon=True)
-            for lane in range(min(self._jobs, len(works)))
+            for lane in range(lanes)
         ]
         for thread in threads:
             thread.start()
@@ -218,7 +228,7 @@ class LocalWorkers:
         """What a thread does for its worker."""
         worker: subprocess.Popen[bytes] | None = None
         while not self._ended:
-            taken = waiting.take()
+            taken = waiting.take(lane)
             if taken is None:
                 break
             number, work = taken[0], replace(works[taken[0]], patient=taken[1])
@@ -232,7 +242,7 @@ class LocalWorkers:
                 if outcome is None:
                     ends.append(ended(worker.wait()))
                     worker = None
-            outcome = waiting.give(number, outcome or died(ends))
+            outcome = waiting.give(lane, number, outcome or died(ends))
             if outcome is not None:
                 told.put((number, outcome))
         if worker is not None:

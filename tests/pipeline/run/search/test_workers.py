@@ -58,24 +58,30 @@ def test_outcomes_and_events_come_back_and_a_killed_worker_is_replaced(folder, j
 
 
 def test_busy_work_comes_back_and_waits_when_nothing_else_is_left():
-    waiting, busy = _Waiting(3, alone=False), Outcome(busy=True)
-    assert waiting.take() == (0, False)  # another worker trains in it
-    assert waiting.take() == (1, False)
-    assert waiting.give(1, Outcome(built=2, reused=5, seconds=1.0, busy=True)) is None
-    assert waiting.take() == (2, False)
-    assert waiting.give(2, busy) is None
-    assert waiting.take() == (1, False), "something was built since: it may go on"
-    assert waiting.give(1, busy) is None
-    assert waiting.take() == (2, True), "all have been tried in vain"
-    assert waiting.give(2, Outcome(built=1, reused=7)) == Outcome(built=1, reused=7)
-    assert waiting.take() == (1, False)
-    assert waiting.give(1, Outcome(built=3, reused=9, seconds=2.0)) == Outcome(5, 7, 3.0)
-    assert waiting.take() is None
+    waiting, busy = _Waiting(4, workers=2), Outcome(busy=True)
+    assert waiting.take(0) == (0, False)
+    assert waiting.take(1) == (2, False), "each has a part of its own"
+    assert waiting.give(1, 2, Outcome(built=2, reused=5, seconds=1.0, busy=True)) is None
+    assert waiting.take(1) == (3, False)
+    assert waiting.give(1, 3, busy) is None
+    assert waiting.take(1) == (2, False), "something was built since: it may go on"
+    assert waiting.give(1, 2, busy) is None
+    assert waiting.take(1) == (3, False)
+    assert waiting.give(1, 3, busy) is None
+    assert waiting.take(1) == (2, True), "all have been tried in vain"
+    assert waiting.give(1, 2, Outcome(built=1, reused=7)) == Outcome(3, 5, 1.0)
+    assert waiting.take(1) == (3, False)
+    assert waiting.give(1, 3, Outcome(built=1)) == Outcome(built=1)
+    assert waiting.take(1) == (1, False), "the other's last, when its own are done"
+    assert waiting.give(1, 1, Outcome()) == Outcome()
+    assert waiting.take(1) is None
+    assert waiting.give(0, 0, Outcome()) == Outcome()
+    assert waiting.take(0) is None
 
 
 def test_a_single_worker_is_always_patient():
-    waiting = _Waiting(2, alone=True)
-    assert [waiting.take(), waiting.take(), waiting.take()] == [(0, True), (1, True), None]
+    waiting = _Waiting(2, workers=1)
+    assert [waiting.take(0), waiting.take(0), waiting.take(0)] == [(0, True), (1, True), None]
 
 
 def test_workers_end_with_the_one_who_asked(folder):
