@@ -11,7 +11,7 @@ from paredown.targets.cards.card import load_card
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 YOLO = SHARED / "yololite-yolov2"
-CASES = ("digits", "yolo", "resnet20", "resnet56", "mobilenet")
+CASES = ("digits", "yolo", "resnet20", "resnet32", "resnet56", "mobilenet")
 
 
 def data(case: str, made: Path) -> list[str]:

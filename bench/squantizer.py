@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import CASES, data, make_run
+from cases import data, make_run
 from record import Table, add_option
 
 from paredown.pipeline.bundle.packed.packing import pack_program
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=tuple(USUAL))
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE[,VALUE...]")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--runs", type=Path, default=None)

@@ -88,7 +88,7 @@ def ours(integer: IntegerGraph, name: str) -> tuple[Runner, int]:
     return Runner(run), len(lowered.data)
 
 
-def executorch_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> tuple[Runner, int]:
+def executorch_program(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> bytes:
     """Prepare, calibrate and convert with XNNPACKQuantizer, as ExecuTorch's manual has it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -96,7 +96,6 @@ def executorch_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) ->
         get_symmetric_quantization_config,
     )
     from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     x = torch.zeros(shape)
@@ -106,7 +105,15 @@ def executorch_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) ->
         for each in given:
             prepared(each[None])
     exported = torch.export.export(convert_pt2e(prepared), (x,))
-    data = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    return bytes(lowered.buffer)
+
+
+def executorch_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> tuple[Runner, int]:
+    """It on ExecuTorch's runtime."""
+    from executorch.runtime import Runtime
+
+    data = executorch_program(network, shape, given)
     program = Runtime.get().load_program(data)
     method = program.load_method("forward")
 
@@ -116,10 +123,9 @@ def executorch_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) ->
     return Runner(run, data, program), len(data)  # the runtime does not own the bytes
 
 
-def ai_edge_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> tuple[Runner, int]:
+def ai_edge_program(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> bytes:
     """A float .tflite of litert_torch, statically quantized to int8 weights and activations."""
     import litert_torch
-    from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
 
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +135,14 @@ def ai_edge_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> tu
         tool.load_quantization_recipe(recipe.static_wi8_ai8())
         found = tool.calibrate({"serving_default": [{"args_0": each[None].numpy()} for each in given]})
         tool.quantize(found).export_model(str(made), overwrite=True)
-        data = made.read_bytes()
+        return made.read_bytes()
+
+
+def ai_edge_ptq(network: nn.Module, shape: tuple[int, ...], given: Tensor) -> tuple[Runner, int]:
+    """It on LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    data = ai_edge_program(network, shape, given)
     interpreter = Interpreter(model_content=data, num_threads=1)
     interpreter.allocate_tensors()
     (source_tensor,) = interpreter.get_input_details()
