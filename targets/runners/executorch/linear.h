@@ -1,9 +1,8 @@
 // A linear layer on codes of 4 or 8 bits, for one token or a chunk of them.
 //
 // XNNPACK's kernel for blocks waits for its own arithmetic on AVX2; for one token this one waits for memory. It takes
-// the codes as they lie in the file, keeps nothing beside them but a sum of each row, and computes what XNNPACK does:
-// inputs rounded to int8 with a scale and a zero point per token, whole numbers within a block or a row, float32
-// across blocks.
+// the codes as they lie in the file, packs nothing, and computes what XNNPACK does: inputs rounded to int8 with a
+// scale and a zero point per token, whole numbers within a block or a row, float32 across blocks.
 
 #pragma once
 
@@ -14,8 +13,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <map>
-#include <utility>
 #include <vector>
 
 namespace linear {
@@ -32,7 +29,6 @@ struct Matrix {
   const uint8_t* codes;
   const void* scales;
   int64_t width;
-  const float* sums = nullptr;  // of a row's weights, blocks
 
   const uint16_t* block_scales(int64_t row) const {
     return static_cast<const uint16_t*>(scales) + row * (width / kBlock);
@@ -86,6 +82,7 @@ KERNEL_TARGET inline __m256i sums_of(__m256i codes) {
   return _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
 }
 
+// Rounds (tokens, width). The eights are those of the codes less the zero point.
 KERNEL_TARGET inline Inputs rounded(const float* x, int64_t tokens, int64_t width, Kind kind) {
   const bool halves = kind != Kind::kRows8, blocks = kind == Kind::kBlocks;
   Inputs found{width, std::vector<int8_t>(tokens * width), std::vector<int32_t>(blocks ? tokens * width / 8 : 0),
@@ -102,7 +99,10 @@ KERNEL_TARGET inline Inputs rounded(const float* x, int64_t tokens, int64_t widt
       for (int half = 0; half < 2; ++half) {
         const int32_t sum = kernel::total(sums_of(both[half]));
         found.sums[token] += sum;
-        if (blocks) found.eights[(token * width + i) / 8 + 4 * half] = -8 * sum;
+        if (blocks) {
+          const int32_t less = static_cast<int32_t>(kBlock) * found.zeros[token];
+          found.eights[(token * width + i) / 8 + 4 * half] = -8 * (sum - less);
+        }
       }
       if (halves) {  // even places of the first block and of the second, then the odd ones
         for (auto& each : both) each = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(each, apart), 0xd8);
@@ -121,32 +121,45 @@ KERNEL_TARGET inline Inputs rounded(const float* x, int64_t tokens, int64_t widt
 KERNEL_TARGET inline __m256 pair_of_scales(const uint16_t* scale) {
   int32_t two;
   std::memcpy(&two, scale, sizeof two);
-  const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,  //
-                                          -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), places));
+  const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), high = _mm256_set1_epi32(0xffff0000);
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(_mm256_set1_epi32(two), up), high));
 }
 
-// The sum of a row's weights, blocks: what its outputs have too much for each unit of a token's zero point.
-KERNEL_TARGET inline float sum_of_row(const Matrix& matrix, int64_t row) {
-  const __m256i half = _mm256_set1_epi8(15);
-  const uint8_t* code = matrix.codes + row * (matrix.width / 2);
-  __m256 sum = _mm256_setzero_ps();
-  for (int64_t block = 0; block < matrix.width / kBlock; block += 2) {
-    const __m256i both = kernel::load(code + block * 16);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-    const __m256i codes = sums_of(_mm256_add_epi8(_mm256_and_si256(both, half), odd));
-    const __m256i centred = _mm256_sub_epi32(codes, _mm256_set1_epi32(8 * 8));  // eight codes a lane
-    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(centred), pair_of_scales(matrix.block_scales(row) + block), sum);
+// One token, blocks: rows `first` to `last`. A byte has two codes, each plus 8, the first one in its lower half.
+KERNEL_TARGET inline void compute_blocks(const Inputs& x, const Matrix& matrix, int64_t first, int64_t last,
+                                         float* out) {
+  constexpr int kAhead = 2048;  // bytes: how far before they are used codes are asked for; measured
+  const int64_t bytes = matrix.width / 2, blocks = matrix.width / kBlock;
+  const __m256i half = _mm256_set1_epi8(15), bytes_of_one = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(x.zeros[0]));
+  for (int64_t row = first; row < last; ++row) {
+    const uint8_t* code = matrix.codes + row * bytes;
+    const uint16_t* scale = matrix.block_scales(row);
+    _mm_prefetch(reinterpret_cast<const char*>(scale) + kAhead / 8, _MM_HINT_T0);
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t block = 0; block < blocks; block += 2) {
+      _mm_prefetch(reinterpret_cast<const char*>(code) + block * 16 + kAhead, _MM_HINT_T0);
+      const int8_t* given = x.codes.data() + block * kBlock;
+      const __m256i both = kernel::load(code + block * 16);
+      const __m256i even = _mm256_and_si256(both, half);
+      const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
+      // 15 * 128 * 4 and the zero point's share are within 16 bits together
+      __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(given)),
+                                          _mm256_maddubs_epi16(odd, kernel::load(given + kBlock)));
+      const __m256i plain = _mm256_maddubs_epi16(_mm256_add_epi8(even, odd), bytes_of_one);
+      products = _mm256_sub_epi16(products, _mm256_mullo_epi16(plain, zero));
+      const __m256i eights = kernel::load(x.eights.data() + block * 4);
+      const __m256i sums = _mm256_add_epi32(_mm256_madd_epi16(products, ones), eights);
+      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), pair_of_scales(scale + block), sum);
+    }
+    out[row] = kernel::total(sum) * x.scales[0];
   }
-  return kernel::total(sum);
 }
 
-// Of a row, the outputs of `count` tokens from `token` on, blocks. A byte has two codes, each plus 8, the first one in
-// its lower half.
+// Of a row, the outputs of `count` tokens from `token` on, blocks.
 template <int count>
 KERNEL_TARGET inline void row_of_blocks(const Inputs& x, const Matrix& matrix, int64_t row, int64_t token, float* out,
                                         int64_t rows) {
-  constexpr int kAhead = 2048;  // bytes: how far before they are used codes are asked for; measured
   const int64_t width = matrix.width, blocks = width / kBlock;
   const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   const uint8_t* code = matrix.codes + row * (width / 2);
@@ -156,18 +169,19 @@ KERNEL_TARGET inline void row_of_blocks(const Inputs& x, const Matrix& matrix, i
   __m256 sums[count];
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) sums[i] = _mm256_setzero_ps();
-  _mm_prefetch(reinterpret_cast<const char*>(scale) + kAhead / 8, _MM_HINT_T0);
   for (int64_t block = 0; block < blocks; block += 2) {
-    _mm_prefetch(reinterpret_cast<const char*>(code) + block * 16 + kAhead, _MM_HINT_T0);
     const __m256i both = kernel::load(code + block * 16);
     const __m256i even = _mm256_and_si256(both, half);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
     const __m256 scales = pair_of_scales(scale + block);
+    const __m256i plain = _mm256_maddubs_epi16(_mm256_add_epi8(even, odd), _mm256_set1_epi8(1));
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const int8_t* its = given + i * width + block * kBlock;
-      const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(its)),
-                                                _mm256_maddubs_epi16(odd, kernel::load(its + kBlock)));
+      __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(its)),
+                                          _mm256_maddubs_epi16(odd, kernel::load(its + kBlock)));
+      const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(x.zeros[token + i]));  // exact: floats would cancel
+      products = _mm256_sub_epi16(products, _mm256_mullo_epi16(plain, zero));
       const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(products, ones),
                                              kernel::load(eights + i * (width / 8) + block * 4));
       sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scales, sums[i]);
@@ -176,45 +190,11 @@ KERNEL_TARGET inline void row_of_blocks(const Inputs& x, const Matrix& matrix, i
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
     const int64_t at = token + i;
-    out[at * rows + row] = (kernel::total(sums[i]) - matrix.sums[row] * static_cast<float>(x.zeros[at])) * x.scales[at];
+    out[at * rows + row] = kernel::total(sums[i]) * x.scales[at];
   }
 }
 
-// Of one token the outputs of four rows, blocks: a row by itself would wait for its own sum.
-KERNEL_TARGET inline void four_rows_of_blocks(const Inputs& x, const Matrix& matrix, int64_t row, float* out) {
-  constexpr int kAhead = 2048;
-  const int64_t width = matrix.width, bytes = width / 2, blocks = width / kBlock;
-  const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  const uint8_t* code = matrix.codes + row * bytes;
-  const uint16_t* scale = matrix.block_scales(row);
-  __m256 sums[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) sums[i] = _mm256_setzero_ps();
-  for (int64_t block = 0; block < blocks; block += 2) {
-    const __m256i first = kernel::load(x.codes.data() + block * kBlock);
-    const __m256i second = kernel::load(x.codes.data() + (block + 1) * kBlock);
-    const __m256i eights = kernel::load(x.eights.data() + block * 4);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const uint8_t* its = code + i * bytes + block * 16;
-      _mm_prefetch(reinterpret_cast<const char*>(its) + kAhead, _MM_HINT_T0);
-      const __m256i both = kernel::load(its);
-      const __m256i even = _mm256_and_si256(both, half);
-      const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-      const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, first), _mm256_maddubs_epi16(odd, second));
-      const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(products, ones), eights);
-      const __m256 scales = pair_of_scales(scale + i * blocks + block);
-      sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scales, sums[i]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const float much = matrix.sums[row + i] * static_cast<float>(x.zeros[0]);
-    out[row + i] = (kernel::total(sums[i]) - much) * x.scales[0];
-  }
-}
-
-// The same as `row_of_blocks` with a scale per row.
+// The same with a scale per row.
 template <int count, Kind kind>
 KERNEL_TARGET inline void row_of_whole(const Inputs& x, const Matrix& matrix, int64_t row, int64_t token, float* out,
                                        int64_t rows) {
@@ -271,9 +251,7 @@ KERNEL_TARGET inline void row_of(Kind kind, const Inputs& x, const Matrix& matri
 KERNEL_TARGET inline void compute(Kind kind, const Inputs& x, const Matrix& matrix, int64_t first, int64_t last,
                                   int64_t rows, float* out) {
   const auto tokens = static_cast<int64_t>(x.scales.size());
-  if (tokens == 1 && kind == Kind::kBlocks) {
-    for (; first + 4 <= last; first += 4) four_rows_of_blocks(x, matrix, first, out);
-  }
+  if (tokens == 1 && kind == Kind::kBlocks) return compute_blocks(x, matrix, first, last, out);
   for (int64_t some = first; some < last; some += kRows) {
     const int64_t end = std::min(last, some + kRows);
     int64_t token = 0;
@@ -286,19 +264,8 @@ KERNEL_TARGET inline void compute(Kind kind, const Inputs& x, const Matrix& matr
   }
 }
 
-// Of all rows, worked out once for a matrix: its codes stay where they are as long as the process lasts.
-KERNEL_TARGET inline const float* sums_of_rows(const Matrix& matrix, int64_t rows) {
-  static std::map<std::pair<const uint8_t*, int64_t>, std::vector<float>> known;
-  auto& sums = known[{matrix.codes, rows}];
-  if (sums.empty()) {
-    for (int64_t row = 0; row < rows; ++row) sums.push_back(sum_of_row(matrix, row));
-  }
-  return sums.data();
-}
-
 #else
 
-inline const float* sums_of_rows(const Matrix&, int64_t) { return nullptr; }
 inline Inputs rounded(const float*, int64_t, int64_t, Kind) { return {}; }
 inline void compute(Kind, const Inputs&, const Matrix&, int64_t, int64_t, int64_t, float*) {}
 
@@ -323,8 +290,7 @@ inline void call(kernel::Context& context, kernel::Stack stack) {
           out.numel() == rows * tokens && codes.numel() == rows * width / (halves ? 2 : 1) &&
           scales.numel() == rows * (blocks ? width / kBlock : 1);
   if (!right) return context.fail(executorch::runtime::Error::InvalidArgument);
-  Matrix matrix{static_cast<const uint8_t*>(codes.const_data_ptr()), scales.const_data_ptr(), width};
-  if (blocks) matrix.sums = sums_of_rows(matrix, rows);
+  const Matrix matrix{static_cast<const uint8_t*>(codes.const_data_ptr()), scales.const_data_ptr(), width};
   const Inputs inputs = rounded(x.const_data_ptr<float>(), tokens, width, kind);
   auto* to = out.mutable_data_ptr<float>();
   const auto part = [&](int64_t from, int64_t end) { compute(kind, inputs, matrix, from, end, rows, to); };
