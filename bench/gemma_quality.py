@@ -64,14 +64,14 @@ class Bench:
         recipe: of all variants.
         judge: a task with the test's windows.
         work: where everything stays.
-        budget: MiB of mixed codes.
+        budgets: MiB of mixed codes, by the row's name; "" for rows without one of their own.
         table: takes the rows.
     """
 
     recipe: Recipe
     judge: LanguageTask
     work: Path
-    budget: float
+    budgets: Mapping[str, float]
     table: Table
 
     def int8(self) -> Codes:
@@ -86,8 +86,12 @@ class Bench:
         """By the recipe's rounding."""
         return self._rounded()
 
-    def mixed(self, **changes: Any) -> Codes:
-        """Int8 where it helps most, within the budget."""
+    def budget(self, name: str) -> float:
+        """MiB of a row's mixed codes."""
+        return self.budgets.get(name, self.budgets[""])
+
+    def mixed(self, name: str = "mixed", **changes: Any) -> Codes:
+        """Int8 where it helps most, within the row's budget."""
         language = self.language(**changes)
         blocks = f"{language.block_of(True)}-{language.block_of(False)}"
         path = self.work / f"sensitivity-{blocks}.json"
@@ -95,7 +99,7 @@ class Bench:
         bits = recipe_bits(task, network, language)
         if not path.exists():
             write_json(path, measure_loss(task, network, bits, language, _tick))
-        return self._rounded(mix(read_json(path), bits, self.budget), **changes)
+        return self._rounded(mix(read_json(path), bits, self.budget(name)), **changes)
 
     def sparse(self) -> Codes:
         """SQuantizer's grid with 40 % zeros, within 4 bits."""
@@ -169,14 +173,23 @@ def compared(quality: Quality, whole: Quality) -> tuple[str, str, str]:
 
 def rows(bench: Bench, only: list[str]) -> None:
     """Prints a row per variant."""
-    within = f"int8 within {bench.budget:g} MiB, GPTQ"
+
+    def within(name: str) -> str:
+        return f"int8 within {bench.budget(name):g} MiB, GPTQ"
+
     makers: dict[str, tuple[str, Callable[[], Codes]]] = {
         "int8": ("int8", bench.int8),
         "nearest": ("int4, nearest", bench.nearest),
         "gptq": ("int4, GPTQ", bench.gptq),
-        "mixed": (f"int4 with {within}", bench.mixed),
-        "layers": (f"layers with a scale per row, {within}", lambda: bench.mixed(**CHANGED["layers"])),
-        "rows": (f"all with a scale per row, {within}", lambda: bench.mixed(**CHANGED["rows"])),
+        "mixed": (f"int4 with {within('mixed')}", bench.mixed),
+        "layers": (
+            f"layers with a scale per row, {within('layers')}",
+            lambda: bench.mixed("layers", **CHANGED["layers"]),
+        ),
+        "rows": (
+            f"all with a scale per row, {within('rows')}",
+            lambda: bench.mixed("rows", **CHANGED["rows"]),
+        ),
         "trained": (f"mixed after {bench.language().distil_steps} steps of training", bench.trained),
         "sparse": ("int4, 40 % zeros, GPTQ", bench.sparse),
     }
@@ -216,7 +229,12 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="text to calibrate and train on")
     parser.add_argument("--window", type=int, default=1024, help="tokens that are scored together")
     parser.add_argument("--windows", type=int, default=2, help="how many are scored")
-    parser.add_argument("--mib", type=float, default=152, help="budget of the mixed bits")
+    parser.add_argument(
+        "--mib",
+        action="append",
+        default=[],
+        help="budget of the mixed bits (152), or ROW=MIB; may be given again",
+    )
     parser.add_argument("--set", action="append", default=[], help="language.KEY=VALUE of the recipe")
     parser.add_argument("--only", action="append", default=[], help="a row by name; may be given again")
     parser.add_argument("--work", type=Path, required=True)
@@ -227,6 +245,10 @@ def main() -> None:
     if options.test:
         texts = (("test", options.test), ("calibration", options.calibration))
         wanted += ["data.format=text", *(f"data.{split}={path}" for split, path in texts)]
+    budgets = {"": 152.0}
+    for each in options.mib:
+        row, _, mib = each.rpartition("=")
+        budgets[row] = float(mib)
     name = "gemma3-tiny" if options.weights is None else "gemma3-270m"
     recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, *options.set])
     scored = {"window": options.window, "test_tokens": options.window * options.windows}
@@ -237,7 +259,7 @@ def main() -> None:
         table.note(f"{tokens:,} tokens scored, in windows of {options.window:,}.")
         drawn = len(draws(options.windows))
         table.note(f"Interval: {drawn:,} resamples of the windows, paired with float32.")
-        rows(Bench(recipe, load_language_task(judge), options.work, options.mib, table), options.only)
+        rows(Bench(recipe, load_language_task(judge), options.work, budgets, table), options.only)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ SOURCE = Path(__file__).with_name("executorch") / "run.cpp"
 #: Runs language models.
 LANGUAGE = Path(__file__).with_name("executorch") / "language.cpp"
 #: What they include.
-HEADERS = tuple(Path(__file__).with_name("executorch") / f"{name}.h" for name in ("runner", "output_layer"))
+HEADERS = tuple(
+    Path(__file__).with_name("executorch") / f"{name}.h"
+    for name in ("runner", "operators", "kernel", "linear", "attention")
+)
 #: The wheel for a foreign architecture with its sha256, in pip's words.
 WHEELS = Path(__file__).with_name("executorch") / "wheels.txt"
 LIBRARIES = (

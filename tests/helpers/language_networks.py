@@ -40,9 +40,9 @@ class Codes:
         return Codes(8 if "v_proj" in name else self.bits, 0)
 
 
-def network(codes: Codes | None = None, tied: bool = True) -> Gemma:
+def network(codes: Codes | None = None, tied: bool = True, config: GemmaConfig = CONFIG) -> Gemma:
     torch.manual_seed(0)
-    made = Gemma(replace(CONFIG, tied=tied)).eval()
+    made = Gemma(replace(config, tied=tied)).eval()
     for name, parameter in made.named_parameters():  # of a norm; zeros would hide that they are added
         if "norm" in name:
             parameter.data.uniform_(-0.3, 0.3)

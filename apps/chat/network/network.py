@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from paredown.apps.chat.network.cache import Cache, Write, empty_cache, mask, slot_of
 from paredown.apps.chat.network.config import GemmaConfig
+from paredown.pipeline.lower.language.network import RingAttention
 
 #: Of which positions the logits are wanted: prefill on a device needs the last one's, or none.
 Keep = Literal["all", "last", "none"]
@@ -39,8 +40,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys."""
 
-    def __init__(self, config: GemmaConfig) -> None:
-        """Makes one of a network; local and global layers differ in what they are given only."""
+    def __init__(self, config: GemmaConfig, local: bool) -> None:
+        """Makes one of a network."""
         super().__init__()
         self.head_dim = config.head_dim
         self.scale = config.query_pre_attn_scalar**-0.5
@@ -50,12 +51,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.eps)
         self.k_norm = RMSNorm(config.head_dim, config.eps)
+        self.attend = RingAttention(config.window if local else None)
 
     def forward(
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
         unseen: Tensor,
+        positions: Tensor,
         slots: Tensor,
         memory: tuple[Tensor, Tensor],
         write: Write,
@@ -66,6 +69,7 @@ class Attention(nn.Module):
             x: (1, T, width).
             rope: cosines and sines of the tokens' positions, (T, 1, head_dim / 2) each.
             unseen: `mask` of this layer's kind, (T, slots), or of its first slots alone.
+            positions: int64 (T,), ascending by one.
             slots: where the tokens' keys and values go, int64 (T,).
             memory: keys and values, (1, kv_heads, slots, head_dim) each.
             write: puts them there.
@@ -85,8 +89,8 @@ class Attention(nn.Module):
             seen = (keys[:, :, : unseen.shape[1]], values[:, :, : unseen.shape[1]])
         else:
             seen = (keys, values)
-        mixed = attend(queries.transpose(1, 2), *seen, unseen)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), (keys, values)
+        mixed = self.attend(queries, *seen, unseen, positions)
+        return self.o_proj(mixed), (keys, values)
 
 
 class MLP(nn.Module):
@@ -106,9 +110,9 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each between two norms."""
 
-    def __init__(self, config: GemmaConfig) -> None:
+    def __init__(self, config: GemmaConfig, local: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, local)
         self.mlp = MLP(config.width, config.ffn)
         self.input_layernorm = RMSNorm(config.width, config.eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
@@ -120,12 +124,14 @@ class Layer(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, Tensor],
         unseen: Tensor,
+        positions: Tensor,
         slots: Tensor,
         memory: tuple[Tensor, Tensor],
         write: Write,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As `Attention.forward`."""
-        mixed, memory = self.self_attn(self.input_layernorm(x), rope, unseen, slots, memory, write)
+        x_normed = self.input_layernorm(x)
+        mixed, memory = self.self_attn(x_normed, rope, unseen, positions, slots, memory, write)
         x = x + self.post_attention_layernorm(mixed)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), memory
 
@@ -141,7 +147,7 @@ class Body(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, local) for local in config.local)
         self.norm = RMSNorm(config.width, config.eps)
         self.set_constants()
 
@@ -173,7 +179,7 @@ class Body(nn.Module):
             slots[local] = slot_of(positions, length)
         written = []
         for layer, local, memory in zip(self.layers, self.config.local, cache, strict=True):
-            x, memory = layer(x, rope[local], unseen[local], slots[local], memory, write)
+            x, memory = layer(x, rope[local], unseen[local], positions, slots[local], memory, write)
             written.append(memory)
         return self.norm(x), tuple(written)
 
@@ -284,23 +290,3 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     near, far = x[..., :half], x[..., half:]
     return torch.cat((near * cosines - far * sines, far * cosines + near * sines), -1)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
-    """Softmax attention; the query heads of one group are further rows of one product, so nothing is copied.
-
-    Args:
-        queries: (1, heads, T, head_dim), scaled.
-        keys: (1, kv_heads, slots, head_dim).
-        values: as keys.
-        unseen: added to the scores, (T, slots).
-
-    Returns:
-        (1, heads, T, head_dim).
-    """
-    kv_heads, tokens = keys.shape[1], queries.shape[2]
-    grouped = queries.unflatten(1, (kv_heads, -1))
-    groups = grouped.shape[2]
-    scores = grouped.flatten(2, 3) @ keys.transpose(2, 3) + unseen.repeat(groups, 1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-    return (weights @ values).unflatten(2, (groups, tokens)).flatten(1, 2)

@@ -9,6 +9,10 @@ codes with a scale per row or per block ("8da4w"), int8 codes with a scale per r
 rows in the output layer's codes, which lie in the file once. Every code and every scale in the file is the
 network's own.
 
+`step` and `read` are `forward` and `prefill` with linear layers and attention by kernels of our own, see
+targets/runners/executorch: the codes lie in the file once for both. ExecuTorch's own runners have no such
+kernels and call `forward` and `prefill`.
+
 The keys and values are mutable buffers that are written in place by `index_put_`. The runtime's fused
 `sdpa_with_kv_cache` is not used: it knows no ring, and the libraries that run without torch do not have it.
 """
@@ -29,13 +33,14 @@ from paredown.pipeline.compress.grids.weight import BlockWeight
 from paredown.pipeline.lower.executorch.constants import share_constants
 from paredown.pipeline.lower.executorch.program import quiet_toolchain
 from paredown.pipeline.lower.language.fast_exporter import fast_exporter
-from paredown.pipeline.lower.language.network import LanguageFacts, copied
+from paredown.pipeline.lower.language.network import LanguageFacts, RingAttention, copied
 from paredown.pipeline.lower.runtimes import Lowered
 from paredown.targets.errors import InputError
 
 #: Not computation: what the runtime's own delegate and views are called.
 _NO_OPERATIONS = {"executorch_call_delegate", "getitem", "sym_size.int"}
-_BLOCK = 32  # of our own kernel
+#: Of our own kernels: the codes that share a scale in blocks, those read at once, and a head's least numbers.
+_BLOCK, _AT_ONCE, _HEAD = 32, 64, 16
 
 
 def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) -> Lowered:
@@ -50,7 +55,8 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
 
     Returns:
         A program whose `forward` takes one token, and `prefill` a chunk of them; behind the text's end a
-        chunk is filled up with any, which are written over.
+        chunk is filled up with any, which are written over. Where our own kernels have any of its layers,
+        `step` and `read` do the same by them.
 
     Raises:
         InputError: XNNPACK has no such layer.
@@ -65,6 +71,7 @@ def lower_language(decode: nn.Module, prefill: nn.Module, facts: LanguageFacts) 
         methods |= {"prefill": _exported(_Step(_quantized(prefill), False), facts.chunk)}
         if ours := _ours(decode):
             methods |= {"step": _exported(_Step(_quantized(decode, ours), True), 1)}
+            methods |= {"read": _exported(_Step(_quantized(prefill, ours), False), facts.chunk)}
         edge = to_edge_transform_and_lower(
             methods,
             partitioner=[XnnpackPartitioner()],
@@ -168,33 +175,41 @@ def _register() -> torch.library.Library:
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
     library = torch.library.Library("paredown", "DEF")  # as long as it is kept
-    given = "Tensor x, Tensor codes, Tensor scales"
-    library.define(f"output_layer({given}) -> Tensor")
-    library.define(f"output_layer.out({given}, *, Tensor(a!) out) -> Tensor(a!)")
-
-    def output_layer(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-        return x.new_empty(*x.shape[:-1], len(codes))  # its shape: nobody computes with it here
-
-    def output_layer_out(x: Tensor, codes: Tensor, scales: Tensor, *, out: Tensor) -> Tensor:
-        return out
-
-    library.impl("output_layer", output_layer, "CompositeExplicitAutograd")
-    library.impl("output_layer.out", output_layer_out, "CompositeExplicitAutograd")
+    for name, given, shape in (
+        ("linear", "Tensor x, Tensor codes, Tensor scales", _linear_shape),
+        ("attend", "Tensor queries, Tensor keys, Tensor values, Tensor positions, int window", _attend_shape),
+    ):
+        library.define(f"{name}({given}) -> Tensor")
+        library.define(f"{name}.out({given}, *, Tensor(a!) out) -> Tensor(a!)")
+        library.impl(name, shape, "CompositeExplicitAutograd")
+        library.impl(f"{name}.out", _given_out, "CompositeExplicitAutograd")
     return library
 
 
+def _linear_shape(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(codes))  # nobody computes with it here
+
+
+def _attend_shape(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, window: int) -> Tensor:
+    return queries.new_empty(*queries.shape[:2], queries.shape[2] * queries.shape[3])
+
+
+def _given_out(*args: Any, out: Tensor) -> Tensor:
+    return out
+
+
 def _ours(network: nn.Module) -> frozenset[str]:
-    """Names of the output layers that `step` computes by our own kernel: those that are the embedding too."""
-    embeddings = [module.tensor for module in network.modules() if isinstance(module, BlockEmbedding)]
+    """Names of the linear layers that `step` and `read` compute by our own kernel."""
     return frozenset(
         name
         for name, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, BlockLinear)
-        and module.bias is None
-        and any(module.tensor is each for each in embeddings)
-        and (module.tensor.weight.bits, module.tensor.weight.block) == (4, _BLOCK)
-        and module.tensor.weight.codes.shape[1] % (2 * _BLOCK) == 0
+        if isinstance(module, BlockLinear) and module.bias is None and _is_ours(module.tensor.weight)
     )
+
+
+def _is_ours(weight: BlockWeight) -> bool:
+    per_row_or_blocks = weight.per_row or (weight.bits, weight.block) == (4, _BLOCK)
+    return per_row_or_blocks and weight.codes.shape[1] % _AT_ONCE == 0
 
 
 def _metadata(facts: LanguageFacts) -> dict[str, Any]:
@@ -216,12 +231,14 @@ def _quantized(network: nn.Module, ours: Collection[str] = ()) -> nn.Module:
 
     Args:
         network: is left as it is.
-        ours: names of linear layers that our own kernel computes.
+        ours: names of linear layers that our own kernel computes; with any, attention is ours too.
     """
     network = copied(network)
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if name in ours:
-            network.set_submodule(name, _OutputLayer(module.tensor.weight))
+            network.set_submodule(name, _OwnLinear(module.tensor.weight))
+        elif ours and isinstance(module, RingAttention):
+            network.set_submodule(name, _OwnAttention(module))
         elif isinstance(module, BlockLinear):
             network.set_submodule(name, _DynamicLinear(name, module.tensor.weight, module.bias))
         elif isinstance(module, BlockEmbedding):
@@ -284,19 +301,38 @@ def _halves(codes: Tensor) -> Tensor:
     return above[:, 1::2] << 4 | above[:, ::2]
 
 
-class _OutputLayer(nn.Module):
-    """A linear layer by our own kernel: int4 codes in blocks of 32, inputs rounded to int8."""
+class _OwnLinear(nn.Module):
+    """A linear layer by our own kernel, inputs rounded to int8; the codes and scales as XNNPACK has them."""
 
     codes: Tensor
     scales: Tensor
 
     def __init__(self, weight: BlockWeight) -> None:
         super().__init__()
-        self.register_buffer("codes", _halves(weight.codes))
-        self.register_buffer("scales", weight.scales.to(torch.bfloat16))
+        scales = weight.scales.flatten() if weight.per_row else weight.scales.to(torch.bfloat16)
+        self.register_buffer("codes", _halves(weight.codes) if weight.bits == 4 else weight.codes)
+        self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.paredown.output_layer.default(x, self.codes, self.scales)
+        found: Tensor = torch.ops.paredown.linear.default(x, self.codes, self.scales)
+        return found
+
+
+class _OwnAttention(nn.Module):
+    """Attention by our own kernel, which reads the positions that are seen and no others."""
+
+    def __init__(self, module: RingAttention) -> None:
+        super().__init__()
+        self.plain = module
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, positions: Tensor
+    ) -> Tensor:
+        if queries.shape[3] % _HEAD:
+            plain: Tensor = self.plain(queries, keys, values, unseen, positions)
+            return plain
+        seen = (queries, keys, values, positions, self.plain.window or 0)
+        found: Tensor = torch.ops.paredown.attend.default(*seen)
         return found
 
 

@@ -1,4 +1,4 @@
-"""What lowering a language model to either runtime starts from: its facts, and its low-bit weights."""
+"""What lowering a language model to either runtime starts from: its facts, attention and low-bit weights."""
 
 from __future__ import annotations
 
@@ -50,6 +50,43 @@ class LanguageFacts:
                 f"a chunk of {self.chunk:,} tokens", where="lowering",
                 hint=f"it takes one to {self.context:,}, the context",
             )  # fmt: skip
+
+
+class RingAttention(nn.Module):
+    """Softmax attention over a ring of keys and values: a module, for lowering to put another in its place.
+
+    The query heads of one group are further rows of one product, so nothing is copied.
+
+    Args:
+        window: how many positions a query sees, its own included; None for all.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, positions: Tensor
+    ) -> Tensor:
+        """What the queries look up.
+
+        Args:
+            queries: (1, T, heads, head_dim), scaled.
+            keys: (1, kv_heads, slots, head_dim); position p is in slot p modulo the memory's length.
+            values: as keys.
+            unseen: added to the scores, (T, slots); it follows from the positions and the window.
+            positions: int64 (T,), ascending by one; their own keys and values are in the memory.
+
+        Returns:
+            (1, T, heads * head_dim).
+        """
+        kv_heads, tokens = keys.shape[1], queries.shape[1]
+        grouped = queries.transpose(1, 2).unflatten(1, (kv_heads, -1))
+        groups = grouped.shape[2]
+        scores = grouped.flatten(2, 3) @ keys.transpose(2, 3) + unseen.repeat(groups, 1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+        mixed = (weights @ values).unflatten(2, (groups, tokens)).flatten(1, 2)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def copied(network: nn.Module) -> nn.Module:

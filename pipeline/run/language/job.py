@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIX = {"executorch": "pte", "litert": "tflite"}
-LOWERINGS = {"executorch": 3, "litert": 2}  # versions of the stages
+LOWERINGS = {"executorch": 4, "litert": 2}  # versions of the stages
 PERPLEXITY = Metric("perplexity", less_is_better=True)
 CODES, FLOATS = "codes.safetensors", "floats.safetensors"
 PRUNED, FACTORS, SENSE = "ffn.safetensors", "channels.safetensors", "sensitivity.json"

@@ -10,7 +10,7 @@
 //
 // Built by targets/runners/executorch_build.py against the shared libraries of the ExecuTorch wheel.
 
-#include "output_layer.h"
+#include "operators.h"
 #include "runner.h"
 
 #include <executorch/extension/module/module.h>
@@ -63,13 +63,16 @@ class Model {
       : path_(path), module_(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, true) {
     runner::open(module_, path);
     const auto methods = module_.method_names();
-    if (methods.ok() && methods->contains("step") && output_layer::install()) single_ = "step";
+    if (methods.ok() && methods->contains("step") && operators::install()) {
+      single_ = "step";
+      if (methods->contains("read")) several_ = "read";  // programs of before have `step` alone
+    }
     runner::load(module_, path, single_);
     vocabulary = fact("get_vocab_size");
     context = fact("get_max_context_len");
     chunk = fact("get_max_seq_len");
-    if (module_.load_method("prefill") != Error::Ok) {
-      throw Failure(kBadInput, path_ + ": no language model, it has no `prefill`" + complaint());
+    if (module_.load_method(several_) != Error::Ok) {
+      throw Failure(kBadInput, path_ + ": no language model, it has no `" + several_ + "`" + complaint());
     }
   }
 
@@ -81,7 +84,7 @@ class Model {
       const auto part = std::min<size_t>(left, chunk);
       std::vector<int64_t> filled(tokens.begin() + done, tokens.begin() + done + part);
       filled.resize(chunk, tokens[done]);
-      call("prefill", filled, position);
+      call(several_, filled, position);
       done += part;
       position += part;
     }
@@ -117,7 +120,7 @@ class Model {
 
   const std::string path_;
   Module module_;
-  std::string single_ = "forward";  // the method that reads one token
+  std::string single_ = "forward", several_ = "prefill";  // the methods that read one token, and a chunk
   std::vector<executorch::runtime::EValue> kept_;
 };
 

@@ -7,25 +7,39 @@ import shlex
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from language_networks import FACTS, TOKENS, Codes, eager, network
+from language_networks import CONFIG, FACTS, TOKENS, Codes, eager, network
 from needs import needs
 
 from paredown.apps.chat.device.models import ExecutorchModel, load_model
 from paredown.apps.chat.network.network import Stateful
 from paredown.pipeline.compress.blockwise.modules import held
-from paredown.pipeline.lower.language.executorch import _ours, lower_language
+from paredown.pipeline.lower.language import executorch
+from paredown.pipeline.lower.language.executorch import _ours, _OwnAttention, lower_language
+from paredown.pipeline.lower.language.network import RingAttention
 from paredown.targets.errors import InputError
 
 BLOCKS, MIXED = Codes(4, 32), Codes(4, 32, rows=True)
 
 
-def lowered(gemma):
-    sizes = (gemma, FACTS.context, FACTS.chunk)
-    return lower_language(Stateful(*sizes), Stateful(*sizes, keep="none"), FACTS)
+def lowered(gemma, facts=FACTS):
+    sizes = (gemma, facts.context, facts.chunk)
+    return lower_language(Stateful(*sizes), Stateful(*sizes, keep="none"), facts)
+
+
+def stock(data):
+    """Logits after each of TOKENS by the wheel's own runtime, which has `forward` alone."""
+    from executorch.extension.pybindings import _C as binding
+
+    module = binding._load_for_executorch_from_buffer(data)
+    assert {"forward", "prefill", "step", "read"} < set(module.method_names())
+    for position, token in enumerate(TOKENS):
+        given = (torch.tensor([[token]]), torch.tensor([position]))
+        yield module.run_method("forward", given)[0].numpy()[0]
 
 
 def packed(weight):
@@ -61,17 +75,11 @@ class TestCodes:
             single = model.feed([token])
         assert np.abs(chunks - single).max() < 1e-3
 
-    def test_our_output_layer_gives_what_xnnpacks_gives(self, coded):
-        """The wheel's own runtime has `forward` alone; the same whole numbers, added in another order."""
-        from executorch.extension.pybindings import _C as binding
-
-        data, ours = coded[1], load_model(coded[1], "executorch")
-        module = binding._load_for_executorch_from_buffer(data)
-        assert {"forward", "prefill", "step"} < set(module.method_names())
-        for position, token in enumerate(TOKENS):
-            given = (torch.tensor([[token]]), torch.tensor([position]))
-            stock = module.run_method("forward", given)[0].numpy()[0]
-            assert np.abs(ours.feed([token]) - stock).max() < 1e-5 * np.ptp(stock)
+    def test_our_kernels_give_what_xnnpacks_give(self, coded):
+        """The same whole numbers, added in another order."""
+        ours = load_model(coded[1], "executorch")
+        for token, expected in zip(TOKENS, stock(coded[1]), strict=True):
+            assert np.abs(ours.feed([token]) - expected).max() < 1e-5 * np.ptp(expected)
 
     def test_ctrl_c_in_a_terminal_does_not_end_the_process_that_computes(self, coded):
         model = load_model(coded[1], "executorch")
@@ -180,19 +188,65 @@ def test_float_logits_are_those_of_eager_torch_past_several_windows():
     assert np.abs(found - eager(gemma)).max() < 1e-3
 
 
+@pytest.mark.slow
+def test_our_kernels_take_chunks_and_groups_of_heads_of_any_size():
+    """They take 8 tokens and 4 heads side by side: here 11 are a chunk, and 5 heads look at one key."""
+    config = replace(CONFIG, heads=5, kv_heads=1, head_dim=64)
+    data = lowered(network(BLOCKS, config=config), replace(FACTS, chunk=11)).data
+    expected = np.stack(list(stock(data)))
+    model = load_model(data, "executorch")
+    for length in (11, 5, 9):
+        model.reset()
+        for first in range(0, len(TOKENS), length):
+            found = model.feed(TOKENS[first : first + length])
+            last = min(first + length, len(TOKENS)) - 1
+            assert np.abs(found - expected[last]).max() < 1e-3 * np.ptp(expected[last])
+
+
+@pytest.mark.slow
+def test_a_program_whose_one_kernel_of_ours_has_the_former_name_runs(monkeypatch):
+    executorch._register()
+    former = torch.library.Library("paredown", "FRAGMENT")
+    given = "Tensor x, Tensor codes, Tensor scales"
+    former.define(f"output_layer({given}) -> Tensor")
+    former.define(f"output_layer.out({given}, *, Tensor(a!) out) -> Tensor(a!)")
+    former.impl("output_layer", executorch._linear_shape, "CompositeExplicitAutograd")
+    former.impl("output_layer.out", executorch._given_out, "CompositeExplicitAutograd")
+
+    def forward(self, x):
+        return torch.ops.paredown.output_layer.default(x, self.codes, self.scales)
+
+    monkeypatch.setattr(executorch._OwnLinear, "forward", forward)
+    data = lowered(network(BLOCKS)).data
+    assert b"paredown::output_layer" in data and b"paredown::linear" not in data
+    model = load_model(data, "executorch")
+    for token, expected in zip(TOKENS, stock(data), strict=True):
+        assert np.abs(model.feed([token]) - expected).max() < 1e-5 * np.ptp(expected)
+
+
+LAYERS = 2 * 7  # linear ones
+
+
 @pytest.mark.parametrize(
-    ("codes", "tied", "names"),
+    ("codes", "tied", "ours"),
     [
-        (BLOCKS, True, {"gemma.lm_head"}),
-        (MIXED, True, {"gemma.lm_head"}),
-        (BLOCKS, False, set()),
-        (Codes(4, 0), True, set()),
-        (Codes(8, 0), True, set()),
-        (None, True, set()),
+        (BLOCKS, True, LAYERS + 1),
+        (MIXED, True, LAYERS + 1),
+        (BLOCKS, False, LAYERS + 1),
+        (Codes(4, 0), True, LAYERS + 1),
+        (Codes(8, 0), True, LAYERS + 1),
+        (Codes(4, 16), True, 0),
+        (None, True, 0),
     ],
 )
-def test_our_output_layer_is_for_int4_blocks_that_the_embedding_shares(codes, tied, names):
-    assert _ours(Stateful(network(codes, tied), FACTS.context, FACTS.chunk)) == names
+def test_our_kernels_are_for_blocks_of_32_and_rows(codes, tied, ours):
+    assert len(_ours(Stateful(network(codes, tied), FACTS.context, FACTS.chunk))) == ours
+
+
+def test_attention_whose_heads_our_kernel_does_not_have_stays_as_it_was():
+    plain, memory = RingAttention(None), torch.randn(2, 1, 2, 6, 8)
+    given = (torch.randn(1, 1, 4, 8), *memory, torch.zeros(1, 6), torch.tensor([5]))
+    assert torch.equal(_OwnAttention(plain)(*given), plain(*given))
 
 
 def test_what_xnnpack_does_not_have_is_refused():
