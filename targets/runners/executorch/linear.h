@@ -19,7 +19,7 @@ namespace linear {
 
 // Codes that share a scale in blocks; those of a register, of 4 and of 8 bits.
 constexpr int64_t kBlock = 32, kPair = 2 * kBlock, kWhole = 32;
-constexpr int kTokens = 8;  // that are computed side by side
+constexpr int kTokens = 8, kBeside = 4;  // tokens, and rows of one token, that are computed side by side
 constexpr int64_t kRows = 64;  // whose codes stay in the cache while all tokens pass
 
 // How a matrix is held: int4 with a scale per block of 32 (bfloat16) or per row (float32), int8 with one per row.
@@ -36,13 +36,27 @@ struct Matrix {
   float scale(int64_t row) const { return static_cast<const float*>(scales)[row]; }
 };
 
-// A token's inputs: for 4 bits those of each 64 with their even places first, as the halves of the codes' bytes are.
+// Tokens' inputs: for 4 bits those of each 64 with their even places first, as the halves of the codes' bytes are.
+//
+// For blocks each 64 of a token have a slot. Their zero point is taken off where all of them are within 8 bits without
+// it, and only the token's largest ones are not; else the slot's rest is the zero point, for the products to lose it.
 struct Inputs {
   int64_t width;
   std::vector<int8_t> codes;
   std::vector<int32_t> eights;  // four for each block: -8 times its sum, since codes lie with 8 added; then zeros
+  std::vector<int16_t> rests;
   std::vector<float> scales;
   std::vector<int32_t> zeros, sums;
+
+  // The first slot of a token. Those of kTokens tokens lie side by side; of the last few, one token's after another's.
+  int64_t slot(int64_t token) const {
+    const int64_t place = token % kTokens, first = token - place;
+    return beside(token) == kTokens ? first * (width / kPair) + place : token * (width / kPair);
+  }
+  // From a slot of a token to its next one.
+  int64_t beside(int64_t token) const {
+    return token - token % kTokens + kTokens <= static_cast<int64_t>(scales.size()) ? kTokens : 1;
+  }
 };
 
 #if defined(__x86_64__)
@@ -82,36 +96,57 @@ KERNEL_TARGET inline __m256i sums_of(__m256i codes) {
   return _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
 }
 
+// Takes the zero point off 64 codes if they have room for what is left.
+KERNEL_TARGET inline bool centred(__m256i (&both)[2], int32_t zero) {
+  const __m256i off = _mm256_set1_epi8(static_cast<int8_t>(zero));
+  const __m256i less[2] = {_mm256_sub_epi8(both[0], off), _mm256_sub_epi8(both[1], off)};
+  const __m256i same = _mm256_and_si256(_mm256_cmpeq_epi8(less[0], _mm256_subs_epi8(both[0], off)),
+                                        _mm256_cmpeq_epi8(less[1], _mm256_subs_epi8(both[1], off)));
+  if (_mm256_movemask_epi8(same) != -1) return false;
+  both[0] = less[0];
+  both[1] = less[1];
+  return true;
+}
+
 // Rounds (tokens, width). The eights are those of the codes less the zero point.
 KERNEL_TARGET inline Inputs rounded(const float* x, int64_t tokens, int64_t width, Kind kind) {
   const bool halves = kind != Kind::kRows8, blocks = kind == Kind::kBlocks;
-  Inputs found{width, std::vector<int8_t>(tokens * width), std::vector<int32_t>(blocks ? tokens * width / 8 : 0),
-               std::vector<float>(tokens), std::vector<int32_t>(tokens), std::vector<int32_t>(tokens)};
+  const int64_t pairs = blocks ? tokens * width / kPair : 0;
+  Inputs found{width,
+               std::vector<int8_t>(tokens * width),
+               std::vector<int32_t>(pairs * 8),
+               std::vector<int16_t>(pairs),
+               std::vector<float>(tokens),
+               std::vector<int32_t>(tokens),
+               std::vector<int32_t>(tokens)};
   const __m256i apart = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,  //
                                          0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
   for (int64_t token = 0; token < tokens; ++token, x += width) {
     range(x, width, found.scales[token], found.zeros[token]);
     const __m256 scale = _mm256_set1_ps(found.scales[token]);
     const __m256 zero = _mm256_set1_ps(static_cast<float>(found.zeros[token]));
-    int8_t* to = found.codes.data() + token * width;
-    for (int64_t i = 0; i < width; i += kPair) {
+    const int64_t beside = blocks ? found.beside(token) : 1;
+    int64_t slot = blocks ? found.slot(token) : token * width / kPair;
+    for (int64_t i = 0; i < width; i += kPair, slot += beside) {
       __m256i both[2] = {rounded(x + i, scale, zero), rounded(x + i + kBlock, scale, zero)};
       for (int half = 0; half < 2; ++half) {
         const int32_t sum = kernel::total(sums_of(both[half]));
         found.sums[token] += sum;
         if (blocks) {
           const int32_t less = static_cast<int32_t>(kBlock) * found.zeros[token];
-          found.eights[(token * width + i) / 8 + 4 * half] = -8 * (sum - less);
+          found.eights[slot * 8 + 4 * half] = -8 * (sum - less);
         }
       }
+      if (blocks) found.rests[slot] = static_cast<int16_t>(centred(both, found.zeros[token]) ? 0 : found.zeros[token]);
       if (halves) {  // even places of the first block and of the second, then the odd ones
         for (auto& each : both) each = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(each, apart), 0xd8);
         const __m256i even = _mm256_permute2x128_si256(both[0], both[1], 0x20);
         both[1] = _mm256_permute2x128_si256(both[0], both[1], 0x31);
         both[0] = even;
       }
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), both[0]);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i + kBlock), both[1]);
+      int8_t* to = found.codes.data() + slot * kPair;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both[0]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + kBlock), both[1]);
     }
   }
   return found;
@@ -121,80 +156,90 @@ KERNEL_TARGET inline Inputs rounded(const float* x, int64_t tokens, int64_t widt
 KERNEL_TARGET inline __m256 pair_of_scales(const uint16_t* scale) {
   int32_t two;
   std::memcpy(&two, scale, sizeof two);
-  const __m256i up = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), high = _mm256_set1_epi32(0xffff0000);
-  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(_mm256_set1_epi32(two), up), high));
+  const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,  //
+                                          -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), places));
 }
 
-// One token, blocks: rows `first` to `last`. A byte has two codes, each plus 8, the first one in its lower half.
-KERNEL_TARGET inline void compute_blocks(const Inputs& x, const Matrix& matrix, int64_t first, int64_t last,
-                                         float* out) {
-  constexpr int kAhead = 2048;  // bytes: how far before they are used codes are asked for; measured
-  const int64_t bytes = matrix.width / 2, blocks = matrix.width / kBlock;
-  const __m256i half = _mm256_set1_epi8(15), bytes_of_one = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
-  const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(x.zeros[0]));
-  for (int64_t row = first; row < last; ++row) {
-    const uint8_t* code = matrix.codes + row * bytes;
-    const uint16_t* scale = matrix.block_scales(row);
-    _mm_prefetch(reinterpret_cast<const char*>(scale) + kAhead / 8, _MM_HINT_T0);
-    __m256 sum = _mm256_setzero_ps();
-    for (int64_t block = 0; block < blocks; block += 2) {
-      _mm_prefetch(reinterpret_cast<const char*>(code) + block * 16 + kAhead, _MM_HINT_T0);
-      const int8_t* given = x.codes.data() + block * kBlock;
-      const __m256i both = kernel::load(code + block * 16);
-      const __m256i even = _mm256_and_si256(both, half);
-      const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-      // 15 * 128 * 4 and the zero point's share are within 16 bits together
-      __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(given)),
-                                          _mm256_maddubs_epi16(odd, kernel::load(given + kBlock)));
-      const __m256i plain = _mm256_maddubs_epi16(_mm256_add_epi8(even, odd), bytes_of_one);
-      products = _mm256_sub_epi16(products, _mm256_mullo_epi16(plain, zero));
-      const __m256i eights = kernel::load(x.eights.data() + block * 4);
-      const __m256i sums = _mm256_add_epi32(_mm256_madd_epi16(products, ones), eights);
-      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), pair_of_scales(scale + block), sum);
-    }
-    out[row] = kernel::total(sum) * x.scales[0];
-  }
-}
+// Two blocks of some rows, and of some tokens, from where these point to.
+struct Pair {
+  const uint8_t* codes;
+  const uint16_t* scales;
+  int64_t width;
+  const int8_t* given;
+  const int32_t* eights;
+  const int16_t* rests;
+};
 
-// Of a row, the outputs of `count` tokens from `token` on, blocks.
-template <int count>
-KERNEL_TARGET inline void row_of_blocks(const Inputs& x, const Matrix& matrix, int64_t row, int64_t token, float* out,
-                                        int64_t rows) {
-  const int64_t width = matrix.width, blocks = width / kBlock;
+// Adds their products. A byte has two codes, each plus 8, the first one in its lower half.
+template <bool rests, int rows, int tokens>
+KERNEL_TARGET __attribute__((always_inline)) inline void add(const Pair& pair, __m256 (&sums)[rows][tokens]) {
+  constexpr int kAhead = 4096;  // bytes: codes are asked for so far ahead, beyond the rows side by side; measured
   const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  const uint8_t* code = matrix.codes + row * (width / 2);
-  const uint16_t* scale = matrix.block_scales(row);
-  const int8_t* given = x.codes.data() + token * width;
-  const int32_t* eights = x.eights.data() + token * (width / 8);
-  __m256 sums[count];
-#pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) sums[i] = _mm256_setzero_ps();
-  for (int64_t block = 0; block < blocks; block += 2) {
-    const __m256i both = kernel::load(code + block * 16);
+#pragma GCC unroll 4
+  for (int row = 0; row < rows; ++row) {
+    const uint8_t* codes = pair.codes + row * (pair.width / 2);
+    if (tokens == 1) _mm_prefetch(reinterpret_cast<const char*>(codes) + kAhead, _MM_HINT_T0);
+    const __m256i both = kernel::load(codes);
     const __m256i even = _mm256_and_si256(both, half);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-    const __m256 scales = pair_of_scales(scale + block);
+    const __m256 scales = pair_of_scales(pair.scales + row * (pair.width / kBlock));
     const __m256i plain = _mm256_maddubs_epi16(_mm256_add_epi8(even, odd), _mm256_set1_epi8(1));
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      const int8_t* its = given + i * width + block * kBlock;
-      __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(its)),
-                                          _mm256_maddubs_epi16(odd, kernel::load(its + kBlock)));
-      const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(x.zeros[token + i]));  // exact: floats would cancel
-      products = _mm256_sub_epi16(products, _mm256_mullo_epi16(plain, zero));
-      const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(products, ones),
-                                             kernel::load(eights + i * (width / 8) + block * 4));
-      sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scales, sums[i]);
+    for (int token = 0; token < tokens; ++token) {
+      const int8_t* given = pair.given + token * kPair;
+      __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(even, kernel::load(given)),
+                                          _mm256_maddubs_epi16(odd, kernel::load(given + kBlock)));
+      // 15 * 128 * 4 and the zero point's share are within 16 bits together; floats would cancel
+      if (rests) products = _mm256_sub_epi16(products, _mm256_mullo_epi16(plain, _mm256_set1_epi16(pair.rests[token])));
+      const __m256i whole = _mm256_add_epi32(_mm256_madd_epi16(products, ones), kernel::load(pair.eights + token * 8));
+      sums[row][token] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scales, sums[row][token]);
     }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) {
-    const int64_t at = token + i;
-    out[at * rows + row] = kernel::total(sums[i]) * x.scales[at];
   }
 }
 
-// The same with a scale per row.
+// The outputs of some rows for some tokens, blocks.
+template <int rows, int tokens>
+KERNEL_TARGET inline void tile_of_blocks(const Inputs& x, const Matrix& matrix, int64_t row, int64_t token, float* out,
+                                         int64_t stride) {
+  const int64_t slot = x.slot(token), beside = x.beside(token);
+  Pair pair{};
+  pair.codes = matrix.codes + row * (matrix.width / 2);
+  pair.scales = matrix.block_scales(row);
+  pair.width = matrix.width;
+  pair.given = x.codes.data() + slot * kPair;
+  pair.eights = x.eights.data() + slot * 8;
+  pair.rests = x.rests.data() + slot;
+  __m256 sums[rows][tokens];
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+    for (int k = 0; k < tokens; ++k) sums[i][k] = _mm256_setzero_ps();
+  }
+  for (int64_t left = matrix.width; left > 0; left -= kPair) {
+    uint64_t any[2] = {};
+    std::memcpy(any, pair.rests, tokens * sizeof(int16_t));
+    if (any[0] | any[1]) {
+      add<true>(pair, sums);
+    } else {
+      add<false>(pair, sums);
+    }
+    pair.codes += kPair / 2;
+    pair.scales += 2;
+    pair.given += beside * kPair;
+    pair.eights += beside * 8;
+    pair.rests += beside;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+    for (int k = 0; k < tokens; ++k) {
+      out[(token + k) * stride + row + i] = kernel::total(sums[i][k]) * x.scales[token + k];
+    }
+  }
+}
+
+// Of a row, the outputs of `count` tokens from `token` on, a scale per row.
 template <int count, Kind kind>
 KERNEL_TARGET inline void row_of_whole(const Inputs& x, const Matrix& matrix, int64_t row, int64_t token, float* out,
                                        int64_t rows) {
@@ -241,7 +286,7 @@ template <int count>
 KERNEL_TARGET inline void row_of(Kind kind, const Inputs& x, const Matrix& matrix, int64_t row, int64_t token,
                                  float* out, int64_t rows) {
   switch (kind) {
-    case Kind::kBlocks: return row_of_blocks<count>(x, matrix, row, token, out, rows);
+    case Kind::kBlocks: return tile_of_blocks<1, count>(x, matrix, row, token, out, rows);
     case Kind::kRows4: return row_of_whole<count, Kind::kRows4>(x, matrix, row, token, out, rows);
     case Kind::kRows8: return row_of_whole<count, Kind::kRows8>(x, matrix, row, token, out, rows);
   }
@@ -251,7 +296,6 @@ KERNEL_TARGET inline void row_of(Kind kind, const Inputs& x, const Matrix& matri
 KERNEL_TARGET inline void compute(Kind kind, const Inputs& x, const Matrix& matrix, int64_t first, int64_t last,
                                   int64_t rows, float* out) {
   const auto tokens = static_cast<int64_t>(x.scales.size());
-  if (tokens == 1 && kind == Kind::kBlocks) return compute_blocks(x, matrix, first, last, out);
   for (int64_t some = first; some < last; some += kRows) {
     const int64_t end = std::min(last, some + kRows);
     int64_t token = 0;
@@ -259,7 +303,11 @@ KERNEL_TARGET inline void compute(Kind kind, const Inputs& x, const Matrix& matr
       for (int64_t row = some; row < end; ++row) row_of<kTokens>(kind, x, matrix, row, token, out, rows);
     }
     for (; token < tokens; ++token) {
-      for (int64_t row = some; row < end; ++row) row_of<1>(kind, x, matrix, row, token, out, rows);
+      int64_t row = some;
+      for (; kind == Kind::kBlocks && row + kBeside <= end; row += kBeside) {
+        tile_of_blocks<kBeside, 1>(x, matrix, row, token, out, rows);
+      }
+      for (; row < end; ++row) row_of<1>(kind, x, matrix, row, token, out, rows);
     }
   }
 }

@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from language_networks import CONFIG, FACTS, TOKENS, Codes, eager, network
+from language_networks import CONFIG, FACTS, TOKENS, Codes, eager, network, rounded
 from needs import needs
 
 from paredown.apps.chat.device.models import ExecutorchModel, load_model
 from paredown.apps.chat.network.network import Stateful
-from paredown.pipeline.compress.blockwise.modules import held
+from paredown.pipeline.compress.blockwise.modules import BlockLinear, BlockTensor, fake_int8, held
 from paredown.pipeline.lower.language import executorch
 from paredown.pipeline.lower.language.executorch import _ours, _OwnAttention, lower_language
 from paredown.pipeline.lower.language.network import RingAttention
@@ -201,6 +201,51 @@ def test_our_kernels_take_chunks_and_groups_of_heads_of_any_size():
             found = model.feed(TOKENS[first : first + length])
             last = min(first + length, len(TOKENS)) - 1
             assert np.abs(found - expected[last]).max() < 1e-3 * np.ptp(expected[last])
+
+
+class OneLayer(torch.nn.Module):
+    """A linear layer on a row of `inputs` for each token, which shows what it gave at every position."""
+
+    def __init__(self, inputs, weight, facts):
+        super().__init__()
+        self.inputs = torch.nn.Embedding.from_pretrained(inputs)
+        self.layer = BlockLinear(BlockTensor(weight), activation_bits=8)
+        self.register_buffer("given", torch.zeros(facts.context, len(weight.codes)), persistent=False)
+
+    def forward(self, tokens, input_pos):
+        positions = input_pos + torch.arange(tokens.shape[1])
+        self.given.index_copy_(0, positions, self.layer(self.inputs(tokens))[0])
+        return self.given.flatten().unsqueeze(0)
+
+
+def outliers(tokens, width):
+    """Inputs that have none, one of 300 times the others, or one of -300 times; of some none is below 0."""
+    inputs = torch.rand(tokens, width) * 2 - 1
+    inputs[::5] = inputs[::5].abs()
+    inputs[1::3, 100], inputs[2::3, 100] = 300.0, -300.0
+    return inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "codes", [Codes(4, 32), Codes(4, 0), Codes(8, 0)], ids=["blocks", "rows of 4", "rows of 8"]
+)
+def test_an_outlier_among_the_inputs_costs_no_digits(codes):
+    """Next to one the others are a zero point of 127 and at most 1: a sum with it in float32 would cancel."""
+    torch.manual_seed(0)
+    tokens, width, rows = 20, 512, 11
+    facts = replace(FACTS, vocabulary=20 * rows, context=20, chunk=19)
+    inputs, weight = outliers(tokens, width), torch.rand(rows, width)
+    weight[::2, 100] = 0  # where nothing else is added to the small ones
+    layer = OneLayer(inputs, rounded(weight, codes), facts)
+    x, held_weight = fake_int8(inputs).double(), layer.layer.tensor().double()
+    expected, terms = (x @ held_weight.T).numpy(), (x.abs() @ held_weight.abs().T).numpy()
+    model = load_model(lower_language(layer, layer, facts).data, "executorch")
+    chunk = model.feed(range(tokens)).reshape(tokens, rows)  # `read` for all but the last
+    model.reset()
+    steps = [model.feed([token]) for token in range(tokens)][-1].reshape(tokens, rows)
+    assert np.array_equal(chunk, steps)
+    assert (np.abs(steps - expected) < 1e-6 * terms).all()
 
 
 @pytest.mark.slow
