@@ -26,7 +26,7 @@ LANGUAGE = Path(__file__).with_name("executorch") / "language.cpp"
 #: What they include.
 HEADERS = tuple(
     Path(__file__).with_name("executorch") / f"{name}.h"
-    for name in ("runner", "operators", "kernel", "linear", "attention")
+    for name in ("runner", "operators", "kernel", "team", "linear", "attention")
 )
 #: The wheel for a foreign architecture with its sha256, in pip's words.
 WHEELS = Path(__file__).with_name("executorch") / "wheels.txt"

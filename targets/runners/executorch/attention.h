@@ -193,7 +193,7 @@ inline void call(kernel::Context& context, kernel::Stack stack) {
       look_up(memory, from + token * heads * size, heads, first, last, to + token * heads * size);
     }
   };
-  kernel::share(context, tokens, 2 * heads * size * std::min(position + 1, reach), part);
+  kernel::share(context, tokens, 2 * heads * size * std::min(position + 1, reach), false, part);
 }
 
 }  // namespace attention

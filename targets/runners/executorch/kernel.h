@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include "team.h"
+
 #include <executorch/runtime/core/function_ref.h>
 #include <executorch/runtime/kernel/kernel_includes.h>
 
@@ -24,13 +26,16 @@ using executorch::runtime::EValue;
 using Context = executorch::runtime::KernelRuntimeContext;
 using Stack = executorch::runtime::Span<EValue*>;
 
-constexpr int64_t kWorth = 1 << 18;  // multiplications that are worth a thread
+// Multiplications that are worth waking a thread of the runtime, and one of the team's that is still awake.
+constexpr int64_t kWorth = 1 << 18, kWorthAwake = 1 << 15;
 
-// Calls `part` with shares of 0 to `count`, each of `work` multiplications or more.
+// Calls `part` with shares of 0 to `count`, of `work` multiplications each; by the team where they come often, as those
+// of one token do.
 template <typename Part>
-void share(Context& context, int64_t count, int64_t work, const Part& part) {
-  const int64_t least = kWorth / (work > 0 ? work : 1) + 1;
-  if (!executorch::extension::parallel_for(0, count, least, part)) {
+void share(Context& context, int64_t count, int64_t work, bool often, const Part& part) {
+  const auto least = [work](int64_t worth) { return worth / (work > 0 ? work : 1) + 1; };
+  if (often && team::present) return team::present->run(count, (least(kWorthAwake) + 15) / 16 * 16, part);
+  if (!executorch::extension::parallel_for(0, count, least(kWorth), part)) {
     context.fail(executorch::runtime::Error::Internal);
   }
 }

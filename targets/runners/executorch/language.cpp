@@ -15,6 +15,7 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/extension/threadpool/threadpool_guard.h>
 
 #include <algorithm>
 #include <charconv>
@@ -22,6 +23,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -59,15 +61,23 @@ class Model {
  public:
   // Mapped, not read: the delegate packs weights of its own, and of the embedding few rows are ever looked up.
   // Memory is shared because both methods work in one cache.
-  explicit Model(const std::string& path)
+  Model(const std::string& path, uint32_t threads)
       : path_(path), module_(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, true) {
     runner::open(module_, path);
     const auto methods = module_.method_names();
-    if (methods.ok() && methods->contains("step") && operators::install()) {
+    const bool ours = methods.ok() && methods->contains("step") && operators::install();
+    if (ours) {
       single_ = "step";
       if (methods->contains("read")) several_ = "read";  // programs of before have `step` alone
+      team_.emplace(threads);
+      team::present = &*team_;
     }
-    runner::load(module_, path, single_);
+    {
+      // Of one token XNNPACK has small operations alone: its threads would be in the way of the team's.
+      executorch::extension::threadpool::NoThreadPoolGuard guard;
+      if (!ours) guard.set_enabled(false);
+      runner::load(module_, path, single_);
+    }
     vocabulary = fact("get_vocab_size");
     context = fact("get_max_context_len");
     chunk = fact("get_max_seq_len");
@@ -119,6 +129,7 @@ class Model {
   }
 
   const std::string path_;
+  std::optional<team::Team> team_;
   Module module_;
   std::string single_ = "forward", several_ = "prefill";  // the methods that read one token, and a chunk
   std::vector<executorch::runtime::EValue> kept_;
@@ -134,7 +145,7 @@ bool receive(Value* values, size_t count) {
 int run(const Options& options) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C in a terminal reaches all its processes: it is for the one that talks to us
   runner::start_runtime(options.threads);
-  Model model(options.model);
+  Model model(options.model, options.threads);
   std::cout << "{\"vocabulary\": " << model.vocabulary << ", \"context\": " << model.context
             << ", \"chunk\": " << model.chunk << "}" << std::endl;
 

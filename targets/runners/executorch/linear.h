@@ -342,7 +342,7 @@ inline void call(kernel::Context& context, kernel::Stack stack) {
   const Inputs inputs = rounded(x.const_data_ptr<float>(), tokens, width, kind);
   auto* to = out.mutable_data_ptr<float>();
   const auto part = [&](int64_t from, int64_t end) { compute(kind, inputs, matrix, from, end, rows, to); };
-  kernel::share(context, rows, width * tokens, part);
+  kernel::share(context, rows, width * tokens, tokens == 1, part);
 }
 
 }  // namespace linear

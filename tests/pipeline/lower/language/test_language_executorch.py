@@ -23,7 +23,7 @@ from paredown.pipeline.lower.language.executorch import _ours, _OwnAttention, lo
 from paredown.pipeline.lower.language.network import RingAttention
 from paredown.targets.errors import InputError
 
-BLOCKS, MIXED = Codes(4, 32), Codes(4, 32, rows=True)
+BLOCKS, MIXED = Codes(4, 32, residual=True), Codes(4, 32, rows=True)
 
 
 def lowered(gemma, facts=FACTS):
@@ -186,6 +186,19 @@ def test_float_logits_are_those_of_eager_torch_past_several_windows():
     model = load_model(lowered(gemma).data, "executorch")
     found = np.stack([model.feed([token]) for token in TOKENS])
     assert np.abs(found - eager(gemma)).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_threads_change_no_bit():
+    """The output layer is large enough for several of them."""
+    config, facts = replace(CONFIG, vocabulary=4096), replace(FACTS, vocabulary=4096)
+    data = lowered(network(BLOCKS, config=config), facts).data
+    one, *others = (load_model(data, "executorch", threads) for threads in (1, 2, 3))
+    for length in (6, 1, 1, 9, 1):
+        tokens = TOKENS[one.position : one.position + length]
+        expected = one.feed(tokens)
+        for model in others:
+            assert model.feed(tokens).tobytes() == expected.tobytes()
 
 
 @pytest.mark.slow
