@@ -23,14 +23,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from record import Table, add_option
 from torch import nn
 
 from paredown.apps.chat.perplexity import Quality, agreement, eager, measure
 from paredown.pipeline.compress.blockwise.channels import read_factors, write_factors
-from paredown.pipeline.compress.blockwise.codes import find_codes, read_codes, recipe_bits, write_codes
+from paredown.pipeline.compress.blockwise.codes import (
+    Residual,
+    count,
+    find_codes,
+    put_residual,
+    read_codes,
+    read_residual,
+    recipe_bits,
+    write_codes,
+    write_residual,
+)
 from paredown.pipeline.compress.blockwise.ffn_pruning import read_thinner, write_thinner
-from paredown.pipeline.compress.blockwise.mixed_bits import measure_loss, mix
+from paredown.pipeline.compress.blockwise.mixed_bits import measure_loss, mixed
 from paredown.pipeline.compress.blockwise.modules import put
 from paredown.pipeline.compress.blockwise.qat_training import train
 from paredown.pipeline.compress.grids.weight import BlockWeight
@@ -42,17 +53,23 @@ from paredown.pipeline.store.files import read_json, write_json
 
 RECIPES = Path(__file__).parents[1] / "apps" / "chat" / "recipes"
 BLOCK = 32
+RESIDUAL = 4000  # tokens
 MB = 10**6
 
 Codes = Mapping[str, BlockWeight]
+Found = tuple[Codes, Residual | None]
 
-#: The recipe's keys of rows with other scales.
+#: The recipe's keys of rows with other scales, or with a residual.
 CHANGED: dict[str, dict[str, Any]] = {
+    "residual": {"residual_tokens": RESIDUAL},
     "layers": {"block": 0, "embedding_block": BLOCK},
     "rows": {"block": 0, "embedding_block": 0},
 }
 
-HEADS = ("weights", "MB", "perplexity", "change from fp32", "95 % interval", "same top token")
+HEADS = (
+    "weights", "MB", "perplexity", "change from fp32", "95 % interval", "on new tokens", "on repeated ones",
+    "same top token",
+)  # fmt: skip
 AT_ONCE = 512  # tokens: low-bit layers make their weights anew for each call
 
 
@@ -74,15 +91,15 @@ class Bench:
     budgets: Mapping[str, float]
     table: Table
 
-    def int8(self) -> Codes:
+    def int8(self) -> Found:
         """A scale per row."""
         return self._rounded(weight_bits=8, embedding_bits=8, rounding="nearest")
 
-    def nearest(self) -> Codes:
+    def nearest(self) -> Found:
         """Without any data."""
         return self._rounded(rounding="nearest")
 
-    def gptq(self) -> Codes:
+    def gptq(self) -> Found:
         """By the recipe's rounding."""
         return self._rounded()
 
@@ -90,30 +107,32 @@ class Bench:
         """MiB of a row's mixed codes."""
         return self.budgets.get(name, self.budgets[""])
 
-    def mixed(self, name: str = "mixed", **changes: Any) -> Codes:
+    def mixed(self, name: str = "mixed", **changes: Any) -> Found:
         """Int8 where it helps most, within the row's budget."""
+        changes = {"weights_mib": self.budget(name), **changes}
         language = self.language(**changes)
         blocks = f"{language.block_of(True)}-{language.block_of(False)}"
         path = self.work / f"sensitivity-{blocks}.json"
         task, network = self.network(**changes)
         bits = recipe_bits(task, network, language)
         if not path.exists():
-            write_json(path, measure_loss(task, network, bits, language, _tick))
-        return self._rounded(mix(read_json(path), bits, self.budget(name)), **changes)
+            plain = language.model_copy(update={"residual_tokens": 0})
+            write_json(path, measure_loss(task, network, bits, plain, _tick))
+        return self._rounded(mixed(task, network, read_json(path), bits, language), **changes)
 
-    def sparse(self) -> Codes:
+    def sparse(self) -> Found:
         """SQuantizer's grid with 40 % zeros, within 4 bits."""
         return self._rounded(sparsity=0.4)
 
-    def trained(self) -> Codes:
+    def trained(self) -> Found:
         """Mixed bits, then the recipe's training; the norms that it learned are left in a file."""
-        start = self.codes("mixed", self.mixed)
+        start, residual = self.found("mixed", self.mixed)
         checkpoint, (task, network) = self.work / "distil.pt", self.network()
-        codes, found = train(task, network, start, self.language(), checkpoint, _tick)
+        codes, found = train(task, network, start, self.language(), checkpoint, _tick, residual)
         torch.save(dict(found.floats), self.work / "floats.pt")
-        return codes
+        return codes, residual
 
-    def _rounded(self, bits: Mapping[str, int] | None = None, **changes: Any) -> Codes:
+    def _rounded(self, bits: Mapping[str, int] | None = None, **changes: Any) -> Found:
         (task, network), language = self.network(**changes), self.language(**changes)
         return find_codes(task, network, language, bits or recipe_bits(task, network, language), _tick)
 
@@ -133,12 +152,15 @@ class Bench:
             read_factors(path, task, network)
         return task, network
 
-    def codes(self, name: str, make: Callable[[], Codes]) -> Codes:
-        """Those of --work, or new ones."""
-        path = self.work / f"{name}.codes"
+    def found(self, name: str, make: Callable[[], Found]) -> Found:
+        """Codes and the look-ups' residual of --work, or new ones."""
+        path, other = self.work / f"{name}.codes", self.work / f"{name}.residual"
         if not path.exists():
-            write_codes(path, make())
-        return read_codes(path)
+            codes, residual = make()
+            if residual:
+                write_residual(other, residual)
+            write_codes(path, codes)
+        return read_codes(path), read_residual(other) if other.exists() else None
 
     def row(self, name: str, label: str, network: nn.Module, size: float, whole: Quality | None) -> Quality:
         """Measures, unless it was measured before, and prints."""
@@ -146,7 +168,7 @@ class Bench:
         path = self.work / f"{name}-{len(pieces)}x{pieces.shape[1]}.json"
         if path.exists():
             known = json.loads(path.read_text())
-            arrays = (np.array(known[name]) for name in ("best", "losses"))
+            arrays = (np.array(known[name]) for name in ("best", "losses", "each"))
             quality = Quality(known["perplexity"], known["tokens"], *arrays)
         else:
             quality = measure(eager(network, AT_ONCE), pieces)
@@ -157,18 +179,26 @@ class Bench:
                     for name, value in vars(quality).items()
                 },
             )
-        cells = compared(quality, whole) if whole else ("", "", "")
+        cells = compared(quality, whole, pieces) if whole else ("",) * 5
         self.table.row(label, f"{size / MB:.2f}", f"{quality.perplexity:.3f}", *cells)
         return quality
 
 
-def compared(quality: Quality, whole: Quality) -> tuple[str, str, str]:
-    """How far a row is from float32 on the same windows: perplexity, its interval, and the same answers."""
+def compared(quality: Quality, whole: Quality, pieces: NDArray[np.int64]) -> tuple[str, ...]:
+    """How far a row is from float32 on the same windows: perplexity, its interval, and the same answers.
+
+    Perplexity also on tokens that their window had before, and on those it had not: codes that look-up and
+    output layer share make a token likelier that was just read.
+    """
     weights = draws(len(whole.losses))
     ratios = quality.resampled(weights) / whole.resampled(weights) - 1
     low, high = np.percentile(ratios, (2.5, 97.5))
     change = quality.perplexity / whole.perplexity - 1
-    return f"{change:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{agreement(quality, whole):.1%}"
+    before = [[token in piece[:n] for n, token in enumerate(piece[1:], 1)] for piece in pieces]
+    again = np.concatenate(before)
+    parts = (np.exp((quality.each - whole.each)[chosen].mean()) - 1 for chosen in (~again, again))
+    same = f"{agreement(quality, whole):.1%}"
+    return f"{change:+.1%}", f"{low:+.1%} to {high:+.1%}", *(f"{part:+.1%}" for part in parts), same
 
 
 def rows(bench: Bench, only: list[str]) -> None:
@@ -177,11 +207,15 @@ def rows(bench: Bench, only: list[str]) -> None:
     def within(name: str) -> str:
         return f"int8 within {bench.budget(name):g} MiB, GPTQ"
 
-    makers: dict[str, tuple[str, Callable[[], Codes]]] = {
+    makers: dict[str, tuple[str, Callable[[], Found]]] = {
         "int8": ("int8", bench.int8),
         "nearest": ("int4, nearest", bench.nearest),
         "gptq": ("int4, GPTQ", bench.gptq),
         "mixed": (f"int4 with {within('mixed')}", bench.mixed),
+        "residual": (
+            f"int4 with {within('residual')}, look-ups with a residual",
+            lambda: bench.mixed("residual", **CHANGED["residual"]),
+        ),
         "layers": (
             f"layers with a scale per row, {within('layers')}",
             lambda: bench.mixed("layers", **CHANGED["layers"]),
@@ -198,12 +232,14 @@ def rows(bench: Bench, only: list[str]) -> None:
     for name, (label, make) in makers.items():
         if only and name not in only:
             continue
-        codes = bench.codes(name, make)
+        codes, residual = bench.found(name, make)
         network = bench.network(**CHANGED[name])[1] if name in CHANGED else copy.deepcopy(plain)
         put(network, codes, activation_bits=8)
+        if residual:
+            put_residual(network, residual)
         if name == "trained":
             network.load_state_dict(torch.load(bench.work / "floats.pt", weights_only=True), strict=False)
-        size = sum(each.bytes for each in codes.values()) + _floats(network)
+        size = count(codes, residual)["bytes"] + _floats(network)
         bench.row(name, label, network, size, whole)
     if not only or "thinner" in only:
         path = bench.work / "ffn.safetensors"
@@ -250,7 +286,7 @@ def main() -> None:
         row, _, mib = each.rpartition("=")
         budgets[row] = float(mib)
     name = "gemma3-tiny" if options.weights is None else "gemma3-270m"
-    recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, *options.set])
+    recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, "language.residual_tokens=0", *options.set])
     scored = {"window": options.window, "test_tokens": options.window * options.windows}
     judge = recipe.model_copy(update={"language": recipe.language.model_copy(update=scored)})
     tokens = options.windows * (options.window - 1)

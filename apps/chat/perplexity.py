@@ -32,6 +32,8 @@ class Quality:
     """The likeliest token at each of them, (tokens,)."""
     losses: NDArray[np.float64]
     """Each window's mean negative log-likelihood and its number of tokens, (windows, 2)."""
+    each: NDArray[np.float32]
+    """Negative log-likelihood of each token, (tokens,)."""
 
     def resampled(self, weights: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Perplexity where each window counts weights[:, i] times; (resamples,) of (resamples, windows)."""
@@ -93,7 +95,7 @@ def measure(predict: Predict, samples: Iterable[NDArray[np.int64]]) -> Quality:
         raise InputError(f"the model gives no finite probability to {int((~np.isfinite(loss)).sum())} tokens")
     windows = np.split(loss, np.cumsum(lengths)[:-1])
     means = np.array([[window.mean(dtype=np.float64), len(window)] for window in windows])
-    return Quality(math.exp(loss.mean()), len(loss), np.concatenate(best), means)
+    return Quality(math.exp(loss.mean()), len(loss), np.concatenate(best), means, loss)
 
 
 def agreement(one: Quality, other: Quality) -> float:

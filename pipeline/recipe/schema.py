@@ -299,6 +299,9 @@ class Language(Schema):
     weights_mib: Annotated[float, Field(gt=0)] | None = None
     """Mixed bits: most MiB of codes and scales. Matrices of 4 bits get 8, as far as it reaches, where that
     brings the probabilities on the calibration texts nearest to the full-precision network's."""
+    residual_tokens: int = Field(default=0, ge=0)
+    """Tokens whose look-ups get back what rounding the embedding took from them, by a second look-up of
+    4 bits: the most frequent of `data.train`, or of the calibration texts. They count for `weights_mib`."""
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """SQuantizer's uniform grid in the linear layers: this share of every matrix, the smallest weights, is
     zero, and stays zero in training. It saves bytes of the compressed bundle, and no time."""

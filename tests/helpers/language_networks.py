@@ -10,6 +10,7 @@ from torch import nn
 
 from paredown.apps.chat.network.config import GemmaConfig
 from paredown.apps.chat.network.network import Gemma, Stateful
+from paredown.pipeline.compress.blockwise.codes import find_residual, put_residual
 from paredown.pipeline.compress.blockwise.modules import put
 from paredown.pipeline.compress.grids.weight import BlockWeight, stored_scales
 from paredown.pipeline.lower.language.network import LanguageFacts
@@ -27,12 +28,13 @@ class Codes:
     """How linear layers and the embedding are held: so many bits, a scale per block or (0) per row.
 
     `rows`: the layers have a scale per row, int8 for values, and the embedding and the output layer alone one
-    per block.
+    per block. `residual`: every other token's look-up gets back what rounding took.
     """
 
     bits: int
     block: int
     rows: bool = False
+    residual: bool = False
 
     def of(self, name: str) -> Codes:
         if not self.rows or "layers." not in name:
@@ -46,10 +48,14 @@ def network(codes: Codes | None = None, tied: bool = True, config: GemmaConfig =
     for name, parameter in made.named_parameters():  # of a norm; zeros would hide that they are added
         if "norm" in name:
             parameter.data.uniform_(-0.3, 0.3)
+    plain = made.model.embed_tokens.weight.detach().clone()
     if codes is not None:
         linear = {name: m for name, m in made.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
         linear = {name: m for name, m in linear.items() if not tied or isinstance(m, nn.Linear)}
         put(made, {name: rounded(m.weight.detach(), codes.of(name)) for name, m in linear.items()}, 8)
+    if codes is not None and codes.residual:
+        tokens = torch.arange(3, config.vocabulary, 2)
+        put_residual(made, find_residual(tokens, plain, made.model.embed_tokens.tensor.weight))
     return made
 
 

@@ -74,6 +74,7 @@ def put_rounded(
     *,
     shared: RoundingConfig | None = None,
     activation_bits: int | None = None,
+    outside: Callable[[Mapping[str, BlockWeight]], None] | None = None,
     tick: Tick | None = None,
 ) -> dict[str, BlockWeight]:
     """Puts codes into a network, in place, with which its matrices' outputs change least.
@@ -87,6 +88,8 @@ def put_rounded(
         shared: the same for linear layers whose weights something else shares, as an embedding: there the
             plain error counts too, by the damping, which is `SHARED_DAMPING` at least where this is None.
         activation_bits: see `BlockLinear`; the inputs are rounded likewise.
+        outside: takes the codes of the matrices that are in no layer once they are in the network, and may
+            change it before the layers are rounded to what is left of its outputs.
         tick: takes (layers done, layers in all).
 
     Returns:
@@ -98,6 +101,9 @@ def put_rounded(
     config = config or RoundingConfig()
     walk = _Walk(network, grids, calibration, activation_bits)
     walk.outside(config, shared or replace(config, damping=max(config.damping, SHARED_DAMPING)))
+    if outside:
+        outside(walk.found)
+    walk.start()
     for done, layer in enumerate(calibration.layers, 1):
         walk.inside(layer, config)
         if tick:
@@ -135,6 +141,9 @@ class _Walk:
             else:
                 codes = nearest(weight, grid)
             self._put({name: codes})
+
+    def start(self) -> None:
+        """Runs what is before the first layer."""
         first = self.calibration.layers[:1]
         run_until(
             self.network, first, self.calibration, lambda name, args, kwargs: self.hidden.append(args[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paredown.pipeline.compress.blockwise.codes import find_codes
+from paredown.pipeline.compress.blockwise.codes import find_codes, frequent_tokens, residual_bytes
 from paredown.pipeline.compress.blockwise.modules import plain_weight
 from paredown.pipeline.compress.blockwise.sensitivity import (
     choose_block_bits,
@@ -57,7 +57,7 @@ def measure_loss(
     parts = {name: (name,) for name, each in bits.items() if each == LOW}
     low = {name: each for name, each in bits.items() if each == LOW}
     with for_a_while(network):
-        codes = find_codes(task, network, language, low, lambda done, total: None)
+        codes, _ = find_codes(task, network, language, low, lambda done, total: None)
 
     def find(name: str, width: int) -> BlockWeight:
         return codes[name] if width == LOW else nearest(plain_weight(network, name), BlockGrid(HIGH, None))
@@ -68,23 +68,52 @@ def measure_loss(
     return {"sensitivity": found.to_dict(), "bytes": sizes, "fixed": fixed}
 
 
-def mix(measured: Mapping[str, Any], bits: Mapping[str, int], mib: float) -> dict[str, int]:
+def mixed(
+    task: LanguageTask,
+    network: nn.Module,
+    measured: Mapping[str, Any],
+    bits: Mapping[str, int],
+    language: Language,
+) -> dict[str, int]:
+    """Bits of every matrix within the recipe's budget, of which the embedding's residual takes its part.
+
+    Args:
+        task: of the network.
+        network: in full precision.
+        measured: of `measure_loss`, also after JSON.
+        bits: of every matrix, by name.
+        language: the recipe's section, with a budget.
+
+    Raises:
+        BudgetError: fewer bytes than 4 bits take; the line says the least.
+    """
+    assert language.weights_mib is not None  # nothing was measured for a recipe without
+    taken = 0
+    if language.residual_tokens:
+        rows, width = plain_weight(network, task.matrices(network)[1]).shape
+        taken = residual_bytes(len(frequent_tokens(task, language.residual_tokens)), width, rows)
+    return mix(measured, bits, language.weights_mib, taken)
+
+
+def mix(measured: Mapping[str, Any], bits: Mapping[str, int], mib: float, taken: int = 0) -> dict[str, int]:
     """Bits of every matrix within a budget.
 
     Args:
         measured: of `measure_loss`, also after JSON.
         bits: likewise.
         mib: most MiB of codes and scales.
+        taken: bytes of them that are spent.
 
     Raises:
         BudgetError: fewer bytes than 4 bits take; the line says the least.
     """
     found = Sensitivity.from_dict(measured["sensitivity"])
     sizes = {name: {int(b): size for b, size in each.items()} for name, each in measured["bytes"].items()}
-    least = measured["fixed"] + sum(each[LOW] for each in sizes.values())
+    fixed = measured["fixed"] + taken
+    least = fixed + sum(each[LOW] for each in sizes.values())
     if mib * MIB < least:
         raise BudgetError(
             f"weights_mib = {mib:g}: with {LOW} bits it is {least / MIB:,.2f} MiB",
             where="recipe, key language.weights_mib", hint="raise it, or keep fewer channels (language.ffn)",
         )  # fmt: skip
-    return {**bits, **choose_block_bits(found, sizes, measured["fixed"], mib * MIB).widths}
+    return {**bits, **choose_block_bits(found, sizes, fixed, mib * MIB).widths}

@@ -188,6 +188,29 @@ class BlockEmbedding(nn.Module):
         return self.tensor(ids)
 
 
+class ResidualEmbedding(nn.Module):
+    """An embedding on low-bit weights, and a second look-up of what rounding took from some tokens' rows.
+
+    Args:
+        embedding: the first look-up.
+        places: whole numbers (vocabulary,), a token's row in `residual`; several can have the same.
+        residual: (rows, width), added to the first.
+    """
+
+    places: Tensor
+
+    def __init__(self, embedding: BlockEmbedding, places: Tensor, residual: BlockWeight) -> None:
+        super().__init__()
+        self.embedding, self.residual = embedding, BlockEmbedding(BlockTensor(residual))
+        self.register_buffer("places", places.unsqueeze(1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token numbers (...) -> (..., width)."""
+        places = F.embedding(ids, self.places).flatten(-2)
+        rows: Tensor = self.embedding(ids) + self.residual(places.to(torch.int64))
+        return rows
+
+
 def fake_int8(x: Tensor) -> Tensor:
     """Activations rounded to int8 with a scale and a zero point per token; gradient straight through.
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from paredown.pipeline.compress.blockwise.codes import Residual, put_residual
 from paredown.pipeline.compress.blockwise.distil import DistilConfig, Distilled, distil, divergence
 from paredown.pipeline.compress.blockwise.modules import put
 from paredown.pipeline.compress.grids.weight import BlockWeight
@@ -30,6 +31,7 @@ def train(
     language: Language,
     checkpoint: Path,
     tick: Callable[[int, int], None],
+    residual: Residual | None = None,
 ) -> tuple[dict[str, BlockWeight], Distilled]:
     """Trains the codes of the linear layers, and the norms; the embedding's codes stay.
 
@@ -40,6 +42,7 @@ def train(
         language: the recipe's section.
         checkpoint: to resume from, and to keep up to date.
         tick: progress.
+        residual: of the embedding; it stays too.
 
     Returns:
         The codes of every matrix, and what training gave.
@@ -52,6 +55,8 @@ def train(
     logits = task.lesson(np.concatenate((lessons, held_out)))
     student, teacher = copy.deepcopy(network), task.network()
     put(student, codes, activation_bits=8)
+    if residual:
+        put_residual(student, residual)
     with torch.no_grad():
         expected = [logits(teacher, piece) for piece in held_out]
 

@@ -184,7 +184,7 @@ class Subgraph:
         if isinstance(value, Weight):
             return self._codes(value.codes)
         values = value.detach().contiguous()
-        if not values.dtype.is_floating_point and values.dtype != torch.bool:
+        if not values.dtype.is_floating_point and values.dtype not in (torch.bool, torch.int16):
             values = values.to(torch.int32)
         array = values.numpy()
         key = array.dtype.str.encode() + str(array.shape).encode() + array.tobytes()[:_SMALL]
@@ -201,9 +201,9 @@ class Subgraph:
         """Of a tensor of the file."""
         return tuple(int(size) for size in self.sub.tensors[ref.index].shape)
 
-    def is_real(self, ref: Ref) -> bool:
-        """Whether a tensor of the file is float32."""
-        return self.sub.tensors[ref.index].type == self.s.TensorType.FLOAT32
+    def dtype(self, ref: Ref) -> str:
+        """Of a tensor of the file."""
+        return next(name for name, kind in self._kinds().items() if kind == self.sub.tensors[ref.index].type)
 
     def _tensor_of(self, node: fx.Node) -> Ref:
         given = node.meta["val"]
@@ -212,14 +212,17 @@ class Subgraph:
     def _add(self, name: str, shape: Any, dtype: str, quantization: Any = None, buffer: int = 0) -> Ref:
         tensor = self.s.TensorT()
         tensor.name, tensor.shape = name, np.asarray(shape, np.int32)
-        kinds = self.s.TensorType
-        tensor.type = {
-            "float32": kinds.FLOAT32, "float16": kinds.FLOAT16, "int32": kinds.INT32, "bool": kinds.BOOL,
-            "int8": kinds.INT8, "int4": kinds.INT4,
-        }[dtype]  # fmt: skip
+        tensor.type = self._kinds()[dtype]
         tensor.buffer, tensor.quantization = buffer, quantization
         self.sub.tensors.append(tensor)
         return Ref(len(self.sub.tensors) - 1)
+
+    def _kinds(self) -> dict[str, int]:
+        kinds = self.s.TensorType
+        return {
+            "float32": kinds.FLOAT32, "float16": kinds.FLOAT16, "int32": kinds.INT32, "bool": kinds.BOOL,
+            "int16": kinds.INT16, "int8": kinds.INT8, "int4": kinds.INT4,
+        }  # fmt: skip
 
     def _codes(self, weight: BlockWeight) -> Ref:
         """Codes with their scales, once in each subgraph and once in the file."""
@@ -287,8 +290,8 @@ class Subgraph:
 
 def dtype_of(dtype: torch.dtype) -> str:
     """The file's type for torch's."""
-    if dtype == torch.bool:
-        return "bool"
+    if dtype in (torch.bool, torch.int16):
+        return str(dtype).removeprefix("torch.")
     return "float32" if dtype.is_floating_point else "int32"
 
 

@@ -69,9 +69,7 @@ def _reshaped(sub: Subgraph, value: Value, shape: Sequence[int]) -> Ref:
         return ref
     options = sub.s.ReshapeOptionsT()
     options.newShape = np.asarray(shape, np.int32)
-    kind = sub.sub.tensors[ref.index].type
-    dtype = {sub.s.TensorType.FLOAT32: "float32", sub.s.TensorType.BOOL: "bool"}.get(kind, "int32")
-    return sub.op("RESHAPE", 1, [ref, sub.constant(shape)], shape, dtype, options)
+    return sub.op("RESHAPE", 1, [ref, sub.constant(shape)], shape, sub.dtype(ref), options)
 
 
 def _reshape(sub: Subgraph, node: fx.Node, x: Value, *_: Any, **__: Any) -> Ref:
@@ -93,7 +91,7 @@ def _same(sub: Subgraph, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
 
 def _cast(sub: Subgraph, node: fx.Node, x: Value, *_: Any, **__: Any) -> Ref:
     ref = sub.ref(x)
-    if sub.is_real(ref) == (_dtype(node) == "float32"):
+    if sub.dtype(ref) == _dtype(node):
         return ref
     return sub.op("CAST", 1, [ref], _shape(node), _dtype(node))
 
@@ -112,7 +110,7 @@ def _number(sub: Subgraph, value: Any, like: Value) -> Ref:
     """A value, or a number as a tensor of the other side's type."""
     if isinstance(value, (Ref, Tensor)):
         return sub.ref(value)
-    real = sub.is_real(sub.ref(like))
+    real = sub.dtype(sub.ref(like)) == "float32"
     return sub.constant(value, np.float32 if real else np.int32)
 
 
@@ -195,6 +193,11 @@ def _where(sub: Subgraph, node: fx.Node, seen: Value, yes: Any, no: Any) -> Ref:
 def _embedding(sub: Subgraph, node: fx.Node, weight: Value, tokens: Value, *_: Any) -> Ref:
     shape = _shape(node)
     flat = _reshaped(sub, tokens, [int(np.prod(shape[:-1]))])
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        rows = sub.op(
+            "GATHER", 1, [weight, flat], (*sub.shape(flat), shape[-1]), _dtype(node), sub.s.GatherOptionsT()
+        )
+        return _reshaped(sub, rows, shape)
     version = {"int4": 4, "int8": 3}.get(_codes_of(weight), 1)
     rows = sub.op("EMBEDDING_LOOKUP", version, [flat, weight], (sub.shape(flat)[0], shape[-1]))
     return _reshaped(sub, rows, shape)

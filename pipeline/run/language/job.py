@@ -43,6 +43,7 @@ SMOKE_STEPS = 2
 QUANTIZE_KEYS = (
     "weight_bits", "embedding_bits", "rounding", "calibration_tokens", "window", "sparsity", "weights_mib",
 )  # fmt: skip
+RESIDUAL = "residual.safetensors"
 DISTIL_KEYS = ("distil_steps", "distil_lr", "distil_tokens", "distil_learns")
 
 
@@ -223,11 +224,13 @@ class LanguageJob(Job):
 
     def _network(self, inputs: Inputs, role: str) -> nn.Module:
         """The network with the codes of this role, and the floats that were learned with them."""
-        from paredown.pipeline.compress.blockwise.codes import read_codes
+        from paredown.pipeline.compress.blockwise.codes import put_residual, read_codes, read_residual
         from paredown.pipeline.compress.blockwise.modules import put
 
         network, folder = self._plain(inputs), inputs[role]
         put(network, read_codes(folder / CODES), activation_bits=8)
+        if (folder / RESIDUAL).exists():
+            put_residual(network, read_residual(folder / RESIDUAL))
         if (folder / FLOATS).exists():
             from safetensors.torch import load_file
 
@@ -287,7 +290,8 @@ class LanguageJob(Job):
 
             network = self._plain(inputs)
             bits = recipe_bits(self.task, network, language)
-            write_json(out / SENSE, measure_loss(self.task, network, bits, language, self.tick))
+            plain = language.model_copy(update={"residual_tokens": 0})  # one measurement is for all
+            write_json(out / SENSE, measure_loss(self.task, network, bits, plain, self.tick))
 
         bits = {"linear": int(language.weight_bits), "embedding": int(language.embedding_bits)}
         params = BitSenseParams(
@@ -297,23 +301,34 @@ class LanguageJob(Job):
         return Stage("sense", 2, params, self._inputs(), build)
 
     def _quantize(self) -> Stage:
-        language, sense = self.language, self.sense
+        language, sense, residual = self.language, self.sense, self.language.residual_tokens
         wanted = language.model_dump(include=set(QUANTIZE_KEYS))
+        wanted |= {"residual_tokens": residual} if residual else {}
 
         def build(out: Path, inputs: Inputs) -> None:
-            from paredown.pipeline.compress.blockwise.codes import count, find_codes, recipe_bits, write_codes
-            from paredown.pipeline.compress.blockwise.mixed_bits import mix
+            from paredown.pipeline.compress.blockwise.codes import (
+                count,
+                find_codes,
+                recipe_bits,
+                write_codes,
+                write_residual,
+            )
+            from paredown.pipeline.compress.blockwise.mixed_bits import mixed
 
             network = self._plain(inputs)
             bits = recipe_bits(self.task, network, language)
-            if "sense" in inputs and language.weights_mib is not None:
-                bits = mix(read_json(inputs["sense"] / SENSE), bits, language.weights_mib)
-            found = find_codes(self.task, network, language, bits, self.tick)
-            write_codes(out / CODES, found)
-            write_json(out / COUNTS, count(found))
+            if "sense" in inputs:
+                bits = mixed(self.task, network, read_json(inputs["sense"] / SENSE), bits, language)
+            codes, found = find_codes(self.task, network, language, bits, self.tick)
+            write_codes(out / CODES, codes)
+            if found:
+                write_residual(out / RESIDUAL, found)
+            write_json(out / COUNTS, count(codes, found))
 
         params = QuantizeParams(self.task.network_id, wanted, blocks_of(language), package_version("torch"))
-        return Stage("quantize", 2, params, self._inputs() | ({"sense": sense} if sense else {}), build)
+        parts: dict[str, Stage | str] = {"sense": sense} if sense else {}
+        parts |= {"train": self.task.fingerprint("train")} if residual else {}
+        return Stage("quantize", 2, params, self._inputs() | parts, build)
 
     def _distil(self) -> Stage:
         language, quantize = self.language, self.quantize
@@ -321,14 +336,26 @@ class LanguageJob(Job):
         def build(out: Path, inputs: Inputs) -> None:
             from safetensors.torch import save_file
 
-            from paredown.pipeline.compress.blockwise.codes import count, read_codes, write_codes
+            from paredown.pipeline.compress.blockwise.codes import (
+                count,
+                read_codes,
+                read_residual,
+                write_codes,
+                write_residual,
+            )
             from paredown.pipeline.compress.blockwise.qat_training import train
 
             checkpoint = self.store.root / "checkpoints" / f"{stage.key}.pt"
             start = read_codes(inputs["codes"] / CODES)
-            codes, found = train(self.task, self._plain(inputs), start, language, checkpoint, self.tick)
+            path = inputs["codes"] / RESIDUAL
+            residual = read_residual(path) if path.exists() else None
+            codes, found = train(
+                self.task, self._plain(inputs), start, language, checkpoint, self.tick, residual
+            )
             write_codes(out / CODES, codes)
-            write_json(out / COUNTS, count(codes))
+            if residual:
+                write_residual(out / RESIDUAL, residual)
+            write_json(out / COUNTS, count(codes, residual))
             save_file(dict(found.floats), out / FLOATS)
             history = {"baseline": found.baseline, "best": found.best, "best_step": found.best_step}
             write_json(out / HISTORY, history | {"history": [dict(row) for row in found.history]})

@@ -22,7 +22,9 @@ from paredown.targets.cards.card import load_card
 from paredown.targets.errors import BudgetError, InputError
 
 RECIPES = Path(__file__).parents[4] / "apps" / "chat" / "recipes"
-SETTINGS = ("ffn=0.7", "weights_mib=0.4", "sparsity=0.3", "distil_steps=4", "distil_tokens=64")
+SETTINGS = (
+    "ffn=0.7", "weights_mib=0.4", "residual_tokens=40", "sparsity=0.3", "distil_steps=4", "distil_tokens=64",
+)  # fmt: skip
 MIXED = ("block=0", "embedding_block=32", "weights_mib=0.4", "distil_steps=2", "distil_tokens=64")
 
 
@@ -74,6 +76,14 @@ def test_the_codes_are_what_was_asked_for(runs: Path) -> None:
     assert float((trained["lm_head"].codes == 0).float().mean()) < 0.2
 
 
+def test_training_keeps_the_residual(runs: Path) -> None:
+    start, trained = (
+        next(runs.glob(f".store/*/{part}")).with_name("residual.safetensors").read_bytes()
+        for part in ("codes.json", "history.json")
+    )
+    assert start == trained
+
+
 def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     report = (runs / "gemma3-tiny" / "host" / "report.md").read_text()
     for line in (
@@ -91,6 +101,7 @@ def test_the_report_and_explain_tell_of_it(runs: Path) -> None:
     [
         ("distil_lr=1e-4", {"distil"}),
         ("weights_mib=0.5", {"quantize", "distil"}),
+        ("residual_tokens=41", {"quantize", "distil"}),
         ("sparsity=0.4", {"sense", "quantize", "distil"}),
         ("ffn=0.5", {"prune", "sense", "quantize", "distil"}),
         ("balance=true", {"balance", "sense", "quantize", "distil"}),
@@ -125,7 +136,7 @@ def test_both_programs_of_all_of_it_score_as_their_codes_do(tmp_path: Path) -> N
 def test_layers_and_output_layer_share_scales_as_each_is_asked_to() -> None:
     task, language = loaded("block=0", "embedding_block=32", "rounding=nearest")
     network = task.network()
-    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
+    codes, _ = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
     assert codes["lm_head"].block == 32
     assert all(weight.per_row for name, weight in codes.items() if name != "lm_head")
     parts = task.device_bytes(language), *(task.device_bytes(loaded(f"block={b}")[1]) for b in (0, 32))
@@ -145,7 +156,7 @@ def test_a_program_with_balanced_channels_scores_as_its_codes_do(tmp_path: Path)
 def test_a_short_training_brings_the_probabilities_nearer(tmp_path: Path) -> None:
     task, language = loaded("rounding=nearest", "distil_steps=24", "distil_tokens=128", "distil_lr=5e-5")
     network = task.network()
-    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
+    codes, _ = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
     trained, found = train(task, task.network(), codes, language, tmp_path / "run.pt", quiet)
     assert found.best_step > 0 and found.best > 0.97 * found.baseline
     other = task.network()
@@ -164,7 +175,7 @@ class Killed(Exception):
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     task, language = loaded("rounding=nearest", "distil_steps=6", "distil_tokens=32")
     network = task.network()
-    codes = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
+    codes, _ = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
 
     def taught(checkpoint: str, tick: Any = quiet) -> list[list[int]]:
         trained, _ = train(task, task.network(), codes, language, tmp_path / checkpoint, tick)
