@@ -47,7 +47,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, then those of few tests, which take seconds each.
 
-    What is left for the end is many and short: both of two processes are at work until then.
+    What is left for the end is many and short: all processes are at work until then.
     """
     count = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
