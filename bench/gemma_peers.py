@@ -142,14 +142,11 @@ class Program:
         self._process.communicate()
 
     def perplexity(self, options: argparse.Namespace, windows: Sequence[Sequence[int]]) -> str:
-        """Measured once: a file in --work keeps it."""
-        kept = options.work / f"{self.path.name}.{self.path.stat().st_size}.{len(windows)}.json"
-        if not kept.exists():
-            self.start(options, "score")
-            loss = sum(self.ask(window)["loss"] for window in windows)
-            self.end()
-            kept.write_text(json.dumps(loss / sum(len(window) - 1 for window in windows)))
-        return f"{math.exp(json.loads(kept.read_text())):.2f}"
+        """Measured each time: one that is kept would not know of another kernel, or of other bytes."""
+        self.start(options, "score")
+        loss = sum(self.ask(window)["loss"] for window in windows)
+        self.end()
+        return f"{math.exp(loss / sum(len(window) - 1 for window in windows)):.2f}"
 
     def _answer(self) -> dict[str, float]:
         assert self._process.stdout
@@ -161,15 +158,13 @@ class Program:
 
 
 def programs(options: argparse.Namespace) -> list[Program]:
-    """Every row that the options ask for; what has to be made is made."""
+    """Every row that the options ask for; what llama.cpp is to quantize is quantized into --work."""
     given = [(each, each not in options.shape) for each in (*options.program, *options.shape, *options.gguf)]
     found = [Program(each.partition("=")[0], Path(each.partition("=")[2]), scored) for each, scored in given]
     for kind in options.make:
-        path = options.work / f"{kind.lower()}.gguf"
-        if not path.exists():
-            source = options.gguf[0].partition("=")[2]
-            command = [options.peers, HERE / "gemma_llama.py", "make", source, path, kind]
-            subprocess.run([str(word) for word in command], check=True)
+        path, source = options.work / f"{kind.lower()}.gguf", options.gguf[0].partition("=")[2]
+        command = [options.peers, HERE / "gemma_llama.py", "make", source, path, kind]
+        subprocess.run([str(word) for word in command], check=True)
         found.append(Program(f"llama.cpp, {kind}", path))
     return found
 

@@ -28,8 +28,9 @@ import torch
 from numpy.typing import NDArray
 from record import Table, add_option
 from torch import Tensor, nn
-from zoo import IMAGES, Samples, outputs, ready
+from zoo import IMAGES
 from zoo_quality import snr
+from zoo_stages import Samples, outputs, ready
 
 from paredown.calibration.observers import Several
 from paredown.pipeline.device.timing import interleaved

@@ -47,7 +47,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, then those of few tests, which take seconds each.
 
-    What is left for the end is many and short: both of two processes are at work until then.
+    What is left for the end is many and short: all processes are at work until then.
     """
     count = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -94,7 +94,7 @@ def _operators_once() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Property tests take a third of their examples, others each time: an export takes a tenth of a second.
+    """Property tests take a sixth of their examples, others each time: an export takes a tenth of a second.
 
     With PAREDOWN_EXAMPLES=all they take all of them.
     """
@@ -102,7 +102,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     whole = getattr(function, key, None)
     if whole is None or os.environ.get("PAREDOWN_EXAMPLES") == "all":
         return (yield)
-    setattr(function, key, settings(whole, max_examples=max(3, whole.max_examples // 3)))
+    setattr(function, key, settings(whole, max_examples=max(3, whole.max_examples // 6)))
     try:
         return (yield)
     finally:

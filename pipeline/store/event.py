@@ -14,14 +14,14 @@ class Event:
     """Something began or ended.
 
     Attributes:
-        stage: what it is about: a stage's name, or a step of validation or deployment.
-        state: "reused" = its artefact was there already.
+        stage: what it is about: a stage's name, or a step of validation or deployment; "" = all of the work.
+        state: "reused" = its artefact was there already; "put off" = it is tried again later.
         seconds: how long it took, where that is known.
         detail: what else there is to say.
     """
 
     stage: str
-    state: Literal["running", "done", "reused"]
+    state: Literal["running", "done", "reused", "put off"]
     seconds: float | None = None
     detail: str = ""
 
@@ -30,7 +30,8 @@ class Event:
         state: str = self.state
         if state == "done" and self.seconds is not None:
             state = f"done in {self.seconds:.1f} s"
-        return f"{self.stage}: {state}" + (f" ({self.detail})" if self.detail else "")
+        about = f"{self.stage}: " if self.stage else ""
+        return f"{about}{state}" + (f" ({self.detail})" if self.detail else "")
 
 
 #: Hears of events.

@@ -44,12 +44,21 @@ def at_once(arguments: list[str], folder: Path) -> str:
 
 
 def python(block: Block, folder: Path) -> str:
+    """What a block of Python prints, in a Python of its own."""
     result = subprocess.run(
         [sys.executable, "-c", block.text], cwd=folder, env=environment(), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert result.returncode == 0, f"{block.page}: {result.stderr}"
     return result.stdout
+
+
+def python_at_once(block: Block, folder: Path) -> str:
+    """As `python`, in a process in which torch is imported already."""
+    process = Command((), folder, environment(), python=block.text)
+    out, err = process.communicate()
+    assert process.returncode == 0, f"{block.page}: {err}"
+    return out
 
 
 def slow(page: str) -> list[list[str]]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from executed import at_once, paredown, python, slow
+from executed import at_once, paredown, python, python_at_once, slow
 from manual import DOCS, ROOT, blocks
 from needs import needs
 
@@ -88,12 +88,12 @@ def test_the_unpacked_bundle_detects_on_a_photo(folder: Path) -> None:
 
 def test_a_model_from_elsewhere_is_read(tmp_path: Path) -> None:
     block, keras, program = (b for b in blocks("python", mark="") if b.page == "models-from-elsewhere.md")
-    said = python(block, tmp_path)
+    said = python_at_once(block, tmp_path)
     assert re.search(r"ONNX, opset \d+ \(1, 3, 32, 32\)", said)
     assert "Conv2d(3, 8" in said and "Linear(in_features=2048" in said
-    said = python(keras, tmp_path)
+    said = python_at_once(keras, tmp_path)
     assert said.startswith("Keras 2.15.0 (1, 3, 8, 8)") and "Linear" in said
-    said = python(program, tmp_path)
+    said = python_at_once(program, tmp_path)
     assert said.startswith("torch.export (1, 3, 8, 8)") and said.endswith("TorchScript\n")
 
 
@@ -103,7 +103,7 @@ def test_the_detector_of_the_manual_says_how_it_is_decoded(tmp_path: Path) -> No
     from paredown.pipeline.recipe.file import load_recipe
 
     (block,) = (b for b in blocks("python", mark="") if b.page == "own-network.md")
-    assert python(block, tmp_path).split() == "[(1, 32, 12, 12), (1, 10, 12, 12)]".split()
+    assert python_at_once(block, tmp_path).split() == "[(1, 32, 12, 12), (1, 10, 12, 12)]".split()
     (tmp_path / "heads_of_the_manual.py").write_text(block.text)
     (tmp_path / "net.pth").touch()
     recipe = tmp_path / "heads.toml"

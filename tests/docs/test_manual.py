@@ -219,7 +219,8 @@ def test_the_set_up_commands_are_those_of_ci() -> None:
     assert tests in test and tests in (ROOT / "CONTRIBUTING.md").read_text()
     first, others = (line for line in ci.splitlines() if "pytest" in line)
     assert first == tests.replace("'not slow'", "unit")
-    assert others == tests.replace("'not slow'", "'(not slow or sample) and not unit'"), "and the sample"
+    more = tests.replace("'not slow'", "'(not slow or sample) and not unit'").replace("-n 2", "-n 3")
+    assert others == more, "and the sample, with one process more"
 
 
 def test_extras_exist() -> None:

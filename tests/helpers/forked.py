@@ -25,16 +25,18 @@ class Command:
         words: of the command, without its program.
         folder: where it works; this process's if not given.
         environment: of the process; this one's if not given.
+        python: a program that is executed instead of the command.
     """
 
     def __init__(
-        self, words: Sequence[object], folder: Path | None = None, environment: dict[str, str] | None = None
-    ) -> None:
+        self, words: Sequence[object], folder: Path | None = None, environment: dict[str, str] | None = None,
+        python: str = "",
+    ) -> None:  # fmt: skip
         out, their_out = SERVER.Pipe(duplex=False)
         err, their_err = SERVER.Pipe(duplex=False)
         place = str(folder or Path.cwd()), environment or dict(os.environ)
         self._process = SERVER.Process(
-            target=_work, args=(list(map(str, words)), *place, their_out, their_err)
+            target=_work, args=(list(map(str, words)), python, *place, their_out, their_err)
         )
         self._process.start()
         their_out.close(), their_err.close()
@@ -68,7 +70,7 @@ class Command:
 
 
 def _work(
-    words: list[str], folder: str, environment: dict[str, str], out: Connection, err: Connection
+    words: list[str], python: str, folder: str, environment: dict[str, str], out: Connection, err: Connection
 ) -> None:
     os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
     out.close(), err.close()
@@ -76,6 +78,9 @@ def _work(
     os.environ.clear()
     os.environ.update(environment)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+    if python:
+        exec(compile(python, "<string>", "exec"), {"__name__": "__main__"})
+        return
     from paredown.apps.cli.main import app
 
     app(words)

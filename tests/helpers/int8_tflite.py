@@ -146,11 +146,12 @@ def read(folder: Path, data: bytes) -> IntegerGraph:
     return load(path)
 
 
-def check(folder: Path, data: bytes, most: int = 0) -> IntegerGraph:
-    """Reference, LiteRT and ExecuTorch give the codes of the interpreter on the file."""
+def check(folder: Path, data: bytes, most: int = 0, codes: np.ndarray | None = None) -> IntegerGraph:
+    """Reference, LiteRT and ExecuTorch give the codes of the interpreter on the file, of these inputs."""
     graph = read(folder, data)
     shape = graph.input.shape
-    x = np.random.default_rng(3).integers(-128, 128, (3, *shape[1:])).astype(np.int8)
+    any_codes = np.random.default_rng(3).integers(-128, 128, (3, *shape[1:])).astype(np.int8)
+    x = any_codes if codes is None else codes
     programs = [
         runtime(name).load(runtime(name).lower_integer(graph).data, 1, name)
         for name in ("litert", "executorch")

@@ -92,7 +92,8 @@ def sweep(
     code = 0
 
     def hear(number: int, event: Event) -> None:
-        tell(Event(f"{points[number].label}: {event.stage}", event.state, event.seconds, event.detail))
+        about = ": ".join(filter(None, (points[number].label, event.stage)))
+        tell(Event(about, event.state, event.seconds, event.detail))
 
     for number, outcome in (executor or LocalWorkers(jobs)).outcomes(works, hear):
         point = points[number]

@@ -135,7 +135,7 @@ def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
         run.execute()
     except BusyError:
         busy = True
-        tell(Event("put off", "done", None, "another run's long stage has to end first"))
+        tell(Event("", "put off", None, "another run's long stage has to end first"))
     except ParedownError as found:
         error, code = str(found), found.exit_code
     except Exception as found:  # a bug of ours or of the user's own code: the other points go on

@@ -65,7 +65,7 @@ def test_what_is_no_network_is_refused(wrong: dict) -> None:
         V8Like(3, **wrong)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("activation", [pytest.param("relu", marks=pytest.mark.slow), "silu"])
 def test_it_is_traced_and_made_integer_with_a_scale_for_each_output(activation: str) -> None:
     torch.manual_seed(0)
     network = V8Like(

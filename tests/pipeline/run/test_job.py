@@ -74,10 +74,10 @@ def test_commands_for_images_say_so(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metric", "less", "first", "later", "over"),
     [
-        ("f1", False, 0.9, 0.85, False),
+        pytest.param("f1", False, 0.9, 0.85, False, marks=pytest.mark.slow),
         ("f1", False, 0.9, 0.7, True),
-        ("misses", True, 2.0, 2.1, False),  # a rise by 5 %
-        ("misses", True, 2.0, 3.0, True),
+        pytest.param("misses", True, 2.0, 2.1, False, marks=pytest.mark.slow),  # a rise by 5 %
+        pytest.param("misses", True, 2.0, 3.0, True, marks=pytest.mark.slow),
         ("misses", True, 2.0, 1.0, False),  # better, though another direction would call it worse
     ],
 )

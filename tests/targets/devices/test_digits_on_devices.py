@@ -103,11 +103,11 @@ def test_the_same_bundle_over_adb(proved: dict[str, Any], runs: Path, adb_board:
 
 @pytest.mark.sample
 def test_digits_on_microcontrollers(runs: Path) -> None:
-    done = call("run", "digits", "--target", "cortex-m4", "--limit", IMAGES, "--runs", runs, "--json")
+    done = call("run", "digits", "--target", "cortex-m4", "--smoke", "--runs", runs, "--json")
     assert done.code == 0, done.err
     found = {f["metric"]: f for f in json.loads(done.out)["figures"] if f["stage"] == "micro"}
     assert 150_000 < found["arena_bytes"]["value"] < 640 * 1024 and found["arena_bytes"]["tag"] == "simulated"
-    asked = ("--target", "cortex-m55-ethos-u55-128", "--limit", IMAGES, "--runs", runs, "--json")
+    asked = ("--target", "cortex-m55-ethos-u55-128", "--smoke", "--runs", runs, "--json")
     done = call("run", "digits", *asked)
     assert done.code == 0, done.err
     found = {f["metric"]: f for f in json.loads(done.out)["figures"] if f["stage"] == "micro"}

@@ -106,7 +106,7 @@ def test_programs_see_a_board_and_not_this_machine(board):
     [
         ("raspberry-pi-5", "0xd0b", True),
         ("raspberry-pi-4", "0xd08", False),
-        ("raspberry-pi-3", "0xd03", False),
+        pytest.param("raspberry-pi-3", "0xd03", False, marks=pytest.mark.slow),
     ],
 )
 def test_each_board_has_its_own_core(emulator, name, part, atomics):

@@ -150,7 +150,9 @@ def some_widths(graph: Graph, groups: tuple[Group, ...], seed: int) -> dict[str,
     return {g.name: int(rng.choice(group_widths(graph, g, multiples(1)))) for g in groups}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mobilenet_v2" else []) for n in NETWORKS]
+)
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 2**20))
 def test_costs_are_those_of_the_thin_graph(name, seed):

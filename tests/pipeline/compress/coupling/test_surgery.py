@@ -134,8 +134,12 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+#: Of the zoo's, one of residuals; the others' kinds are in "everything".
+SLOW = ("mobilenet_v2", "yolov2-nano")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mobilenet_v2" else []) for n in NETWORKS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETWORKS]
 )
 def test_networks(name: str):
     make, side = NETWORKS[name]
@@ -149,7 +153,10 @@ def test_large_networks(name: str):
     assert_surgery(randomized(make()).eval(), (1, 3, side, side), 1)
 
 
-@pytest.mark.parametrize("name", ["coco-trial6", "voc-trial3-bn", "voc-trial3-noBatch"])
+@pytest.mark.parametrize(
+    "name",
+    ["coco-trial6", *(pytest.param(f"voc-trial3-{n}", marks=pytest.mark.slow) for n in ("bn", "noBatch"))],
+)
 def test_yolo_lite_with_its_own_weights(name: str, shared: Path):
     folder = shared / "yololite-yolov2"
     net = YoloV2.from_cfg(folder / f"{name}.cfg").eval()

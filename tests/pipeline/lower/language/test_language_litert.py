@@ -37,7 +37,13 @@ def whole():
     return gemma, lowered(gemma)
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[  # a program takes seconds; the last kind has rows of int4 too
+        pytest.param(codes, id=kind, marks=[pytest.mark.slow] if kind == "int4 rows" else [])
+        for kind, codes in KINDS.items()
+    ],
+)
 def coded(request):
     gemma = network(request.param)
     modules = list(gemma.modules())

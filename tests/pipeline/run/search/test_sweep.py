@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_project import call, copy_runs, make_project, start
 
+from paredown.pipeline.run.run import Run
 from paredown.pipeline.run.search.grid import make_points, read_axes
+from paredown.pipeline.run.search.sharing import BusyError
 from paredown.pipeline.run.search.sweep import PAGE, TABLE, sweep
 from paredown.pipeline.run.search.workers import Hear, Outcome, Work, perform
 from paredown.targets.errors import UsageError
@@ -57,6 +59,28 @@ def test_a_target_that_is_not_emulated_is_refused_before_anything_runs(tiny, tmp
     with pytest.raises(UsageError, match="target host is not emulated"):
         sweep(points, tmp_path / "runs", tmp_path / "out", emulated=True, executor=InThisProcess())
     assert not (tmp_path / "runs").exists()
+
+
+class PutsOff:
+    """An executor that has no other work in the meantime."""
+
+    def outcomes(self, works: Sequence[Work], hear: Hear) -> Iterator[tuple[int, Outcome]]:
+        for number, work in enumerate(works):
+            assert perform(work, lambda event, n=number: hear(n, event)).busy
+            yield number, Outcome(error="never made", code=1)
+
+
+def test_a_point_that_is_put_off_is_one_plain_line(tiny, tmp_path, monkeypatch):
+    def busy(self: Run) -> None:
+        raise BusyError
+
+    monkeypatch.setattr(Run, "execute", busy)
+    (point,) = points = make_points([str(tiny.recipe)], ["host"])
+    lines: list[str] = []
+    sweep(
+        points, tmp_path / "runs", tmp_path / "out", tell=lambda e: lines.append(e.line()), executor=PutsOff()
+    )
+    assert lines[0] == f"{point.label}: put off (another run's long stage has to end first)"
 
 
 def test_mistakes_are_one_line(tiny, tmp_path):

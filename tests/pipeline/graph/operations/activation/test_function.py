@@ -67,7 +67,9 @@ def test_all_256_codes_are_the_runtimes_and_a_plain_loops(inside, low_high):
         assert made[name].ravel().tolist() == wanted, name
 
 
-@pytest.mark.parametrize("name", ["mish", "erf", "above", "elu of 0.5"])
+@pytest.mark.parametrize(
+    "name", ["mish", "erf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("above", "elu of 0.5"))]
+)
 def test_the_float_programs_compute_what_torch_computes(name):
     assert_float(network(lambda m, x: EVERY[name](m.a(x)) * 1.0, a=conv(4, 4)), SHAPE)
 

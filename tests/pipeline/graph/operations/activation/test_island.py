@@ -77,7 +77,14 @@ def test_programs_are_within_a_code_of_the_integer_graph(runtime):
             assert apart.max_lsb <= operation("island").tolerance and apart.share < 0.02, name
 
 
-@pytest.mark.parametrize("name", ["cumsum", "division", "norm", "windows", "odd pool"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cumsum",
+        "windows",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("division", "norm", "odd pool")),
+    ],
+)
 def test_the_float_programs_compute_what_torch_computes(name):
     assert_float(built(name), SHAPE)
 

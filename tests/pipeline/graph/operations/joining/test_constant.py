@@ -76,7 +76,7 @@ def test_a_number_per_channel_is_a_convolution_that_is_cut_with_them(net):
     assert not groups["a"].locked
 
 
-@pytest.mark.parametrize("make", [embedded, everywhere])
+@pytest.mark.parametrize("make", [embedded, pytest.param(everywhere, marks=pytest.mark.slow)])
 def test_a_tensor_of_any_numbers_is_exact_on_both_runtimes(make):
     graph = assert_float(make(), SHAPE)
     assert "constant" in {node.kind for node in graph}

@@ -61,7 +61,7 @@ def built(function) -> nn.Module:
     return network(function, q=nn.Linear(6, 8), k=nn.Linear(6, 8), v=nn.Linear(6, 8), o=nn.Linear(8, 5))
 
 
-@pytest.mark.parametrize("function", [attention, one_head])
+@pytest.mark.parametrize("function", [pytest.param(attention, marks=pytest.mark.slow), one_head])
 def test_the_floats_are_those_of_torch(function):
     assert_float(built(function), SHAPE)
 

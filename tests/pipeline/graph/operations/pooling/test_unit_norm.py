@@ -45,7 +45,14 @@ NETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name != "by hand"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "of pixels",
+        "an embedding",
+        *(pytest.param(f"of {n}", marks=pytest.mark.slow) for n in ("a vector", "tokens")),
+    ],
+)
 def test_the_float_network_computes_what_torch_computes(name: str) -> None:
     net, shape = NETS[name]
     graph = assert_float(net, shape)

@@ -231,7 +231,9 @@ def test_int8_is_near_to_float_at_any_length():
 # -- pruning, training ---------------------------------------------------------------------------------------
 
 
-@every
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in (*USUAL, "lstm") else pytest.mark.slow) for n in sorted(NETS)]
+)
 def test_hidden_units_are_cut(name: str):
     groups = assert_cut(NETS[name](), SHAPE)
     (hidden,) = (group for group in groups.values() if not group.locked)
