@@ -120,13 +120,17 @@ class Bench:
             write_json(path, measure_loss(task, network, bits, plain, _tick))
         return self._rounded(mixed(task, network, read_json(path), bits, language), **changes)
 
+    def residual(self) -> Found:
+        """Mixed bits, and frequent tokens' look-ups made up for."""
+        return self.mixed("residual", **CHANGED["residual"])
+
     def sparse(self) -> Found:
         """SQuantizer's grid with 40 % zeros, within 4 bits."""
         return self._rounded(sparsity=0.4)
 
     def trained(self) -> Found:
-        """Mixed bits, then the recipe's training; the norms that it learned are left in a file."""
-        start, residual = self.found("mixed", self.mixed)
+        """The codes with a residual after the recipe's training; the norms that it learned are left in a file."""
+        start, residual = self.found("residual", self.residual)
         checkpoint, (task, network) = self.work / "distil.pt", self.network()
         codes, found = train(task, network, start, self.language(), checkpoint, _tick, residual)
         torch.save(dict(found.floats), self.work / "floats.pt")
@@ -214,8 +218,9 @@ def rows(bench: Bench, only: list[str]) -> None:
         "mixed": (f"int4 with {within('mixed')}", bench.mixed),
         "residual": (
             f"int4 with {within('residual')}, look-ups with a residual",
-            lambda: bench.mixed("residual", **CHANGED["residual"]),
+            bench.residual,
         ),
+        "trained": (f"the same after {bench.language().distil_steps} steps of training", bench.trained),
         "layers": (
             f"layers with a scale per row, {within('layers')}",
             lambda: bench.mixed("layers", **CHANGED["layers"]),
@@ -224,7 +229,6 @@ def rows(bench: Bench, only: list[str]) -> None:
             f"all with a scale per row, {within('rows')}",
             lambda: bench.mixed("rows", **CHANGED["rows"]),
         ),
-        "trained": (f"mixed after {bench.language().distil_steps} steps of training", bench.trained),
         "sparse": ("int4, 40 % zeros, GPTQ", bench.sparse),
     }
     task, plain = bench.network()

@@ -201,7 +201,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pipeline/run/language/test_language_run.py": (
         "a whole run of a language model, to its proof on a device",
         (
-            "pipeline/compress/blockwise/codes.py",
             "pipeline/device/language/",
             "pipeline/lower/language/network.py",
             "apps/chat/device/score.py",

@@ -81,7 +81,7 @@ def test_its_bytes_are_known_before_and_its_file_gives_it_back(
 
 
 def test_places_are_wider_where_there_are_more_than_int16_counts() -> None:
-    assert residual_bytes(2**15, 32, 10) - residual_bytes(2**15 - 1, 32, 10) == 18 + 2 * 10
+    assert residual_bytes(2**15, 64, 10) - residual_bytes(2**15 - 1, 64, 10) == 36 + 2 * 10
 
 
 @settings(max_examples=25, deadline=None)
