@@ -129,7 +129,7 @@ class Bench:
         return self._rounded(sparsity=0.4)
 
     def trained(self) -> Found:
-        """The codes with a residual after the recipe's training; the norms that it learned are left in a file."""
+        """Those with a residual after the recipe's training; the norms that it learned are left in a file."""
         start, residual = self.found("residual", self.residual)
         checkpoint, (task, network) = self.work / "distil.pt", self.network()
         codes, found = train(task, network, start, self.language(), checkpoint, _tick, residual)
@@ -220,7 +220,10 @@ def rows(bench: Bench, only: list[str]) -> None:
             f"int4 with {within('residual')}, look-ups with a residual",
             bench.residual,
         ),
-        "trained": (f"the same after {bench.language().distil_steps} steps of training", bench.trained),
+        "trained": (
+            f"with a residual, after {bench.language().distil_steps} steps of training",
+            bench.trained,
+        ),
         "layers": (
             f"layers with a scale per row, {within('layers')}",
             lambda: bench.mixed("layers", **CHANGED["layers"]),
