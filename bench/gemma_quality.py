@@ -293,7 +293,7 @@ def main() -> None:
         row, _, mib = each.rpartition("=")
         budgets[row] = float(mib)
     name = "gemma3-tiny" if options.weights is None else "gemma3-270m"
-    recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, "language.residual_tokens=0", *options.set])
+    recipe = load_recipe(RECIPES / f"{name}.toml", [*wanted, *options.set])
     scored = {"window": options.window, "test_tokens": options.window * options.windows}
     judge = recipe.model_copy(update={"language": recipe.language.model_copy(update=scored)})
     tokens = options.windows * (options.window - 1)
