@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -61,11 +61,19 @@ def test_one_that_is_not_right_or_fails_is_no_measure(arm: ModuleType) -> None:
     assert found["ncnn, float"] == ["5.0", "not right", "fails", "", "23.9"]
 
 
+def test_a_stock_program_that_cannot_be_made_fails_on_every_board(arm: ModuleType) -> None:
+    known = {key: NAN if "stock" in key else count for key, count in COUNTS.items()}
+    found = rows_of(arm, {**known, "dB net/ours": 30.0, "dB net/old": 24.0, "dB net/new": 41.5})
+    assert found["stock, litert"] == ["fails", "", "fails", "", ""]
+    assert found["ours, litert"] == ["10.0", "2.00", "8.0", "2.00", "30.0"]
+
+
 class Made:
     """Stands for a network with everybody's programs."""
 
     snr, without, x = 30.0, "", None
     programs = {"ours, litert": "mine", "stock, litert": "theirs"}
+    failed: Mapping[str, str] = {}
 
     def __init__(self, name: str, peers: Path, folder: Path) -> None:
         assert name == "net"
