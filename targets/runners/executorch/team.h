@@ -15,7 +15,7 @@ namespace team {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kAwake = std::chrono::microseconds(200);  // without work; then a thread sleeps until there is some
+constexpr auto kAwake = std::chrono::milliseconds(2);  // without work, as between two tokens; then a thread sleeps
 constexpr int kShares = 4;  // of each thread: one that was held up leaves the rest of them to the others
 
 inline void pause() {
@@ -77,7 +77,7 @@ class Team {
     for (uint32_t seen = 0;;) {
       const auto until = Clock::now() + kAwake;
       while (round_.load(std::memory_order_acquire) == seen) {
-        for (int i = 0; i < 32; ++i) pause();
+        for (int i = 0; i < 4; ++i) pause();
         if (Clock::now() > until) round_.wait(seen, std::memory_order_acquire);
       }
       ++seen;  // no round begins before all have done the one before
