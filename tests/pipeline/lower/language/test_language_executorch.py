@@ -99,7 +99,7 @@ class TestCodes:
 
     def test_the_embedding_and_the_output_layer_share_their_codes(self, coded):
         gemma, data, _ = coded
-        assert data.count(packed(gemma.model.embed_tokens.tensor.weight)) == 1
+        assert data.count(packed(gemma.lm_head.tensor.weight)) == 1
         weights = [tensor.weight for tensor in held(gemma).values()]
         assert not any(each.codes.numpy().tobytes() in data for each in weights if each.bits == 4)
 
