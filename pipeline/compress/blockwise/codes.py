@@ -213,12 +213,18 @@ def write_residual(path: Path, residual: Residual) -> None:
 
 
 def read_residual(path: Path) -> Residual:
-    """Reads what `write_residual` wrote."""
-    found = load_file(path)
-    codes, scales = found["codes"], found["scales"]
-    return Residual(
-        found["places"], BlockWeight(codes, scales, RESIDUAL_BITS, codes.shape[1] // scales.shape[1])
-    )
+    """Reads what `write_residual` wrote.
+
+    Raises:
+        InputError: no such file.
+    """
+    try:
+        found = load_file(path)
+        codes, scales = found["codes"], found["scales"]
+        block = codes.shape[1] // scales.shape[1]
+        return Residual(found["places"], BlockWeight(codes, scales, RESIDUAL_BITS, block))
+    except Exception as error:  # as of `read_codes`
+        raise InputError(f"no file of a residual: {error}", where=path) from error
 
 
 def _residual_block(width: int) -> int | None:

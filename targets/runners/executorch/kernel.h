@@ -34,7 +34,11 @@ constexpr int64_t kWorth = 1 << 18, kWorthAwake = 1 << 15;
 template <typename Part>
 void share(Context& context, int64_t count, int64_t work, bool often, const Part& part) {
   const auto least = [work](int64_t worth) { return worth / (work > 0 ? work : 1) + 1; };
-  if (often && team::present) return team::present->run(count, (least(kWorthAwake) + 15) / 16 * 16, part);
+  constexpr int64_t kWhole = 16;  // rows: a cache line of outputs, and no rows side by side are parted
+  if (often && team::present) {
+    const int64_t some = (least(kWorthAwake) + kWhole - 1) / kWhole * kWhole;
+    return team::present->run(count, some, part);
+  }
   if (!executorch::extension::parallel_for(0, count, least(kWorth), part)) {
     context.fail(executorch::runtime::Error::Internal);
   }

@@ -74,8 +74,8 @@ class Model {
     }
     {
       // Of one token XNNPACK has small operations alone: its threads would be in the way of the team's.
-      executorch::extension::threadpool::NoThreadPoolGuard guard;
-      if (!ours) guard.set_enabled(false);
+      std::optional<executorch::extension::threadpool::NoThreadPoolGuard> alone;
+      if (ours) alone.emplace();
       runner::load(module_, path, single_);
     }
     vocabulary = fact("get_vocab_size");

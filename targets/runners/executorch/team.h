@@ -29,7 +29,8 @@ class Team {
  public:
   // Of no more threads than there are processors: one that waits for another to leave its own is worse than none.
   explicit Team(uint32_t threads) {
-    for (uint32_t i = 1; i < std::min(threads, std::thread::hardware_concurrency()); ++i) others_.emplace_back([this] { work(); });
+    const uint32_t size = std::min(threads, std::thread::hardware_concurrency());
+    for (uint32_t i = 1; i < size; ++i) others_.emplace_back([this] { work(); });
   }
   ~Team() {
     call_ = nullptr;

@@ -80,6 +80,14 @@ def test_its_bytes_are_known_before_and_its_file_gives_it_back(
     assert torch.equal(back.weight.dequantized(), residual.weight.dequantized())
 
 
+@pytest.mark.parametrize("content", [None, b"", b"x" * 64])
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "residual").write_bytes(content)
+    with pytest.raises(InputError, match="no file of a residual"):
+        read_residual(tmp_path / "residual")
+
+
 def test_places_are_wider_where_there_are_more_than_int16_counts() -> None:
     assert residual_bytes(2**15, 64, 10) - residual_bytes(2**15 - 1, 64, 10) == 36 + 2 * 10
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -43,8 +42,7 @@ for word in sys.argv[1:]:
         beat()
         time.sleep(1000)
     if word == "errors":
-        for _ in range(20):
-            print("error: it goes on badly", flush=True)
+        print("error: it goes on badly\\n" * 20, end="", flush=True)  # seen at once
     if word == "mute":
         os.close(1), os.close(2)
 while True:
@@ -109,9 +107,8 @@ def test_one_that_gives_heartbeats_or_never_gave_one_is_left_alone(app: App) -> 
     ("words", "hang_s", "why"),
     [
         (("crash",), 60.0, "ended with status 1"),
-        (("hang",), 0.5, r"gave no heartbeat for 0\.5 s"),
-        # it says 20, of which 10 are allowed: how many are there when somebody looks is a matter of time
-        (("errors",), 60.0, "said (1[1-9]|20) errors in its health window"),
+        (("hang",), 0.5, "gave no heartbeat for 0.5 s"),
+        (("errors",), 60.0, "said 20 errors in its health window"),
     ],
 )
 def test_one_that_fails_in_its_window_gives_way(
@@ -123,8 +120,8 @@ def test_one_that_fails_in_its_window_gives_way(
     until(lambda: window(app)["state"] == "failed" and app.status()["state"] == "runs", "r1 is back")
     status = app.status()
     assert status["release"] == "r1" and status["running"] and lives(int((app.home / "pid").read_text()))
-    assert re.fullmatch(why, window(app)["why"]) and window(app)["returned"]
-    assert f"paredown: it {window(app)['why']}; release r1 comes back" in (app.home / "log").read_text()
+    assert window(app)["why"] == why and window(app)["returned"]
+    assert f"paredown: it {why}; release r1 comes back" in (app.home / "log").read_text()
 
 
 def test_a_failure_that_is_allowed_begins_the_window_anew(app: App) -> None:
