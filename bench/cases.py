@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from paredown.pipeline.recipe.file import load_recipe
@@ -43,6 +44,12 @@ def data(case: str, made: Path) -> list[str]:
         "data.format=cifar", f"data.train={made / 'mixed'}", f"data.test={made / 'test'}",
         "prune.images=512",
     ]  # fmt: skip
+
+
+def axes(asked: Sequence[str]) -> list[list[str]]:
+    """KEY=VALUE,VALUE as KEY=VALUE per value; the product of all is what a bench goes through."""
+    parts = (setting.partition("=") for setting in asked)
+    return [[f"{key}={value}" for value in values.split(",")] for key, _, values in parts]
 
 
 def make_run(case: str, settings: list[str], runs: Path) -> Run:

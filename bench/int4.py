@@ -8,7 +8,6 @@ What it prints decides `int4` on a target's card. Prints Markdown; times are int
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from paredown.pipeline.compress.squantize.fold import fold
 from paredown.pipeline.compress.squantize.qat_network import LayerPlan, QatNetwork
 from paredown.pipeline.graph.trace import trace
 from paredown.pipeline.lower.integer import IntegerGraph, in_int4, quantize
+from paredown.pipeline.lower.runtimes import RUNTIMES
 
 
 def linear(inputs: int, outputs: int) -> nn.Module:
@@ -75,7 +75,7 @@ def main() -> None:
             for runtime in ("executorch", "litert"):
                 if runtime == "executorch" and "conv" in name:
                     continue  # XNNPACK's int4 is for matrices there: lowering stops at the weight's shape
-                tools = importlib.import_module(f"paredown.pipeline.lower.{runtime}")
+                tools = RUNTIMES[runtime]
                 made = [tools.lower_integer(graph) for graph in (eight, four)]
                 runners = [tools.load(lowered.data) for lowered in made]
                 equal = all(np.array_equal(a, b) for a, b in zip(*(r(x) for r in runners), strict=True))

@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,10 +27,11 @@ from paredown.calibration.datasets import open_dataset, read_names
 from paredown.calibration.preprocess import Preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+COLUMNS = ("program", "median ms", "p90", "file MB", "peak MiB", "codes apart, 32 inputs")
 
 
 def main() -> None:
-    """Prints the figures that matter."""
+    """Prints a row per program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="yolov2-voc")
     parser.add_argument("--images", type=int, default=8)
@@ -69,10 +71,23 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     peak_text = f"Peak memory of `paredown run`: {peak:.2f} GiB."
     print(f"weights file: {weights.stat().st_size} bytes. {peak_text}\n")
-    with Table("large", ("variant", "metric", "value", "unit"), arguments.record, notes=[peak_text]) as table:
-        for figure in json.loads(result.stdout)["figures"]:
-            if figure["metric"] not in {"map", "map50"}:
-                table.row(figure["variant"], figure["metric"], f"{figure['value']:,.6g}", figure["unit"])
+    figures = json.loads(result.stdout)["figures"]
+    with Table("large", COLUMNS, arguments.record) as table:
+        table.note(f"`{arguments.network}` at {network.height}, random weights, one thread.")
+        table.note(peak_text)
+        for variant in ("executorch-fp32", "executorch", "litert-fp32", "litert"):
+            table.row(*cells(variant, {f["metric"]: f["value"] for f in figures if f["variant"] == variant}))
+
+
+def cells(variant: str, found: Mapping[str, float]) -> list[str]:
+    """A program's row; float programs have no codes to compare."""
+    apart = "-"
+    if "parity_lsb" in found:
+        apart = f"{100 * found['parity_share']:.4g} % by {found['parity_lsb']:.0f}"
+    return [
+        variant, f"{found['latency_p50']:.0f}", f"{found['latency_p90']:.0f}",
+        f"{found['file_bytes'] / 1e6:.1f}", f"{found['memory_peak']:.0f}", apart,
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,18 +5,19 @@
     python bench/pruning.py yolo                                  # 60 % of the MACs, no labels
     python bench/pruning.py digits                                # 40 % of the MACs
 
-More settings follow as KEY=VALUE (prune.weight_sparsity=0.6). With --runs the stages are kept, and a killed
-run goes on where it was. Prints Markdown.
+More settings follow as KEY=VALUE (prune.weight_sparsity=0.6); several values make several rows:
+recover.seed=0,1,2. With --runs the stages are kept, and a killed run goes on where it was. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
 import torch
-from cases import data, make_run
+from cases import axes, data, make_run
 from record import Table, add_option
 
 from paredown.pipeline.compress.training.data import preprocessed, run_network
@@ -36,21 +37,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Prints one row."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", choices=tuple(SETTINGS))
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
-    parser.add_argument("--runs", type=Path, default=None)
-    add_option(parser)
-    arguments = parser.parse_intermixed_args()
-    torch.set_num_threads(1)
-    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
-    asked = [*data(case, arguments.cifar.absolute()), *SETTINGS[case], *arguments.more]
-    work = make_run(case, asked, runs)
+def row(case: str, settings: list[str], runs: Path) -> list[str]:
+    """Prunes, recovers, and scores all three on the test images."""
+    work = make_run(case, settings, runs)
     pruning = work.job.pruning
     work.reach([pruning.trace])
     test = work.job.task.data("test")
@@ -64,11 +53,30 @@ def main() -> None:
     )
     history = pruning.history()
     zeros, count = (sum(layer[key] for layer in history["sparsity"]) for key in ("zeros", "count"))
+    return [
+        case, f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores),
+        f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"]),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Prints a row per combination."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=tuple(SETTINGS))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE[,VALUE...]")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
+    arguments = parser.parse_intermixed_args()
+    torch.set_num_threads(1)
+    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    base = [*data(case, arguments.cifar.absolute()), *SETTINGS[case]]
     heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
-    cells = [f"{thin / whole:.3f}", f"{zeros / count:.4f}" if count else "-", *(f"{s:.4f}" for s in scores)]
-    cells += [f"{100 * (scores[0] - scores[2]):.2f}", str(history["steps"])]
     with Table(f"pruning-{case}", heads, arguments.record) as table:
-        table.row(case, *cells)
+        for chosen in itertools.product(*axes(arguments.more)):
+            table.row(*row(case, [*base, *chosen], runs))
 
 
 if __name__ == "__main__":

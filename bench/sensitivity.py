@@ -3,7 +3,7 @@
     python bench/sensitivity.py resnet56 --data DATA [--images 256] [--groups 0] [--widths 8] [--macs 0.4]
         [--every 1] [--check] [--keep FILE]
     python bench/sensitivity.py mobilenet_v2 | yolo-lite | yolov2-tiny-voc
-    python bench/sensitivity.py yolov2-tiny-voc --train FILE.pt  # weights for --weights, 15 minutes
+    python bench/sensitivity.py yolov2-tiny-voc --train FILE.pt  # weights for --weights, 40 minutes
 
 Plain evaluation runs the whole network on the whole sample for every point: the user's own module with its BN
 (eval, inference mode), and the traced graph with BN folded; both masked, in torch's own memory format, and in

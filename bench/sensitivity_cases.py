@@ -180,13 +180,13 @@ def digits_network(side: int) -> nn.Module:
 
 
 def train_digits(path: Path) -> None:
-    """Trains on the training scenes, two epochs, and writes the weights; goes on where it was stopped."""
+    """Trains on the training scenes, five epochs, and writes the weights; goes on where it was stopped."""
     from paredown.apps.detector.digits import Digits
     from paredown.apps.detector.train.augment import Augment
     from paredown.apps.detector.train.config import TrainConfig
     from paredown.apps.detector.train.train import train
 
-    config = TrainConfig(epochs=2, lr=0.02, warmup=100, ema=0.98, augment=Augment(flips=False))
+    config = TrainConfig(epochs=5, batch=16, lr=0.01, warmup=100, ema=0.99, augment=Augment(flips=False))
     checkpoint = path.with_suffix(".checkpoint")
     result = train(
         digits_network(160), Digits("train"), config, validation=Digits("validation"), checkpoint=checkpoint,

@@ -47,8 +47,9 @@ def main() -> None:
     print(
         f"{arguments.network} at {network.height}, 1 thread, {arguments.runs} runs; CPU: {', '.join(has)}\n"
     )
+    kind = "vnni" if any("vnni" in flag for flag in has) else "avx2" if "avx2" in has else "arm"
     with Table(
-        "speed", ("variant", "median ms", "p10", "p90", "faster than its fp32"), arguments.record
+        f"speed-{kind}", ("variant", "median ms", "p10", "p90", "faster than its fp32"), arguments.record
     ) as table:
         table.note(
             f"`{arguments.network}` at {network.height}, one thread, {arguments.runs} interleaved runs."

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import data, make_run
+from cases import axes, data, make_run
 from record import Table, add_option
 
 from paredown.pipeline.bundle.packed.packing import pack_program
@@ -109,17 +109,13 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
-    axes = []
-    for setting in arguments.more:
-        key, _, values = setting.partition("=")
-        axes.append([f"{key}={value}" for value in values.split(",")])
     heads = (
         "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB",
         "bundle KiB", ".pte's", "rate", "steps", "codes apart",
     )  # fmt: skip
     base = [*data(case, arguments.cifar.absolute()), "squantize.weight_bits=4", *USUAL[case]]
     with Table(f"squantizer-{case}", heads, arguments.record) as table:
-        for chosen in itertools.product(*axes):
+        for chosen in itertools.product(*axes(arguments.more)):
             table.row(*row(case, [*base, *chosen], runs))
 
 

@@ -1,10 +1,12 @@
 """paredown against torch-pruning 1.6.1 at equal MACs: accuracy before and after an equal recovery.
 
     python bench/versus_torch_pruning.py resnet56 --cifar CIFAR   # CIFAR: bench/cifar.py makes it
+    python bench/versus_torch_pruning.py resnet56 --cifar CIFAR prune.macs=0.4
     python bench/versus_torch_pruning.py yolo
 
-torch-pruning runs as its documentation has it: magnitude importance (L2), uniform or global ratios, the ratio
-found by bisection so that its network has at most our MACs. It gets the same recovery: the same batches,
+torch-pruning runs as its documentation has it: magnitude importance (L2), uniform or global ratios; where
+there are labels its first-order Taylor importance too, of the loss on 16 training batches, global. The ratio
+is found by bisection so that its network has at most our MACs. It gets the same recovery: the same batches,
 steps, seed, learning rate, teacher and losses; and, in the rows that say so, its batch norm re-estimated on
 the images that ours is reconstructed on. Widths are unaligned for all (multiple 1), which suits torch-pruning
 best. Prints Markdown, a row per method, mean and standard deviation over the seeds. With --runs a killed run
@@ -42,9 +44,34 @@ SETTINGS = {
 }
 
 
-def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: bool) -> nn.Module:
+TAYLOR_BATCHES = 16
+Gradients = dict[str, Tensor]
+
+
+def training_batches(task: Task, pruning: PruneStages) -> list[tuple[Any, Any]]:
+    """The first batches of a recovery."""
+    recover = pruning.recipe.recover
+    batches = task.batches(pruning.training.held_out()[0], recover.batch, recover.seed)
+    return [batches(step) for step in range(TAYLOR_BATCHES)]
+
+
+def gradients(network: nn.Module, task: Task, batches: list[tuple[Any, Any]]) -> Gradients:
+    """The loss's gradient, the sum of these batches, by parameter."""
+    for parameter in network.eval().parameters():
+        parameter.requires_grad_(True)
+    for images, labels in batches:
+        task.loss(network(images), labels).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def torch_pruned(
+    network: nn.Module, shape: tuple[int, ...], macs: int, whole: bool, taylor: Gradients | None = None
+) -> nn.Module:
     """torch-pruning's network of at most these MACs, the largest that bisection of its ratio finds."""
     import torch_pruning
+
+    importance = torch_pruning.importance
+    judge = importance.GroupTaylorImportance() if taylor else importance.MagnitudeImportance(p=2)
 
     outputs = {node for node in trace(network, shape).outputs}
     best: tuple[int, nn.Module] | None = None
@@ -52,12 +79,14 @@ def torch_pruned(network: nn.Module, shape: tuple[int, ...], macs: int, whole: b
     for _ in range(12):
         ratio = (low + high) / 2
         candidate = copy.deepcopy(network)
-        for parameter in candidate.parameters():
+        for name, parameter in candidate.named_parameters():
             parameter.requires_grad_(True)
+            if taylor:
+                parameter.grad = taylor[name].clone()
         ignored = [m for name, m in candidate.named_modules() if name in outputs or name.startswith("head")]
         pruner = torch_pruning.pruner.MagnitudePruner(
-            candidate, torch.zeros(shape), torch_pruning.importance.MagnitudeImportance(p=2),
-            global_pruning=whole, pruning_ratio=ratio, ignored_layers=ignored,
+            candidate, torch.zeros(shape), judge, global_pruning=whole, pruning_ratio=ratio,
+            ignored_layers=ignored,
         )  # fmt: skip
         pruner.step()
         have = trace(candidate.eval(), shape).macs
@@ -90,21 +119,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("case", choices=tuple(SETTINGS))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--cifar", type=Path, default=Path("cifar"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--runs", type=Path, default=None, help="keep the store here")
     add_option(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     root = arguments.runs or Path(tempfile.mkdtemp())
     rows: dict[str, list[tuple[float, float, float]]] = {}
-    log = root / f"versus-{arguments.case}-{arguments.steps}.json"
+    kind = "-".join([arguments.case, str(arguments.steps), *arguments.more])
+    log = root / f"versus-{kind}.json"
     known: dict[str, list[float]] = json.loads(log.read_text()) if log.exists() else {}
     original = 0.0
     for seed in range(arguments.seeds):
         asked = [*data(arguments.case, arguments.cifar.absolute()), *SETTINGS[arguments.case]]
-        work = make_run(arguments.case, [*asked, "prune.multiple=1", f"recover.seed={seed}"], root)
+        work = make_run(
+            arguments.case, [*asked, *arguments.more, "prune.multiple=1", f"recover.seed={seed}"], root
+        )
         task, pruning = work.job.task, work.job.pruning
         work.reach([pruning.prune])
         test = task.data("test")
@@ -130,6 +163,14 @@ def main() -> None:
         def overall(task: Task = task, shape: Any = shape, macs: int = macs) -> nn.Module:
             return torch_pruned(task.network(), shape, macs, whole=True).eval()
 
+        batches = training_batches(task, pruning)
+
+        def taylor(
+            task: Task = task, shape: Any = shape, macs: int = macs, batches: Any = batches
+        ) -> nn.Module:
+            found = gradients(task.network(), task, batches)
+            return torch_pruned(task.network(), shape, macs, whole=True, taylor=found).eval()
+
         methods = {
             "paredown": lambda ours=ours: ours,
             "torch-pruning, uniform": uniform,
@@ -137,6 +178,9 @@ def main() -> None:
             "torch-pruning, global": overall,
             "torch-pruning, global, BN re-estimated": lambda make=overall: normed(make),
         }
+        if batches[0][1] is not None:
+            methods["torch-pruning, Taylor, global"] = taylor
+            methods["torch-pruning, Taylor, global, BN re-estimated"] = lambda make=taylor: normed(make)
         for name, make in methods.items():
             if (key := f"{seed}: {name}") not in known:
                 student = make()
