@@ -139,7 +139,7 @@ class ChatTask:
         )
 
     def device_bytes(self, language: Language) -> int:
-        """Memory of the weights as codes with a scale per block, and of the ring buffers."""
+        """Memory of the weights as codes with a scale per block, of a residual, and of the ring buffers."""
         from paredown.apps.chat.network.cache import slots
 
         config = self.config
@@ -152,6 +152,11 @@ class ChatTask:
             for linear, count in ((True, linears), (False, rows))
         )
         held = weights + scales
+        if language.residual_tokens:
+            from paredown.pipeline.compress.blockwise.codes import residual_bytes
+
+            tokens = min(language.residual_tokens, config.vocabulary)
+            held += residual_bytes(tokens, config.width, config.vocabulary)
         if language.weights_mib is not None:  # which mixed bits fill up
             held = max(held, int(language.weights_mib * 2**20))
         slotted = sum(slots(config, local, language.context, language.chunk) for local in config.local)

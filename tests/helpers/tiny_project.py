@@ -170,7 +170,7 @@ def call(*arguments: object) -> Done:
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        app([str(argument) for argument in arguments])
+        app([str(argument) for argument in arguments], prog_name="paredown")
     return Done(end.value.code or 0, out.getvalue(), err.getvalue())
 
 

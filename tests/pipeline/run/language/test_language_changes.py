@@ -143,6 +143,15 @@ def test_layers_and_output_layer_share_scales_as_each_is_asked_to() -> None:
     assert parts[1] < parts[0] < parts[2]
 
 
+def test_memory_is_asked_for_of_the_residual_too() -> None:
+    task, language = loaded("residual_tokens=40", "rounding=nearest")
+    network = task.network()
+    _, residual = find_codes(task, network, language, recipe_bits(task, network, language), quiet)
+    assert residual is not None
+    without = task.device_bytes(loaded("rounding=nearest")[1])
+    assert task.device_bytes(language) - without == residual.bytes
+
+
 def test_a_program_with_balanced_channels_scores_as_its_codes_do(tmp_path: Path) -> None:
     words = [word for each in MIXED for word in ("--set", f"language.{each}")]
     more = ("--set", 'lower.runtimes=["litert"]')
