@@ -248,7 +248,6 @@ ELSEWHERE: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "pipeline/compress/training/config.py",
             "pipeline/compress/training/features.py",
-            "pipeline/compress/training/loop.py",
         ),
     ),
     "pipeline/run/image/test_prune_run.py": (

@@ -25,6 +25,7 @@ from paredown.pipeline.compress.training.loop import (
     descend,
     fit,
     learning_rate,
+    memory_order,
     reorder,
     run_identity,
     update_average,
@@ -143,7 +144,8 @@ class Run:
         self.steps, self.step = config.epochs * lesson.per_epoch, 0
         self.identity = run_identity([asdict(config), *facts], network)
         self.network = network.to(config.device).train()
-        reorder(self.network, torch.channels_last)
+        self.order = memory_order(network)
+        reorder(self.network, self.order)
         self.average = copy.deepcopy(network).eval()
         self.optimizer = torch.optim.SGD(
             decayed_groups(network, config.weight_decay), lr=config.lr, momentum=config.momentum
@@ -162,7 +164,7 @@ class Run:
     def advance(self) -> float:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, labels = self.lesson.batch(self.step)
-        outputs = self.network(images.to(self.config.device, memory_format=torch.channels_last))
+        outputs = self.network(images.to(self.config.device, memory_format=self.order))
         total, told = self.lesson.loss(outputs, labels, self.seen)
         rate = learning_rate(self.config, self.step, self.steps)
         parameters = self.network.parameters()

@@ -192,11 +192,14 @@ def paredown(*arguments: object) -> Done:
     return Done(process.returncode, out, err)
 
 
-def python(code: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Runs Python code in a process of its own, our packages at hand."""
+def python(
+    code: str, *arguments: object, cwd: Path | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess:
+    """Runs Python code in a process of its own, our packages at hand; kills it after so many seconds."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
+        timeout=timeout,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -35,6 +35,7 @@ from paredown.pipeline.compress.training.loop import (
     explained,
     fit,
     learning_rate,
+    memory_order,
     reorder,
     run_identity,
     update_average,
@@ -185,7 +186,8 @@ class _Run:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):  # what all of them are
                     module.eval()
-        reorder(self.network, torch.channels_last)
+        self.order = memory_order(student)
+        reorder(self.network, self.order)
         self.optimizer = _optimizer(self.network, config)
         self.masks: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
@@ -215,7 +217,7 @@ class _Run:
         """Takes a step, gives the loss; where that or the gradient is not finite, takes none and gives it."""
         images, labels = self.ranks.share(*self.batches(self.step))
         device = self.config.device
-        order = torch.channels_last if images.ndim == 4 else torch.preserve_format
+        order = self.order if images.ndim == 4 else torch.preserve_format
         images = images.to(device, memory_format=order)
         if isinstance(labels, Tensor):
             labels = labels.to(device)
@@ -372,7 +374,7 @@ def recover(
     taps = tuple(features) if config.method != "labels" else ()
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(config.device).eval()
-        reorder(teacher, torch.channels_last)
+        reorder(teacher, memory_order(student))
     losses = _Losses(config, label_loss, distil, teacher, taps)
     networks = (student,) if teacher is None else (student, teacher)
     plan = asdict(sparsity) if sparsity else None
