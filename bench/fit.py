@@ -6,8 +6,8 @@
 as `digits:host:bundle-kib=200,drop=0.02`; RECIPE may be a case of bench/cases.py. Each search is killed after
 so many seconds and started again until it ends: it goes on where it was. The folder keeps what was made, so
 only the first call measures wall time. --by-hand adds a row per search: the front as one makes it without
-`fit`, a sweep of these keys with a store of its own. A sweep knows no held-out images: its drops are those of
-the test images.
+`fit`, a sweep of these keys with a store of its own, in int8 even where that is slower. A sweep knows no
+held-out images: its drops are those of the test images.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def by_hand(case: str, folder: Path, cifar: Path, grid: list[str], settings: lis
     limits = {key: float(value) for key, value in (each.split("=") for each in budget.split(","))}
     runs = folder / "by-hand" / f"{name}-{target}"
     command = [sys.executable, "-m", "paredown.apps.cli.main", "sweep", recipe_of(name, folder, cifar)]
-    command += [*grid, "--targets", target, "--runs", str(runs), "--json"]
+    command += [*grid, "--targets", target, "--runs", str(runs), "--json", "--set", "lower.allow_float=false"]
     command += [word for each in settings for word in ("--set", each)]
     start = time.monotonic()
     subprocess.run(command, stdout=subprocess.PIPE)  # a point that does not ship ends it with another code
