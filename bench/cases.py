@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from record import add_option
 
 from paredown.pipeline.recipe.file import load_recipe
 from paredown.pipeline.run.run import Run
+from paredown.pipeline.run.search.grid import read_axes
 from paredown.targets.cards.card import load_card
 
 ROOT = Path(__file__).parents[1]
@@ -46,10 +52,25 @@ def data(case: str, made: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def axes(asked: Sequence[str]) -> list[list[str]]:
-    """KEY=VALUE,VALUE as KEY=VALUE per value; the product of all is what a bench goes through."""
-    parts = (setting.partition("=") for setting in asked)
-    return [[f"{key}={value}" for value in values.split(",")] for key, _, values in parts]
+def parsed(description: str | None, cases: Iterable[str]) -> argparse.Namespace:
+    """The arguments of a bench of one case: it, further settings, and folders; and those of a record."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=tuple(cases))
+    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
+    parser.add_argument("--runs", type=Path, default=None)
+    add_option(parser)
+    arguments = parser.parse_intermixed_args()
+    arguments.runs = arguments.runs or Path(tempfile.mkdtemp())
+    return arguments
+
+
+def combinations(asked: Sequence[str]) -> list[list[str]]:
+    """KEY=VALUE,VALUE and so on as the settings of every combination."""
+    axes = [[f"{axis.key}={value}" for value in axis.values] for axis in read_axes(asked)]
+    return [list(settings) for settings in itertools.product(*axes)]
 
 
 def make_run(case: str, settings: list[str], runs: Path) -> Run:

@@ -10,16 +10,14 @@ thread, and scored on the test images. With --runs the stages are kept. Prints M
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cases import data, make_run
+from cases import data, make_run, parsed
 from pruning import SETTINGS
-from record import Table, add_option
+from record import Table
 from squantizer import USUAL
 
 from paredown.pipeline.bundle.packed.packing import pack_program
@@ -53,17 +51,9 @@ def stage_of(case: str, name: str, settings: list[str], runs: Path) -> dict[str,
 
 def main() -> None:
     """Prints a row per stage."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", choices=tuple(SETTINGS))
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
-    parser.add_argument("--runs", type=Path, default=None)
-    add_option(parser)
-    arguments = parser.parse_intermixed_args()
+    arguments = parsed(__doc__, SETTINGS)
     torch.set_num_threads(1)
-    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    case, runs = arguments.case, arguments.runs
     base = data(case, arguments.cifar.absolute())
     prune, squantize = SETTINGS[case], ("squantize.weight_bits=4", *USUAL[case])
     of = {"prune": [], "squantize": [], "recover": []}

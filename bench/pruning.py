@@ -11,14 +11,11 @@ recover.seed=0,1,2. With --runs the stages are kept, and a killed run goes on wh
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import tempfile
 from pathlib import Path
 
 import torch
-from cases import axes, data, make_run
-from record import Table, add_option
+from cases import combinations, data, make_run, parsed
+from record import Table
 
 from paredown.pipeline.compress.training.data import preprocessed, run_network
 from paredown.pipeline.store.files import read_json
@@ -61,21 +58,13 @@ def row(case: str, settings: list[str], runs: Path) -> list[str]:
 
 def main() -> None:
     """Prints a row per combination."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", choices=tuple(SETTINGS))
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE[,VALUE...]")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
-    parser.add_argument("--runs", type=Path, default=None)
-    add_option(parser)
-    arguments = parser.parse_intermixed_args()
+    arguments = parsed(__doc__, SETTINGS)
     torch.set_num_threads(1)
-    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    case, runs = arguments.case, arguments.runs
     base = [*data(case, arguments.cifar.absolute()), *SETTINGS[case]]
     heads = ("network", "MACs", "zeros", "whole", "cut", "recovered", "drop, points", "steps")
     with Table(f"pruning-{case}", heads, arguments.record) as table:
-        for chosen in itertools.product(*axes(arguments.more)):
+        for chosen in combinations(arguments.more):
             table.row(*row(case, [*base, *chosen], runs))
 
 

@@ -14,15 +14,12 @@ output codes of ExecuTorch and of LiteRT differ from the integer graph's on 32 i
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from cases import axes, data, make_run
-from record import Table, add_option
+from cases import combinations, data, make_run, parsed
+from record import Table
 
 from paredown.pipeline.bundle.packed.packing import pack_program
 from paredown.pipeline.compress.training.data import preprocessed, run_network
@@ -98,24 +95,16 @@ def row(case: str, settings: list[str], runs: Path) -> list[str]:
 
 def main() -> None:
     """Prints a row per combination."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("case", choices=tuple(USUAL))
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE[,VALUE...]")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar"))
-    parser.add_argument("--runs", type=Path, default=None)
-    add_option(parser)
-    arguments = parser.parse_intermixed_args()
+    arguments = parsed(__doc__, USUAL)
     torch.set_num_threads(1)
-    case, runs = arguments.case, arguments.runs or Path(tempfile.mkdtemp())
+    case, runs = arguments.case, arguments.runs
     heads = (
         "network", "bits", "act.", "zeros", "fp32", "float", "int8", "drop, points", "limit KiB",
         "bundle KiB", ".pte's", "rate", "steps", "codes apart",
     )  # fmt: skip
     base = [*data(case, arguments.cifar.absolute()), "squantize.weight_bits=4", *USUAL[case]]
     with Table(f"squantizer-{case}", heads, arguments.record) as table:
-        for chosen in itertools.product(*axes(arguments.more)):
+        for chosen in combinations(arguments.more):
             table.row(*row(case, [*base, *chosen], runs))
 
 
