@@ -18,7 +18,7 @@ from paredown.targets.cards.card import load_card
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 YOLO = SHARED / "yololite-yolov2"
-CASES = ("digits", "yolo", "resnet20", "resnet32", "resnet56", "mobilenet")
+CASES = ("digits", "v8", "yolo", "resnet20", "resnet32", "resnet56", "mobilenet")
 
 
 def data(case: str, made: Path) -> list[str]:
@@ -26,10 +26,16 @@ def data(case: str, made: Path) -> list[str]:
 
     Args:
         case: one of CASES.
-        made: what `bench/cifar.py` made; of mobilenet, what `bench/mobilenet.py` prepared.
+        made: what `bench/cifar.py` made; of mobilenet, what `bench/mobilenet.py` prepared; of v8, the folder
+            with `v8.safetensors` of `paredown train digits --network yolov8-nano-like --size 160`.
     """
     if case == "digits":
         return []
+    if case == "v8":
+        return [
+            "network=yolov8-nano-like", f"weights={made / 'v8.safetensors'}",
+            "preprocess.width=160", "preprocess.height=160",
+        ]  # fmt: skip
     if case == "yolo":
         return [
             f"network={YOLO / 'voc-trial3-bn.cfg'}", f"weights={YOLO / 'voc-trial3-bn.weights'}",

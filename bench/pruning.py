@@ -4,6 +4,8 @@
     python bench/pruning.py resnet56 --cifar CIFAR                # half the MACs; about half an hour
     python bench/pruning.py yolo                                  # 60 % of the MACs, no labels
     python bench/pruning.py digits                                # 40 % of the MACs
+    paredown train digits --network yolov8-nano-like --size 160 --epochs 5 --out V8/v8.safetensors
+    python bench/pruning.py v8 --cifar V8                         # 40 % of the MACs
 
 More settings follow as KEY=VALUE (prune.weight_sparsity=0.6); several values make several rows:
 recover.seed=0,1,2. With --runs the stages are kept, and a killed run goes on where it was. Prints Markdown.
@@ -23,6 +25,7 @@ from paredown.pipeline.store.stage import stored
 
 SETTINGS = {
     "digits": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=10", "recover.patience=10"),
+    "v8": ("prune.macs=0.4", "prune.multiple=8", "recover.epochs=4", "recover.patience=10"),
     "yolo": (
         "prune.macs=0.6", "prune.multiple=8", "recover.epochs=24", "recover.batch=16",
         "recover.lr=0.001", "recover.patience=24", "recover.evaluations=24",

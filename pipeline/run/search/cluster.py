@@ -9,6 +9,7 @@ another one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import queue
 import subprocess
@@ -28,6 +29,7 @@ from paredown.pipeline.run.search.workers import (
     ask,
     died,
     ended,
+    neighbours,
     start_worker,
 )  # fmt: skip
 from paredown.pipeline.store.event import Event
@@ -95,7 +97,8 @@ class DaskWorkers:
         with self._connected() as client, contextlib.ExitStack() as stack:
             client.subscribe_topic(topic, lambda event: told.put(("event", event[1])))
             futures = {}
-            for number, work in enumerate(works):
+            for number in _apart(len(works), sum(client.nthreads().values())):
+                work = works[number]
                 request = self._request(number, work, topic, stack)
                 future = client.submit(
                     perform_there, pickle.dumps(request), key=f"{topic}-{number}", pure=False
@@ -174,6 +177,17 @@ class DaskWorkers:
 
     def _lost(self, what: str) -> DeviceError:
         return DeviceError(f"the scheduler {what}", where=self._address, hint=AGAIN)
+
+
+def _apart(count: int, threads: int) -> list[int]:
+    """The order in which work is given out: what is at work at once shares little, so that none waits.
+
+    Args:
+        count: pieces of work; neighbours share the most.
+        threads: of the workers that are there now; more may come.
+    """
+    turns = itertools.zip_longest(*neighbours(count, max(2, threads)))
+    return [number for turn in turns for number in turn if number is not None]
 
 
 class _Watch:

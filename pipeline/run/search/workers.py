@@ -145,6 +145,12 @@ def perform(work: Work, tell: Callable[[Event], None]) -> Outcome:
     return Outcome(counts["done"], counts["reused"], seconds, error, code, busy)
 
 
+def neighbours(count: int, workers: int) -> list[range]:
+    """So many pieces of work in as many parts as there are workers: neighbours share the most."""
+    ends = [count * part // workers for part in range(workers + 1)]
+    return [range(*each) for each in itertools.pairwise(ends)]
+
+
 class _Waiting:
     """Pieces of work that nobody does yet. One that is busy goes to the end.
 
@@ -157,8 +163,7 @@ class _Waiting:
     """
 
     def __init__(self, count: int, workers: int) -> None:
-        ends = [count * part // workers for part in range(workers + 1)]
-        self._parts = [deque(range(*each)) for each in itertools.pairwise(ends)]
+        self._parts = [deque(part) for part in neighbours(count, workers)]
         self._before = dict[int, Outcome]()
         self._vain, self._lock = 0, threading.Lock()
 

@@ -13,12 +13,21 @@ from typing import Any
 
 import pytest
 from dask_cluster import Cluster, kill
+from distributed import Client
 from shared_stores import s3_server
 from test_sweep import LIGHT, InThisProcess, artefacts
 from test_workers import works
 from tiny_project import call, make_project
 
-from paredown.pipeline.run.search.cluster import AGAIN, DaskWorkers, Request, _check, _facts, _RefusedError
+from paredown.pipeline.run.search.cluster import (
+    AGAIN,
+    DaskWorkers,
+    Request,
+    _apart,
+    _check,
+    _facts,
+    _RefusedError,
+)  # fmt: skip
 from paredown.pipeline.run.search.grid import make_points, read_axes
 from paredown.pipeline.run.search.sweep import sweep
 from paredown.pipeline.run.search.workers import Outcome
@@ -87,6 +96,32 @@ def test_outcomes_and_events_come_back_and_a_killed_worker_s_work_is_done_by_ano
     assert len(set(made)) == 2 and found[2].reused == int(made[-1])
     assert {(number, event.detail) for number, event in heard} == set(enumerate(w.name for w in asked))
     assert not list(tmp_path.glob(".paredown-*"))
+
+
+def test_what_is_at_work_at_once_are_no_neighbours(cluster, tmp_path):
+    workers = cluster.worker(), cluster.worker()
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(len(workers), timeout=60)
+    heard: list[int] = []
+    asked = works(tmp_path, "a-waits", "b", "c-waits", "d")
+
+    def go() -> None:
+        until(tmp_path / "a"), until(tmp_path / "c")
+        (tmp_path / "go").touch()
+
+    threading.Thread(target=go, daemon=True).start()
+    found = dict(DaskWorkers(cluster.address).outcomes(asked, lambda number, event: heard.append(number)))
+    assert not any(outcome.error for outcome in found.values())
+    assert sorted(heard[:2]) == [0, 2] and sorted(heard[2:]) == [1, 3]
+    assert found[0].reused != found[2].reused, "each worker has its own part"
+
+
+def test_work_is_given_out_so_that_each_worker_has_a_part():
+    assert _apart(7, 2) == [0, 3, 1, 4, 2, 5, 6]
+    assert _apart(7, 0) == _apart(7, 2), "workers may come later"
+    assert _apart(5, 3) == [0, 1, 3, 2, 4]
+    assert _apart(2, 8) == [0, 1]
+    assert _apart(0, 1) == []
 
 
 def test_a_scheduler_that_is_lost_is_one_line_and_the_work_ends(cluster, tmp_path):
