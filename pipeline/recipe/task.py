@@ -219,6 +219,15 @@ class Task(Protocol):
         """Draws what the network finds on a test image as a PNG."""
 
 
+def metric_alone(task: Task, outputs: Outputs, data: Dataset) -> float:
+    """The task's metric of outputs for the first images.
+
+    A task may have a method of this name that computes it without the other scores.
+    """
+    own: Callable[[Outputs, Dataset], float] | None = getattr(task, "metric_alone", None)
+    return own(outputs, data) if own else task.score_outputs(outputs, data)[task.metric]
+
+
 def import_app(name: str, known: str) -> ModuleType:
     """The package of an app: one of ours, "apps.detector", or else the user's own.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,10 @@ class PseudoLabelled:
 
     def fingerprint(self) -> str:
         """Of the data and of all that was found."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         total = hashlib.sha256(f"{self._data.fingerprint()}:{len(self)}".encode())
         for found in self._found:
             for part in (found.boxes, found.scores, found.classes):

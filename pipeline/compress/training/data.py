@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from paredown.calibration.array_input import AnyInput
 from paredown.calibration.datasets import Dataset, Sample
 from paredown.pipeline.graph.graph import Graph
-from paredown.pipeline.recipe.task import Outputs, Task
+from paredown.pipeline.recipe.task import Outputs, Task, metric_alone
 from paredown.targets.errors import InputError
 
 
@@ -38,6 +39,10 @@ class ImageSubset:
 
     def fingerprint(self) -> str:
         """Of the whole set and the choice."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return hashlib.sha256(f"{self._data.fingerprint()}:{self._chosen}".encode()).hexdigest()
 
 
@@ -95,7 +100,7 @@ def evaluator(task: Task, data: Dataset, original: nn.Module | None = None) -> C
     truth = data
 
     def evaluate(network: nn.Module) -> float:
-        return task.score_outputs(run_network(network, inputs), truth)[task.metric]
+        return metric_alone(task, run_network(network, inputs), truth)
 
     return evaluate
 

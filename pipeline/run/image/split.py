@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from paredown.calibration.datasets import Dataset, First, census_of
 from paredown.pipeline.recipe.schema import EMBEDDED, Recipe
-from paredown.pipeline.recipe.task import Outputs, Task
+from paredown.pipeline.recipe.task import Outputs, Task, metric_alone
 from paredown.targets.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class TrainingSplit:
         """The metric with its interval, on these images."""
 
         def metric(outputs: Outputs) -> tuple[float, float, float]:
-            value = self.task.score_outputs(outputs, truth)[self.task.metric]
+            value = metric_alone(self.task, outputs, truth)
             return (value, *self.task.interval(outputs, truth))
 
         return metric

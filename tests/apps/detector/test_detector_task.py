@@ -404,6 +404,7 @@ def test_kept_outputs_score_as_the_network_does_and_decode_no_image_again(kept):
     assert data.decoded == before
     assert 0 <= low <= high <= 1
     assert again == task.score_outputs(outputs, data)
+    assert task.metric_alone(outputs, data) == again["map50"]
 
 
 def test_outputs_of_the_first_images_score_those(kept):

@@ -6,7 +6,7 @@ import pytest
 
 from paredown.pipeline.recipe.imports.read import SUFFIXES
 from paredown.pipeline.recipe.schema import Recipe
-from paredown.pipeline.recipe.task import APPS, check_no_code
+from paredown.pipeline.recipe.task import APPS, check_no_code, metric_alone
 from paredown.targets.errors import InputError
 
 pytestmark = pytest.mark.unit
@@ -55,3 +55,24 @@ def test_a_folder_of_a_model_counts_as_code(folder, name, tmp_path):
     (tmp_path / folder / name).write_text("{}")
     with pytest.raises(InputError, match=f"the file `{folder}`, which may hold code"):
         check_no_code(recipe)
+
+
+class Scoring:
+    """A task that knows two scores."""
+
+    metric = "top1"
+
+    def score_outputs(self, outputs, data):
+        return {"top1": outputs[0] + data, "top5": 1.0}
+
+
+class Quick(Scoring):
+    """One that computes its metric alone."""
+
+    def metric_alone(self, outputs, data):
+        return outputs[0] * data
+
+
+def test_a_metric_is_computed_alone_where_a_task_can():
+    assert metric_alone(Scoring(), [2.0], 3.0) == 5.0  # type: ignore[arg-type]
+    assert metric_alone(Quick(), [2.0], 3.0) == 6.0  # type: ignore[arg-type]
