@@ -343,6 +343,10 @@ class Digits:
         those names the same bytes as hashing 6,000 images would. The first scene is hashed too, against a
         changed library.
         """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         first = self[0]
         digest = hashlib.sha256(f"digits {_VERSION} {self.split} {self._count} {self.names}".encode())
         digest.update(self._sources.digest.encode())
