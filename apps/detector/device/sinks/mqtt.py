@@ -173,7 +173,8 @@ class Mqtt:
         if self._client.is_connected():
             topic = self._broker.topic
             self._client.publish(f"{topic}/status", "offline", retain=True)
-            last = self._client.publish(f"{topic}/summary", json.dumps(summary))
+            # Acknowledged: who closes a connection with answers unread resets it, and what came last is lost.
+            last = self._client.publish(f"{topic}/summary", json.dumps(summary), qos=1)
             last.wait_for_publish(WAIT_S)
         self._client.disconnect()
         self._client.loop_stop()

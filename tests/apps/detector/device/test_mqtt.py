@@ -88,16 +88,20 @@ class Listener:
 
     def __init__(self, port: int) -> None:
         self.got: list[tuple[str, str, bool]] = []
+        self.acknowledged: set[str] = set()  # topics
         ready = threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
         self._client.on_subscribe = lambda *_: ready.set()
-        self._client.on_message = lambda client, data, message: self.got.append(
-            (message.topic, message.payload.decode(), message.retain)
-        )
+        self._client.on_message = self._hear
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert ready.wait(30)
+
+    def _hear(self, client: Client, data: Any, message: Any) -> None:
+        if message.qos == 1:
+            self.acknowledged.add(message.topic)
+        self.got.append((message.topic, message.payload.decode(), message.retain))
 
     def of(self, topic: str) -> list[str]:
         return [payload for name, payload, _ in tuple(self.got) if name == topic]
@@ -125,6 +129,8 @@ def test_documents_summary_and_status(broker, listener):
     assert summary["mqtt"] == {"sent": 5, "lost": 0}
     until(lambda: listener.of("hall/door/summary"))
     assert json.loads(listener.of("hall/door/summary")[0]) == summary
+    assert "hall/door/summary" in listener.acknowledged, "the goodbye does not overtake it"
+    assert "hall/door" not in listener.acknowledged
     assert listener.of("hall/door/status") == ["online", "offline"]
 
 
