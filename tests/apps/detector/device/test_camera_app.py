@@ -303,8 +303,12 @@ class Broker:
                 if kind[0] >> 4 == 1:  # CONNECT
                     connection.sendall(b"\x20\x02\x00\x00")  # CONNACK: accepted
                 elif kind[0] >> 4 == 3:  # PUBLISH
-                    size = int.from_bytes(body[:2], "big")
-                    self.messages.append((body[2 : 2 + size].decode(), body[2 + size :]))
+                    end = 2 + int.from_bytes(body[:2], "big")
+                    topic, payload = body[2:end].decode(), body[end:]
+                    if kind[0] >> 1 & 3:  # to be acknowledged
+                        connection.sendall(b"\x40\x02" + payload[:2])  # PUBACK, with its number
+                        payload = payload[2:]
+                    self.messages.append((topic, payload))
 
     @staticmethod
     def _length(stream) -> int:
